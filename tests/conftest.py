@@ -1,0 +1,167 @@
+"""Every test starts from the same seeds and leaves nothing behind.
+
+Python-only tests stay quick: nothing here imports TensorFlow, it only resets what a test has imported.
+"""
+
+import gc
+import os
+import random
+import signal
+import stat
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTLE_SECONDS = 5.0  # for threads and files that are being closed when a test ends
+
+# Set by pytest, or by importing TensorFlow, h5py or tensorflow_model_optimization, which whichever test is first does.
+IMPORT_ENVIRONMENT = {
+    "ENABLE_RUNTIME_UPTIME_TELEMETRY",
+    "HDF5_PLUGIN_PATH",
+    "PYTEST_CURRENT_TEST",
+    "TF2_BEHAVIOR",
+    "TF_USE_LEGACY_KERAS",
+    "TPU_ML_PLATFORM",
+    "TPU_ML_PLATFORM_VERSION",
+}
+# Source files are written by people, who may edit while tests run; folders with a dot are caches.
+SOURCE_SUFFIXES = {".md", ".py", ".pyc", ".toml"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def leak_guard() -> Iterator[None]:
+    """Fails a test that leaves files, threads, environment, folder or signal handlers behind; puts back what it can."""
+    before = {kind: look() for kind, look in PROCESS_STATE.items()}
+    paths, threads, opened = repository_files(), running_threads(), open_files()
+    yield
+    leaks = []
+    for kind, look in PROCESS_STATE.items():
+        after = look()
+        if after != before[kind]:
+            leaks.append(f"{kind}: {_difference(before[kind], after)}")
+    _restore(before)
+    leaks += [f"thread still running: {thread.name}" for thread in _settled(lambda: running_threads() - threads)]
+    leaks += [f"file left open: {path}" for path in _settled(lambda: open_files() - opened)]
+    leaks += [f"new in the repository: {path}" for path in repository_files() - paths]
+    if leaks:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(leaks)), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state(leak_guard: None) -> Iterator[None]:
+    """Seeds Python, NumPy and TensorFlow; afterwards puts Keras' dtypes and eager mode back."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(0)
+    yield
+    if "tf_keras" in sys.modules:
+        keras = sys.modules["tf_keras"]
+        keras.backend.set_floatx("float32")
+        keras.mixed_precision.set_global_policy("float32")
+    if "tensorflow" in sys.modules and sys.modules["tensorflow"].config.functions_run_eagerly():
+        sys.modules["tensorflow"].config.run_functions_eagerly(False)
+
+
+def repository_files() -> set[str]:
+    """Files and folders of the checkout, without sources, caches and what a run under way writes in its own folder."""
+    found = set()
+    for folder, subfolders, files in os.walk(ROOT):
+        relative = os.path.relpath(folder, ROOT)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__pycache__"]
+        found.update(os.path.normpath(os.path.join(relative, name)) for name in subfolders)
+        if relative == "runs":
+            subfolders.clear()
+        found.update(
+            os.path.normpath(os.path.join(relative, name))
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1] not in SOURCE_SUFFIXES
+        )
+    return found
+
+
+def running_threads() -> set[threading.Thread]:
+    """Threads that would keep the process alive."""
+    return {thread for thread in threading.enumerate() if not thread.daemon}
+
+
+def open_files() -> Counter[str]:
+    """Regular files this process has open, with how often; empty where the system does not tell."""
+    found: Counter[str] = Counter()
+    try:
+        descriptors = os.listdir("/proc/self/fd")
+    except OSError:
+        return found
+    for descriptor in descriptors:
+        try:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            is_file = stat.S_ISREG(os.stat(path).st_mode)
+        except OSError:  # closed meanwhile, a socket, or a file already deleted
+            continue
+        if is_file and not path.startswith(("/dev/", "/proc/", "/sys/")):
+            found[path] += 1
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in IMPORT_ENVIRONMENT}
+
+
+def _working_folder() -> dict[str, str]:
+    try:
+        return {"cwd": os.getcwd()}
+    except FileNotFoundError:
+        return {"cwd": "a deleted folder"}
+
+
+def _signal_handlers() -> dict[str, Any]:
+    return {number.name: signal.getsignal(number) for number in SIGNALS}
+
+
+PROCESS_STATE = {
+    "environment changed": _environment,
+    "working folder changed": _working_folder,
+    "signal handler changed": _signal_handlers,
+}
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """NAME=new (was old), … for the entries that differ."""
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return ", ".join(f"{name}={after.get(name)!r} (was {before.get(name)!r})" for name in changed)
+
+
+def _restore(before: dict[str, dict[str, Any]]) -> None:
+    """One leak must not fail the tests that follow."""
+    environment = before["environment changed"]
+    for name in _environment().keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    folder = before["working folder changed"]
+    if _working_folder() != folder:
+        os.chdir(folder["cwd"])
+    for name, handler in before["signal handler changed"].items():
+        if signal.getsignal(signal.Signals[name]) is not handler:
+            signal.signal(signal.Signals[name], handler)
+
+
+def _settled(left: Callable[[], Collection[Any]]) -> list[Any]:
+    """What `left()` finds once garbage is collected and closing threads and files had their time."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while left():
+        gc.collect()
+        if not left() or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return list(left())

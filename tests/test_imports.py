@@ -1,0 +1,272 @@
+"""The direction of the arrows: a framework file imports only rows above its own."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Top to bottom. Modules of one row do not import each other, except below a package that ends in '/*'.
+ROWS = (
+    ("config",),
+    ("runtime",),
+    ("paths",),
+    ("rng",),
+    ("compile",),
+    ("data.sources",),
+    ("data.batches",),
+    ("data.augment", "data.text"),
+    ("data",),
+    ("layers/*",),
+    ("layers",),
+    ("losses", "metrics"),
+    ("precision",),
+    ("optim",),
+    ("state",),
+    ("step.gradients",),
+    ("step.update",),
+    ("step.block",),
+    ("step.tune",),
+    ("step.diagnose",),
+    ("step",),
+    ("hooks", "writers"),
+    ("checkpoint",),
+    ("export.base",),
+    ("export.compression",),
+    ("export.saved_model", "export.lite"),
+    ("export",),
+    ("experiment",),
+    ("run",),
+    ("loop",),
+    ("cluster",),
+    ("modes/*",),
+    ("modes",),
+    ("testing",),
+    ("",),  # framework/__init__.py
+)
+ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
+
+FRAMEWORK_FILES = sorted((ROOT / "framework").rglob("*.py"))
+ALL_FILES = sorted(
+    [*FRAMEWORK_FILES, *(ROOT / "experiments").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.py")]
+)
+FORBIDDEN_MODULES = {"keras", "pickle", "cloudpickle", "dill", "tensorflow.keras"}
+
+
+def place(module: str) -> tuple[int, str] | None:
+    """Row and group of 'data.batches'; None if the table does not know it. Free siblings share a group."""
+    if module in ROW_OF:
+        return ROW_OF[module], module
+    package = module.rpartition(".")[0] + "/*"
+    return (ROW_OF[package], package) if package in ROW_OF else None
+
+
+def imported(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of all that `tree` imports anywhere in it, in `package` ('framework.data')."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
+            base = ".".join(part for part in (origin, node.module) if part)
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            yield from ((node.lineno, argument.value) for argument in node.args[:1] if _is_text(argument))
+
+
+def import_problems(source: str, module: str, is_package: bool, modules: set[str]) -> list[str]:
+    """What is wrong with the imports of one framework file.
+
+    Args:
+      source: its text.
+      module: its name below framework: 'data.batches', 'data' for data/__init__.py, '' for framework/__init__.py.
+      is_package: whether it is an `__init__.py`.
+      modules: names of all framework modules, to tell a module from a function in `from framework.x import y`.
+    """
+    own = place(module)
+    if own is None:
+        return [f"framework.{module} has no row: add it to ROWS in tests/test_imports.py"]
+    full = f"framework.{module}".rstrip(".")
+    package = full if is_package else full.rpartition(".")[0]
+    problems = []
+    for line, name in imported(ast.parse(source), package):
+        top, _, rest = name.partition(".")
+        if top in ("experiments", "launch", "tests"):
+            problems.append(f"line {line}: {full} imports {name}, which is not part of the framework")
+        if top != "framework":
+            continue
+        target = _module_of(rest, modules)
+        other = place(target)
+        if other is None or other[0] < own[0] or (other[1] == own[1] and own[1].endswith("/*")):
+            continue
+        problems.append(f"line {line}: {full} imports framework.{target}".rstrip(".") + ", which is not above it")
+    return problems
+
+
+def forbidden(source: str) -> list[str]:
+    """Uses of Keras 3, of pickle and of eval."""
+    tree = ast.parse(source)
+    found = []
+    for line, name in imported(tree, ""):
+        prefixes = {".".join(name.split(".")[:length]) for length in (1, 2)}
+        found += [f"line {line}: import of {module}" for module in sorted(prefixes & FORBIDDEN_MODULES)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "keras" and _is_name(node.value, "tf", "tensorflow"):
+            found.append(f"line {node.lineno}: use of tf.keras")
+        if isinstance(node, ast.Call) and _is_name(node.func, "eval"):
+            found.append(f"line {node.lineno}: call of eval")
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not _is_false(node.value):
+            found.append(f"line {node.value.lineno}: allow_pickle")
+    return found
+
+
+def _module_of(name: str, modules: set[str]) -> str:
+    """The longest prefix of 'data.batches.Batches' that is a module; '' is the package framework itself."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _is_name(node: ast.expr, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "framework").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {_name_of(path) for path in FRAMEWORK_FILES}
+
+
+def _ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FRAMEWORK_FILES, ids=_ids)
+def test_framework_files_import_only_rows_above(path: Path) -> None:
+    assert import_problems(path.read_text(), _name_of(path), path.name == "__init__.py", MODULES) == []
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=_ids)
+def test_forbidden_names(path: Path) -> None:
+    assert forbidden(path.read_text()) == []
+    assert not re.fullmatch(r"_?(utils?|helpers?)\.py", path.name)
+
+
+PLANTED_MODULES = {
+    "config",
+    "rng",
+    "data",
+    "data.sources",
+    "data.batches",
+    "losses",
+    "metrics",
+    "loop",
+    "layers",
+    "",
+} | {
+    "layers.dropout",
+    "layers.towers",
+    "modes.train",
+    "modes.sweep",
+}
+
+BAD_IMPORTS = [
+    ("rng", "from framework.loop import train", "framework.rng imports framework.loop, which is not above it"),
+    ("rng", "from framework import loop", "framework.rng imports framework.loop, which is not above it"),
+    ("rng", "import framework.loop as l", "framework.rng imports framework.loop, which is not above it"),
+    ("rng", "from . import loop", "framework.rng imports framework.loop, which is not above it"),
+    ("rng", "def f():\n    from .loop import train", "framework.rng imports framework.loop, which is not above it"),
+    ("rng", "importlib.import_module('framework.loop')", "framework.rng imports framework.loop, which is not above it"),
+    ("rng", "from framework import build", "framework.rng imports framework, which is not above it"),
+    ("rng", "from framework.rng import x", "framework.rng imports framework.rng, which is not above it"),
+    ("losses", "from framework import metrics", "framework.losses imports framework.metrics, which is not above it"),
+    (
+        "data.sources",
+        "from . import batches",
+        "framework.data.sources imports framework.data.batches, which is not above it",
+    ),
+    (
+        "data.sources",
+        "from framework.data import x",
+        "framework.data.sources imports framework.data, which is not above it",
+    ),
+    ("data.batches", "from ..loop import x", "framework.data.batches imports framework.loop, which is not above it"),
+    (
+        "layers.towers",
+        "from framework.layers import D",
+        "framework.layers.towers imports framework.layers, which is not above it",
+    ),
+    (
+        "modes.train",
+        "from experiments import x",
+        "framework.modes.train imports experiments.x, which is not part of the framework",
+    ),
+    ("", "import launch", "framework imports launch, which is not part of the framework"),
+]
+
+
+@pytest.mark.parametrize(("module", "source", "problem"), BAD_IMPORTS)
+def test_the_check_finds_a_planted_import(module: str, source: str, problem: str) -> None:
+    found = import_problems(source, module, module in ("", "data", "layers"), PLANTED_MODULES)
+    assert [text.partition(": ")[2] for text in found] == [problem]
+
+
+def test_the_check_wants_a_row_for_every_file() -> None:
+    assert import_problems("", "novelty", False, PLANTED_MODULES) == [
+        "framework.novelty has no row: add it to ROWS in tests/test_imports.py"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("loop", "from framework import rng\nfrom framework.config import UserError\nfrom .data.batches import B"),
+        ("data", "from .sources import Source\nfrom framework.data.batches import B"),
+        ("layers.towers", "from framework.layers.dropout import Dropout"),
+        ("modes.sweep", "from framework.modes.train import main\nimport numpy as np"),
+        ("", "from framework.loop import train"),
+    ],
+)
+def test_the_check_lets_proper_imports_pass(module: str, source: str) -> None:
+    assert import_problems(source, module, module in ("", "data", "layers"), PLANTED_MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("x = tf.keras.layers", "line 1: use of tf.keras"),
+        ("from tensorflow import keras", "line 1: import of tensorflow.keras"),
+        ("import tensorflow.keras.layers", "line 1: import of tensorflow.keras"),
+        ("\nimport keras", "line 2: import of keras"),
+        ("def f():\n    import pickle", "line 2: import of pickle"),
+        ("from pickle import loads", "line 1: import of pickle"),
+        ("eval('1')", "line 1: call of eval"),
+        ("np.load(path, allow_pickle=True)", "line 1: allow_pickle"),
+    ],
+)
+def test_the_check_finds_forbidden_names(source: str, found: str) -> None:
+    assert forbidden(source) == [found]
+
+
+def test_the_check_lets_lawful_names_pass() -> None:
+    source = (
+        "import tf_keras as keras\nx = keras.layers\nmodel.eval()\nnp.load(path, allow_pickle=False)\ns = 'tf.keras'"
+    )
+    assert forbidden(source) == []
