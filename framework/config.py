@@ -1,0 +1,394 @@
+"""Configuration: every legal key, the rules that bind them, and durations in any unit.
+
+    config = base_config()                        # every key with its default
+    config = override(config, {'train.compile': 'graph'})
+    config = finalize(config)                     # pure: keys, types, ranges, contradictions
+    config = resolve(config, steps_per_epoch)     # '5 epochs' -> 2344 steps; frozen
+
+Nothing here imports TensorFlow, so bad input is reported before a device is touched.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+
+class UserError(Exception):
+    """Bad input. `launch.py` prints it as one line and exits with status 2."""
+
+
+# Sections to which an experiment may add keys of its own.
+FREE_SECTIONS = ("data", "model")
+
+
+def base_config() -> ConfigDict:
+    """Every key the framework reads, with its default. Experiments change values and add `data.*` and `model.*`."""
+    config = ConfigDict()
+    config.seed = 0  # data order, initial weights, dropout and augmentation all follow from it
+
+    config.data = ConfigDict()
+    config.data.name = ""  # which data set, e.g. 'mnist'
+    config.data.dir = ""  # folder with the files; --data_dir and $DATA_DIR set it
+    config.data.batch_size = 128  # examples of one global batch
+    config.data.shuffle = True  # a fresh order each epoch; False = the order of the files
+    config.data.remainder = "carry"  # end of an epoch: carry (batches run on), pad (weight 0) or drop
+    config.data.placement = "auto"  # resident (tensors on the device), stream (tf.data) or auto (by size)
+    config.data.resident_limit_mb = 2048  # auto: larger sources are streamed
+    config.data.parallel_calls = 2  # stream: batches prepared side by side
+    config.data.prefetch_batches = 8  # stream: batches ready ahead of the step
+
+    config.model = ConfigDict()  # the experiment's own keys
+
+    config.train = ConfigDict()
+    config.train.duration = "5 epochs"  # N steps | epochs | examples
+    config.train.compile = "xla"  # xla, graph or eager
+    config.train.block_steps = 100  # at most this many steps in one compiled call
+    config.train.precision = "float32"  # float32 or float64
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # sgd, adam or adamw
+    config.optimizer.momentum = 0.0  # sgd
+    config.optimizer.nesterov = False  # sgd
+    config.optimizer.beta_1 = 0.9  # adam, adamw
+    config.optimizer.beta_2 = 0.999  # adam, adamw
+    config.optimizer.epsilon = 1e-7  # adam, adamw
+    config.optimizer.weight_decay = 0.0  # adamw: decoupled, times the learning rate
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "constant"  # constant, cosine or piecewise
+    config.schedule.learning_rate = 1e-3  # peak
+    config.schedule.warmup = ""  # linear from 0 to the peak; '' = none
+    config.schedule.final_fraction = 0.0  # cosine: ends at this fraction of the peak
+    config.schedule.boundaries = ()  # piecewise: durations, e.g. ('2 epochs', '4 epochs')
+    config.schedule.factors = ()  # piecewise: of the peak, one after each boundary
+
+    config.eval = ConfigDict()
+    config.eval.splits = ("test",)  # each goes to make_data(cfg, split)
+    config.eval.every = "1 epoch"  # and at the end; '' = only at the end
+    config.eval.batch_size = 1000
+
+    config.early_stopping = ConfigDict()
+    config.early_stopping.metric = ""  # 'split/metric', e.g. 'test/loss'; '' = off
+    config.early_stopping.mode = "min"  # min or max is better
+    config.early_stopping.patience = 3  # evaluations without improvement before the run ends
+    config.early_stopping.min_delta = 0.0  # smaller changes are no improvement
+
+    config.log = ConfigDict()
+    config.log.every = "100 steps"
+    config.log.histograms_every = "1 epoch"  # of weights and gradients; '' = never
+    config.log.images = 16  # real inputs shown once in TensorBoard; 0 = none
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = "1 epoch"  # and at the end; '' = only at the end
+    config.checkpoint.keep = 3  # newest checkpoints kept
+    config.checkpoint.best_metric = ""  # 'split/metric': the best one is kept as well; '' = off
+    config.checkpoint.best_mode = "max"  # min or max is better
+
+    config.export = ConfigDict()
+    config.export.checkpoint = "last"  # last or best: what is exported
+    config.export.examples = 10_000  # held-out examples on which an export is compared with the model
+
+    config.runtime = ConfigDict()
+    config.runtime.deterministic = True  # TensorFlow's op determinism: same run, same bits
+    config.runtime.threads = 0  # threads of one op; 0 = all cores
+
+    config.lock()
+    for section in FREE_SECTIONS:
+        config[section].unlock()
+    return config
+
+
+_CHOICES = {
+    "data.remainder": ("carry", "pad", "drop"),
+    "data.placement": ("auto", "resident", "stream"),
+    "train.compile": ("xla", "graph", "eager"),
+    "train.precision": ("float32", "float64"),
+    "optimizer.name": ("sgd", "adam", "adamw"),
+    "schedule.name": ("constant", "cosine", "piecewise"),
+    "early_stopping.mode": ("min", "max"),
+    "checkpoint.best_mode": ("min", "max"),
+    "export.checkpoint": ("last", "best"),
+}
+
+# Inclusive bounds; None = unbounded.
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "seed": (0, 2**63 - 1),
+    "data.batch_size": (1, None),
+    "data.resident_limit_mb": (0, None),
+    "data.parallel_calls": (1, None),
+    "data.prefetch_batches": (1, None),
+    "train.block_steps": (1, 100_000),
+    "optimizer.momentum": (0, 1),
+    "optimizer.beta_1": (0, 1),
+    "optimizer.beta_2": (0, 1),
+    "optimizer.epsilon": (0, None),
+    "optimizer.weight_decay": (0, None),
+    "schedule.learning_rate": (0, None),
+    "schedule.final_fraction": (0, 1),
+    "eval.batch_size": (1, None),
+    "early_stopping.patience": (1, None),
+    "early_stopping.min_delta": (0, None),
+    "log.images": (0, 400),
+    "checkpoint.keep": (1, None),
+    "export.examples": (1, None),
+    "runtime.threads": (0, None),
+}
+
+# Durations; True = may be '' (never).
+_DURATIONS = {
+    "train.duration": False,
+    "schedule.warmup": True,
+    "eval.every": True,
+    "log.every": False,
+    "log.histograms_every": True,
+    "checkpoint.every": True,
+}
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example|%|percent)s?\s*", re.IGNORECASE)
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """`. Did you mean 'x'?` for the closest of `words`, or an empty string."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'train.compile': 'xla', …}: the leaves by dotted key, in order of declaration."""
+    flat: dict[str, Any] = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -> ConfigDict:
+    """Returns a locked copy of `config` with values replaced, parsed by ml_collections to the type each key has.
+
+    Args:
+      config: as returned by an experiment's `get_config`.
+      overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph', '--noconfig.data.shuffle'].
+
+    Raises:
+      UserError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"--config.{key}={value}" for key, value in overrides.items()]
+    argv = ["build", *overrides]
+    config = config.copy_and_resolve_references().lock()
+    known = flatten(config)
+    for argument in argv[1:]:
+        key, _, value = argument.lstrip("-").partition("=")
+        key = key.removeprefix("no").removeprefix("config.")
+        if argument.startswith("-") and key not in known:
+            _unknown_key(key, value, known)
+    values = flags.FlagValues()
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        left = values(argv)[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_wrong_value(argv, known, error)) from error
+    if left:
+        raise UserError(f"'{left[0]}' is not understood. Overrides look like --config.train.compile=graph.")
+    return holder.value
+
+
+def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """Returns `config` with the values of a preset, as in `--config=file.py:name`; '' is the config itself.
+
+    Raises:
+      UserError: there is no such preset.
+    """
+    if name and name not in presets:
+        raise UserError(f"there is no preset '{name}'.{near(name, presets)} Presets: {', '.join(presets) or 'none'}.")
+    config.update_from_flattened_dict(dict(presets.get(name, {})))
+    return config
+
+
+def _unknown_key(key: str, value: str, known: Mapping[str, Any]) -> None:
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    if key in sections:
+        members = ", ".join(sorted(name for name in known if name.startswith(key + ".")))
+        raise UserError(f"--config.{key} is a section, not a value. Set one of its keys: {members}.")
+    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = near(key, known) or (f" Did you mean '{same_leaf[0]}'?" if same_leaf else "")
+    shown = f"--config.{key}={value}" if value else f"--config.{key}"
+    raise UserError(f"{shown}: there is no key '{key}'.{hint} --mode=check prints every key.")
+
+
+def _wrong_value(argv: list[str], known: Mapping[str, Any], error: Exception) -> str:
+    """The one line for a value that its key's type cannot take."""
+    for index, argument in enumerate(argv):
+        key, equals, value = argument.lstrip("-").partition("=")
+        key = key.removeprefix("config.")
+        if f"config.{key}" in str(error) and key in known:
+            if not equals and index + 1 < len(argv):
+                value = argv[index + 1]
+            kind, default = type(known[key]).__name__, known[key]
+            return f"--config.{key}={value}: '{value}' is not a {kind}. Type e.g. --config.{key}={_typed(default)}."
+    return " ".join(str(error).split())
+
+
+def _typed(value: Any) -> str:
+    """`value` as it would be typed on a command line."""
+    text = str(value)
+    return f"'{text}'" if not text or re.search(r"[\s()',%]", text) else text
+
+
+def finalize(config: ConfigDict) -> ConfigDict:
+    """Checks keys, types, ranges and contradictions; pure. Returns a locked copy.
+
+    Raises:
+      UserError: names the key, its value, what is legal and what to type.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config returned {type(config).__name__}, not a ConfigDict. Start from base_config().")
+    flat, base = flatten(config), flatten(base_config())
+    for key in flat:
+        if key not in base and key.partition(".")[0] not in FREE_SECTIONS:
+            raise UserError(
+                f"get_config set '{key}', which the framework does not read.{near(key, base)}"
+                f" Own keys belong in {' or '.join(f'config.{name}' for name in FREE_SECTIONS)}."
+            )
+    for key, default in base.items():
+        if key not in flat:
+            raise UserError(f"get_config dropped '{key}'. Start from base_config(), which sets it to {default!r}.")
+        value = flat[key]
+        if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+            raise UserError(f"{key}={value!r} is a {type(value).__name__}; it must be a {type(default).__name__}.")
+    _check_values(flat)
+    _check_contradictions(flat)
+    return config.copy_and_resolve_references().lock()
+
+
+def _check_values(flat: Mapping[str, Any]) -> None:
+    for key, choices in _CHOICES.items():
+        if flat[key] not in choices:
+            hint = near(str(flat[key]), choices)
+            raise UserError(f"{key}='{flat[key]}' is not one of {', '.join(choices)}.{hint} Use --config.{key}={choices[0]}.")
+    for key, (low, high) in _RANGES.items():
+        value = flat[key]
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+            legal = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"{key}={value} is out of range: it must be {legal}. Use --config.{key}=N.")
+    for key, optional in _DURATIONS.items():
+        _check_duration(key, flat[key], optional)
+    for value in flat["schedule.boundaries"]:
+        _check_duration("schedule.boundaries", value, optional=False)
+
+
+def _check_duration(key: str, value: Any, optional: bool) -> None:
+    if optional and value == "":
+        return
+    match = _DURATION.fullmatch(str(value))
+    if not match or float(match[1]) <= 0:
+        raise UserError(
+            f"{key}='{value}' is not a duration. Type e.g. --config.{key}='2 epochs' (steps, epochs, examples or %)."
+        )
+    if key == "train.duration" and match[2].lower() in ("%", "percent"):
+        raise UserError(f"train.duration='{value}' is a share of itself. Type e.g. --config.train.duration='5 epochs'.")
+
+
+def _check_contradictions(flat: Mapping[str, Any]) -> None:
+    splits = flat["eval.splits"]
+    if "train" in splits:
+        raise UserError(
+            "eval.splits contains 'train', which is shuffled and endless."
+            " Give the split another name in make_data, e.g. --config.eval.splits=\"('train_eval','test')\"."
+        )
+    if len(set(splits)) != len(splits):
+        raise UserError(f"eval.splits={splits} names a split twice. Name each once.")
+    for key in ("early_stopping.metric", "checkpoint.best_metric"):
+        if not flat[key]:
+            continue
+        split, slash, name = flat[key].partition("/")
+        if split not in splits or not slash or not name:
+            example = f"{splits[0]}/{name or split}" if splits else "test/loss"
+            raise UserError(
+                f"{key}='{flat[key]}' is not split/metric with a split of eval.splits={splits}."
+                f" Type e.g. --config.{key}={example}."
+            )
+    if flat["early_stopping.metric"] and not flat["eval.every"]:
+        raise UserError(
+            f"early_stopping.metric='{flat['early_stopping.metric']}' needs evaluations during training, but"
+            " eval.every=''. Type e.g. --config.eval.every='1 epoch'."
+        )
+    if flat["export.checkpoint"] == "best" and not flat["checkpoint.best_metric"]:
+        raise UserError(
+            "export.checkpoint='best' needs checkpoint.best_metric, which is ''."
+            " Type e.g. --config.checkpoint.best_metric=test/accuracy."
+        )
+    if flat["optimizer.nesterov"] and flat["optimizer.momentum"] == 0:
+        raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
+    if flat["optimizer.weight_decay"] and flat["optimizer.name"] != "adamw":
+        raise UserError(
+            f"optimizer.weight_decay={flat['optimizer.weight_decay']} has no effect with"
+            f" optimizer.name='{flat['optimizer.name']}'. Use --config.optimizer.name=adamw or an L2 penalty."
+        )
+    boundaries, factors = flat["schedule.boundaries"], flat["schedule.factors"]
+    if flat["schedule.name"] == "piecewise" and (not boundaries or len(boundaries) != len(factors)):
+        raise UserError(
+            f"schedule.name='piecewise' needs as many schedule.factors ({len(factors)}) as schedule.boundaries"
+            f" ({len(boundaries)}), at least one. Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\""
+            ' --config.schedule.factors="(0.1,0.01)".'
+        )
+
+
+def to_steps(duration: str, steps_per_epoch: float, batch_size: int, total_steps: int | None = None) -> int:
+    """'2 epochs' -> steps, rounded up so that no part is lost; '' -> 0. At least 1 unless ''."""
+    if not duration:
+        return 0
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise UserError(f"'{duration}' is not a duration; write e.g. '2 epochs'.")
+    amount, unit = float(match[1]), match[2].lower()
+    if unit == "epoch":
+        amount *= steps_per_epoch
+    elif unit == "example":
+        amount /= batch_size
+    elif unit in ("%", "percent"):
+        if total_steps is None:
+            raise UserError(f"'{duration}' is a share of a total that is not known yet.")
+        amount *= total_steps / 100
+    return max(1, math.ceil(amount - 1e-9))
+
+
+def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
+    """Returns the frozen config in which every duration is a number of steps (0 = never).
+
+    Args:
+      config: as returned by `finalize`.
+      steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=carry`.
+
+    Raises:
+      UserError: a warm-up or boundary that lies past the end of the run.
+    """
+    batch_size = config.data.batch_size
+    total = to_steps(config.train.duration, steps_per_epoch, batch_size)
+
+    def steps(duration: str) -> int:
+        return to_steps(duration, steps_per_epoch, batch_size, total)
+
+    resolved = config.to_dict()
+    for key in _DURATIONS:
+        section, _, name = key.partition(".")
+        resolved[section][name] = steps(config[section][name])
+    boundaries = tuple(steps(value) for value in config.schedule.boundaries)
+    resolved["schedule"]["boundaries"] = boundaries
+    if any(later <= earlier for earlier, later in zip(boundaries, boundaries[1:], strict=False)):
+        raise UserError(f"schedule.boundaries={config.schedule.boundaries} are steps {boundaries}: they must increase.")
+    for key, last in (("warmup", resolved["schedule"]["warmup"]), ("boundaries", max(boundaries, default=0))):
+        if last >= total:
+            raise UserError(
+                f"schedule.{key}={config.schedule[key]!r} reaches step {last}, but train.duration="
+                f"'{config.train.duration}' ends at step {total}. Shorten schedule.{key}."
+            )
+    return FrozenConfigDict(resolved)

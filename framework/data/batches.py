@@ -1,0 +1,357 @@
+"""Batches whose order is a pure function of (seed, step): the cursor is the step itself.
+
+    batches = make_batches(source, config, training=True, transform=to_float)
+    batches.at(1_000_000)                 # {'image': …, 'label': …, 'weight': …}; no step before it is computed
+
+Every batch has `weight` [batch] float32: 1 for an example, 0 for padding. `at` is the contract; the step uses its two
+halves, `plan` (once for a block of steps) and `take` (for one step of it), so that thousands of indices are computed
+at once. Resident batches plan inside the compiled block; streamed ones on the host, through tf.data.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from framework import rng
+from framework.config import UserError
+from framework.data.sources import Source
+
+Batch = dict[str, tf.Tensor]
+Transform = Callable[[Batch], Batch]
+
+# Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
+_MIXTURE_CYCLE = 10_000
+
+
+class Batches(Protocol):
+    """What the step needs of a data split."""
+
+    batch_size: int
+    steps_per_epoch: float  # steps in which each example is seen once
+    is_resident: bool  # `plan` may be called inside a compiled function
+    origin: dict[str, Any]  # where the examples came from, for result.json
+
+    def at(self, step: Any) -> Batch:
+        """The batch of one step; tensors [batch, ...], with 'weight'."""
+        ...
+
+    def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
+        """What `take` needs for `steps` steps from `first_step`; tensors [size, ...], rows past `steps` are filler."""
+        ...
+
+    def take(self, plan: Batch, index: tf.Tensor) -> Batch:
+        """The batch of row `index` of a plan. Call it in the `rng.scope` of its step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which example stands at which place of which batch: (seed, step) -> indices, with O(1) seek.
+
+    Position p = step * batch_size + place. One source: epoch = p // slots, and place p % slots of that epoch's
+    permutation. A mixture: each cycle of `sum(shares)` positions holds `shares[s]` consecutive positions of source s,
+    in permuted order, so proportions are exact and the position within a source needs no counting.
+
+    Attributes:
+      sizes: examples of each source.
+      shares: positions of each source in a cycle; (1,) for a single source.
+      remainder: 'carry', 'pad' or 'drop': what an epoch does with an incomplete last batch.
+    """
+
+    sizes: tuple[int, ...]
+    shares: tuple[int, ...]
+    batch_size: int
+    seed: int
+    shuffle: bool
+    remainder: str
+
+    @property
+    def slots(self) -> int:
+        """Positions of one epoch of the first source."""
+        size, batch = self.sizes[0], self.batch_size
+        return {"carry": size, "pad": -(-size // batch) * batch, "drop": size // batch * batch}[self.remainder]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which the first source is seen once."""
+        return self.slots / self.batch_size * sum(self.shares) / self.shares[0]
+
+    def at(self, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Indices of whole batches.
+
+        Args:
+          steps: int64 [k].
+
+        Returns:
+          source int32, index int64 (within the source) and weight float32, each [k, batch].
+        """
+        place = tf.range(self.batch_size, dtype=tf.int64)
+        position = steps[:, tf.newaxis] * self.batch_size + place  # [k, batch]
+        if len(self.sizes) == 1:
+            source, slots = tf.zeros_like(position, tf.int32), tf.constant([self.slots], tf.int64)
+        else:
+            source, position = self._mixed(position)
+            slots = tf.constant(self.sizes, tf.int64)
+        slots, size = tf.gather(slots, source), tf.gather(tf.constant(self.sizes, tf.int64), source)
+        epoch, index = position // slots, position % slots
+        weight = tf.cast(index < size, tf.float32)
+        index = tf.minimum(index, size - 1)
+        if self.shuffle:
+            index = permute(index, size, self._key(epoch, stream=1 + tf.cast(source, tf.int64)))
+        return source, index, weight
+
+    def _mixed(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Source and position within it of each position of a mixture."""
+        shares = tf.constant(self.shares, tf.int64)
+        ends = tf.cumsum(shares)
+        cycle, slot = position // sum(self.shares), position % sum(self.shares)
+        if self.shuffle:
+            slot = permute(slot, tf.fill(tf.shape(slot), ends[-1]), self._key(cycle, stream=0))
+        source = tf.reduce_sum(tf.cast(slot[..., tf.newaxis] >= ends[:-1], tf.int32), axis=-1)
+        share, end = tf.gather(shares, source), tf.gather(ends, source)
+        return source, cycle * share + slot - (end - share)
+
+    def _key(self, epoch: tf.Tensor, stream: Any) -> tf.Tensor:
+        """uint32 key of each element: a hash of (seed, stream, epoch)."""
+        key = rng.key(self.seed)
+        hashed = _mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
+        return _mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
+
+
+_ROUNDS = 8
+
+
+def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """A pseudo-random bijection of [0, size), the same in eager, graph and XLA.
+
+    A Feistel network on Z_a x Z_b with a * b just above `size`, walking on while it lands outside (Black and Rogaway,
+    2002, "Ciphers with arbitrary finite domains"). `tf.random.experimental.index_shuffle` does not compile under XLA.
+
+    Args:
+      index: int64, any shape, 0 <= index < size.
+      size: int64, same shape, 1 <= size < 2**31; equal wherever the key is.
+      key: uint32, same shape; each key is another permutation.
+
+    Returns:
+      int64, same shape.
+    """
+    rows = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(size, tf.float64))), tf.int64)
+    columns = -(-size // rows)
+    a, b, limit = (tf.cast(value, tf.uint32) for value in (rows, columns, size))
+    round_keys = [_mix(key ^ tf.constant(0x9E3779B9 * (i + 1) & 0xFFFFFFFF, tf.uint32)) for i in range(_ROUNDS)]
+
+    def encipher(x: tf.Tensor) -> tf.Tensor:
+        left, right = x // b, x % b
+        for i in range(0, _ROUNDS, 2):
+            left = (left + _mix(right ^ round_keys[i]) % a) % a
+            right = (right + _mix(left ^ round_keys[i + 1]) % b) % b
+        return left * b + right
+
+    def walk(x: tf.Tensor) -> tuple[tf.Tensor]:
+        return (tf.where(x < limit, x, encipher(x)),)
+
+    start = encipher(tf.cast(index, tf.uint32))
+    (inside,) = tf.while_loop(lambda x: tf.reduce_any(x >= limit), walk, (start,))
+    return tf.cast(inside, tf.int64)
+
+
+def _mix(x: tf.Tensor) -> tf.Tensor:
+    """MurmurHash3's 32-bit finaliser (Appleby, 2011): every input bit reaches every output bit."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))) * tf.constant(factor, tf.uint32)
+    return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
+
+
+class Resident:
+    """Batches of examples that lie on the device as tensors; gathered inside the compiled block."""
+
+    is_resident = True
+
+    def __init__(self, sources: Sequence[Source], order: Order, transform: Transform | None) -> None:
+        self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
+        self.origin = _origin(sources)
+        self._order, self._transform = order, transform
+        self._key = rng.key(order.seed)
+        names = sources[0].arrays
+        self._examples = {name: tf.constant(np.concatenate([s.arrays[name] for s in sources])) for name in names}
+        self._offsets = tf.constant(np.cumsum([0, *order.sizes[:-1]]), tf.int64)
+
+    def at(self, step: Any) -> Batch:
+        step = tf.cast(step, tf.int64)
+        with rng.scope(self._key, step):
+            return self.take(self.plan(step, 1, 1), tf.constant(0))
+
+    def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
+        del steps  # indices of filler rows cost nothing
+        source, index, weight = self._order.at(tf.cast(first_step, tf.int64) + tf.range(size, dtype=tf.int64))
+        return {"index": index + tf.gather(self._offsets, source), "weight": weight}
+
+    def take(self, plan: Batch, index: tf.Tensor) -> Batch:
+        rows = tf.gather(plan["index"], index)  # [batch]
+        batch = {name: tf.gather(examples, rows) for name, examples in self._examples.items()}
+        return _finish(batch, tf.gather(plan["weight"], index), self._transform)
+
+
+class Streamed:
+    """Batches read from sources that do not fit the device, prepared side by side by tf.data, in exact order."""
+
+    is_resident = False
+
+    def __init__(
+        self, sources: Sequence[Source], order: Order, transform: Transform | None, parallel_calls: int, prefetch: int
+    ) -> None:
+        self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
+        self.origin = _origin(sources)
+        self._sources, self._order, self._transform = sources, order, transform
+        self._key = rng.key(order.seed)
+        self._parallel_calls, self._prefetch = parallel_calls, prefetch
+        example = _take(sources, np.zeros(1, np.int32), np.zeros(1, np.int64))
+        self._specs = {
+            name: tf.TensorSpec((order.batch_size, *array.shape[1:]), array.dtype) for name, array in example.items()
+        }
+        self._next_step = -1
+        self._iterator: Iterator[Batch] = iter(())
+
+    def at(self, step: Any) -> Batch:
+        return self._prepare(tf.cast(step, tf.int64))
+
+    def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
+        first, count = int(first_step), int(steps)
+        if first != self._next_step:
+            self._iterator = iter(self._dataset(first))
+        self._next_step = first + count
+        batches = [next(self._iterator) for _ in range(count)]
+        filled = batches + [batches[-1]] * (size - count)
+        return {name: tf.stack([batch[name] for batch in filled]) for name in batches[0]}
+
+    def take(self, plan: Batch, index: tf.Tensor) -> Batch:
+        return {name: tf.gather(rows, index) for name, rows in plan.items()}
+
+    def _dataset(self, first_step: int) -> tf.data.Dataset:
+        steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+        prepared = steps.map(self._prepare, num_parallel_calls=self._parallel_calls, deterministic=True)
+        return prepared.prefetch(self._prefetch)
+
+    def _prepare(self, step: tf.Tensor) -> Batch:
+        source, index, weight = (rows[0] for rows in self._order.at(step[tf.newaxis]))
+        arrays = tf.numpy_function(
+            lambda s, i: list(_take(self._sources, s, i).values()), (source, index), [s.dtype for s in self._specs.values()]
+        )
+        batch = {
+            name: tf.ensure_shape(array, spec.shape)
+            for (name, spec), array in zip(self._specs.items(), arrays, strict=True)
+        }
+        with rng.scope(self._key, step):
+            return _finish(batch, weight, self._transform)
+
+
+def make_batches(
+    sources: Source | Sequence[tuple[Source, float]],
+    config: ConfigDict,
+    *,
+    training: bool,
+    transform: Transform | None = None,
+) -> Batches:
+    """Batches of a source, or of a weighted mixture of sources with the same arrays.
+
+    Args:
+      sources: one source, or (source, weight) pairs; a weight is that source's share of the examples seen.
+      config: finalized; reads `seed` and `data.*`, and `eval.batch_size` when not training.
+      training: shuffled and endless, else in file order with a padded last batch.
+      transform: {name: [batch, ...]} -> the same with other tensors; traced, compiled; draws through `rng`.
+
+    Raises:
+      UserError: a batch larger than the data, weights that cannot be met, or a remainder a mixture cannot have.
+    """
+    pairs = [(sources, 1.0)] if isinstance(sources, Source) else list(sources)
+    parts = [source for source, _ in pairs]
+    _check_parts(parts)
+    order = Order(
+        sizes=tuple(len(part) for part in parts),
+        shares=_shares([weight for _, weight in pairs]),
+        batch_size=config.data.batch_size if training else config.eval.batch_size,
+        seed=config.seed,
+        shuffle=training and config.data.shuffle,
+        remainder=config.data.remainder if training else "pad",
+    )
+    _check_order(order)
+    if config.data.placement == "resident" or (
+        config.data.placement == "auto" and sum(part.nbytes for part in parts) <= config.data.resident_limit_mb * 2**20
+    ):
+        return Resident(parts, order, transform)
+    return Streamed(parts, order, transform, config.data.parallel_calls, config.data.prefetch_batches)
+
+
+def epoch_steps(batches: Batches) -> int:
+    """Steps of one pass over an evaluation split."""
+    return math.ceil(batches.steps_per_epoch)
+
+
+def _shares(weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole positions of each source in a cycle, by largest remainder."""
+    if len(weights) == 1:
+        return (1,)
+    if any(not math.isfinite(weight) or weight <= 0 for weight in weights):
+        raise UserError(f"mixture weights {tuple(weights)} must all be positive. Leave a source out to give it nothing.")
+    exact = np.asarray(weights, np.float64) / np.sum(weights) * _MIXTURE_CYCLE
+    shares = np.floor(exact).astype(int)
+    for extra in np.argsort(shares - exact, kind="stable")[: _MIXTURE_CYCLE - shares.sum()]:
+        shares[extra] += 1
+    if shares.min() == 0:
+        raise UserError(f"mixture weights {tuple(weights)}: the smallest share must be at least 1/{_MIXTURE_CYCLE}.")
+    return tuple(int(share) for share in shares // np.gcd.reduce(shares))
+
+
+def _check_parts(parts: Sequence[Source]) -> None:
+    def layout(part: Source) -> dict[str, tuple[Any, ...]]:
+        return {name: (array.dtype.name, *array.shape[1:]) for name, array in part.arrays.items()}
+
+    for part in parts:
+        if len(part) == 0 or len(part) >= 2**31:
+            raise UserError(f"'{part.origin}' has {len(part)} examples; a source has between 1 and 2**31 - 1.")
+        if layout(part) != layout(parts[0]):
+            raise UserError(
+                f"the sources of a mixture differ: '{parts[0].origin}' has {layout(parts[0])},"
+                f" '{part.origin}' has {layout(part)}."
+            )
+
+
+def _check_order(order: Order) -> None:
+    if len(order.sizes) > 1 and order.remainder != "carry":
+        raise UserError(f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry.")
+    if order.slots == 0:
+        raise UserError(
+            f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"
+            f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=carry."
+        )
+
+
+def _take(sources: Sequence[Source], source: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of several sources, in the order asked for."""
+    if len(sources) == 1:
+        return sources[0].take(index)
+    rows: dict[str, np.ndarray] = {}
+    for number in np.unique(source):
+        here = source == number
+        for name, array in sources[number].take(index[here]).items():
+            rows.setdefault(name, np.empty((len(index), *array.shape[1:]), array.dtype))[here] = array
+    return rows
+
+
+def _finish(batch: Batch, weight: tf.Tensor, transform: Transform | None) -> Batch:
+    batch = {**batch, "weight": weight}
+    return batch if transform is None else transform(batch)
+
+
+def _origin(sources: Sequence[Source]) -> dict[str, Any]:
+    return {
+        "source": " + ".join(source.origin for source in sources),
+        "examples": sum(len(source) for source in sources),
+        "bytes": sum(source.nbytes for source in sources),
+        "subset": any(source.is_subset for source in sources),
+    }

@@ -1,0 +1,37 @@
+"""Losses as terms: a weighted sum and its weight, never a mean.
+
+    terms = {'cross_entropy': sparse_cross_entropy(logits, batch['label'], batch['weight'])}
+
+The step divides each sum by the weight of the *whole* global batch, which is what makes padding, micro-batches and
+replicas change nothing.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Term(NamedTuple):
+    """One part of a loss: `sum` / `weight` is its mean.
+
+    Attributes:
+      sum: scalar, float32 or float64, sum of weighted values.
+      weight: scalar, same dtype; a function of the batch alone, not of the model.
+    """
+
+    sum: tf.Tensor
+    weight: tf.Tensor
+
+
+def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> Term:
+    """Cross-entropy of the softmax of logits against class numbers, in at least float32.
+
+    Args:
+      logits: floating [..., classes].
+      labels: integer [...].
+      weight: floating [...]; 0 for padding.
+    """
+    logits = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
+    values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    weight = tf.cast(weight, values.dtype)
+    return Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))

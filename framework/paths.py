@@ -1,0 +1,66 @@
+"""Names that last: every object and variable of a model by its place in the object graph.
+
+    paths.variables(model)      # {'dense/kernel': <Variable>, 'dense/bias': …, 'dense_1/kernel': …}
+
+Keras numbers layers by process history (`dense_7`), so a second model of the same notebook has other names than the
+first. A path depends on the model alone: checkpoints, histograms, random streams and parameter tables use it.
+"""
+
+import re
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+# How tf_keras names the layers of Sequential and functional models in its object graph.
+_POSITIONAL = re.compile(r"layer(_with_weights)?-\d+")
+
+
+def objects(root: Any) -> dict[str, Any]:
+    """{path: object} of all that `root` tracks, breadth first; a shared object has its first path. '' is `root`."""
+    found: dict[str, Any] = {"": root}
+    seen = {id(root)}
+    queue = [("", root)]
+    while queue:
+        prefix, parent = queue.pop(0)
+        for name, child in _children(parent).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                path = f"{prefix}/{name}" if prefix else name
+                found[path] = child
+                queue.append((path, child))
+    return found
+
+
+def variables(root: Any) -> dict[str, tf.Variable]:
+    """{path: variable} of all variables that `root` tracks."""
+    return {path: child for path, child in objects(root).items() if isinstance(child, tf.Variable)}
+
+
+def trainable(model: Any) -> dict[str, tf.Variable]:
+    """{path: variable} of `model.trainable_variables`, in their order."""
+    path_of = {id(variable): path for path, variable in variables(model).items()}
+    return {path_of[id(variable)]: variable for variable in model.trainable_variables}
+
+
+def _children(parent: Any) -> dict[str, Any]:
+    if isinstance(parent, tf.Variable):
+        return {}
+    children = tf.train.TrackableView.children(parent)
+    if not any(_POSITIONAL.fullmatch(name) for name in children):
+        return children
+    named = {name: child for name, child in children.items() if not _POSITIONAL.fullmatch(name)}
+    for layer in parent.layers:
+        own = _layer_name(layer)
+        name, count = own, 0
+        while name in named:
+            count += 1
+            name = f"{own}_{count}"
+        named[name] = layer
+    return named
+
+
+def _layer_name(layer: keras.layers.Layer) -> str:
+    """The name the user gave, or the class's in snake case where Keras made one up."""
+    automatic = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
+    return automatic if re.fullmatch(rf"{automatic}(_\d+)?", layer.name) else layer.name

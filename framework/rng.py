@@ -1,0 +1,114 @@
+"""Counter-based randomness: a draw is a pure function of (seed, stream, step, example), never of what ran before.
+
+    with rng.scope(key, step, first_example=0):
+        words = rng.words(stream='dropout', examples=tf.shape(x)[0], per_example=784)   # uint32 [examples, 784]
+        keep = words >= rng.threshold(0.2)
+
+The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") through TensorFlow's
+op with explicit key and counter, whose words are the same in eager, graph and XLA. Key = seed ^ hash(stream); counter =
+(example, step). Each example's words start at a whole counter step, so a replica that holds examples 64..127 of a
+global batch draws exactly the words that one device would have drawn for them.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+_PHILOX = 1
+_WORDS_PER_COUNT = 4
+
+
+@dataclasses.dataclass
+class _Scope:
+    key: tf.Tensor
+    step: tf.Tensor
+    first_example: Any
+    calls: Counter[str]
+
+
+_local = threading.local()
+
+
+def key(seed: int) -> int:
+    """A 64-bit generator key from a seed: nearby seeds give unrelated keys."""
+    return int.from_bytes(hashlib.sha256(f"seed {seed}".encode()).digest()[:8], "little")
+
+
+@contextlib.contextmanager
+def scope(key: Any, step: Any, first_example: Any = 0) -> Iterator[None]:
+    """Opens the only place where layers may draw. It lives at trace time, in this thread.
+
+    Args:
+      key: uint64 scalar, from `key(seed)`.
+      step: int64 scalar, the global step.
+      first_example: int scalar, index in the global batch of this replica's (or micro-batch's) first example.
+    """
+    outer = getattr(_local, "scope", None)
+    _local.scope = _Scope(_uint64(key), _uint64(step), first_example, Counter())
+    try:
+        yield
+    finally:
+        _local.scope = outer
+
+
+def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
+    """Draws uint32 words, uniform over all 2**32 values.
+
+    Args:
+      stream: who draws, e.g. a layer's path. A second call with the same stream in one scope draws other words.
+      examples: int scalar, how many examples are at hand.
+      per_example: words for each.
+
+    Returns:
+      uint32 [examples, per_example].
+
+    Raises:
+      RuntimeError: there is no open scope.
+    """
+    current = getattr(_local, "scope", None)
+    if current is None:
+        raise RuntimeError(
+            f"'{stream}' draws random numbers outside of rng.scope. The step opens one; in a test, write"
+            " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
+        )
+    call = current.calls[stream]
+    current.calls[stream] += 1
+    digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
+    counts = -(-per_example // _WORDS_PER_COUNT)
+    first = _uint64(current.first_example) * tf.constant(counts, tf.uint64)
+    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.stack([examples, counts * _WORDS_PER_COUNT]),
+        key=tf.bitwise.bitwise_xor(current.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))[tf.newaxis],
+        counter=tf.stack([first, current.step]),
+        alg=_PHILOX,
+        dtype=tf.uint32,
+    )
+    return drawn[:, :per_example]
+
+
+def uniform(stream: str, examples: Any, per_example: int) -> tf.Tensor:
+    """float32 [examples, per_example] in [0, 1), multiples of 2**-24, made from words by exact arithmetic."""
+    top = tf.bitwise.right_shift(words(stream, examples, per_example), tf.constant(8, tf.uint32))
+    return tf.cast(top, tf.float32) * (2.0**-24)
+
+
+def threshold(rate: float) -> tf.Tensor:
+    """uint32 scalar t such that a word is below t with probability `rate` (0 <= rate < 1, to 2**-32)."""
+    return tf.constant(round(rate * 2**32), tf.uint32)
+
+
+def name_streams(paths: dict[str, Any]) -> None:
+    """Tells every object that draws (it has an attribute `rng_stream`) the path it has in its model."""
+    for path, layer in paths.items():
+        if hasattr(layer, "rng_stream"):
+            layer.rng_stream = path
+
+
+def _uint64(value: Any) -> tf.Tensor:
+    return tf.cast(value, tf.uint64) if tf.is_tensor(value) else tf.constant(value, tf.uint64)

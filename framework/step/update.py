@@ -1,0 +1,23 @@
+"""From gradients to new weights.
+
+    norm = apply(optimizer, gradients, variables)
+"""
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+import tf_keras as keras
+
+
+def apply(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor], variables: Mapping[str, tf.Variable]
+) -> tf.Tensor:
+    """Applies one update and advances `optimizer.iterations`.
+
+    Returns:
+      The global norm of the gradients, scalar.
+    """
+    norm = tf.linalg.global_norm(gradients)
+    # The gradients are those of the whole global batch already.
+    optimizer.apply_gradients(zip(gradients, variables.values(), strict=True), skip_gradients_aggregation=True)
+    return norm
