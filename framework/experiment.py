@@ -1,0 +1,158 @@
+"""An experiment is one file of plain functions, found by name.
+
+    experiment = load('experiments/mnist_mlp.py:small')      # after check(), which does not execute it
+    config = experiment.get_config()
+    model = experiment.functions['make_model'](config)
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from framework.config import UserError, near
+
+REQUIRED = {
+    "get_config": ("arg",),
+    "make_data": ("cfg", "split"),
+    "make_model": ("cfg",),
+    "make_loss": ("cfg",),
+    "make_schedule": ("cfg", "total_steps"),
+}
+OPTIONAL = {
+    "make_metrics": ("cfg",),
+    "make_optimizer": ("cfg", "learning_rate"),
+    "make_exports": ("cfg",),
+}
+_SIGNATURES = {**REQUIRED, **OPTIONAL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A loaded experiment file.
+
+    Attributes:
+      path: the file.
+      preset: what stood after the colon, handed to `get_config`; '' if nothing did.
+      functions: those of REQUIRED and OPTIONAL that it has.
+    """
+
+    path: Path
+    preset: str
+    functions: Mapping[str, Callable[..., Any]]
+
+    def get_config(self) -> ConfigDict:
+        """The experiment's config for its preset."""
+        return self.functions["get_config"](self.preset)
+
+
+def load(name: str) -> Experiment:
+    """Checks and executes an experiment file.
+
+    Args:
+      name: 'path/to/file.py' or 'path/to/file.py:preset'.
+
+    Raises:
+      UserError: as `check` does, or the file made tensors while it was executed.
+    """
+    path, preset = check(name)
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path} is not a Python file. Type e.g. --config=experiments/mnist_mlp.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _refuse_tensors(module, path)
+    functions = {name: getattr(module, name) for name in _SIGNATURES if hasattr(module, name)}
+    for function_name, function in functions.items():
+        _check_callable(path, function_name, function)
+    return Experiment(path, preset, functions)
+
+
+def check(name: str) -> tuple[Path, str]:
+    """Reads an experiment file without executing it; returns (path, preset).
+
+    Raises:
+      UserError: there is no such file, it does not parse, or a function is missing, misspelt, or takes other
+        arguments.
+    """
+    file, _, preset = name.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        siblings = [str(sibling) for sibling in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"--config={file}: there is no such file.{near(file, siblings)} Type e.g. --config=experiments/mnist_mlp.py.")
+    try:
+        tree = ast.parse(path.read_text(), str(path))
+    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"--config={file} is not valid Python: {' '.join(str(error).split())}.") from error
+    defined = _defined(tree)
+    for wanted in REQUIRED:
+        if wanted not in defined:
+            raise UserError(
+                f"{file} does not define {wanted}({', '.join(REQUIRED[wanted])}).{near(wanted, defined - _SIGNATURES.keys())}"
+                f" An experiment defines {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."
+            )
+    for unknown in sorted(defined - _SIGNATURES.keys()):
+        if unknown.startswith(("make_", "get_")):
+            raise UserError(
+                f"{file} defines {unknown}, which the framework never calls.{near(unknown, _SIGNATURES)}"
+                f" Known: {', '.join(_SIGNATURES)}. Start a helper of your own with an underscore."
+            )
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name in _SIGNATURES:
+            _check_arguments(path, node)
+    return path, preset
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Functions that a module defines, or takes from another under a name that the framework would call."""
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names} & _SIGNATURES.keys()
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)} & _SIGNATURES.keys()
+    return names
+
+
+def _check_arguments(path: Path, node: ast.FunctionDef) -> None:
+    wanted, arguments = _SIGNATURES[node.name], node.args
+    most = len(arguments.posonlyargs) + len(arguments.args)
+    least = most - len(arguments.defaults)
+    keywords = [
+        argument.arg for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default
+    ]
+    if (least <= len(wanted) and (most >= len(wanted) or arguments.vararg)) and not keywords:
+        return
+    shown = ", ".join(argument.arg for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+    raise UserError(_wrong_arguments(path, node.name, shown, node.lineno))
+
+
+def _check_callable(path: Path, name: str, function: Any) -> None:
+    """The same for functions that came by import or assignment, which only execution shows."""
+    try:
+        inspect.signature(function).bind(*_SIGNATURES[name])
+    except TypeError as error:
+        shown = str(inspect.signature(function)).strip("()") if callable(function) else type(function).__name__
+        raise UserError(_wrong_arguments(path, name, shown, None)) from error
+
+
+def _wrong_arguments(path: Path, name: str, shown: str, line: int | None) -> str:
+    where = f"{path}:{line}" if line else f"{path}"
+    return f"{where}: {name}({shown}) is called as {name}({', '.join(_SIGNATURES[name])}). Give it those arguments."
+
+
+def _refuse_tensors(module: ModuleType, path: Path) -> None:
+    import tensorflow as tf  # the first device contact of a launch may be late; checks before it need no TensorFlow
+
+    for name, value in vars(module).items():
+        if isinstance(value, tf.Tensor | tf.Variable):
+            raise UserError(
+                f"{path}: '{name}' is a tensor made at module level, before devices and seed are set."
+                " Make it inside one of the functions."
+            )

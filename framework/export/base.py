@@ -1,0 +1,492 @@
+"""The hook protocol, and the one way in which every export is verified.
+
+    signature = Signature(
+        fn=lambda model, inputs: {"logits": model(inputs["image"], training=False)},
+        inputs={"image": tf.TensorSpec([None, 28, 28], tf.float32)},
+    )
+    hooks = [SavedModel({"serving_default": signature}), Lite(signature)]
+    reports = export_all(hooks, model, held_out_batches, metrics, run_folder / "exports")
+
+A hook writes its artefact beside its final place. The artefact is loaded by its own runtime and run on held-out
+examples, and only one whose numbers agree with the live model's is moved into place.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging as python_logging
+import math
+import os
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from framework import paths
+from framework.config import UserError
+from framework.metrics import Metric
+
+SERVING = "serving_default"  # the signature every export has, and the one that latency and metrics are taken from
+LATENCY_BATCHES = (1, 32)
+
+_WARM_UP_CALLS = 5
+_TIMED_CALLS = 50
+_FAILURE_CHARACTERS = 400
+
+Arrays = dict[str, np.ndarray]
+Call = Callable[[Arrays], Arrays]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A named way to run the model.
+
+    Attributes:
+      fn: (model, {name: tensor}) -> {name: tensor}; inference only (`training=False`), no state changed. Every output
+        has the batch as its first dimension.
+      inputs: {name: tf.TensorSpec}; the names and dtypes that clients send. The first dimension is the batch: None.
+    """
+
+    fn: Callable[[Any, dict[str, tf.Tensor]], Mapping[str, tf.Tensor]]
+    inputs: Mapping[str, tf.TensorSpec]
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UserError('Signature.inputs is empty. Name them, e.g. {"image": tf.TensorSpec([None, 28, 28])}.')
+        for name, spec in self.inputs.items():
+            if spec.shape.rank in (None, 0) or spec.shape[0] is not None:
+                raise UserError(
+                    f"Signature.inputs['{name}'] has shape {spec.shape}: its first dimension is the batch and must be"
+                    " free. Use tf.TensorSpec([None, ...])."
+                )
+
+    def trace(self, model: Any) -> tf.types.experimental.ConcreteFunction:
+        """A new graph of `fn` on `model`, called with the inputs by keyword.
+
+        Raises:
+          UserError: `fn` returns something else than a dict of named tensors.
+        """
+
+        def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            outputs = self.fn(model, inputs)
+            if not isinstance(outputs, Mapping) or not outputs:
+                raise UserError(
+                    f"Signature.fn returned {type(outputs).__name__}. Return a dict of named tensors,"
+                    ' e.g. {"logits": logits}.'
+                )
+            return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
+
+        specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
+        return tf.function(serve, autograph=False).get_concrete_function(**specs)
+
+
+class ExportHook(Protocol):
+    """One format. Implementations are immutable values: what they write depends on the model alone."""
+
+    @property
+    def name(self) -> str:
+        """Folder below exports/."""
+
+    @property
+    def bound(self) -> float:
+        """Allowed error of a floating-point output, relative to max(1, max|reference|) of that output."""
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """What is exported; contains 'serving_default'."""
+
+    def target(self, folder: Path) -> Path:
+        """Where the next artefact belongs, directly below `folder` (exports/<name>, which may not exist yet)."""
+
+    def write(self, model: Any, path: Path) -> None:
+        """Writes the artefact, a file or a folder, at exactly `path`."""
+
+    def load(self, path: Path) -> Mapping[str, Call]:
+        """{signature: numpy in -> numpy out} of a fresh load of the artefact, in its own runtime."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What one hook did; `exports/report.json` is a list of these.
+
+    Attributes:
+      hook: the hook's name.
+      path: the artefact, relative to exports/; that of a failed export is below <hook>.failed/.
+      passed: whether it agrees with the live model and was put in its place.
+      failure: why not, in one line; '' when passed.
+      bytes: size of the artefact.
+      outputs: per output tensor ('<signature>/<output>' with several signatures) `max_error` and `p99_error` (over all
+        values), `bound`, `max_reference` (largest magnitude), `argmax_mismatches` (beyond ties) and `nonfinite` (values
+        that are NaN or infinite unlike the live model's, left out of the others). What is not floating point must be
+        equal: error 0 or 1, bound 0.
+      latency_ms: per batch size '1' and '32', `p50` and `p99` of one call in milliseconds.
+      metrics: per metric its value from the live model (`trained`) and the artefact (`exported`); None = not finite.
+      examples: held-out examples compared.
+      seconds: time taken by writing and verifying.
+    """
+
+    hook: str
+    path: str
+    passed: bool
+    failure: str
+    bytes: int
+    outputs: dict[str, dict[str, float]]
+    latency_ms: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float | None]]
+    examples: int
+    seconds: float
+
+
+def make_servable(model: Any) -> tf.Module:
+    """A module with the variables and lookup tables of `model` and nothing else, so that no Python class is exported.
+
+    Args:
+      model: what a trackable object can hold: a Keras model, a tf.Module or a dict of them.
+    """
+    holder = tf.Module()
+    holder.model = model
+    kinds = (tf.Variable, tf.saved_model.experimental.TrackableResource)
+    servable = tf.Module()
+    servable.objects = {path: child for path, child in paths.objects(holder).items() if isinstance(child, kinds)}
+    return servable
+
+
+def export_all(
+    hooks: Sequence[ExportHook],
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    metrics: Mapping[str, Metric],
+    folder: Path,
+) -> list[ExportReport]:
+    """Writes, verifies and puts in place one artefact per hook, and `report.json`; a failed one stops no other.
+
+    Args:
+      hooks: distinct names.
+      model: the trained model, as the signatures' `fn` takes it.
+      batches: held-out batches {name: [n, ...]} with "weight" [n]; rows of weight 0 are padding and left out. All are
+        held in memory.
+      metrics: {name: metric}; each sees the 'serving_default' outputs and the whole batch.
+      folder: exports/; made if missing.
+
+    Returns:
+      One report per hook, in order.
+
+    Raises:
+      UserError: two hooks of one name, a name that is no folder name, no held-out example.
+    """
+    names = [hook.name for hook in hooks]
+    for name in names:
+        if not re.fullmatch(r"\w+", name):
+            raise UserError(f"export hook name '{name}' is not a folder name. Use letters, digits and _.")
+        if names.count(name) > 1:
+            raise UserError(f"two export hooks are named '{name}'. Give one another name, e.g. name='{name}_2'.")
+    held_out = [real for real in map(_real_rows, batches) if len(real["weight"])]
+    if not held_out:
+        raise UserError("there is no held-out example to verify exports on: every batch is empty or padding.")
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = [_export(hook, model, held_out, metrics, folder) for hook in hooks]
+    partial = folder / ".report.json.partial"
+    partial.write_text(json.dumps([dataclasses.asdict(report) for report in reports], indent=2, allow_nan=False) + "\n")
+    os.replace(partial, folder / "report.json")
+    return reports
+
+
+def _real_rows(batch: Mapping[str, Any]) -> Arrays:
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
+    return {name: array[arrays["weight"] != 0] for name, array in arrays.items()}
+
+
+def _export(
+    hook: ExportHook, model: Any, batches: list[Arrays], metrics: Mapping[str, Metric], folder: Path
+) -> ExportReport:
+    start = time.perf_counter()
+    partial, failed = folder / f".{hook.name}.partial", folder / f"{hook.name}.failed"
+    for leftover in (partial, failed):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    target, path, found = folder / hook.name, partial, _Findings()
+    try:
+        target = hook.target(folder / hook.name)
+        path = partial / target.name
+        with _without_tensorflow_chatter():
+            hook.write(model, path)
+        _verify(found, hook, model, path, batches, metrics)
+    except Exception as error:  # one format that breaks must not cost the others
+        found.failures.append(_one_line(error))
+        (partial / "error.txt").write_text(traceback.format_exc())
+    size = _size(path) if path != partial else 0
+    if found.failures:
+        os.replace(partial, failed)
+        target = failed / target.name if (failed / target.name).exists() else failed
+    else:
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+        shutil.rmtree(partial)
+    report = ExportReport(
+        hook=hook.name,
+        path=target.relative_to(folder).as_posix(),
+        passed=not found.failures,
+        failure="; ".join(found.failures),
+        bytes=size,
+        outputs=found.outputs,
+        latency_ms=found.latency_ms,
+        metrics=found.metrics,
+        examples=found.examples,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    _log(report)
+    return report
+
+
+@dataclasses.dataclass
+class _Findings:
+    """What verification has established so far; an exception half way keeps it."""
+
+    failures: list[str] = dataclasses.field(default_factory=list)
+    outputs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    latency_ms: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    examples: int = 0
+
+
+def _verify(
+    found: _Findings,
+    hook: ExportHook,
+    model: Any,
+    path: Path,
+    batches: list[Arrays],
+    metrics: Mapping[str, Metric],
+) -> None:
+    """Compares the artefact at `path` with the live `model` on all batches, and again at the latency batch sizes."""
+    for name, signature in hook.signatures.items():
+        _check_inputs(name, signature, batches[0])
+    artefact = hook.load(path)
+    live = {name: _live(signature, model) for name, signature in hook.signatures.items()}
+    loaded = {name: _picking(signature, artefact[name]) for name, signature in hook.signatures.items()}
+    states = {name: {"trained": metric.empty(), "exported": metric.empty()} for name, metric in metrics.items()}
+    differences: dict[str, _Difference] = {}
+    for batch in batches:
+        reference, exported = _run(live, batch), _run(loaded, batch)
+        _add(differences, reference, exported, len(batch["weight"]))
+        for kind, outputs in (("trained", reference[SERVING]), ("exported", exported[SERVING])):
+            for name, metric in metrics.items():
+                states[name][kind] = metric.merge(states[name][kind], _updated(name, metric, outputs, batch))
+        found.examples += len(batch["weight"])
+    for name, difference in differences.items():
+        found.outputs[name] = difference.summary(hook.bound)
+        found.failures += difference.failures(name, hook.bound)
+    for name, metric in metrics.items():
+        found.metrics[name] = {kind: _finite(metric.result(state)) for kind, state in states[name].items()}
+    agrees = not found.failures
+    for size in LATENCY_BATCHES:
+        probe = {name: np.take(array, np.arange(size), axis=0, mode="wrap") for name, array in batches[0].items()}
+        if agrees:  # a converter may have baked a batch size in: these are checked as well
+            probed: dict[str, _Difference] = {}
+            _add(probed, _run(live, probe), _run(loaded, probe), size)
+            for name, difference in probed.items():
+                difference.max_reference = differences[name].max_reference
+                found.failures += difference.failures(f"{name} at batch {size}", hook.bound)
+        found.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
+
+
+def _check_inputs(name: str, signature: Signature, batch: Arrays) -> None:
+    for key, spec in signature.inputs.items():
+        if key not in batch:
+            raise UserError(
+                f"signature '{name}' takes '{key}', which the held-out batches do not have: {', '.join(sorted(batch))}."
+            )
+        array = batch[key]
+        if tf.as_dtype(array.dtype) != spec.dtype or not spec.shape.is_compatible_with(array.shape):
+            raise UserError(
+                f"signature '{name}' takes '{key}' as {spec.dtype.name} {spec.shape}, but the held-out batches hold"
+                f" {tf.as_dtype(array.dtype).name} {array.shape}."
+            )
+
+
+def _live(signature: Signature, model: Any) -> Call:
+    function = signature.trace(model)
+
+    def call(batch: Arrays) -> Arrays:
+        outputs = function(**{name: tf.constant(batch[name]) for name in signature.inputs})
+        return {name: output.numpy() for name, output in outputs.items()}
+
+    return call
+
+
+def _picking(signature: Signature, call: Call) -> Call:
+    """`call` for whole batches: it is given the signature's inputs alone."""
+    return lambda batch: call({name: batch[name] for name in signature.inputs})
+
+
+def _run(calls: Mapping[str, Call], batch: Arrays) -> dict[str, Arrays]:
+    return {name: call(batch) for name, call in calls.items()}
+
+
+def _updated(name: str, metric: Metric, outputs: Arrays, batch: Arrays) -> Any:
+    try:
+        return metric.update(outputs, batch)
+    except KeyError as error:
+        raise UserError(
+            f"metric '{name}' needs {error}, which is neither an output of '{SERVING}' ({', '.join(outputs)}) nor in"
+            f" the batches ({', '.join(batch)}). Return it from the signature's fn."
+        ) from error
+
+
+class _Difference:
+    """How far one output of the artefact is from the live model's, gathered batch by batch."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.is_floating = tf.as_dtype(dtype).is_floating
+        self.errors: list[np.ndarray] = []  # of the values that are finite on both sides
+        self.gaps: list[np.ndarray] = []  # reference top-1 minus top-2 where the argmax differs
+        self.max_reference = 0.0
+        self.nonfinite = self.reference_nans = self.values = self.rows = 0
+
+    def add(self, reference: np.ndarray, exported: np.ndarray) -> None:
+        self.values += reference.size
+        if not self.is_floating:
+            self.errors.append((reference != exported).astype(np.float64).ravel())
+            return
+        reference, exported = reference.astype(np.float64), exported.astype(np.float64)
+        finite = np.isfinite(reference) & np.isfinite(exported)
+        nan = np.isnan(reference)
+        same = (reference == exported) | (nan & np.isnan(exported))
+        self.reference_nans += int(nan.sum())
+        self.nonfinite += int((~finite & ~same).sum())
+        self.errors.append(np.abs(reference[finite] - exported[finite]))
+        self.max_reference = max(self.max_reference, np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
+        if reference.ndim > 1 and reference.shape[-1] > 1:
+            self._add_argmax(reference, exported)
+
+    def _add_argmax(self, reference: np.ndarray, exported: np.ndarray) -> None:
+        self.rows += reference.size // reference.shape[-1]
+        comparable = ~(np.isnan(reference) | np.isnan(exported)).any(axis=-1)
+        reference, exported = reference[comparable], exported[comparable]
+        reference = reference[reference.argmax(axis=-1) != exported.argmax(axis=-1)]
+        second, first = np.moveaxis(np.partition(reference, -2, axis=-1)[..., -2:], -1, 0)
+        self.gaps.append(first - second)
+
+    def bound(self, relative: float) -> float:
+        return relative * max(1.0, self.max_reference) if self.is_floating else 0.0
+
+    def summary(self, relative: float) -> dict[str, float]:
+        errors, bound = np.concatenate(self.errors), self.bound(relative)
+        return {
+            "max_error": float(errors.max(initial=0.0)),
+            "p99_error": float(np.percentile(errors, 99)) if errors.size else 0.0,
+            "bound": bound,
+            "max_reference": float(self.max_reference),
+            "argmax_mismatches": int(sum((gaps > bound).sum() for gaps in self.gaps)),
+            "nonfinite": self.nonfinite,
+        }
+
+    def failures(self, name: str, relative: float) -> list[str]:
+        summary = self.summary(relative)
+        error, bound, mismatches = summary["max_error"], summary["bound"], summary["argmax_mismatches"]
+        texts = []
+        if self.reference_nans:
+            texts.append(f"{name}: {self.reference_nans} of {self.values} values of the trained model are NaN")
+        if self.nonfinite:
+            unlike = "values are NaN or infinite unlike the trained model's"
+            texts.append(f"{name}: {self.nonfinite} of {self.values} {unlike}")
+        if error > bound:
+            texts.append(f"{name}: max error {error:.3g} exceeds the bound {bound:.3g}")
+        if mismatches:
+            texts.append(
+                f"{name}: argmax differs in {mismatches} of {self.rows} rows, ties within {bound:.3g} not counted"
+            )
+        return texts
+
+
+def _add(
+    differences: dict[str, _Difference], reference: dict[str, Arrays], exported: dict[str, Arrays], size: int
+) -> None:
+    """Adds one batch of `size` rows of every signature to `differences`, by output."""
+    for signature, outputs in reference.items():
+        if exported[signature].keys() != outputs.keys():
+            raise UserError(
+                f"signature '{signature}' returns {', '.join(sorted(exported[signature]))} once exported, but"
+                f" {', '.join(sorted(outputs))} from the trained model."
+            )
+        for key, array in outputs.items():
+            name = f"{signature}/{key}" if len(reference) > 1 else key
+            other = exported[signature][key]
+            if array.shape[:1] != (size,):
+                raise UserError(f"output '{name}' has shape {array.shape} for a batch of {size}: put the batch first.")
+            if (other.shape, other.dtype) != (array.shape, array.dtype):
+                raise UserError(
+                    f"output '{name}' is {other.dtype} {other.shape} once exported, but {array.dtype} {array.shape}"
+                    " from the trained model."
+                )
+            differences.setdefault(name, _Difference(array.dtype)).add(array, other)
+
+
+def _latency(call: Call, batch: Arrays) -> dict[str, float]:
+    for _ in range(_WARM_UP_CALLS):
+        call(batch)
+    milliseconds = []
+    for _ in range(_TIMED_CALLS):
+        start = time.perf_counter()
+        call(batch)
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    return {"p50": float(np.percentile(milliseconds, 50)), "p99": float(np.percentile(milliseconds, 99))}
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(float(value)) else None
+
+
+@contextlib.contextmanager
+def _without_tensorflow_chatter() -> Iterator[None]:
+    """Drops what TensorFlow's Python logs at level INFO while it saves: renamed inputs, temporary paths, durations."""
+
+    def is_wanted(record: python_logging.LogRecord) -> bool:
+        return record.levelno > python_logging.INFO or "tensorflow" not in Path(record.pathname).parts
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
+
+
+def _size(path: Path) -> int:
+    return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return text if len(text) <= _FAILURE_CHARACTERS else text[:_FAILURE_CHARACTERS] + "…"
+
+
+def _log(report: ExportReport) -> None:
+    if not report.passed:
+        logging.error(
+            "export %s FAILED: %s. It is kept in %s.failed/ for study; %s/ is as it was before.",
+            report.hook,
+            report.failure.rstrip("."),
+            report.hook,
+            report.hook,
+        )
+        return
+    worst = max(report.outputs.values(), key=lambda output: output["max_error"] - output["bound"])
+    logging.info(
+        "export %s passed: %s, %s, max error %.2g (bound %.2g) over %d examples, p50 %.3g ms at batch 1, %.1f s",
+        report.hook,
+        report.path,
+        f"{report.bytes / 1e3:.0f} kB" if report.bytes >= 1000 else f"{report.bytes} bytes",
+        worst["max_error"],
+        worst["bound"],
+        report.examples,
+        report.latency_ms["1"]["p50"],
+        report.seconds,
+    )

@@ -1,0 +1,64 @@
+"""SavedModel in the layout of TensorFlow Serving: exports/saved_model/<version>/saved_model.pb.
+
+SavedModel({"serving_default": classify, "features": embed})
+
+loaded = tf.saved_model.load("exports/saved_model/1")
+loaded.signatures["serving_default"](image=images)["logits"]
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from framework.config import UserError
+from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """Graphs and variables; loads without this project and without Keras. Each export is the next version.
+
+    Attributes:
+      signatures: {name: Signature}; with 'serving_default', which TensorFlow Serving calls unless told otherwise.
+      bound: allowed relative error, see `ExportHook`.
+      name: folder below exports/.
+
+    Raises:
+      UserError: there is no 'serving_default'.
+    """
+
+    signatures: Mapping[str, Signature]
+    bound: float = 2e-6
+    name: str = "saved_model"
+
+    def __post_init__(self) -> None:
+        if SERVING not in self.signatures:
+            raise UserError(
+                f"SavedModel has the signatures {', '.join(sorted(self.signatures)) or '(none)'}, but no '{SERVING}',"
+                f' which TensorFlow Serving calls by default. Use SavedModel({{"{SERVING}": Signature(...)}}).'
+            )
+
+    def target(self, folder: Path) -> Path:
+        versions = [int(child.name) for child in folder.glob("*") if child.name.isdecimal()]
+        return folder / str(max(versions, default=0) + 1)
+
+    def write(self, model: Any, path: Path) -> None:
+        servable = make_servable(model)
+        servable.functions = {name: signature.trace(model) for name, signature in self.signatures.items()}
+        tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
+
+    def load(self, path: Path) -> dict[str, Call]:
+        loaded = tf.saved_model.load(str(path))
+        return {name: _call(loaded, name) for name in loaded.signatures}
+
+
+def _call(loaded: Any, name: str) -> Call:
+    # Held here, `loaded` keeps the variables alive: a signature has only weak references to them.
+    def call(inputs: Arrays) -> Arrays:
+        outputs = loaded.signatures[name](**{key: tf.constant(array) for key, array in inputs.items()})
+        return {key: output.numpy() for key, output in outputs.items()}
+
+    return call

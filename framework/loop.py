@@ -1,0 +1,205 @@
+"""Train, evaluate, export: short functions over a Run; nothing to subclass.
+
+    run = framework.build('experiments/mnist_mlp.py')
+    result = train(run)           # {'status': 'finished', 'final': {'test/accuracy': 0.98, …}, …}
+    evaluate(run)                 # {'test/loss': 0.07, 'test/accuracy': 0.98}
+    reports = export_run(run)
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from framework import paths
+from framework.checkpoint import write_json
+from framework.data.batches import epoch_steps
+from framework.export.base import ExportReport, export_all
+from framework.hooks import Every, Hook
+from framework.progress import Progress
+from framework.run import Run
+from framework.runtime import Interrupt
+from framework.step.block import Block
+from framework.writers import Console, Jsonl, TensorBoard, Writers
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or a gradient became NaN or infinite; the last checkpoint is from before."""
+
+
+def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Trains from the newest checkpoint of the run folder, or from scratch, to the end.
+
+    SIGTERM or Ctrl-C finishes the block, saves and returns; a second one ends the process at once.
+
+    Args:
+      run: as built.
+      overrides: what was typed, for overrides.txt.
+
+    Returns:
+      What result.json holds; its `status` is 'finished', 'stopped early' or 'interrupted'. A run that is at its end
+      already is left as it is.
+
+    Raises:
+      NonFiniteError: a loss or gradient norm is NaN or infinite.
+    """
+    start = run.open()
+    ended = run.workdir / "result.json"
+    if _status(run) != "interrupted" and ended.exists():
+        return json.loads(ended.read_text())
+    run.write_header(overrides)
+    progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
+    with Interrupt() as interrupt, _writers(run, start) as writer:
+        if start == 0:
+            _show_inputs(run, writer)
+        hooks = _hooks(run, writer, progress, start)
+        step = start
+        while _status(run) == "interrupted" and not interrupt.is_requested:
+            block = progress.timed(run.train_block, 1 if step == start else _block_length(run, hooks, step))
+            _refuse_nonfinite(run, block)
+            step += len(block.rows)
+            for hook in hooks:
+                hook(step, block)
+        _save(run, writer, progress)
+    result = _result(run, progress)
+    write_json(ended, result)
+    return result
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """{'split/metric': value} of the live state over every evaluation split, each example once."""
+    results: dict[str, float] = {}
+    for split, block in run.eval_blocks.items():
+        results |= {f"{split}/{name}": value for name, value in block().items()}
+    return results
+
+
+def export_run(run: Run) -> list[ExportReport]:
+    """Exports the live state through every hook of the experiment and verifies each on held-out examples."""
+    return export_all(run.exports, run.model, list(held_out(run)), run.metrics, run.workdir / "exports")
+
+
+def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the first evaluation split with at most `export.examples` examples."""
+    batches = run.eval_data[run.resolved.eval.splits[0]]
+    wanted = -(-run.resolved.export.examples // batches.batch_size)
+    for step in range(min(wanted, epoch_steps(batches))):
+        yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
+
+
+def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Hook]:
+    """What happens beside the step, in this order where two are due at once."""
+    cfg = run.resolved
+
+    def log(step: int, block: Block) -> None:
+        writer.scalars(step, {**block.row(len(block.rows) - 1), "examples_per_second": progress.lap()})
+
+    def histograms(step: int, block: Block) -> None:
+        weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
+        gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect().items()}
+        writer.histograms(step, weights | gradients)
+
+    def evaluation(step: int, block: Block) -> None:
+        results = evaluate(run)
+        progress.observe(results)
+        writer.scalars(step, {f"eval/{name}": value for name, value in results.items()})
+        stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
+        if stopping.metric:
+            run.state.early.observe(results[stopping.metric], step, stopping.mode, stopping.min_delta)
+        if best and run.state.best.observe(results[best], step, cfg.checkpoint.best_mode):
+            _save(run, writer, progress, is_best=True)
+
+    def save(step: int, block: Block) -> None:
+        _save(run, writer, progress)
+
+    total = run.total_steps
+    return [
+        Hook("log", Every(cfg.log.every), log, start, total),
+        Hook("histograms", Every(cfg.log.histograms_every, at_end=False), histograms, start, total),
+        Hook("evaluate", Every(cfg.eval.every), evaluation, start, total),
+        Hook("save", Every(cfg.checkpoint.every), save, start, total),
+    ]
+
+
+def _block_length(run: Run, hooks: Sequence[Hook], step: int) -> int:
+    """Steps until the next thing is due, as many as one call takes."""
+    return min(run.train_block.block_steps, run.total_steps - step, *(hook.next_step - step for hook in hooks))
+
+
+def _save(run: Run, writer: Writers, progress: Progress, is_best: bool = False) -> None:
+    writer.flush()  # a row is on disk before the checkpoint that would not write it again
+    run.checkpoints.save(run.state, progress.note(), is_best)
+
+
+def _status(run: Run) -> str:
+    settings = run.resolved.early_stopping
+    if settings.metric and int(run.state.early.waited) >= settings.patience:
+        return "stopped early"
+    return "finished" if int(run.state.step) >= run.total_steps else "interrupted"
+
+
+def _refuse_nonfinite(run: Run, block: Block) -> None:
+    bad = block.first_nonfinite()
+    if bad is None:
+        return
+    row = block.row(bad)
+    saved = run.checkpoints.steps()
+    raise NonFiniteError(
+        f"step {block.first_step + bad + 1}: loss={row['loss']}, gradient_norm={row['gradient_norm']} at"
+        f" learning_rate={row['learning_rate']:.3g}. Nothing of it is saved; the last checkpoint is"
+        f" {f'of step {saved[-1]}' if saved else 'none'}. Try a lower --config.schedule.learning_rate or a warm-up."
+    )
+
+
+def _modes(run: Run) -> dict[str, str]:
+    """Which values of each evaluated metric are better; losses are better when small."""
+    modes = {name: metric.mode for name, metric in run.metrics.items()}
+    return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in ({"loss": "min"} | modes).items()}
+
+
+def _writers(run: Run, start: int) -> Writers:
+    return Writers(
+        [
+            Jsonl(run.workdir / "metrics.jsonl", start),
+            TensorBoard(run.workdir / "tensorboard", start),
+            Console(run.total_steps, start),
+        ]
+    )
+
+
+def _show_inputs(run: Run, writer: Writers) -> None:
+    """Once a run: the config, the graph of the forward pass, and real input pictures."""
+    writer.text(0, "config", f"```\n{run.config}\n```")
+    writer.graph(run.probe.graph)
+    for name, tensor in run.data.at(0).items():
+        is_picture = tensor.shape.rank == 3 or (tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4))
+        if run.resolved.log.images and is_picture and min(tensor.shape[1:3]) >= 8:
+            writer.images(0, f"inputs/{name}", tensor[: run.resolved.log.images].numpy())
+
+
+def _result(run: Run, progress: Progress) -> dict[str, Any]:
+    compiled = run.train_block.compiled
+    rate = progress.examples_per_second()
+    return {
+        "status": _status(run),
+        "step": int(run.state.step),
+        "updates": int(run.state.updates),
+        "epochs": int(run.state.step) / run.data.steps_per_epoch,
+        "final": {name: _or_none(value) for name, value in progress.evaluations.items()},
+        "best": {name: _or_none(value) for name, value in progress.best.items()},
+        "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
+        "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
+        "wall_seconds": progress.wall_seconds(),
+        "time_to_first_step_seconds": progress.time_to_first_step,
+        "examples_per_second": _or_none(rate),
+        "compile": compiled.mode,
+        "traces": compiled.traces,
+        "compilations": compiled.compilations,
+    }
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""One file a mode of launch.py; each has `main(run, overrides) -> exit status`."""

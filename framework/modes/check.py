@@ -1,0 +1,107 @@
+"""--mode=check: the whole pipeline without training, and what it is made of.
+
+Config, one real batch, shapes and dtypes, parameters, the schedule, an estimate of memory, and a dry export of the
+untrained model through every hook.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from framework import paths
+from framework.config import flatten
+from framework.export.base import export_all
+from framework.loop import held_out
+from framework.modes.export import describe
+from framework.run import Run
+
+
+def main(run: Run, overrides: Sequence[str]) -> int:
+    """Prints the report; 1 if a dry export fails its checks. Writes nothing but a temporary folder."""
+    for section in (_config, _batch, _parameters, _schedule, _memory):
+        print("\n".join(section(run)), end="\n\n")
+    return _exports(run)
+
+
+def _config(run: Run) -> Iterator[str]:
+    yield "Config (durations in steps where a number is shown)"
+    resolved = run.resolved.to_dict()
+    for key, value in flatten(run.config).items():
+        section, _, name = key.rpartition(".")
+        steps = resolved[section][name] if section in resolved else value
+        yield f"  {key:<32} {value!r}{f' = {steps}' if steps != value else ''}"
+
+
+def _batch(run: Run) -> Iterator[str]:
+    placement = "resident on the device" if run.data.is_resident else "streamed"
+    yield f"Training data: {run.data.origin['examples']:,} examples from {run.data.origin['source']}, {placement}"
+    for name, tensor in run.data.at(0).items():
+        values = tensor.numpy()
+        is_number = np.issubdtype(values.dtype, np.number)
+        extent = f"  {values.min():.6g} … {values.max():.6g}" if is_number else ""
+        yield f"  {name:<24} {tensor.dtype.name:<8} {tensor.shape.as_list()}{extent}"
+    yield f"Outputs of the loss (terms: {', '.join(run.probe.terms)})"
+    for name, spec in run.probe.outputs.items():
+        yield f"  {name:<24} {spec.dtype.name:<8} {spec.shape.as_list()}"
+    for split, batches in run.eval_data.items():
+        yield f"Evaluation split '{split}': {batches.origin['examples']:,} examples from {batches.origin['source']}"
+
+
+def _parameters(run: Run) -> Iterator[str]:
+    variables = paths.variables(run.model)
+    trained = paths.trainable(run.model)
+    yield f"Parameters: {_count(trained):,} trainable, {_count(variables) - _count(trained):,} not"
+    for path, variable in variables.items():
+        values = variable.numpy()
+        kind = "" if path in trained else "  not trainable"
+        yield (
+            f"  {path:<32} {variable.dtype.name:<8} {variable.shape.as_list()!s:<16} {values.size:>11,}"
+            f"  mean {values.mean():+.3g}, sd {values.std():.3g}{kind}"
+        )
+
+
+def _schedule(run: Run) -> Iterator[str]:
+    total = run.total_steps
+    yield f"Schedule '{run.resolved.schedule.name}' over {total:,} steps"
+    for update in sorted({0, 1, *(total * share // 100 for share in (1, 5, 10, 25, 50, 75, 90)), total - 1}):
+        yield f"  update {update:>9,}  learning rate {float(run.schedule(update)):.6g}"
+
+
+def _memory(run: Run) -> Iterator[str]:
+    trained = paths.trainable(run.model)
+    parts = {
+        "state (weights, slots, counters)": sum(_bytes(v) for v in paths.variables(run.state).values()),
+        "gradients": sum(_bytes(v) for v in trained.values()),
+        "activations of one batch, at most": sum(
+            _bytes(tensor) for operation in run.probe.graph.get_operations() for tensor in operation.outputs
+        ),
+        "resident examples": sum(d.origin["bytes"] for d in (run.data, *run.eval_data.values()) if d.is_resident),
+    }
+    yield f"Memory, estimated: {sum(parts.values()) / 2**20:,.1f} MiB"
+    for name, size in parts.items():
+        yield f"  {name:<34} {size / 2**20:>10,.1f} MiB"
+
+
+def _exports(run: Run) -> int:
+    if not run.exports:
+        print("Exports: none declared")
+        return 0
+    print("Dry export of the untrained model")
+    with tempfile.TemporaryDirectory() as folder:
+        reports = export_all(run.exports, run.model, list(held_out(run)), run.metrics, Path(folder))
+    for report in reports:
+        print(f"  {report.hook:<14} {describe(report)}")
+    return 0 if all(report.passed for report in reports) else 1
+
+
+def _count(variables: dict[str, tf.Variable]) -> int:
+    return sum(variable.shape.num_elements() for variable in variables.values())
+
+
+def _bytes(tensor: tf.Tensor | tf.Variable) -> int:
+    """0 where the size is not known before the step runs."""
+    elements = tensor.shape.num_elements() if tensor.shape.rank is not None else None
+    return (elements or 0) * tensor.dtype.size if tensor.dtype.is_numpy_compatible else 0

@@ -1,0 +1,36 @@
+"""--mode=train: trains to the end, exports, and says where everything is."""
+
+import json
+from collections.abc import Sequence
+
+from framework.loop import train
+from framework.modes.evaluate import restore
+from framework.modes.export import print_reports
+from framework.run import Run
+
+
+def main(run: Run, overrides: Sequence[str]) -> int:
+    """Returns 0, or 1 if an export failed its checks."""
+    result = train(run, overrides)
+    where = f"--config={run.experiment.path}{f':{run.experiment.preset}' if run.experiment.preset else ''}"
+    if result["status"] == "interrupted":
+        print(f"stopped at step {result['step']} of {run.total_steps} and saved; the same command goes on from there:")
+        print(f"  python launch.py {' '.join([where, f'--workdir={run.workdir}', *overrides])}")
+        return 0
+    print(f"{result['status']}: step {result['step']} in {run.workdir}")
+    for name, value in result["final"].items():
+        print(f"  {name:<24} {value:.6g} (best {result['best'][name]:.6g})")
+    status = 0
+    if run.exports and not _is_exported(run):
+        if run.resolved.export.checkpoint == "best":
+            restore(run, "best")
+        status = print_reports(run)
+    print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/, exports/. Next:")
+    print(f"  tensorboard --logdir {run.workdir}")
+    return status
+
+
+def _is_exported(run: Run) -> bool:
+    """Whether an earlier start of this command exported the run and every export passed."""
+    path = run.workdir / "exports" / "report.json"
+    return path.exists() and all(report["passed"] for report in json.loads(path.read_text()))

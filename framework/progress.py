@@ -1,0 +1,77 @@
+"""How far a run is: time, speed and the evaluations so far, carried across interruptions by the checkpoint's note.
+
+    progress = Progress(batch_size=128, started=time.monotonic(), note=run.note, modes={'test/loss': 'min'})
+    block = progress.timed(train_block, k)
+    progress.lap()                   # examples per second since the last lap
+    progress.observe({'test/loss': 0.07})
+    checkpoints.save(state, progress.note())
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Progress:
+    """What result.json and the log say beside the state.
+
+    Args:
+      batch_size: examples of a step.
+      started: `time.monotonic()` at the start of this process's part of the run.
+      note: what `note()` gave to the checkpoint that was restored; {} for a new run.
+      modes: {metric: 'min' or 'max'}, which values are better.
+
+    Attributes:
+      evaluations: {'split/metric': value} of the newest evaluation; best: the best value of each so far.
+      time_to_first_step: seconds from `started` to the end of the first step; None before it.
+    """
+
+    def __init__(self, batch_size: int, started: float, note: Mapping[str, Any], modes: Mapping[str, str]) -> None:
+        self.evaluations: dict[str, float] = dict(note.get("evaluations", {}))
+        self.best: dict[str, float] = dict(note.get("best", {}))
+        self.time_to_first_step: float | None = None
+        self._batch_size, self._started, self._modes = batch_size, started, modes
+        self._before = float(note.get("wall_seconds", 0.0))
+        self._lap_start = self._seconds = 0.0
+        self._lap_first = self._steps = 0
+
+    def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
+        """Runs a block of `k` steps and takes its time; the first one compiles and is not counted as speed."""
+        start = time.perf_counter()
+        block = train_block(k)
+        if self.time_to_first_step is None:
+            self.time_to_first_step = time.monotonic() - self._started
+        else:
+            self._seconds += time.perf_counter() - start
+            self._steps += k
+        return block
+
+    def lap(self) -> float:
+        """Examples per second of the steps since the last lap; evaluating and saving is not in it. NaN for no steps."""
+        seconds, steps = self._seconds - self._lap_start, self._steps - self._lap_first
+        self._lap_start, self._lap_first = self._seconds, self._steps
+        return self._rate(seconds, steps)
+
+    def examples_per_second(self) -> float:
+        """Of all steps of this process but those of the first block; NaN for none."""
+        return self._rate(self._seconds, self._steps)
+
+    def observe(self, evaluations: Mapping[str, float]) -> None:
+        """Takes an evaluation; NaN is never the best."""
+        self.evaluations = dict(evaluations)
+        for name, value in evaluations.items():
+            better = min if self._modes.get(name) == "min" else max
+            if not math.isnan(value):
+                self.best[name] = better(value, self.best.get(name, value))
+
+    def note(self) -> dict[str, Any]:
+        """What a checkpoint carries for the next start."""
+        return {"wall_seconds": self.wall_seconds(), "evaluations": self.evaluations, "best": self.best}
+
+    def wall_seconds(self) -> float:
+        """Of this process's part and of those before it."""
+        return self._before + time.monotonic() - self._started
+
+    def _rate(self, seconds: float, steps: int) -> float:
+        return steps * self._batch_size / seconds if steps else math.nan

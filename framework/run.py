@@ -1,0 +1,225 @@
+"""A run: an experiment put together, and the folder it lives in.
+
+    run = build('experiments/mnist_mlp.py', {'train.compile': 'graph'}, workdir='runs/first')
+    run.model, run.state, run.config          # whole, untrained; nothing is on disk yet
+    run.open()                                # folder, header, copy of the file; restores the newest checkpoint
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tf_keras as keras
+from absl import logging
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from framework import checkpoint, config, experiment, optim, precision, runtime, state
+from framework.checkpoint import write_json
+from framework.config import UserError
+from framework.data.batches import Batches
+from framework.experiment import Experiment
+from framework.export.base import ExportHook
+from framework.metrics import Metric
+from framework.optim import Schedule
+from framework.state import TrainState
+from framework.step.block import EvalBlock, Probe, TrainBlock, probe
+from framework.step.gradients import Loss
+
+# Where the data lies may differ between two machines of one run; what it holds is checked by hash.
+_MAY_DIFFER = ("data.dir",)
+
+
+@dataclasses.dataclass
+class Run:
+    """An experiment put together.
+
+    Attributes:
+      experiment: the file and its functions.
+      config: final values as typed; durations as text.
+      resolved: the same with durations in steps; what the experiment's `make_*` functions get.
+      workdir: the run folder.
+      data: training batches; eval_data: {split: batches}.
+      schedule: update -> learning rate.
+      probe: names and shapes found by tracing the loss once.
+      state: all that is checkpointed, the model in it.
+      train_block: K compiled steps; eval_blocks: {split: one compiled pass}.
+      exports: the experiment's export hooks.
+      started: `time.monotonic()` when `build` was called.
+      note: what the last restored checkpoint said of the run so far.
+    """
+
+    experiment: Experiment
+    config: ConfigDict
+    resolved: FrozenConfigDict
+    workdir: Path
+    data: Batches
+    eval_data: Mapping[str, Batches]
+    loss: Loss
+    metrics: Mapping[str, Metric]
+    schedule: Schedule
+    probe: Probe
+    state: TrainState
+    train_block: TrainBlock
+    eval_blocks: Mapping[str, EvalBlock]
+    exports: Sequence[ExportHook]
+    started: float
+    note: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> keras.Model:
+        """The model that the state holds."""
+        return self.state.model
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        return self.resolved.train.duration
+
+    @property
+    def checkpoints(self) -> checkpoint.Checkpoints:
+        """Those of the run folder."""
+        return checkpoint.Checkpoints(self.workdir / "checkpoints", self.resolved.checkpoint.keep)
+
+    def open(self) -> int:
+        """Makes or enters the run folder and restores the newest checkpoint; returns the step to go on from.
+
+        Raises:
+          UserError: the checkpoint is of another model.
+        """
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        restored = self.checkpoints.restore(self.state)
+        if restored is not None:
+            self.note = restored
+        step = int(self.state.step)
+        logging.info("%s: %s", self.workdir, f"resuming at step {step}" if step else "starting from scratch")
+        return step
+
+    def write_header(self, overrides: Iterable[str]) -> None:
+        """Writes config.json, overrides.txt, environment.json and the copy of the experiment file."""
+        write_json(self.workdir / "config.json", self.config.to_dict())
+        (self.workdir / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+        shutil.copyfile(self.experiment.path, self.workdir / self.experiment.path.name)
+        header = self.workdir / "environment.json"
+        earlier = json.loads(header.read_text())["starts"] if header.exists() else []
+        now = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": int(self.state.step)}
+        write_json(header, {"starts": [*earlier, now | runtime.environment()]})
+
+
+def build(
+    name: str, overrides: Mapping[str, Any] | Iterable[str] = (), workdir: str | os.PathLike[str] | None = None
+) -> Run:
+    """Puts an experiment together; what launch.py calls, and what a notebook uses.
+
+    Args:
+      name: 'experiments/mnist_mlp.py' or 'experiments/mnist_mlp.py:preset'.
+      overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
+      workdir: the run folder; a fresh one below runs/ by default.
+
+    Raises:
+      UserError: bad input, found before a device is initialised: also a workdir that holds a run of another config or
+        experiment (the differing keys are listed). Later: data that cannot be had.
+    """
+    started = time.monotonic()
+    workdir = Path(workdir) if workdir else fresh_workdir(name)
+    check_workdir(workdir)
+    loaded = experiment.load(name)
+    final = config.finalize(config.override(loaded.get_config(), overrides))
+    _refuse_other_run(workdir, loaded, final)
+    return assemble(loaded, final, workdir, started)
+
+
+def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
+    """Config -> data -> durations -> model -> loss -> state -> step."""
+    runtime.setup(final)
+    make = loaded.functions
+    data: Batches = make["make_data"](final, "train")
+    eval_data = {split: make["make_data"](final, split) for split in final.eval.splits}
+    resolved = config.resolve(final, data.steps_per_epoch)
+
+    with precision.scope(resolved.train.precision):
+        keras.utils.set_random_seed(_numpy_seed(resolved.seed))
+        model = make["make_model"](resolved)
+        loss = make["make_loss"](resolved)
+        metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
+        schedule = make["make_schedule"](resolved, resolved.train.duration)
+        # Tracing the loss creates the variables of models that wait for their first input.
+        found = probe(loss, model, data, resolved)
+        make_optimizer = make.get("make_optimizer", optim.make_optimizer)
+        rate = optim.learning_rate(schedule, precision.master_dtype(resolved.train.precision))
+        created = state.create(model, make_optimizer(resolved, rate))
+
+    return Run(
+        experiment=loaded,
+        config=final,
+        resolved=resolved,
+        workdir=workdir,
+        data=data,
+        eval_data=eval_data,
+        loss=loss,
+        metrics=metrics,
+        schedule=schedule,
+        probe=found,
+        state=created,
+        train_block=TrainBlock(created, loss, metrics, data, schedule, resolved, found.terms),
+        eval_blocks={
+            split: EvalBlock(model, loss, metrics, batches, resolved, found.terms) for split, batches in eval_data.items()
+        },
+        exports=make["make_exports"](resolved) if "make_exports" in make else [],
+        started=started,
+    )
+
+
+def fresh_workdir(name: str) -> Path:
+    """runs/<experiment>-<time>, a folder that is not there yet."""
+    stem = f"{Path(name.partition(':')[0]).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    candidates = (Path("runs") / (f"{stem}-{count}" if count else stem) for count in range(1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises UserError if the run folder cannot be made or written; leaves nothing behind."""
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    trial = workdir / ".trial"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written: {error.strerror}. Type a folder of yours, e.g. --workdir=runs/first."
+        ) from error
+    finally:
+        for path in made:
+            if path.is_dir():
+                path.rmdir()
+
+
+def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> None:
+    path, copy = workdir / "config.json", workdir / loaded.path.name
+    if not path.exists():
+        return
+    earlier = config.flatten(ConfigDict(json.loads(path.read_text())))
+    # Through JSON, as the earlier one went: tuples are lists there.
+    ours = config.flatten(ConfigDict(json.loads(json.dumps(final.to_dict()))))
+    differing = [
+        f"{key}: {earlier.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
+        for key in sorted({*earlier, *ours})
+        if earlier.get(key) != ours.get(key) and key not in _MAY_DIFFER
+    ]
+    if not copy.exists():
+        differing.append(f"experiment: {copy.name} now, another file there")
+    if differing:
+        raise UserError(f"--workdir={workdir} holds a run of another config ({'; '.join(differing)}). Use another folder.")
+    if copy.read_bytes() != loaded.path.read_bytes():
+        logging.warning("%s has changed since this run was started", loaded.path)
+
+
+def _numpy_seed(seed: int) -> int:
+    """NumPy takes 32 bits; the whole seed still decides the data order and every draw of a layer."""
+    return seed % 2**32

@@ -1,0 +1,336 @@
+"""*Where* numbers go: a JSON lines file, TensorBoard and the console, each taking the same calls.
+
+    with Writers([Jsonl('run/metrics.jsonl', start), TensorBoard('run/tensorboard', start), Console(2344)]) as writer:
+        writer.scalars(400, {'loss': 0.2134, 'learning_rate': 1e-3, 'examples_per_second': 12345.0})
+        writer.scalars(469, {'eval/test/loss': 0.1234})       # eval/<split>/<metric>
+        writer.histograms(469, {'weights/dense/kernel': kernel})
+
+A run that resumes says at which step: what an interrupted run wrote beyond it is dropped, since it will be written
+again. NaN and infinity are values like others; no writer raises because of them.
+"""
+
+import datetime
+import json
+import math
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+# An event file is a sequence of TFRecords: length and its checksum, the event, its checksum.
+_RECORD_HEAD = struct.Struct("<QI")
+_RECORD_TAIL_BYTES = 4
+
+
+class Writer(Protocol):
+    """What hooks write to. Subclasses override what they can show; the rest does nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One row of numbers; those of an evaluation are named 'eval/<split>/<metric>'."""
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Distributions by name, e.g. 'weights/dense/kernel'; arrays of any shape."""
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        """Pictures [n, height, width] or [n, height, width, 1 | 3 | 4]: uint8, or float from 0 to 1."""
+
+    def graph(self, graph: tf.Graph) -> None:
+        """The graph of the model or step; once a run."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Markdown."""
+
+    def flush(self) -> None:
+        """Returns when what was written is on disk."""
+
+    def close(self) -> None:
+        """Flushes and ends."""
+
+
+class Writers:
+    """Hands every call to each of `writers`, in order; a context that closes them."""
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self._writers = tuple(writers)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.scalars(step, values)
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        for writer in self._writers:
+            writer.histograms(step, arrays)
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        for writer in self._writers:
+            writer.images(step, name, images)
+
+    def graph(self, graph: tf.Graph) -> None:
+        for writer in self._writers:
+            writer.graph(graph)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        for writer in self._writers:
+            writer.text(step, name, text)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Jsonl(Writer):
+    """One JSON object a row: {"step": 400, "loss": 0.2134, …}; NaN and infinity are null.
+
+    Args:
+      path: of the file, which is appended to.
+      resume_step: rows beyond this step are dropped, all of them at 0; None keeps the file. A torn last line goes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
+        path = Path(path)
+        if path.exists():
+            _replace(path, _kept_lines(path, resume_step))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        row: dict[str, float | None] = {"step": int(step)}
+        for name, value in values.items():
+            row[name] = float(value) if math.isfinite(value) else None
+        self._file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
+
+
+class TensorBoard(Writer):
+    """Event files, with one TensorBoard run for training and one for each evaluation split.
+
+    'loss' is the tag 'loss' of the run 'train', and 'eval/test/loss' the tag 'loss' of the run 'eval/test': two curves
+    of one chart. All but numbers goes to 'train'.
+
+    Args:
+      folder: becomes the log directory.
+      resume_step: events beyond this step are dropped, all of them at 0; None keeps the files. A TensorBoard that is
+        open meanwhile shows the dropped ones until it is started again.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], resume_step: int | None = None) -> None:
+        self._folder = Path(folder)
+        if resume_step is not None:
+            _drop_events(self._folder, resume_step)
+        self._runs: dict[str, tf.summary.SummaryWriter] = {}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            run, tag = _run_and_tag(name)
+            with self._run(run).as_default(step):
+                tf.summary.scalar(tag, value)
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        with self._run("train").as_default(step):
+            for name, array in arrays.items():
+                finite = np.asarray(array)[np.isfinite(array)]  # a bucket has no place for NaN
+                if finite.size:
+                    tf.summary.histogram(name, finite)
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        if len(images):
+            with self._run("train").as_default(step):
+                tf.summary.image(name, image_grid(images))
+
+    def graph(self, graph: tf.Graph) -> None:
+        with self._run("train").as_default():
+            tf.summary.graph(graph)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        with self._run("train").as_default(step):
+            tf.summary.text(name, text)
+
+    def flush(self) -> None:
+        for writer in self._runs.values():
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._runs.values():
+            writer.close()
+        self._runs.clear()
+
+    def _run(self, name: str) -> tf.summary.SummaryWriter:
+        if name not in self._runs:
+            self._runs[name] = tf.summary.create_file_writer(str(self._folder / name))
+        return self._runs[name]
+
+
+class Console(Writer):
+    """A progress bar in a terminal, a plain line a row elsewhere.
+
+        step 400/2344  loss 0.2134  learning_rate 1.00e-03  12,345 examples/s  eta 0:00:05
+
+    Args:
+      total_steps: of the whole run.
+      start_step: where this process begins; not counted as progress of its own.
+      stream: where to; standard error if None.
+      clock: seconds, for the time left.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._clock = total_steps, clock
+        self._stream = stream if stream is not None else sys.stderr
+        self._first: tuple[int, float] | None = None  # step and time of the first training row
+        self._bar: Any = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps, initial=start_step, file=self._stream, unit="step", dynamic_ncols=True, mininterval=0
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        is_evaluation = any(name.startswith("eval/") for name in values)
+        if self._bar is None:
+            left = [] if is_evaluation else self._time_left(step)
+            self._stream.write("  ".join([f"step {step}/{self._total}", *_shown(values), *left]) + "\n")
+        elif is_evaluation:
+            self._bar.write("  ".join([f"step {step}/{self._total}", *_shown(values)]), file=self._stream)
+        else:
+            self._bar.set_postfix_str("  ".join(_shown(values)), refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self.flush()
+
+    def _time_left(self, step: int) -> list[str]:
+        """['eta 0:00:05'], by the pace since the first row, before which the step was compiled; [] for that row."""
+        now = self._clock()
+        if self._first is None:
+            self._first = step, now
+            return []
+        first_step, first_time = self._first
+        seconds = (now - first_time) / max(1, step - first_step) * (self._total - step)
+        return [f"eta {datetime.timedelta(seconds=round(seconds))}"]
+
+
+def image_grid(images: np.ndarray) -> np.ndarray:
+    """The pictures as one, row by row in a square of ceil(sqrt(n)) columns, the rest black.
+
+    Args:
+      images: [n, height, width] or [n, height, width, channels], n > 0.
+
+    Returns:
+      [1, rows * height, columns * width, channels] of the same dtype.
+    """
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    grid = np.zeros((rows * columns, height, width, channels), images.dtype)
+    grid[:n] = images
+    grid = grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(1, rows * height, columns * width, channels)
+
+
+def _shown(values: Mapping[str, float]) -> Iterator[str]:
+    for name, value in values.items():
+        if name == "examples_per_second":
+            yield f"{value:,.0f} examples/s"
+        else:
+            yield f"{name} {value:{'.2e' if name.endswith('learning_rate') else '.4g'}}"
+
+
+def _run_and_tag(name: str) -> tuple[str, str]:
+    """'eval/test/loss' -> ('eval/test', 'loss'); 'loss' -> ('train', 'loss')."""
+    kind, _, rest = name.partition("/")
+    split, _, tag = rest.partition("/")
+    return (f"eval/{split}", tag) if kind == "eval" and tag else ("train", name)
+
+
+def _kept_lines(path: Path, resume_step: int | None) -> bytes:
+    """All up to the last complete row at or before the step."""
+    end = position = 0
+    with path.open("rb") as file:
+        for line in file:
+            position += len(line)
+            step = _step_of(line)
+            if step is not None and (resume_step is None or 0 < step <= resume_step):
+                end = position
+    return path.read_bytes()[:end]
+
+
+def _step_of(line: bytes) -> int | None:
+    """The row's step; None for a line that was not written to its end."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _drop_events(folder: Path, resume_step: int) -> None:
+    """Rewrites the event files without what came after the step. (TensorBoard has no purge for tf.summary's events.)"""
+    for path in sorted(folder.rglob("*.tfevents.*")):
+        records = list(_records(path.read_bytes()))
+        steps = [tf.compat.v1.Event.FromString(event).step for _, event in records]
+        kept = b"".join(raw for (raw, _), step in zip(records, steps, strict=True) if step <= resume_step)
+        if resume_step == 0 or not kept:
+            path.unlink()
+        else:
+            _replace(path, kept)
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each complete TFRecord: as it is in the file, and its content."""
+    start = 0
+    while start + _RECORD_HEAD.size <= len(data):
+        length, _ = _RECORD_HEAD.unpack_from(data, start)
+        content = start + _RECORD_HEAD.size
+        end = content + length + _RECORD_TAIL_BYTES
+        if end > len(data):
+            return
+        yield data[start:end], data[content : content + length]
+        start = end
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The file with other content, never half of it; untouched if it is the same."""
+    if path.stat().st_size == len(content):
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

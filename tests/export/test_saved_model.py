@@ -1,0 +1,236 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import absl.logging
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework.config import UserError
+from framework.export.base import Signature, export_all
+from framework.export.saved_model import SavedModel
+
+
+class Shift(keras.layers.Layer):
+    """A layer of this test alone: no other process knows its class."""
+
+    def build(self, shape):
+        self.shift = self.add_weight("shift", [shape[-1]], initializer=keras.initializers.Constant(0.25))
+
+    def call(self, inputs):
+        return inputs + self.shift
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    net = keras.Sequential(
+        [layers.Flatten(), layers.Dense(16, "relu"), Shift(), layers.Dropout(0.5), layers.Dense(5)],
+    )
+    net.build((None, 6, 6))
+    return net
+
+
+def numpy_logits(model, pixels):
+    """float64, from the weights alone."""
+    kernel, bias, shift, last, offset = [variable.numpy().astype(np.float64) for variable in model.weights]
+    hidden = np.maximum((pixels / 255.0).reshape(len(pixels), -1) @ kernel + bias, 0) + shift
+    return hidden @ last + offset
+
+
+def classify(model, inputs):
+    logits = model(tf.cast(inputs["image"], tf.float32) / 255.0, training=False)
+    return {"logits": logits, "label": tf.argmax(logits, -1, output_type=tf.int32)}
+
+
+def weigh(model, inputs):
+    logits = model(tf.cast(inputs["image"], tf.float32) / 255.0, training=False)
+    return {"score": tf.reduce_sum(logits, -1) * inputs["scale"]}
+
+
+IMAGE = tf.TensorSpec([None, 6, 6], tf.uint8)
+HOOK = SavedModel(
+    {
+        "serving_default": Signature(classify, {"image": IMAGE}),
+        "weigh": Signature(weigh, {"image": IMAGE, "scale": tf.TensorSpec([None], tf.float32)}),
+    }
+)
+
+
+def make_batch(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (n, 6, 6), dtype=np.uint8),
+        "scale": rng.random(n, dtype=np.float32),
+        "weight": np.ones(n, np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    [report] = export_all([HOOK], model, [make_batch(40), make_batch(3, 1)], {}, folder)
+    return folder, report
+
+
+def test_report(exported):
+    folder, report = exported
+    assert report.failure == ""
+    assert report.passed
+    assert report.examples == 43
+    assert report.path == "saved_model/1"
+    assert set(report.outputs) == {"serving_default/logits", "serving_default/label", "weigh/score"}
+    files = [path for path in (folder / "saved_model/1").rglob("*") if path.is_file()]
+    assert report.bytes == sum(path.stat().st_size for path in files)
+    assert {"saved_model.pb", "variables.index"} <= {path.name for path in files}
+    # Keras adds this file when its classes are saved.
+    assert "keras_metadata.pb" not in {path.name for path in files}
+
+
+def test_signatures_keep_names_dtypes_and_a_free_batch(exported):
+    loaded = tf.saved_model.load(str(exported[0] / "saved_model/1"))
+    assert set(loaded.signatures) == {"serving_default", "weigh"}
+    serve, weigh = loaded.signatures["serving_default"], loaded.signatures["weigh"]
+    assert serve.structured_input_signature == ((), {"image": tf.TensorSpec([None, 6, 6], tf.uint8, "image")})
+    assert serve.structured_outputs == {
+        "logits": tf.TensorSpec([None, 5], tf.float32, "logits"),
+        "label": tf.TensorSpec([None], tf.int32, "label"),
+    }
+    assert weigh.structured_input_signature[1] == {
+        "image": tf.TensorSpec([None, 6, 6], tf.uint8, "image"),
+        "scale": tf.TensorSpec([None], tf.float32, "scale"),
+    }
+
+
+@pytest.mark.parametrize("n", [1, 7, 32])
+def test_loaded_outputs_are_those_numpy_finds(model, exported, n):
+    batch = make_batch(n, seed=n)
+    call = HOOK.load(exported[0] / "saved_model/1")
+    outputs = call["serving_default"]({"image": batch["image"]})
+    logits = numpy_logits(model, batch["image"])
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=0, atol=2e-6 * max(1, np.abs(logits).max()))
+    np.testing.assert_array_equal(outputs["label"], logits.argmax(-1))
+    score = call["weigh"]({"image": batch["image"], "scale": batch["scale"]})["score"]
+    np.testing.assert_allclose(score, logits.sum(-1) * batch["scale"], rtol=0, atol=1e-5)
+
+
+def test_a_process_with_tensorflow_alone_can_serve_it(model, exported, tmp_path):
+    batch = make_batch(4, seed=9)
+    np.save(tmp_path / "image.npy", batch["image"])
+    script = (
+        "import json, sys, numpy as np, tensorflow as tf\n"
+        "loaded = tf.saved_model.load(sys.argv[1])\n"
+        "outputs = loaded.signatures['serving_default'](image=tf.constant(np.load('image.npy')))\n"
+        "assert not {'framework', 'tf_keras'} & set(sys.modules)\n"
+        "print(json.dumps(outputs['logits'].numpy().tolist()))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(exported[0] / "saved_model/1")],
+        cwd=tmp_path,
+        env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    logits = numpy_logits(model, batch["image"])
+    np.testing.assert_allclose(json.loads(done.stdout), logits, rtol=0, atol=2e-6 * max(1, np.abs(logits).max()))
+
+
+def test_tensorflow_adds_no_lines_of_its_own(model, tmp_path):
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger, verbosity = logging.getLogger("absl"), absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.INFO)
+    logger.addHandler(handler)
+    try:
+        export_all([HOOK], model, [make_batch(2)], {}, tmp_path)
+    finally:
+        logger.removeHandler(handler)
+        absl.logging.set_verbosity(verbosity)
+    assert [line.partition(",")[0] for line in lines] == ["export saved_model passed: saved_model/1"]
+
+
+def test_versions_go_up_and_are_all_kept(model, tmp_path):
+    hook = SavedModel({"serving_default": Signature(classify, {"image": IMAGE})})
+    (tmp_path / "saved_model/7").mkdir(parents=True)
+    (tmp_path / "saved_model/notes").mkdir()
+    paths = [export_all([hook], model, [make_batch(2)], {}, tmp_path)[0].path for _ in range(2)]
+    assert paths == ["saved_model/8", "saved_model/9"]
+    assert sorted(path.name for path in (tmp_path / "saved_model").iterdir()) == ["7", "8", "9", "notes"]
+    assert hook.target(tmp_path / "none") == tmp_path / "none/1"
+
+
+def test_a_failed_version_is_not_where_a_server_looks(model, tmp_path):
+    changing = iter(range(100))
+
+    def unstable(net, inputs):  # another constant in each graph
+        return {"logits": classify(net, inputs)["logits"] + float(next(changing))}
+
+    [report] = export_all(
+        [SavedModel({"serving_default": Signature(unstable, {"image": IMAGE})})], model, [make_batch(2)], {}, tmp_path
+    )
+    assert report.failure.startswith("logits: max error 1 exceeds the bound ")
+    assert report.path == "saved_model.failed/1"
+    assert (tmp_path / "saved_model.failed/1/saved_model.pb").exists()
+    assert not (tmp_path / "saved_model").exists()
+
+
+def test_later_training_does_not_reach_the_artefact(tmp_path):
+    net = tf.Module()
+    net.w = tf.Variable(2.0)
+    hook = SavedModel({"serving_default": Signature(lambda m, x: {"y": x["x"] * m.w}, {"x": tf.TensorSpec([None])})})
+    batch = {"x": np.float32([1, 2]), "weight": np.float32([1, 1])}
+    assert export_all([hook], net, [batch], {}, tmp_path)[0].passed
+    net.w.assign(5.0)
+    assert export_all([hook], net, [batch], {}, tmp_path)[0].passed
+    for version, expected in (("1", [2, 4]), ("2", [5, 10])):
+        call = hook.load(tmp_path / "saved_model" / version)["serving_default"]
+        np.testing.assert_array_equal(call({"x": batch["x"]})["y"], expected)
+
+
+def test_a_dict_of_models_and_a_lookup_table(tmp_path):
+    words = tf.lookup.KeyValueTensorInitializer(tf.constant(["no", "yes"]), tf.constant([10, 20], tf.int64))
+    scale = tf.Module()
+    scale.w = tf.Variable(3, dtype=tf.int64)
+    models = {"table": tf.lookup.StaticHashTable(words, -1), "scale": scale}
+    signature = Signature(
+        lambda m, inputs: {"id": m["table"].lookup(inputs["word"]) * m["scale"].w},
+        {"word": tf.TensorSpec([None], tf.string)},
+    )
+    batch = {"word": np.array([b"yes", b"maybe"], object), "weight": np.ones(2, np.float32)}
+    hook = SavedModel({"serving_default": signature})
+    [report] = export_all([hook], models, [batch], {}, tmp_path)
+    assert report.failure == ""
+    outputs = hook.load(tmp_path / report.path)["serving_default"]({"word": np.array([b"no", b"yes", b"?"], object)})
+    assert outputs["id"].dtype == np.int64
+    assert outputs["id"].tolist() == [30, 60, -3]
+
+
+def test_float64_stays_float64(tmp_path):
+    net = tf.Module()
+    net.w = tf.Variable(1 / 3, dtype=tf.float64)
+    signature = Signature(lambda m, x: {"y": x["x"] * m.w}, {"x": tf.TensorSpec([None], tf.float64)})
+    batch = {"x": np.array([1.0, 3.0]), "weight": np.ones(2, np.float32)}
+    hook = SavedModel({"serving_default": signature}, bound=1e-15)
+    [report] = export_all([hook], net, [batch], {}, tmp_path)
+    assert report.passed
+    outputs = hook.load(tmp_path / report.path)["serving_default"]({"x": batch["x"]})
+    assert outputs["y"].dtype == np.float64
+    assert outputs["y"].tolist() == [1 / 3, 1.0]
+
+
+def test_serving_default_is_required():
+    with pytest.raises(UserError) as error:
+        SavedModel({"predict": Signature(classify, {"image": IMAGE})})
+    assert str(error.value) == (
+        "SavedModel has the signatures predict, but no 'serving_default', which TensorFlow Serving calls by default."
+        ' Use SavedModel({"serving_default": Signature(...)}).'
+    )

@@ -1,0 +1,383 @@
+"""Where numbers go: exact rows, exact lines, and what TensorBoard itself reads back."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from framework.writers import Console, Jsonl, TensorBoard, Writers, image_grid
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Recorder:
+    """A writer that keeps the calls it gets."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __getattr__(self, name: str):
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def write_rows(path: Path, steps: range) -> None:
+    writer = Jsonl(path)
+    for step in steps:
+        writer.scalars(step, {"loss": step / 10})
+    writer.close()
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def load(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in load(folder).Tensors(tag)]
+
+
+# Jsonl
+
+
+def test_jsonl_writes_one_object_a_row_in_the_order_of_the_values(tmp_path: Path) -> None:
+    writer = Jsonl(tmp_path / "metrics.jsonl")
+    writer.scalars(100, {"loss": 0.25, "learning_rate": np.float32(0.5), "skipped": 0})
+    writer.scalars(np.int64(200), {"eval/test/loss": 2.0})
+    expected = (
+        '{"step": 100, "loss": 0.25, "learning_rate": 0.5, "skipped": 0.0}\n{"step": 200, "eval/test/loss": 2.0}\n'
+    )
+    assert (tmp_path / "metrics.jsonl").read_text() == expected  # before close: a reader sees whole rows at once
+    writer.close()
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == expected
+
+
+def test_jsonl_stays_valid_json_with_nan_and_infinity(tmp_path: Path) -> None:
+    writer = Jsonl(tmp_path / "m.jsonl")
+    writer.scalars(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": np.float32("nan"), "e": 1.0})
+    writer.close()
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "a": null, "b": null, "c": null, "d": null, "e": 1.0}\n'
+
+
+def test_jsonl_ignores_what_is_no_row(tmp_path: Path) -> None:
+    writer = Jsonl(tmp_path / "m.jsonl")
+    writer.histograms(1, {"w": np.zeros(3)})
+    writer.images(1, "x", np.zeros([1, 2, 2]))
+    writer.graph(tf.Graph())
+    writer.text(1, "config", "text")
+    writer.close()
+    assert (tmp_path / "m.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("resume_step", "kept"),
+    [(None, [10, 20, 30, 40]), (0, []), (5, []), (20, [10, 20]), (25, [10, 20]), (40, [10, 20, 30, 40])],
+)
+def test_jsonl_resumes_without_the_rows_beyond_the_step(tmp_path: Path, resume_step: int | None, kept: list) -> None:
+    path = tmp_path / "m.jsonl"
+    write_rows(path, range(10, 50, 10))
+    before = path.read_bytes().splitlines(keepends=True)
+    writer = Jsonl(path, resume_step)
+    assert path.read_bytes() == b"".join(before[: len(kept)])
+    writer.scalars(50, {"loss": 1.0})
+    writer.close()
+    assert steps_of(path) == [*kept, 50]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_jsonl_keeps_all_rows_of_the_resume_step(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    writer = Jsonl(path)
+    for step, name in ((10, "loss"), (20, "loss"), (20, "eval/test/loss"), (30, "loss")):
+        writer.scalars(step, {name: 1.0})
+    writer.close()
+    Jsonl(path, 20).close()
+    assert steps_of(path) == [10, 20, 20]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 20, "lo', b'{"step": 20, "loss": 2.0}', b"\xff\xfe", b"\0\0\0\n", b"7\n"])
+@pytest.mark.parametrize("resume_step", [None, 20])
+def test_jsonl_drops_a_torn_last_line(tmp_path: Path, torn: bytes, resume_step: int | None) -> None:
+    path = tmp_path / "m.jsonl"
+    write_rows(path, range(10, 20, 10))
+    complete = path.read_bytes()
+    path.write_bytes(complete + torn)
+    Jsonl(path, resume_step).close()
+    assert path.read_bytes() == complete
+
+
+def test_jsonl_truncates_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+    write_rows(path, range(10, 50, 10))
+    before = path.read_bytes()
+
+    def crash(source: Path, target: Path) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr("framework.writers.os.replace", crash)
+    with pytest.raises(OSError, match="power cut"):
+        Jsonl(path, 20)
+    assert path.read_bytes() == before
+
+
+def test_jsonl_flush_syncs_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr("framework.writers.os.fsync", synced.append)
+    writer = Jsonl(tmp_path / "m.jsonl")
+    writer.scalars(1, {"loss": 1.0})
+    assert synced == []
+    writer.flush()
+    assert len(synced) == 1
+    writer.close()
+
+
+# TensorBoard
+
+
+def test_tensorboard_overlays_train_and_eval_curves(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.scalars(100, {"loss": 0.5, "learning_rate": 0.25})
+    writer.scalars(200, {"loss": math.nan})
+    writer.scalars(200, {"eval/test/loss": 0.75, "eval/test/top/5": 0.875})
+    writer.scalars(200, {"eval/valid/loss": 1.5, "eval/odd": 3.0})
+    writer.close()
+    assert sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("*tfevents*")) == [
+        "eval/test",
+        "eval/valid",
+        "train",
+    ]
+    (first, second) = curve(tmp_path / "train", "loss")
+    assert first == (100, 0.5)
+    assert second[0] == 200
+    assert math.isnan(second[1])
+    assert curve(tmp_path / "train", "learning_rate") == [(100, 0.25)]
+    assert curve(tmp_path / "train", "eval/odd") == [(200, 3.0)]
+    assert curve(tmp_path / "eval" / "test", "loss") == [(200, 0.75)]
+    assert curve(tmp_path / "eval" / "test", "top/5") == [(200, 0.875)]
+    assert curve(tmp_path / "eval" / "valid", "loss") == [(200, 1.5)]
+
+
+def test_tensorboard_histograms_count_finite_values(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    values = np.array([[0.0, 1.0, 1.0], [2.0, math.nan, math.inf]], np.float32)
+    writer.histograms(7, {"weights/dense/kernel": values, "gradients/none": np.full(3, math.nan), "empty": np.zeros(0)})
+    writer.close()
+    events = load(tmp_path / "train")
+    assert events.Tags()["tensors"] == ["weights/dense/kernel"]
+    (event,) = events.Tensors("weights/dense/kernel")
+    buckets = tf.make_ndarray(event.tensor_proto)  # [buckets, (left, right, count)]
+    assert event.step == 7
+    assert (buckets[0, 0], buckets[-1, 1]) == (0.0, 2.0)
+    assert buckets[:, 2].sum() == 4
+    assert buckets[0, 2] == 1
+    assert buckets[-1, 2] == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 255])
+def test_tensorboard_shows_images_as_one_picture(tmp_path: Path, scale: float) -> None:
+    shades = np.array([0, 1, 1, 0, 1], np.uint8 if scale == 255 else np.float32) * np.asarray(scale).astype(
+        np.uint8 if scale == 255 else np.float32
+    )
+    images = np.broadcast_to(shades[:, None, None], [5, 2, 3])
+    writer = TensorBoard(tmp_path)
+    writer.images(0, "inputs/image", images)
+    writer.images(0, "inputs/none", images[:0])
+    writer.close()
+    events = load(tmp_path / "train")
+    assert events.Tags()["tensors"] == ["inputs/image"]
+    width, height, png = tf.make_ndarray(events.Tensors("inputs/image")[0].tensor_proto)
+    assert (int(width), int(height)) == (9, 4)
+    block = np.array([[0, 255, 255], [0, 255, 0]], np.uint8).repeat(2, 0).repeat(3, 1)
+    np.testing.assert_array_equal(tf.io.decode_png(png).numpy()[..., 0], block)
+
+
+def test_tensorboard_takes_images_with_nan(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.images(0, "bad", np.full([1, 2, 2, 3], math.nan, np.float32))
+    writer.close()
+    assert load(tmp_path / "train").Tags()["tensors"] == ["bad"]
+
+
+def test_tensorboard_shows_graph_and_text(tmp_path: Path) -> None:
+    @tf.function
+    def double(x):
+        return tf.multiply(x, 2.0, name="doubled")
+
+    writer = TensorBoard(tmp_path)
+    writer.graph(double.get_concrete_function(tf.TensorSpec([])).graph)
+    writer.text(3, "config", "**seed** 0")
+    writer.flush()
+    events = load(tmp_path / "train")
+    writer.close()
+    assert "doubled" in {
+        node.name for node in tf.compat.v1.GraphDef.FromString(events.Graph().SerializeToString()).node
+    }
+    (event,) = events.Tensors("config")
+    assert (event.step, tf.make_ndarray(event.tensor_proto).item()) == (3, b"**seed** 0")
+
+
+def test_tensorboard_resumes_without_the_events_beyond_the_step(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path, 0)
+    writer.text(0, "config", "text")
+    for step in range(10, 60, 10):
+        writer.scalars(step, {"loss": step / 10})
+        writer.scalars(step, {"eval/test/loss": step / 5})
+    writer.close()
+    resumed = TensorBoard(tmp_path, 30)
+    resumed.scalars(45, {"loss": 8.0})
+    resumed.close()
+    assert curve(tmp_path / "train", "loss") == [(10, 1.0), (20, 2.0), (30, 3.0), (45, 8.0)]
+    assert curve(tmp_path / "eval" / "test", "loss") == [(10, 2.0), (20, 4.0), (30, 6.0)]
+    assert [event.step for event in load(tmp_path / "train").Tensors("config")] == [0]
+
+
+def test_tensorboard_starts_over_at_step_0_and_keeps_all_without_a_step(tmp_path: Path) -> None:
+    for resume_step, kept in ((None, [1]), (None, [1, 2]), (0, [3])):
+        writer = TensorBoard(tmp_path, resume_step)
+        writer.scalars(kept[-1], {"loss": 1.0})
+        writer.close()
+        assert [step for step, _ in curve(tmp_path / "train", "loss")] == kept
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 5, 30])
+def test_tensorboard_resumes_past_a_torn_event(tmp_path: Path, cut_bytes: int) -> None:
+    writer = TensorBoard(tmp_path)
+    for step in (10, 20, 30):
+        writer.scalars(step, {"loss": float(step)})
+    writer.close()
+    (path,) = (tmp_path / "train").iterdir()
+    path.write_bytes(path.read_bytes()[:-cut_bytes])
+    resumed = TensorBoard(tmp_path, 30)
+    resumed.scalars(40, {"loss": 40.0})
+    resumed.close()
+    assert curve(tmp_path / "train", "loss") == [(10, 10.0), (20, 20.0), (40, 40.0)]
+
+
+def test_tensorboard_leaves_complete_files_untouched(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.scalars(10, {"loss": 1.0})
+    writer.close()
+    (path,) = (tmp_path / "train").iterdir()
+    before = path.stat().st_ino
+    TensorBoard(tmp_path, 10).close()
+    assert path.stat().st_ino == before
+
+
+# Console
+
+
+def test_console_prints_exact_lines_where_there_is_no_terminal() -> None:
+    stream, clock = io.StringIO(), Clock()
+    writer = Console(2344, 0, stream, clock)
+    values = {"loss": 0.21341, "accuracy": 0.934, "learning_rate": 1e-3, "examples_per_second": 12345.4}
+    writer.scalars(200, values)
+    clock.now += 2.0  # 100 steps a second
+    writer.scalars(400, values)
+    writer.scalars(469, {"eval/test/loss": 0.1, "eval/test/accuracy": 0.97})
+    clock.now += 3600.0
+    writer.scalars(401, {"loss": math.nan, "other": math.inf, "examples_per_second": math.nan})
+    writer.close()
+    row = "loss 0.2134  accuracy 0.934  learning_rate 1.00e-03  12,345 examples/s"
+    assert stream.getvalue().splitlines() == [
+        f"step 200/2344  {row}",
+        f"step 400/2344  {row}  eta 0:00:19",
+        "step 469/2344  eval/test/loss 0.1  eval/test/accuracy 0.97",
+        "step 401/2344  loss nan  other inf  nan examples/s  eta 9:40:45",
+    ]
+
+
+def test_console_has_no_time_left_at_the_end_of_a_resumed_run() -> None:
+    stream, clock = io.StringIO(), Clock()
+    writer = Console(500, 300, stream, clock)
+    writer.scalars(400, {"loss": 1.0})
+    clock.now += 5.0
+    writer.scalars(500, {"loss": 0.5})
+    writer.scalars(500, {"loss": 0.5})
+    assert stream.getvalue().splitlines() == [
+        "step 400/500  loss 1",
+        "step 500/500  loss 0.5  eta 0:00:00",
+        "step 500/500  loss 0.5  eta 0:00:00",
+    ]
+
+
+def test_console_shows_a_bar_in_a_terminal() -> None:
+    stream = Terminal()
+    writer = Console(400, 100, stream)
+    writer.scalars(200, {"loss": 0.5, "learning_rate": 1e-3})
+    writer.scalars(200, {"eval/test/loss": 0.25})
+    writer.scalars(400, {"loss": math.nan})
+    writer.close()
+    drawn = stream.getvalue().replace("\n", "\r").split("\r")
+    assert any(" 100/400 [" in text for text in drawn)
+    assert any(
+        " 200/400 [" in text and text.rstrip(" ]").endswith("loss 0.5  learning_rate 1.00e-03") for text in drawn
+    )
+    assert "step 200/400  eval/test/loss 0.25" in drawn
+    assert any("100%|" in text and " 400/400 [" in text and "loss nan" in text for text in drawn)
+
+
+# Fan-out and grid
+
+
+def test_writers_hand_every_call_to_each_and_close_at_the_end() -> None:
+    first, second = Recorder(), Recorder()
+    graph, arrays, images = tf.Graph(), {"w": np.zeros(2)}, np.zeros([1, 2, 2])
+    with Writers([first, second]) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        writer.histograms(2, arrays)
+        writer.images(3, "x", images)
+        writer.graph(graph)
+        writer.text(4, "config", "text")
+        writer.flush()
+    assert first.calls == second.calls
+    assert first.calls == [
+        ("scalars", 1, {"loss": 1.0}),
+        ("histograms", 2, arrays),
+        ("images", 3, "x", images),
+        ("graph", graph),
+        ("text", 4, "config", "text"),
+        ("flush",),
+        ("close",),
+    ]
+
+
+def test_writers_close_when_training_fails(tmp_path: Path) -> None:
+    with pytest.raises(ArithmeticError), Writers([Jsonl(tmp_path / "m.jsonl")]) as writer:
+        writer.scalars(1, {"loss": math.nan})
+        raise ArithmeticError
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+@pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 2, 2), (4, 2, 2), (5, 2, 3), (16, 4, 4)])
+def test_image_grid_places_pictures_row_by_row(n: int, rows: int, columns: int) -> None:
+    images = np.random.default_rng(n).integers(1, 255, [n, 2, 3, 4], np.uint8)
+    grid = image_grid(images)
+    assert grid.shape == (1, rows * 2, columns * 3, 4)
+    assert grid.dtype == np.uint8
+    for place in range(rows * columns):
+        row, column = divmod(place, columns)
+        cell = grid[0, row * 2 : row * 2 + 2, column * 3 : column * 3 + 3]
+        np.testing.assert_array_equal(cell, images[place] if place < n else np.zeros([2, 3, 4]))
