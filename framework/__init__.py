@@ -6,6 +6,8 @@
     framework.train(run)
     framework.evaluate(run)
     framework.export_run(run)
+
+`launch.py` does the same from a command line; README.md of this folder is the way through the house.
 """
 
 import importlib

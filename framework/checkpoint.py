@@ -72,7 +72,9 @@ class Checkpoints:
             step = self.pointed("best")
             damage = "there is none yet" if step is None else _damage(self._path(step))
             if step is None or damage:
-                raise UserError(f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --config.export.checkpoint=last.")
+                raise UserError(
+                    f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --config.export.checkpoint=last."
+                )
             return _read(state, self._path(step))
         for step in reversed(self.steps()):
             damage = _damage(self._path(step))

@@ -33,7 +33,7 @@ def base_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = ""  # which data set, e.g. 'mnist'
-    config.data.dir = ""  # folder with the files; --data_dir and $DATA_DIR set it
+    config.data.dir = ""  # folder with the files, before $DATA_DIR and downloads; --data_dir sets it
     config.data.batch_size = 128  # examples of one global batch
     config.data.shuffle = True  # a fresh order each epoch; False = the order of the files
     config.data.remainder = "carry"  # end of an epoch: carry (batches run on), pad (weight 0) or drop
@@ -273,7 +273,9 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     for key, choices in _CHOICES.items():
         if flat[key] not in choices:
             hint = near(str(flat[key]), choices)
-            raise UserError(f"{key}='{flat[key]}' is not one of {', '.join(choices)}.{hint} Use --config.{key}={choices[0]}.")
+            raise UserError(
+                f"{key}='{flat[key]}' is not one of {', '.join(choices)}.{hint} Use --config.{key}={choices[0]}."
+            )
     for key, (low, high) in _RANGES.items():
         value = flat[key]
         if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):

@@ -3,6 +3,8 @@
     experiment = load('experiments/mnist_mlp.py:small')      # after check(), which does not execute it
     config = experiment.get_config()
     model = experiment.functions['make_model'](config)
+
+A mistake in a function's name or arguments is found by reading the file (`ast`), before it is executed.
 """
 
 import ast
@@ -85,7 +87,9 @@ def check(name: str) -> tuple[Path, str]:
     path = Path(file)
     if not path.is_file():
         siblings = [str(sibling) for sibling in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(f"--config={file}: there is no such file.{near(file, siblings)} Type e.g. --config=experiments/mnist_mlp.py.")
+        raise UserError(
+            f"--config={file}: there is no such file.{near(file, siblings)} Type e.g. --config=experiments/mnist_mlp.py."
+        )
     try:
         tree = ast.parse(path.read_text(), str(path))
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
@@ -125,7 +129,9 @@ def _check_arguments(path: Path, node: ast.FunctionDef) -> None:
     most = len(arguments.posonlyargs) + len(arguments.args)
     least = most - len(arguments.defaults)
     keywords = [
-        argument.arg for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default
+        argument.arg
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if not default
     ]
     if (least <= len(wanted) and (most >= len(wanted) or arguments.vararg)) and not keywords:
         return

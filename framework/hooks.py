@@ -3,6 +3,8 @@
     hook = Hook('log', Every(100), log, start=0, total=2344)
     hook.next_step                # 100: no block may run past it
     hook(100, block)              # calls log(100, block)
+
+The loop lets no block run past a hook's next step, so a hook sees every step that it is due at.
 """
 
 from collections.abc import Callable
@@ -46,7 +48,9 @@ class Hook:
           RuntimeError: a due step was passed over, which would lose a log row or an evaluation in silence.
         """
         if step > self.next_step:
-            raise RuntimeError(f"hook '{self.name}' was due at step {self.next_step}, but the loop came by at step {step}")
+            raise RuntimeError(
+                f"hook '{self.name}' was due at step {self.next_step}, but the loop came by at step {step}"
+            )
         if step == self.next_step:
             self._action(step, block)
             self.next_step = self._when.next_step(step, self._total)

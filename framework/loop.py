@@ -4,6 +4,8 @@
     result = train(run)           # {'status': 'finished', 'final': {'test/accuracy': 0.98, …}, …}
     evaluate(run)                 # {'test/loss': 0.07, 'test/accuracy': 0.98}
     reports = export_run(run)
+
+What happens beside the step is a list of hooks in `_hooks`: add yours there.
 """
 
 import json

@@ -2,6 +2,8 @@
 
     schedule = make_schedule(config, total_steps)     # schedule(469) -> float64 scalar
     optimizer = make_optimizer(config, learning_rate(schedule, tf.float32))
+
+Rates are computed in float64 and cast once, to the precision of the run.
 """
 
 import math

@@ -27,6 +27,8 @@ def objects(root: Any) -> dict[str, Any]:
             if id(child) not in seen:
                 seen.add(id(child))
                 path = f"{prefix}/{name}" if prefix else name
+                while path in found:  # names may contain a slash
+                    path += "_"
                 found[path] = child
                 queue.append((path, child))
     return found
@@ -61,6 +63,9 @@ def _children(parent: Any) -> dict[str, Any]:
 
 
 def _layer_name(layer: keras.layers.Layer) -> str:
-    """The name the user gave, or the class's in snake case where Keras made one up."""
-    automatic = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
+    """The name the user gave, or the class's in snake case, by Keras' own rule, where Keras made one up."""
+    # Keras makes functional models of a hidden class and names them after the public one.
+    kind = "Model" if type(layer).__name__ == "Functional" else type(layer).__name__
+    automatic = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)).lower()
+    automatic = f"private{automatic}" if automatic.startswith("_") else automatic
     return automatic if re.fullmatch(rf"{automatic}(_\d+)?", layer.name) else layer.name

@@ -5,6 +5,8 @@
     progress.lap()                   # examples per second since the last lap
     progress.observe({'test/loss': 0.07})
     checkpoints.save(state, progress.note())
+
+Times are in seconds; what a run has taken is the sum over its starts.
 """
 
 import math

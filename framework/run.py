@@ -3,6 +3,8 @@
     run = build('experiments/mnist_mlp.py', {'train.compile': 'graph'}, workdir='runs/first')
     run.model, run.state, run.config          # whole, untrained; nothing is on disk yet
     run.open()                                # folder, header, copy of the file; restores the newest checkpoint
+
+`build` follows one way: config, data, durations, model, loss, state, step.
 """
 
 import dataclasses
@@ -168,7 +170,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         state=created,
         train_block=TrainBlock(created, loss, metrics, data, schedule, resolved, found.terms),
         eval_blocks={
-            split: EvalBlock(model, loss, metrics, batches, resolved, found.terms) for split, batches in eval_data.items()
+            split: EvalBlock(model, loss, metrics, batches, resolved, found.terms)
+            for split, batches in eval_data.items()
         },
         exports=make["make_exports"](resolved) if "make_exports" in make else [],
         started=started,
@@ -215,7 +218,9 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> N
     if not copy.exists():
         differing.append(f"experiment: {copy.name} now, another file there")
     if differing:
-        raise UserError(f"--workdir={workdir} holds a run of another config ({'; '.join(differing)}). Use another folder.")
+        raise UserError(
+            f"--workdir={workdir} holds a run of another config ({'; '.join(differing)}). Use another folder."
+        )
     if copy.read_bytes() != loaded.path.read_bytes():
         logging.warning("%s has changed since this run was started", loaded.path)
 

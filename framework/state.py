@@ -3,6 +3,8 @@
     state = create(model, optimizer)
     state.step, state.updates           # global batches consumed, updates applied
     paths.variables(state)              # {'step': …, 'model/dense/kernel': …, 'optimizer/_variables/1': …}
+
+Names are paths in this object, see `paths`; a checkpoint has exactly these variables.
 """
 
 import math

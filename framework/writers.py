@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tqdm import tqdm
 
 # An event file is a sequence of TFRecords: length and its checksum, the event, its checksum.
@@ -30,7 +31,7 @@ _RECORD_HEAD = struct.Struct("<QI")
 _RECORD_TAIL_BYTES = 4
 
 
-class Writer(Protocol):
+class Writer:
     """What hooks write to. Subclasses override what they can show; the rest does nothing."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -153,9 +154,10 @@ class TensorBoard(Writer):
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         with self._run("train").as_default(step):
             for name, array in arrays.items():
-                finite = np.asarray(array)[np.isfinite(array)]  # a bucket has no place for NaN
-                if finite.size:
-                    tf.summary.histogram(name, finite)
+                values = _finite(array)
+                if values.size:
+                    # tf.summary.histogram makes a one-hot of every value: gigabytes for a large layer.
+                    tf.summary.experimental.write_raw_pb(histogram_pb(name, values).SerializeToString())
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
         if len(images):
@@ -262,6 +264,13 @@ def image_grid(images: np.ndarray) -> np.ndarray:
     grid[:n] = images
     grid = grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return grid.reshape(1, rows * height, columns * width, channels)
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """The values that a bucket can hold, [n] float32; their range always splits into float64 buckets."""
+    with np.errstate(over="ignore"):
+        values = np.asarray(array).astype(np.float32)
+    return values[np.isfinite(values)]
 
 
 def _shown(values: Mapping[str, float]) -> Iterator[str]:

@@ -40,6 +40,7 @@ ROWS = (
     ("export",),
     ("experiment",),
     ("run",),
+    ("progress",),
     ("loop",),
     ("cluster",),
     ("modes/*",),

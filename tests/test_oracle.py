@@ -22,7 +22,7 @@ OPTIMIZERS = {
     "adamw": {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01},
 }
 VARIANTS = {
-    "l2": {"model.l2": L2},
+    "l2": {"schedule.name": "constant", "schedule.warmup": "", "model.l2": L2},
     "cosine": {"schedule.name": "cosine", "schedule.warmup": f"{WARMUP} steps", "schedule.final_fraction": 0.1},
 }
 CASES = list(itertools.product(OPTIMIZERS, VARIANTS))
@@ -65,7 +65,7 @@ def ours(optimizer, variant, order, dtype, mode="graph"):
 
 
 class Fit:
-    """tf_keras `fit` of the same model on the batches of our order; compiled once, run from the start again and again."""
+    """tf_keras `fit` of the same model on the batches of our order; compiled once, run from the start each time."""
 
     def __init__(self, optimizer, variant, dtype, jit_compile):
         self.optimizer, self.variant, self.dtype = optimizer, variant, dtype
@@ -91,7 +91,9 @@ class Fit:
                 "adam": lambda: keras.optimizers.Adam(rate, **moments),
                 "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=number(0.01), **moments),
             }[optimizer]
-            self.model.compile(make(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit_compile)
+            self.model.compile(
+                make(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit_compile
+            )
             self.model.optimizer.build(self.model.trainable_variables)
         self.start = [variable.numpy() for variable in self.model.optimizer.variables]
 

@@ -56,7 +56,8 @@ def load(folder: Path) -> EventAccumulator:
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in load(folder).Tensors(tag)]
+    """(step, value) by step: files are named by the second, so those of one second are read in any order."""
+    return sorted((event.step, float(tf.make_ndarray(event.tensor_proto))) for event in load(folder).Tensors(tag))
 
 
 # Jsonl
@@ -196,11 +197,22 @@ def test_tensorboard_histograms_count_finite_values(tmp_path: Path) -> None:
     assert buckets[-1, 2] == 1
 
 
-@pytest.mark.parametrize("scale", [1.0, 255])
-def test_tensorboard_shows_images_as_one_picture(tmp_path: Path, scale: float) -> None:
-    shades = np.array([0, 1, 1, 0, 1], np.uint8 if scale == 255 else np.float32) * np.asarray(scale).astype(
-        np.uint8 if scale == 255 else np.float32
-    )
+@pytest.mark.parametrize(
+    "values",
+    [[1.0, np.nextafter(1.0, 2.0)], [-1e308, 1e308, 0.0], [-3e38, 3e38], [0.0, 1e-45], [5.0, 5.0], [1, 2]],
+)
+def test_tensorboard_histograms_take_any_range(tmp_path: Path, values: list) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.histograms(1, {"x": np.array(values)})
+    writer.close()
+    (event,) = load(tmp_path / "train").Tensors("x")
+    kept = [value for value in values if abs(value) < 3.4e38]
+    assert tf.make_ndarray(event.tensor_proto)[:, 2].sum() == len(kept)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.float32, 1), (np.float64, 1), (np.uint8, 255)])
+def test_tensorboard_shows_images_as_one_picture(tmp_path: Path, dtype: type, white: int) -> None:
+    shades = np.array([0, 1, 1, 0, 1], dtype) * np.asarray(white, dtype)
     images = np.broadcast_to(shades[:, None, None], [5, 2, 3])
     writer = TensorBoard(tmp_path)
     writer.images(0, "inputs/image", images)
@@ -297,15 +309,15 @@ def test_console_prints_exact_lines_where_there_is_no_terminal() -> None:
     clock.now += 2.0  # 100 steps a second
     writer.scalars(400, values)
     writer.scalars(469, {"eval/test/loss": 0.1, "eval/test/accuracy": 0.97})
-    clock.now += 3600.0
-    writer.scalars(401, {"loss": math.nan, "other": math.inf, "examples_per_second": math.nan})
+    clock.now += 3598.0  # 1,000 steps in 3,600 seconds
+    writer.scalars(1200, {"loss": math.nan, "other": math.inf, "examples_per_second": math.nan})
     writer.close()
     row = "loss 0.2134  accuracy 0.934  learning_rate 1.00e-03  12,345 examples/s"
     assert stream.getvalue().splitlines() == [
         f"step 200/2344  {row}",
         f"step 400/2344  {row}  eta 0:00:19",
         "step 469/2344  eval/test/loss 0.1  eval/test/accuracy 0.97",
-        "step 401/2344  loss nan  other inf  nan examples/s  eta 9:40:45",
+        "step 1200/2344  loss nan  other inf  nan examples/s  eta 1:08:38",
     ]
 
 

@@ -9,7 +9,7 @@ from experiments.mnist_mlp import make_exports, make_loss, make_metrics, make_mo
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 
-EXAMPLES = {"train": 2560, "test": 500}
+EXAMPLES = {"train": 2560, "train_eval": 2560, "test": 500}
 
 
 def get_config(arg: str) -> ConfigDict:
@@ -26,14 +26,14 @@ def get_config(arg: str) -> ConfigDict:
 
 def make_data(cfg: ConfigDict, split: str):
     def to_float(batch):
-        return {**batch, "image": tf.cast(batch["image"], cfg.train.precision) / 255}
+        return {**batch, "image": tf.cast(batch["image"], cfg.train.precision) * (1 / 255)}
 
     return make_batches(digits(split), cfg, training=split == "train", transform=to_float)
 
 
 def digits(split: str) -> Source:
     """Ten fixed random pictures under noise: a network learns them in a few steps, but not at once."""
-    rng = np.random.default_rng(["train", "test"].index(split))
+    rng = np.random.default_rng(0 if split.startswith("train") else 1)
     prototypes = np.random.default_rng(7).uniform(0, 255, (10, 28, 28))
     label = rng.integers(0, 10, EXAMPLES[split]).astype(np.int32)
     noisy = 0.25 * prototypes[label] + 0.75 * rng.uniform(0, 255, (len(label), 28, 28))

@@ -214,6 +214,8 @@ class Streamed:
         self._specs = {
             name: tf.TensorSpec((order.batch_size, *array.shape[1:]), array.dtype) for name, array in example.items()
         }
+        # Traced once for all seeks, and without autograph as everywhere.
+        self._traced = tf.function(self._prepare, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
         self._next_step = -1
         self._iterator: Iterator[Batch] = iter(())
 
@@ -234,13 +236,15 @@ class Streamed:
 
     def _dataset(self, first_step: int) -> tf.data.Dataset:
         steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-        prepared = steps.map(self._prepare, num_parallel_calls=self._parallel_calls, deterministic=True)
+        prepared = steps.map(self._traced, num_parallel_calls=self._parallel_calls, deterministic=True)
         return prepared.prefetch(self._prefetch)
 
     def _prepare(self, step: tf.Tensor) -> Batch:
         source, index, weight = (rows[0] for rows in self._order.at(step[tf.newaxis]))
         arrays = tf.numpy_function(
-            lambda s, i: list(_take(self._sources, s, i).values()), (source, index), [s.dtype for s in self._specs.values()]
+            lambda s, i: list(_take(self._sources, s, i).values()),
+            (source, index),
+            [s.dtype for s in self._specs.values()],
         )
         batch = {
             name: tf.ensure_shape(array, spec.shape)
@@ -266,11 +270,17 @@ def make_batches(
       transform: {name: [batch, ...]} -> the same with other tensors; traced, compiled; draws through `rng`.
 
     Raises:
-      UserError: a batch larger than the data, weights that cannot be met, or a remainder a mixture cannot have.
+      UserError: a batch larger than the data, weights that cannot be met, a remainder a mixture cannot have, or a
+        mixture that is not for training.
     """
     pairs = [(sources, 1.0)] if isinstance(sources, Source) else list(sources)
     parts = [source for source, _ in pairs]
     _check_parts(parts)
+    if len(parts) > 1 and not training:
+        raise UserError(
+            f"a mixture ({', '.join(repr(part.origin) for part in parts)}) has no end, so it cannot be an evaluation split."
+            " Name each source in eval.splits and return it from make_data."
+        )
     order = Order(
         sizes=tuple(len(part) for part in parts),
         shares=_shares([weight for _, weight in pairs]),
@@ -297,7 +307,9 @@ def _shares(weights: Sequence[float]) -> tuple[int, ...]:
     if len(weights) == 1:
         return (1,)
     if any(not math.isfinite(weight) or weight <= 0 for weight in weights):
-        raise UserError(f"mixture weights {tuple(weights)} must all be positive. Leave a source out to give it nothing.")
+        raise UserError(
+            f"mixture weights {tuple(weights)} must all be positive. Leave a source out to give it nothing."
+        )
     exact = np.asarray(weights, np.float64) / np.sum(weights) * _MIXTURE_CYCLE
     shares = np.floor(exact).astype(int)
     for extra in np.argsort(shares - exact, kind="stable")[: _MIXTURE_CYCLE - shares.sum()]:
@@ -323,7 +335,9 @@ def _check_parts(parts: Sequence[Source]) -> None:
 
 def _check_order(order: Order) -> None:
     if len(order.sizes) > 1 and order.remainder != "carry":
-        raise UserError(f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry.")
+        raise UserError(
+            f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry."
+        )
     if order.slots == 0:
         raise UserError(
             f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from framework.config import UserError
+from framework.export.base import ExportReport
 from framework.loop import export_run
 from framework.modes.evaluate import restore
 from framework.run import Run
@@ -11,7 +12,9 @@ from framework.run import Run
 def main(run: Run, overrides: Sequence[str]) -> int:
     """Exports `export.checkpoint`; 1 if an export is not what was trained."""
     if not run.exports:
-        raise UserError(f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks.")
+        raise UserError(
+            f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
+        )
     step = restore(run, run.resolved.export.checkpoint)
     print(f"exporting step {step} of {run.workdir}")
     return print_reports(run)
@@ -25,7 +28,7 @@ def print_reports(run: Run) -> int:
     return 0 if all(report.passed for report in reports) else 1
 
 
-def describe(report) -> str:
+def describe(report: ExportReport) -> str:
     """'exports/lite/model.tflite  403 kB, max error 1.2e-06 (bound 5.1e-05), p50 0.02 ms' or why it failed."""
     if not report.passed:
         return f"FAILED: {report.failure}"

@@ -3,6 +3,8 @@
     train = TrainBlock(state, loss, metrics, batches, schedule, config)
     block = train(k)                      # k <= train.block_steps; any k, one trace, one compilation
     block.row(k - 1)                      # {'loss': 0.21, 'learning_rate': 1e-3, 'gradient_norm': 0.8, …}
+
+With one device the whole block is one program: batches are gathered, drawn for and consumed inside it.
 """
 
 import contextlib
@@ -50,7 +52,9 @@ class Layout:
         """Numbers of one row."""
         return sum(self.widths.values())
 
-    def pack(self, scalars: Mapping[str, tf.Tensor], terms: Terms, states: Mapping[str, tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    def pack(
+        self, scalars: Mapping[str, tf.Tensor], terms: Terms, states: Mapping[str, tf.Tensor], dtype: tf.DType
+    ) -> tf.Tensor:
         """One row: [width] of dtype."""
         if set(terms) != set(self.terms):
             raise ValueError(f"the loss returned terms {sorted(terms)}, but in training {sorted(self.terms)}")

@@ -2,6 +2,8 @@
 
     terms, outputs, gradients = terms_and_gradients(loss, model, batch, variables)
     total(terms)
+
+`variables` are named, so that an error can say which parameter the loss leaves out.
 """
 
 from collections.abc import Callable, Mapping

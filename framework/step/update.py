@@ -1,6 +1,8 @@
 """From gradients to new weights.
 
     norm = apply(optimizer, gradients, variables)
+
+Nothing else in the framework changes a weight.
 """
 
 from collections.abc import Mapping, Sequence

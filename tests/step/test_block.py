@@ -1,0 +1,225 @@
+"""A block of K steps is K steps: same bits for any split, one trace, one compilation, a row of numbers for each."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import config, experiment, losses, paths, run
+from framework.config import UserError
+from framework.step.gradients import total
+from tests import tiny
+
+MODES = ("xla", "graph", "eager")
+
+
+def build(mode="graph", functions=None, **overrides):
+    loaded = experiment.load("tests/tiny.py")
+    loaded = dataclasses.replace(loaded, functions={**loaded.functions, **(functions or {})})
+    overrides = {"train.compile": mode, "train.block_steps": 10, **overrides}
+    final = config.finalize(config.override(loaded.get_config(), overrides))
+    return run.assemble(loaded, final, None, time.monotonic())
+
+
+def snapshot(built):
+    return {path: variable.numpy() for path, variable in paths.variables(built.state).items()}
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys()
+    for path in left:
+        assert left[path].tobytes() == right[path].tobytes(), path
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_split_into_blocks_ends_in_the_same_bits(mode):
+    ends, rows = [], []
+    for split in ((1,) * 12, (10, 2), (1, 3, 5, 3)):
+        built = build(mode)
+        blocks = [built.train_block(k) for k in split]
+        ends.append(snapshot(built))
+        rows.append(np.concatenate([block.rows for block in blocks]))
+    for end, row in zip(ends[1:], rows[1:], strict=True):
+        assert_same_bits(end, ends[0])
+        assert row.tobytes() == rows[0].tobytes()
+
+
+@pytest.mark.parametrize("mode", ["xla", "graph"])
+def test_one_trace_and_one_compilation_for_every_k(mode):
+    built = build(mode)
+    for k in (1, 3, 10, 7, 1, 10):
+        built.train_block(k)
+    for _ in range(2):
+        built.eval_blocks["test"]()
+    expected = 1 if mode == "xla" else 0
+    for compiled in (built.train_block.compiled, built.eval_blocks["test"].compiled):
+        assert (compiled.traces, compiled.compilations) == (1, expected)
+
+
+@pytest.mark.parametrize("mode", ["xla", "graph"])
+def test_resident_and_streamed_data_train_the_same_bits(mode):
+    streamed, resident = (build(mode, **{"data.placement": placement}) for placement in ("stream", "resident"))
+    assert resident.data.is_resident and not streamed.data.is_resident
+    for k in (1, 10, 4):
+        streamed.train_block(k)
+        resident.train_block(k)
+    assert_same_bits(snapshot(streamed), snapshot(resident))
+    assert streamed.train_block.compiled.traces == 1
+    assert streamed.train_block.compiled.compilations == (1 if mode == "xla" else 0)
+
+
+def test_modes_agree_within_float32_rounding():
+    """With dropout on: the masks are the same bits in every mode, or the weights would be far apart."""
+    ends = {}
+    for mode in MODES:
+        built = build(mode, **{"model.dropout": 0.5, "optimizer.name": "sgd", "schedule.learning_rate": 0.1})
+        for _ in range(3):
+            built.train_block(10)
+        ends[mode] = np.concatenate([v.numpy().ravel() for v in built.model.trainable_variables])
+    for mode in ("xla", "graph"):
+        assert np.linalg.norm(ends[mode] - ends["eager"]) <= 1e-6 * np.linalg.norm(ends["eager"])
+
+
+def test_rows_are_the_numbers_of_each_step():
+    """Loss, accuracy and gradient norm of step 3 of a block equal those computed by hand from the state before it."""
+    built = build("xla", **{"train.precision": "float64", "model.l2": 1e-2, "model.dropout": 0.0})
+    by_hand = build("eager", **{"train.precision": "float64", "model.l2": 1e-2, "model.dropout": 0.0})
+    by_hand.train_block(2)
+    batch = by_hand.data.at(2)
+    kernels = [v for path, v in paths.trainable(by_hand.model).items() if path.endswith("kernel")]
+    with tf.GradientTape() as tape:
+        logits = by_hand.model(batch["image"], training=False)
+        values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+        cross_entropy = tf.reduce_mean(values)
+        penalty = 1e-2 * sum(tf.reduce_sum(kernel**2) for kernel in kernels)
+        loss = cross_entropy + penalty
+    gradients = tape.gradient(loss, by_hand.model.trainable_variables)
+    norm = np.sqrt(sum(np.sum(gradient.numpy() ** 2) for gradient in gradients))
+    row = built.train_block(5).row(2)
+    assert list(row) == ["loss", "learning_rate", "gradient_norm", "loss/cross_entropy", "loss/penalty", "accuracy"]
+    assert row["loss"] == pytest.approx(float(loss), rel=1e-12)
+    assert row["loss/cross_entropy"] == pytest.approx(float(cross_entropy), rel=1e-12)
+    assert row["loss/penalty"] == pytest.approx(float(penalty), rel=1e-12)
+    assert row["gradient_norm"] == pytest.approx(norm, rel=1e-12)
+    assert row["learning_rate"] == float(built.schedule(2))
+    assert row["accuracy"] == np.mean(np.argmax(logits, axis=1) == batch["label"].numpy())
+
+
+def test_inspect_gives_the_gradients_of_the_next_step_and_changes_nothing():
+    built = build("xla", **{"model.dropout": 0.5})
+    built.train_block(3)
+    before = snapshot(built)
+    gradients = built.train_block.inspect()
+    assert_same_bits(snapshot(built), before)
+    norm = np.sqrt(sum(np.sum(gradient.astype(np.float64) ** 2) for gradient in gradients.values()))
+    assert built.train_block(1).row(0)["gradient_norm"] == pytest.approx(norm, rel=1e-6)
+    assert list(gradients) == ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_evaluation_counts_each_example_once(mode):
+    """500 examples in batches of 128: the padding of the last one counts for nothing."""
+    built = build(mode, **{"train.precision": "float64", "model.l2": 1e-2, "train.block_steps": 3})
+    built.train_block(3)
+    source = tiny.digits("test")
+    images, labels = source.arrays["image"].astype(np.float64) * (1 / 255), source.arrays["label"]
+    logits = built.model(images, training=False).numpy()
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    values = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(500), labels]
+    kernels = [v.numpy() for path, v in paths.trainable(built.model).items() if path.endswith("kernel")]
+    penalty = 1e-2 * sum(np.sum(kernel**2) for kernel in kernels)
+    results = built.eval_blocks["test"]()
+    assert results["loss"] == pytest.approx(values.mean() + penalty, rel=1e-12)
+    assert results["accuracy"] == np.mean(logits.argmax(axis=1) == labels)
+
+
+def test_evaluation_changes_nothing():
+    built = build("graph")
+    built.train_block(2)
+    before = snapshot(built)
+    built.eval_blocks["test"]()
+    assert_same_bits(snapshot(built), before)
+
+
+def test_k_out_of_range_is_refused():
+    built = build("graph")
+    for k in (0, 11):
+        with pytest.raises(ValueError, match=f"k={k} is not between 1 and block_steps=10"):
+            built.train_block(k)
+
+
+def test_a_parameter_that_the_loss_does_not_use_is_named():
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            logits = model(batch["image"], training=training)
+            logits = tf.stop_gradient(logits) + 0 * model.layers[-1].bias
+            return {"ce": losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])}, {"logits": logits}
+
+        return loss
+
+    built = build("graph", {"make_loss": make_loss})
+    with pytest.raises(UserError) as caught:
+        built.train_block(1)
+    assert str(caught.value) == (
+        "the loss does not depend on dense/kernel, dense/bias, dense_1/kernel, so it would never train."
+        " Use it in make_loss, or set trainable=False on its layer."
+    )
+
+
+def test_a_frozen_layer_stays_as_it_is():
+    def make_model(cfg):
+        model = experiment.load("tests/tiny.py").functions["make_model"](cfg)
+        model.layers[1].trainable = False
+        return model
+
+    built = build("xla", {"make_model": make_model})
+    frozen = built.model.layers[1].kernel.numpy()
+    built.train_block(5)
+    assert built.model.layers[1].kernel.numpy().tobytes() == frozen.tobytes()
+    assert list(built.train_block.inspect()) == ["dense_1/kernel", "dense_1/bias"]
+
+
+def test_two_terms_have_their_own_weights_and_a_term_without_weight_is_zero():
+    """Term b counts the even labels alone; term c has no weight at all and neither adds nor makes a NaN."""
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            logits = model(batch["image"], training=training)
+            even = batch["weight"] * tf.cast(batch["label"] % 2 == 0, tf.float32)
+            return {
+                "a": losses.sparse_cross_entropy(logits, batch["label"], batch["weight"]),
+                "b": losses.sparse_cross_entropy(2 * logits, batch["label"], even),
+                "c": losses.sparse_cross_entropy(logits, batch["label"], 0 * batch["weight"]),
+            }, {"logits": logits}
+
+        return loss
+
+    settings = {"train.precision": "float64", "model.dropout": 0.0}
+    built = build("xla", {"make_loss": make_loss}, **settings)
+    batch = built.data.at(0)
+    logits = built.model(batch["image"], training=False)
+    values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits).numpy()
+    doubled = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], 2 * logits).numpy()
+    row = built.train_block(1).row(0)
+    b = doubled[batch["label"].numpy() % 2 == 0].mean()
+    assert row["loss/a"] == pytest.approx(values.mean(), rel=1e-12)
+    assert row["loss/b"] == pytest.approx(b, rel=1e-12)
+    assert row["loss/c"] == 0
+    assert row["loss"] == pytest.approx(values.mean() + b, rel=1e-12)
+    assert np.isfinite(row["gradient_norm"])
+
+
+def test_total_is_the_sum_of_means():
+    terms = {"a": losses.Term(tf.constant(6.0), tf.constant(3.0)), "b": losses.Term(tf.constant(5.0), tf.constant(0.0))}
+    assert float(total(terms)) == 2.0
+
+
+def test_first_nonfinite_finds_the_step():
+    built = build("xla", **{"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""})
+    block = built.train_block(10)
+    bad = block.first_nonfinite()
+    assert bad is not None and bad >= 1
+    finite = [np.isfinite([block.row(i)["loss"], block.row(i)["gradient_norm"]]).all() for i in range(10)]
+    assert finite[:bad] == [True] * bad and not finite[bad]

@@ -1,0 +1,190 @@
+"""Checkpoints are whole or not there, keep what they say, and give back every bit."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import checkpoint, paths, state
+from framework.checkpoint import Checkpoints
+from framework.config import UserError
+
+
+def make_state(units=3, seed=0):
+    model = keras.Sequential([keras.layers.Dense(units, input_shape=(4,)), keras.layers.BatchNormalization()])
+    created = state.create(model, keras.optimizers.Adam(1e-3, jit_compile=False))
+    rng = np.random.default_rng(seed)
+    for variable in paths.variables(created).values():
+        value = rng.normal(size=variable.shape) * 100
+        variable.assign(tf.cast(value, variable.dtype))
+    return created
+
+
+def snapshot(created):
+    return {path: variable.numpy().tobytes() for path, variable in paths.variables(created).items()}
+
+
+def save_at(checkpoints, created, step, **more):
+    created.step.assign(step)
+    return checkpoints.save(created, {"at": step}, **more)
+
+
+def test_restores_every_bit_and_the_note(tmp_path):
+    saved, other = make_state(seed=1), make_state(seed=2)
+    folder = save_at(Checkpoints(tmp_path, 3), saved, 469)
+    assert folder == tmp_path / "step-00000469"
+    assert Checkpoints(tmp_path, 3).restore(other) == {"at": 469}
+    assert snapshot(other) == snapshot(saved)
+
+
+def test_special_values_survive(tmp_path):
+    created = make_state()
+    created.best.value.assign(np.nan)
+    kernel = created.model.layers[0].kernel
+    kernel.assign(np.array([[np.inf, -0.0, 1e-45], [1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32))
+    before = snapshot(created)
+    save_at(Checkpoints(tmp_path, 1), created, int(created.step))
+    other = make_state(seed=5)
+    Checkpoints(tmp_path, 1).restore(other)
+    assert snapshot(other) == before
+
+
+def test_tensorflow_reads_the_tensors_by_path(tmp_path):
+    created = make_state()
+    folder = save_at(Checkpoints(tmp_path, 1), created, 7)
+    reader = tf.train.load_checkpoint(str(folder / "state"))
+    np.testing.assert_array_equal(reader.get_tensor("model/dense/kernel"), created.model.layers[0].kernel.numpy())
+    assert reader.get_tensor("step") == 7
+    assert set(reader.get_variable_to_shape_map()) == set(paths.variables(created))
+
+
+def test_nothing_to_restore(tmp_path):
+    assert Checkpoints(tmp_path / "none", 3).restore(make_state()) is None
+    assert Checkpoints(tmp_path / "none", 3).steps() == []
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 2)
+    for step in (1, 2, 3, 4, 5):
+        save_at(checkpoints, created, step, is_best=step == 2)
+    assert checkpoints.steps() == [2, 4, 5]
+    assert (checkpoints.pointed("best"), checkpoints.pointed("last")) == (2, 5)
+    save_at(checkpoints, created, 6, is_best=True)
+    assert checkpoints.steps() == [5, 6]
+
+
+def test_restores_the_best(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 1)
+    save_at(checkpoints, created, 3, is_best=True)
+    best = snapshot(created)
+    created.model.layers[0].kernel.assign_add(tf.ones([4, 3]))
+    save_at(checkpoints, created, 9)
+    assert checkpoints.restore(created, "best") == {"at": 3}
+    assert snapshot(created) == best
+
+
+def test_saving_a_step_twice_moves_the_pointer_only(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    folder = save_at(checkpoints, created, 5)
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    save_at(checkpoints, created, 5, is_best=True)
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    assert checkpoints.pointed("best") == 5
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_falls_back_past_a_damaged_checkpoint(tmp_path, damage, caplog):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    save_at(checkpoints, created, 1)
+    whole = snapshot(created)
+    created.model.layers[0].kernel.assign_add(tf.ones([4, 3]))
+    newest = save_at(checkpoints, created, 2)
+    data = newest / "state.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "truncate":
+        data.write_bytes(content[:-1])
+    elif damage == "remove":
+        data.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    other = make_state(seed=9)
+    assert checkpoints.restore(other) == {"at": 1}
+    assert snapshot(other) == whole
+    says = {
+        "flip": "state.data-00000-of-00001 does not have its SHA-256",
+        "truncate": "state.data-00000-of-00001 does not have its SHA-256",
+        "remove": "state.data-00000-of-00001 is missing",
+        "manifest": "manifest.json: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    }[damage]
+    assert f"checkpoint {newest} is damaged ({says}); falling back to the one before" in caplog.text
+
+
+def test_a_damaged_best_is_refused(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    folder = save_at(checkpoints, created, 1, is_best=True)
+    (folder / "state.index").unlink()
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(created, "best")
+    assert str(caught.value) == (
+        f"{tmp_path}: the best checkpoint cannot be used: state.index is missing. Use --config.export.checkpoint=last."
+    )
+
+
+def test_no_best_yet(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    save_at(checkpoints, created, 1)
+    with pytest.raises(UserError, match=r"the best checkpoint cannot be used: there is none yet\."):
+        checkpoints.restore(created, "best")
+
+
+def test_another_model_is_refused_with_both_sides(tmp_path):
+    save_at(Checkpoints(tmp_path, 3), make_state(units=3), 1)
+    with pytest.raises(UserError) as caught:
+        Checkpoints(tmp_path, 3).restore(make_state(units=2))
+    assert "model/dense/kernel: float32[4, 3] in the checkpoint, float32[4, 2] in the run" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'step-00000001'} is of another model or optimizer: ")
+
+
+@pytest.mark.parametrize("phase", ["SaveV2", "manifest", "rename", "pointer"])
+def test_a_crash_in_any_phase_leaves_the_one_before(tmp_path, monkeypatch, phase):
+    """An exception stands for the crash: whatever is on disk at that moment must restore."""
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    save_at(checkpoints, created, 1)
+    before = snapshot(created)
+
+    def crash(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    real = checkpoint.write_json
+    patched = {
+        "SaveV2": (tf.raw_ops, "SaveV2", crash),
+        "manifest": (checkpoint, "write_json", crash),
+        "rename": (checkpoint.Path, "rename", crash),
+        "pointer": (checkpoint, "write_json", lambda path, v: crash() if path.name == "last.json" else real(path, v)),
+    }[phase]
+    created.model.layers[0].kernel.assign_add(tf.ones([4, 3]))
+    with monkeypatch.context() as patch:
+        patch.setattr(*patched)
+        with pytest.raises(KeyboardInterrupt):
+            save_at(checkpoints, created, 2)
+    after = snapshot(created)
+    other = make_state(seed=4)
+    assert Checkpoints(tmp_path, 3).restore(other) == ({"at": 2} if phase == "pointer" else {"at": 1})
+    assert snapshot(other) == (after if phase == "pointer" else before)
+    save_at(checkpoints, created, 3)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_write_json_never_shows_half_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "value.json"
+    checkpoint.write_json(path, {"a": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.json, "dump", lambda value, file, indent: file.write("{") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            checkpoint.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}

@@ -1,0 +1,229 @@
+"""The loop: what it writes and when, that an interrupted run ends in the bits of one that was not, early stopping."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framework import loop, paths, run
+from framework.loop import NonFiniteError
+
+TINY = "tests/tiny.py"
+
+
+def build(workdir, mode="graph", **overrides):
+    return run.build(TINY, {"train.compile": mode, **overrides}, workdir)
+
+
+def snapshot(built):
+    return {path: variable.numpy().tobytes() for path, variable in paths.variables(built.state).items()}
+
+
+def rows(workdir, *without):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in without} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("loop") / "whole"
+    built = build(workdir)
+    result = loop.train(built)
+    return built, result, workdir
+
+
+def interrupt_at(built, step):
+    """Sends SIGTERM to ourselves from within the block that reaches `step`."""
+    train_block = built.train_block
+
+    class Interrupting:
+        block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
+
+        def __call__(self, k):
+            block = train_block(k)
+            if block.first_step < step <= block.first_step + k:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return block
+
+    built.train_block = Interrupting()
+
+
+@pytest.mark.parametrize(
+    ("stops", "mode"), [((1,), "graph"), ((13,), "graph"), ((20, 21, 33), "graph"), ((20, 33), "xla")]
+)
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops, mode):
+    if mode == "xla":
+        whole = build(tmp_path / "whole", mode)
+        loop.train(whole)
+        expected, expected_rows = snapshot(whole), rows(tmp_path / "whole", "examples_per_second")
+    else:
+        whole, _, workdir = uninterrupted
+        expected, expected_rows = snapshot(whole), rows(workdir, "examples_per_second")
+    for stop in stops:
+        built = build(tmp_path / "run", mode)
+        interrupt_at(built, stop)
+        result = loop.train(built)
+        assert result["status"] == "interrupted"
+        assert stop <= result["step"] < 40
+        assert built.checkpoints.steps()[-1] == result["step"]
+    built = build(tmp_path / "run", mode)
+    assert loop.train(built)["status"] == "finished"
+    assert snapshot(built) == expected
+    assert rows(tmp_path / "run", "examples_per_second") == expected_rows
+
+
+def test_an_unsaved_tail_is_written_once(tmp_path, uninterrupted, monkeypatch):
+    """A run that dies between a log row and its checkpoint writes that row again, not twice."""
+    built = build(tmp_path / "run")
+    original = loop._refuse_nonfinite
+
+    def die(run_, block):
+        original(run_, block)
+        if block.first_step >= 30:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_refuse_nonfinite", die)
+        with pytest.raises(MemoryError):
+            loop.train(built)
+    assert built.checkpoints.steps() == [20]
+    assert rows(tmp_path / "run")[-1]["step"] == 30
+    again = build(tmp_path / "run")
+    loop.train(again)
+    assert rows(tmp_path / "run", "examples_per_second") == rows(uninterrupted[2], "examples_per_second")
+
+
+def test_a_row_for_every_logged_step_and_evaluation(uninterrupted):
+    _, _, workdir = uninterrupted
+    lines = rows(workdir)
+    trained = [line for line in lines if "loss" in line]
+    evaluated = [line for line in lines if "eval/test/loss" in line]
+    assert [line["step"] for line in trained] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [line["step"] for line in evaluated] == [20, 40]
+    keys = ["step", "loss", "learning_rate", "gradient_norm", "accuracy", "examples_per_second"]
+    assert all(list(line) == keys for line in trained)
+    assert all(list(line) == ["step", "eval/test/loss", "eval/test/accuracy"] for line in evaluated)
+
+
+def test_logged_numbers_are_those_of_the_step(uninterrupted, tmp_path):
+    built = build(tmp_path / "other")
+    by_step = {line["step"]: line for line in rows(uninterrupted[2]) if "loss" in line}
+    for step in range(1, 41):
+        row = built.train_block(1).row(0)
+        if step in by_step:
+            assert {key: by_step[step][key] for key in row} == row
+
+
+def test_result_says_what_happened(uninterrupted):
+    _, result, workdir = uninterrupted
+    assert json.loads((workdir / "result.json").read_text()) == result
+    lines = [line for line in rows(workdir) if "eval/test/loss" in line]
+    assert result["status"] == "finished"
+    assert (result["step"], result["updates"], result["epochs"]) == (40, 40, 2.0)
+    assert result["final"] == {name.removeprefix("eval/"): lines[-1][name] for name in lines[-1] if name != "step"}
+    assert result["best"]["test/accuracy"] == max(line["eval/test/accuracy"] for line in lines)
+    assert result["best"]["test/loss"] == min(line["eval/test/loss"] for line in lines)
+    assert result["data"]["train"] == {
+        "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False
+    }  # fmt: skip
+    assert result["parameters"] == 784 * 128 + 128 + 128 * 10 + 10
+    assert (result["compile"], result["traces"], result["compilations"]) == ("graph", 1, 0)
+    assert 0 < result["time_to_first_step_seconds"] < result["wall_seconds"]
+    assert result["examples_per_second"] > 0
+
+
+def test_run_folder_has_everything(uninterrupted):
+    built, _, workdir = uninterrupted
+    assert json.loads((workdir / "config.json").read_text())["train"]["duration"] == "40 steps"
+    assert (workdir / "tiny.py").read_bytes() == Path(TINY).read_bytes()
+    (start,) = json.loads((workdir / "environment.json").read_text())["starts"]
+    assert start["step"] == 0
+    assert {"command", "packages", "cpu", "cores", "devices", "git", "python", "platform", "time"} <= start.keys()
+    assert (workdir / "overrides.txt").exists()
+    assert built.checkpoints.steps() == [20, 40]
+    for name in ("train", "eval/test"):
+        assert list((workdir / "tensorboard" / name).glob("events.out.tfevents.*")), name
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted):
+    _, result, workdir = uninterrupted
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    again = build(workdir)
+    assert loop.train(again) == result
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    assert loop.evaluate(again) == result["final"]
+
+
+def test_early_stopping_ends_the_run_and_survives_an_interruption(tmp_path):
+    """At learning rate 0 nothing improves after the first evaluation: patience 3 ends it at the fourth."""
+    settings = {
+        "schedule.learning_rate": 0.0,
+        "eval.every": "5 steps",
+        "early_stopping.metric": "test/loss",
+        "early_stopping.patience": 3,
+    }
+    first = build(tmp_path / "run", **settings)
+    interrupt_at(first, 12)
+    assert loop.train(first)["status"] == "interrupted"
+    second = build(tmp_path / "run", **settings)
+    result = loop.train(second)
+    assert (result["status"], result["step"]) == ("stopped early", 20)
+    assert (int(second.state.early.step), int(second.state.early.waited)) == (5, 3)
+    third = build(tmp_path / "run", **settings)
+    assert loop.train(third)["status"] == "stopped early"
+    assert int(third.state.step) == 20
+
+
+def test_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
+    built = build(tmp_path / "run", **{"eval.every": "5 steps", "checkpoint.every": "", "checkpoint.keep": 1})
+    loop.train(built)
+    lines = {line["step"]: line["eval/test/accuracy"] for line in rows(tmp_path / "run") if "eval/test/loss" in line}
+    best = max(lines, key=lambda step: (lines[step], -step))
+    assert built.checkpoints.pointed("best") == int(built.state.best.step) == best
+    built.checkpoints.restore(built.state, "best")
+    assert loop.evaluate(built)["test/accuracy"] == lines[best]
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
+    settings = {
+        "optimizer.name": "sgd",
+        "schedule.name": "constant",
+        "schedule.warmup": "",
+        "checkpoint.every": "1 step",
+    }
+    built = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e25})
+    with pytest.raises(NonFiniteError) as caught:
+        loop.train(built)
+    saved = built.checkpoints.steps()
+    message = str(caught.value)
+    assert message.startswith(f"step {saved[-1] + 1}: loss=")
+    assert message.endswith(
+        f" at learning_rate=1e+25. Nothing of it is saved; the last checkpoint is of step {saved[-1]}."
+        " Try a lower --config.schedule.learning_rate or a warm-up."
+    )
+    whole = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e25})
+    assert whole.open() == saved[-1]
+
+
+def test_evaluation_without_a_period_happens_at_the_end(tmp_path):
+    built = build(tmp_path / "run", **{"eval.every": "", "checkpoint.every": "", "log.histograms_every": ""})
+    loop.train(built)
+    assert [line["step"] for line in rows(tmp_path / "run") if "eval/test/loss" in line] == [40]
+    assert built.checkpoints.steps() == [40]
+
+
+def test_several_evaluation_splits_are_told_apart(tmp_path):
+    built = build(tmp_path / "run", **{"eval.splits": ("test", "train_eval"), "train.duration": "5 steps"})
+    result = loop.train(built)
+    assert list(result["final"]) == ["test/loss", "test/accuracy", "train_eval/loss", "train_eval/accuracy"]
+    assert result["data"]["train_eval"]["examples"] == 2560
+
+
+def test_held_out_examples_are_those_of_the_split(tmp_path):
+    built = build(tmp_path / "run", **{"export.examples": 200})
+    batches = list(loop.held_out(built))
+    assert [len(batch["label"]) for batch in batches] == [128, 128]
+    np.testing.assert_array_equal(batches[1]["label"], built.eval_data["test"].at(1)["label"])

@@ -1,0 +1,220 @@
+"""framework/rng.py against Philox written out in Python, its published known answers, and statistics."""
+
+import hashlib
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import rng
+
+KEY = rng.key(7)
+MODES = {
+    "eager": lambda fn: fn,
+    "graph": lambda fn: tf.function(fn, autograph=False),
+    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+}
+
+
+def philox(counter, key):
+    """Philox 4x32-10 of Salmon et al. (2011): 4 words from a counter of 4 words and a key of 2."""
+    (a, b, c, d), (k0, k1) = counter, key
+    for _ in range(10):
+        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (q >> 32) ^ b ^ k0, q & 0xFFFFFFFF, (p >> 32) ^ d ^ k1, p & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return a, b, c, d
+
+
+def halves(value):
+    return value & 0xFFFFFFFF, value >> 32
+
+
+def reference(stream, examples, per_example, key=KEY, step=0, first_example=0, call=0):
+    """The words that the module's documentation promises: key = seed ^ hash(stream), counter = (example, step)."""
+    key ^= int.from_bytes(hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8], "little")
+    counts = (per_example + 3) // 4
+    rows = [
+        [word for i in range(counts) for word in philox((*halves(example * counts + i), *halves(step)), halves(key))]
+        for example in range(first_example, first_example + examples)
+    ]
+    return np.array(rows, np.uint32)[:, :per_example]
+
+
+def draw(stream="layer", examples=3, per_example=5, key=KEY, step=0, first_example=0):
+    with rng.scope(key, step, first_example):
+        return rng.words(stream, examples, per_example).numpy()
+
+
+# kat_vectors of the Random123 distribution: counter, key, result.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
+def test_tensorflows_op_and_this_files_reference_give_the_published_answers(counter, key, result):
+    counter, key, result = ([int(word, 16) for word in text.split()] for text in (counter, key, result))
+    assert list(philox(counter, key)) == result
+    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[4],
+        key=tf.constant([key[0] | key[1] << 32], tf.uint64),
+        counter=tf.constant([counter[0] | counter[1] << 32, counter[2] | counter[3] << 32], tf.uint64),
+        alg=1,
+        dtype=tf.uint32,
+    )
+    assert drawn.numpy().tolist() == result
+
+
+def test_key_is_the_head_of_a_sha256():
+    assert rng.key(0) == int.from_bytes(hashlib.sha256(b"seed 0").digest()[:8], "little")
+    keys = {rng.key(seed) for seed in [*range(1000), 2**63 - 1]}
+    assert len(keys) == 1001
+    assert max(keys) < 2**64
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("per_example", [1, 4, 7])
+def test_words_are_philox_bit_for_bit_in_every_mode(mode, per_example):
+    def fn(step, first):
+        with rng.scope(tf.constant(KEY, tf.uint64), step, first):
+            return rng.words("a", 5, per_example), rng.words("a", 5, per_example), rng.words("b", 5, per_example)
+
+    fn = MODES[mode](fn)
+    for step, first in ((0, 0), (3, 64), (2**33 + 1, 2**31)):
+        drawn = fn(tf.constant(step, tf.int64), tf.constant(first, tf.int64))
+        for words, stream, call in zip(drawn, "aab", (0, 1, 0), strict=True):
+            assert words.dtype == tf.uint32
+            assert np.array_equal(words, reference(stream, 5, per_example, step=step, first_example=first, call=call))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_number_of_examples_may_be_a_tensor(mode):
+    def fn(x):
+        with rng.scope(KEY, 2):
+            return rng.words("a", tf.shape(x)[0], 6)
+
+    assert np.array_equal(MODES[mode](fn)(tf.zeros([9, 2])), reference("a", 9, 6, step=2))
+
+
+@pytest.mark.parametrize("per_example", [1, 3, 4, 5, 784])
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_slices_drawn_at_their_offset_make_up_the_whole(per_example, parts):
+    whole = draw(examples=24, per_example=per_example)
+    size = 24 // parts
+    slices = [draw(examples=size, per_example=per_example, first_example=first) for first in range(0, 24, size)]
+    assert np.array_equal(np.concatenate(slices), whole)
+
+
+def test_anything_that_differs_gives_unrelated_words():
+    base = {"stream": "layer", "examples": 64, "per_example": 16}
+    others = [
+        base,
+        base | {"stream": "layer_1"},
+        base | {"step": 1},
+        base | {"step": 2**32},
+        base | {"key": rng.key(8)},
+        base | {"first_example": 64},
+    ]
+    drawn = [draw(**other) for other in others]
+    with rng.scope(KEY, 0):
+        rng.words(**base)
+        drawn.append(rng.words(**base).numpy())  # the second call of one scope
+    for i, one in enumerate(drawn):
+        assert len(np.unique(one)) == one.size
+        for other in drawn[:i]:
+            bits = np.unpackbits((one ^ other).view(np.uint8))
+            assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)
+
+
+def test_the_same_scope_opened_again_gives_the_same_words():
+    assert np.array_equal(draw(step=4), draw(step=4))
+
+
+def test_outside_of_a_scope_a_draw_says_what_to_write():
+    with pytest.raises(RuntimeError) as error:
+        rng.words("tower/dropout", 1, 1)
+    assert str(error.value) == (
+        "'tower/dropout' draws random numbers outside of rng.scope. The step opens one; in a test, write"
+        " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
+    )
+
+
+def test_scopes_nest_and_an_exception_closes_them():
+    with rng.scope(KEY, 1):
+        first = rng.words("a", 2, 4).numpy()
+        with pytest.raises(KeyError), rng.scope(KEY, 2):
+            assert np.array_equal(rng.words("a", 2, 4), reference("a", 2, 4, step=2))
+            raise KeyError
+        second = rng.words("a", 2, 4).numpy()  # the outer scope has kept its own count
+    assert np.array_equal(first, reference("a", 2, 4, step=1))
+    assert np.array_equal(second, reference("a", 2, 4, step=1, call=1))
+    with pytest.raises(RuntimeError):
+        rng.words("a", 2, 4)
+
+
+def test_a_scope_belongs_to_its_thread():
+    seen = {}
+
+    def other():
+        try:
+            rng.words("a", 1, 1)
+        except RuntimeError as error:
+            seen["without"] = str(error)
+        seen["with"] = draw("a", step=9)
+
+    with rng.scope(KEY, 0):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        here = rng.words("a", 3, 5).numpy()
+    assert "outside of rng.scope" in seen["without"]
+    assert np.array_equal(seen["with"], reference("a", 3, 5, step=9))
+    assert np.array_equal(here, reference("a", 3, 5))  # what the other thread drew was not counted here
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_uniform_is_the_top_24_bits_of_the_words(mode):
+    def fn():
+        with rng.scope(KEY, 0):
+            return rng.uniform("u", 50, 10)
+
+    drawn = MODES[mode](fn)().numpy()
+    assert drawn.dtype == np.float32
+    assert np.array_equal(drawn.astype(np.float64) * 2**24, reference("u", 50, 10) >> 8)
+
+
+def test_uniform_reaches_neither_below_0_nor_1(monkeypatch):
+    extremes = tf.constant([[0, 255, 256, 2**32 - 1]], tf.uint32)
+    monkeypatch.setattr(rng, "words", lambda *_: extremes)
+    assert rng.uniform("u", 1, 4).numpy().tolist() == [[0.0, 0.0, 2.0**-24, 1 - 2.0**-24]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uniform_has_the_moments_and_the_spread_of_a_uniform(seed):
+    n = 250_000
+    with rng.scope(rng.key(seed), 11):
+        drawn = rng.uniform("u", n // 250, 250).numpy().astype(np.float64).ravel()
+    assert abs(drawn.mean() - 1 / 2) < 4.5 * np.sqrt(1 / 12 / n)
+    assert abs(drawn.var() - 1 / 12) < 4.5 * np.sqrt(1 / 180 / n)
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 4.5 / np.sqrt(n)
+    counts = np.bincount((drawn * 256).astype(int), minlength=256)
+    chi_square = ((counts - n / 256) ** 2).sum() / (n / 256)
+    assert abs(chi_square - 255) < 4.5 * np.sqrt(2 * 255)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999])
+def test_threshold_is_the_rate_in_units_of_a_word(rate):
+    assert abs(int(rng.threshold(rate)) / 2**32 - rate) <= 2**-33
+
+
+def test_name_streams_names_only_what_draws():
+    class Drawing:
+        rng_stream = ""
+
+    first, second, other = Drawing(), Drawing(), object()
+    rng.name_streams({"": other, "a/dropout": first, "b": second})
+    assert (first.rng_stream, second.rng_stream) == ("a/dropout", "b")
