@@ -76,7 +76,8 @@ def _launch(argv: Sequence[str]) -> int:
     _quiet_tensorflow()
     from framework import run  # loads TensorFlow, which takes seconds; flag errors did not wait for it
 
-    built = run.build(values.config, overrides, values.workdir)
+    looks_back = values.mode in ("evaluate", "export")
+    built = run.build(values.config, overrides, values.workdir, of_workdir=looks_back)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
     return mode.main(built, overrides)
 

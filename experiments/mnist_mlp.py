@@ -11,7 +11,7 @@ import tf_keras as keras
 from ml_collections import ConfigDict
 
 from framework import layers, losses, metrics, optim
-from framework.config import apply_preset, base_config
+from framework.config import apply_preset, base_config, check_choice, check_range
 from framework.data.batches import make_batches
 from framework.data.sources import load_mnist
 from framework.export.base import SERVING, Signature
@@ -46,6 +46,15 @@ def get_config(arg: str) -> ConfigDict:
     config.model.l2 = 0.0  # of the kernels; adds l2 * sum(w**2) to the loss
     config.checkpoint.best_metric = "test/accuracy"
     return apply_preset(config, arg, PRESETS)
+
+
+def check_config(cfg: ConfigDict) -> None:
+    """The rules of the keys above that are ours."""
+    check_choice("data.name", cfg.data.name, ("mnist", "fashion_mnist"))
+    check_choice("model.initializer", cfg.model.initializer, ("glorot_uniform", "he_normal"))
+    check_range("model.hidden", cfg.model.hidden, 1, None)
+    check_range("model.dropout", cfg.model.dropout, 0, 0.99)
+    check_range("model.l2", cfg.model.l2, 0, None)
 
 
 def make_data(cfg: ConfigDict, split: str):

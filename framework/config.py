@@ -213,6 +213,19 @@ def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[st
     return config
 
 
+def restored(config: ConfigDict, stored: Mapping[str, Any]) -> ConfigDict:
+    """Returns `config` with the values of a run's config.json, where tuples have become lists.
+
+    Raises:
+      UserError: the file has a key that the experiment no longer has.
+    """
+    values = flatten(ConfigDict(stored))
+    for key in values.keys() - flatten(config).keys():
+        raise UserError(f"the run's config.json sets '{key}', which its experiment file no longer has. Put it back.")
+    config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return config
+
+
 def _unknown_key(key: str, value: str, known: Mapping[str, Any]) -> None:
     sections = {name.rpartition(".")[0] for name in known} - {""}
     if key in sections:
@@ -269,18 +282,28 @@ def finalize(config: ConfigDict) -> ConfigDict:
     return config.copy_and_resolve_references().lock()
 
 
+def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises UserError unless `value` is one of `choices`; for an experiment's own keys in its `check_config`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise UserError(
+            f"{key}='{value}' is not one of {', '.join(choices)}.{near(str(value), choices)}"
+            f" Use --config.{key}={choices[0]}."
+        )
+
+
+def check_range(key: str, value: float, low: float | None, high: float | None) -> None:
+    """Raises UserError unless `value` is finite and between `low` and `high`, both included; None = unbounded."""
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        legal = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"{key}={value} is out of range: it must be {legal}. Use --config.{key}=N.")
+
+
 def _check_values(flat: Mapping[str, Any]) -> None:
     for key, choices in _CHOICES.items():
-        if flat[key] not in choices:
-            hint = near(str(flat[key]), choices)
-            raise UserError(
-                f"{key}='{flat[key]}' is not one of {', '.join(choices)}.{hint} Use --config.{key}={choices[0]}."
-            )
+        check_choice(key, flat[key], choices)
     for key, (low, high) in _RANGES.items():
-        value = flat[key]
-        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-            legal = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UserError(f"{key}={value} is out of range: it must be {legal}. Use --config.{key}=N.")
+        check_range(key, flat[key], low, high)
     for key, optional in _DURATIONS.items():
         _check_duration(key, flat[key], optional)
     for value in flat["schedule.boundaries"]:

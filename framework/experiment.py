@@ -28,6 +28,7 @@ REQUIRED = {
     "make_schedule": ("cfg", "total_steps"),
 }
 OPTIONAL = {
+    "check_config": ("cfg",),
     "make_metrics": ("cfg",),
     "make_optimizer": ("cfg", "learning_rate"),
     "make_exports": ("cfg",),

@@ -23,29 +23,37 @@ class Progress:
       started: `time.monotonic()` at the start of this process's part of the run.
       note: what `note()` gave to the checkpoint that was restored; {} for a new run.
       modes: {metric: 'min' or 'max'}, which values are better.
+      clock: seconds; the one `started` was read from.
 
     Attributes:
       evaluations: {'split/metric': value} of the newest evaluation; best: the best value of each so far.
       time_to_first_step: seconds from `started` to the end of the first step; None before it.
     """
 
-    def __init__(self, batch_size: int, started: float, note: Mapping[str, Any], modes: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        started: float,
+        note: Mapping[str, Any],
+        modes: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.evaluations: dict[str, float] = dict(note.get("evaluations", {}))
         self.best: dict[str, float] = dict(note.get("best", {}))
         self.time_to_first_step: float | None = None
-        self._batch_size, self._started, self._modes = batch_size, started, modes
+        self._batch_size, self._started, self._modes, self._clock = batch_size, started, modes, clock
         self._before = float(note.get("wall_seconds", 0.0))
         self._lap_start = self._seconds = 0.0
         self._lap_first = self._steps = 0
 
     def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
         """Runs a block of `k` steps and takes its time; the first one compiles and is not counted as speed."""
-        start = time.perf_counter()
+        start = self._clock()
         block = train_block(k)
         if self.time_to_first_step is None:
-            self.time_to_first_step = time.monotonic() - self._started
+            self.time_to_first_step = self._clock() - self._started
         else:
-            self._seconds += time.perf_counter() - start
+            self._seconds += self._clock() - start
             self._steps += k
         return block
 
@@ -73,7 +81,7 @@ class Progress:
 
     def wall_seconds(self) -> float:
         """Of this process's part and of those before it."""
-        return self._before + time.monotonic() - self._started
+        return self._before + self._clock() - self._started
 
     def _rate(self, seconds: float, steps: int) -> float:
         return steps * self._batch_size / seconds if steps else math.nan

@@ -100,7 +100,7 @@ def uniform(stream: str, examples: Any, per_example: int) -> tf.Tensor:
 
 def threshold(rate: float) -> tf.Tensor:
     """uint32 scalar t such that a word is below t with probability `rate` (0 <= rate < 1, to 2**-32)."""
-    return tf.constant(round(rate * 2**32), tf.uint32)
+    return tf.constant(min(round(rate * 2**32), 2**32 - 1), tf.uint32)
 
 
 def name_streams(paths: dict[str, Any]) -> None:

@@ -114,7 +114,10 @@ class Run:
 
 
 def build(
-    name: str, overrides: Mapping[str, Any] | Iterable[str] = (), workdir: str | os.PathLike[str] | None = None
+    name: str,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    workdir: str | os.PathLike[str] | None = None,
+    of_workdir: bool = False,
 ) -> Run:
     """Puts an experiment together; what launch.py calls, and what a notebook uses.
 
@@ -122,6 +125,7 @@ def build(
       name: 'experiments/mnist_mlp.py' or 'experiments/mnist_mlp.py:preset'.
       overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
       workdir: the run folder; a fresh one below runs/ by default.
+      of_workdir: to look at a trained run: the config is that of the run folder, and overrides go on top of it.
 
     Raises:
       UserError: bad input, found before a device is initialised: also a workdir that holds a run of another config or
@@ -131,8 +135,15 @@ def build(
     workdir = Path(workdir) if workdir else fresh_workdir(name)
     check_workdir(workdir)
     loaded = experiment.load(name)
-    final = config.finalize(config.override(loaded.get_config(), overrides))
-    _refuse_other_run(workdir, loaded, final)
+    start = loaded.get_config()
+    stored = workdir / "config.json"
+    if of_workdir and stored.exists():
+        start = config.restored(start, json.loads(stored.read_text()))
+    final = config.finalize(config.override(start, overrides))
+    if "check_config" in loaded.functions:
+        loaded.functions["check_config"](final)
+    if not of_workdir:
+        _refuse_other_run(workdir, loaded, final)
     return assemble(loaded, final, workdir, started)
 
 

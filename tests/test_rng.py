@@ -206,9 +206,9 @@ def test_uniform_has_the_moments_and_the_spread_of_a_uniform(seed):
     assert abs(chi_square - 255) < 4.5 * np.sqrt(2 * 255)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999, 1 - 2.0**-32, 1 - 1e-15])
 def test_threshold_is_the_rate_in_units_of_a_word(rate):
-    assert abs(int(rng.threshold(rate)) / 2**32 - rate) <= 2**-33
+    assert abs(int(rng.threshold(rate)) / 2**32 - rate) <= (2**-33 if rate <= 1 - 2**-32 else 2**-32)
 
 
 def test_name_streams_names_only_what_draws():

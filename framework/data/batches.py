@@ -277,8 +277,9 @@ def make_batches(
     parts = [source for source, _ in pairs]
     _check_parts(parts)
     if len(parts) > 1 and not training:
+        names = ", ".join(repr(part.origin) for part in parts)
         raise UserError(
-            f"a mixture ({', '.join(repr(part.origin) for part in parts)}) has no end, so it cannot be an evaluation split."
+            f"a mixture ({names}) has no end, so it cannot be an evaluation split."
             " Name each source in eval.splits and return it from make_data."
         )
     order = Order(

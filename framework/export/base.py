@@ -450,12 +450,14 @@ def _without_tensorflow_chatter() -> Iterator[None]:
     def is_wanted(record: python_logging.LogRecord) -> bool:
         return record.levelno > python_logging.INFO or "tensorflow" not in Path(record.pathname).parts
 
-    logger = logging.get_absl_logger()
-    logger.addFilter(is_wanted)
+    loggers = (logging.get_absl_logger(), tf.get_logger())
+    for logger in loggers:
+        logger.addFilter(is_wanted)
     try:
         yield
     finally:
-        logger.removeFilter(is_wanted)
+        for logger in loggers:
+            logger.removeFilter(is_wanted)
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,7 @@
 """--mode=train: trains to the end, exports, and says where everything is."""
 
 import json
+import shlex
 from collections.abc import Sequence
 
 from framework.loop import train
@@ -12,10 +13,9 @@ from framework.run import Run
 def main(run: Run, overrides: Sequence[str]) -> int:
     """Returns 0, or 1 if an export failed its checks."""
     result = train(run, overrides)
-    where = f"--config={run.experiment.path}{f':{run.experiment.preset}' if run.experiment.preset else ''}"
     if result["status"] == "interrupted":
         print(f"stopped at step {result['step']} of {run.total_steps} and saved; the same command goes on from there:")
-        print(f"  python launch.py {' '.join([where, f'--workdir={run.workdir}', *overrides])}")
+        print(f"  {_command(run, overrides)}")
         return 0
     print(f"{result['status']}: step {result['step']} in {run.workdir}")
     for name, value in result["final"].items():
@@ -34,3 +34,9 @@ def _is_exported(run: Run) -> bool:
     """Whether an earlier start of this command exported the run and every export passed."""
     path = run.workdir / "exports" / "report.json"
     return path.exists() and all(report["passed"] for report in json.loads(path.read_text()))
+
+
+def _command(run: Run, overrides: Sequence[str]) -> str:
+    """What to type to go on."""
+    name = f"{run.experiment.path}:{run.experiment.preset}" if run.experiment.preset else f"{run.experiment.path}"
+    return shlex.join(["python", "launch.py", f"--config={name}", f"--workdir={run.workdir}", *overrides])

@@ -1,0 +1,177 @@
+"""Each mode as launch.py calls it, on made-up digits: exit status, what is printed, what is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import launch
+
+TINY = "--config=tests/tiny.py"
+GRAPH = "--config.train.compile=graph"
+
+
+def call(*arguments):
+    return launch.main(["launch.py", TINY, GRAPH, *arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("modes") / "run"
+    assert call(f"--workdir={workdir}") == 0
+    return workdir
+
+
+def test_train_ends_with_where_everything_is(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert call(f"--workdir={workdir}", "--config.train.duration=3 steps", "--seed=3") == 0
+    result = json.loads((workdir / "result.json").read_text())
+    out = capsys.readouterr().out
+    accuracy = result["final"]["test/accuracy"]
+    assert f"finished: step 3 in {workdir}\n" in out
+    assert f"  test/accuracy            {accuracy:.6g} (best {accuracy:.6g})\n" in out
+    assert f"Everything is in {workdir}: result.json, metrics.jsonl, checkpoints/, exports/. Next:\n" in out
+    assert out.endswith(f"  tensorboard --logdir {workdir}\n")
+    assert (workdir / "exports" / "saved_model" / "1" / "saved_model.pb").exists()
+    assert (workdir / "exports" / "lite" / "model.tflite").exists()
+    assert (workdir / "overrides.txt").read_text().splitlines() == [
+        GRAPH,
+        "--config.train.duration=3 steps",
+        "--config.seed=3",
+    ]
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert call(f"--workdir={trained}") == 0
+    assert f"finished: step 40 in {trained}\n" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_another_config_in_the_same_workdir_is_refused(trained, capsys):
+    assert call(f"--workdir={trained}", "--config.data.batch_size=64", "--config.seed=1") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: --workdir={trained} holds a run of another config (data.batch_size: 128 there, 64 now; seed: 0 there,"
+        " 1 now). Use another folder."
+    )
+
+
+def test_evaluate_prints_the_numbers_of_the_run(trained, capsys):
+    assert call(f"--workdir={trained}", "--mode=evaluate") == 0
+    final = json.loads((trained / "result.json").read_text())["final"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{trained}, step 40", *(f"  {name:<24} {value:.6g}" for name, value in final.items())]
+
+
+def test_evaluate_and_export_need_not_repeat_the_overrides(tmp_path, capsys):
+    """The config is that of the run folder; what is typed now goes on top."""
+    workdir = tmp_path / "run"
+    assert call(f"--workdir={workdir}", "--config.train.duration=3 steps", "--config.model.hidden=16") == 0
+    final = json.loads((workdir / "result.json").read_text())["final"]
+    capsys.readouterr()
+    assert launch.main(["launch.py", TINY, f"--workdir={workdir}", "--mode=evaluate"]) == 0
+    assert f"  test/loss                {final['test/loss']:.6g}\n" in capsys.readouterr().out
+    arguments = ["--mode=export", "--config.export.checkpoint=best"]
+    assert launch.main(["launch.py", TINY, f"--workdir={workdir}", *arguments]) == 0
+    assert json.loads((workdir / "config.json").read_text())["export"]["checkpoint"] == "last"
+
+
+def test_export_adds_a_version(trained, capsys):
+    assert call(f"--workdir={trained}", "--mode=export") == 0
+    assert f"exporting step 40 of {trained}\n" in capsys.readouterr().out
+    assert [path.name for path in sorted((trained / "exports" / "saved_model").iterdir())] == ["1", "2"]
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "export"])
+def test_a_workdir_without_a_checkpoint_is_refused(tmp_path, mode, capsys):
+    assert call(f"--workdir={tmp_path / 'empty'}", f"--mode={mode}") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: --workdir={tmp_path / 'empty'} has no checkpoint. Train first: --mode=train."
+    )
+
+
+def test_a_failing_export_shows_in_the_exit_status(tmp_path, monkeypatch, capsys):
+    from framework.export.lite import Lite
+
+    good = Lite.load
+    monkeypatch.setattr(
+        Lite,
+        "load",
+        lambda self, path: {
+            name: lambda inputs, run=run: {key: value + 1e-2 for key, value in run(inputs).items()}
+            for name, run in good(self, path).items()
+        },
+    )
+    workdir = tmp_path / "run"
+    arguments = (f"--workdir={workdir}", "--config.train.duration=2 steps")
+    assert call(*arguments) == 1
+    saved_model, lite = json.loads((workdir / "exports" / "report.json").read_text())
+    assert (saved_model["passed"], lite["passed"]) == (True, False)
+    assert f"  lite           FAILED: {lite['failure']}\n" in capsys.readouterr().out
+    assert not (workdir / "exports" / "lite").exists()
+    assert call(*arguments) == 1, "a second call must not hide the failure"
+    monkeypatch.undo()
+    assert call(*arguments) == 0
+
+
+def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    assert call("--mode=check", f"--workdir={tmp_path / 'run'}", "--config.model.l2=0.01") == 0
+    out = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    for line in (
+        "  train.duration                   '40 steps' = 40",
+        "  eval.every                       '1 epoch' = 20",
+        "Training data: 2,560 examples from made-up digits, resident on the device",
+        "  label                    int32    [128]  0 … 9",
+        "  weight                   float32  [128]  1 … 1",
+        "Outputs of the loss (terms: cross_entropy, penalty)",
+        "  logits                   float32  [128, 10]",
+        "Evaluation split 'test': 500 examples from made-up digits",
+        "Parameters: 101,770 trainable, 0 not",
+        "Schedule 'cosine' over 40 steps",
+        "  update         0  learning rate 0",
+        "  update         2  learning rate 0.005",
+        "Dry export of the untrained model",
+    ):
+        assert line in out.splitlines(), line
+    # Weights and the two slots of Adam, gradients, examples: float32, and uint8 with int32 labels.
+    assert f"  {'gradients':<34} {101_770 * 4 / 2**20:>10,.1f} MiB" in out
+    assert f"  {'resident examples':<34} {(2560 + 500) * 788 / 2**20:>10,.1f} MiB" in out
+    assert "FAILED" not in out
+
+
+def test_sigterm_finishes_the_step_saves_and_the_same_command_goes_on(tmp_path):
+    """A real process: stopped by SIGTERM with exit status 0, resumed to the end."""
+    workdir = tmp_path / "run"
+    arguments = [
+        sys.executable,
+        "launch.py",
+        TINY,
+        GRAPH,
+        f"--workdir={workdir}",
+        "--config.train.duration=200000 steps",
+    ]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert "SIGTERM: finishing the block and saving; once more ends at once" in err
+    assert out.startswith(
+        f"stopped at step {result['step']} of 200000 and saved; the same command goes on from there:\n"
+    )
+    command = out.splitlines()[1].strip()
+    assert command.startswith(f"python launch.py {TINY} --workdir={workdir} ")
+    assert "'--config.train.duration=200000 steps'" in command
+    assert (workdir / "checkpoints" / f"step-{result['step']:08d}" / "manifest.json").exists()
+    assert not os.path.exists(workdir / "exports")

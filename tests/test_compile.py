@@ -1,0 +1,123 @@
+"""framework/compile.py: a healthy function is traced and compiled once, and the counters see the known traps."""
+
+import pytest
+import tensorflow as tf
+
+from framework import compile as module
+from framework.compile import Compiled
+from framework.step.block import repeat
+
+sees_compilations = pytest.mark.skipif(not module._STATUS.exists(), reason="compilations cannot be seen without /proc")
+SIZE = 16
+
+
+def make_block(variable, data):
+    """K steps as the training block has them: each gathers a row by a counter that is a variable, and updates it."""
+
+    def step(index):
+        row = tf.gather(data, variable % tf.shape(data)[0])
+        variable.assign_add(1)
+        return tf.stack([tf.reduce_sum(row), tf.cast(index, tf.float32)])
+
+    return lambda k: repeat(step, k, SIZE, 2, tf.float32)
+
+
+@pytest.mark.parametrize("mode", module.MODES)
+def test_a_block_of_any_length_computes_the_same_in_every_mode(mode):
+    counter = tf.Variable(0)
+    data = tf.random.stateless_uniform([7, 3], [1, 2])
+    sums = tf.reduce_sum(data, 1).numpy()
+    block = Compiled(make_block(counter, data), mode, "block")
+    first = 0
+    for k in (1, 5, 16, 3):
+        rows = block(tf.constant(k)).numpy()
+        assert rows.shape == (SIZE, 2)
+        assert rows[:k, 0] == pytest.approx([sums[(first + i) % 7] for i in range(k)], rel=1e-6)
+        assert rows[:k, 1].tolist() == list(range(k))
+        assert not rows[k:].any()
+        first += k
+    assert int(counter) == first
+
+
+@sees_compilations
+@pytest.mark.parametrize(("mode", "traces", "compilations"), [("xla", 1, 1), ("graph", 1, 0), ("eager", 0, 0)])
+def test_every_length_of_a_block_takes_one_trace_and_one_compilation(mode, traces, compilations):
+    block = Compiled(make_block(tf.Variable(0), tf.ones([7, 3])), mode, "block")
+    for k in (1, 2, 3, 5, 8, 13, 16, 1):
+        block(tf.constant(k))
+    assert (block.traces, block.compilations) == (traces, compilations)
+
+
+@sees_compilations
+def test_a_subscript_by_a_variable_is_seen_to_compile_at_every_call():
+    counter, data = tf.Variable(0), tf.range(100.0)
+
+    def subscript():
+        counter.assign_add(1)
+        return data[counter]
+
+    def gather():
+        counter.assign_add(1)
+        return tf.gather(data, counter)
+
+    trap, healthy = Compiled(subscript, "xla", "trap"), Compiled(gather, "xla", "healthy")
+    assert [float(trap()) for _ in range(5)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert trap.traces == 1
+    assert trap.compilations > 1
+    assert [float(healthy()) for _ in range(5)] == [6.0, 7.0, 8.0, 9.0, 10.0]
+    assert (healthy.traces, healthy.compilations) == (1, 1)
+
+
+@sees_compilations
+def test_a_range_of_a_changing_length_is_seen_to_compile_at_every_length():
+    half = tf.Variable(0.5)
+    trap = Compiled(lambda k: tf.reduce_sum(tf.range(tf.cast(k, tf.float32)) * half), "xla", "trap")
+    assert [float(trap(tf.constant(k))) for k in (3, 4, 5)] == [1.5, 3.0, 5.0]
+    assert trap.traces == 1
+    assert trap.compilations > 1
+
+
+@sees_compilations
+@pytest.mark.parametrize("mode", ["xla", "graph"])
+def test_another_shape_is_another_trace_and_compilation(mode):
+    double = Compiled(lambda x: 2 * x, mode, "double")
+    for length in (3, 3, 4, 3):
+        assert double(tf.ones([length])).numpy().tolist() == [2.0] * length
+    assert double.traces == 2
+    assert double.compilations == (2 if mode == "xla" else 0)
+
+
+@sees_compilations
+def test_the_smallest_programs_are_counted_and_apart_from_each_other():
+    # Not `x + 0`: XLA makes no code for what it can leave out.
+    functions = [Compiled(lambda x, n=n: x + n, "xla", f"plus {n}") for n in range(1, 9)]
+    for _ in range(2):
+        assert [float(function(tf.constant(0.5))) for function in functions] == [n + 0.5 for n in range(1, 9)]
+    assert [function.compilations for function in functions] == [1] * 8
+
+
+def test_where_compilations_cannot_be_seen_their_number_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
+    assert [Compiled(lambda: tf.constant(1), mode, "f").compilations for mode in module.MODES] == [None, 0, 0]
+    function = Compiled(lambda: tf.constant(1), "xla", "f")
+    assert int(function()) == 1
+    assert (function.traces, function.compilations) == (1, None)
+
+
+def test_modes_run_where_they_say():
+    seen = []
+    for mode in module.MODES:
+        Compiled(lambda: seen.append(tf.executing_eagerly()) or tf.constant(1), mode, "f")()
+    assert seen == [False, False, True]
+
+
+def test_python_control_flow_is_not_rewritten():
+    branch = Compiled(lambda x: tf.constant(1) if x > 0 else tf.constant(2), "graph", "branch")
+    with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+        branch(tf.constant(1.0))
+
+
+def test_an_unknown_mode():
+    with pytest.raises(ValueError) as error:
+        Compiled(lambda: None, "jit", "f")
+    assert str(error.value) == "mode='jit' is not one of ('xla', 'graph', 'eager')"

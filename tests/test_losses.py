@@ -1,0 +1,100 @@
+"""framework/losses.py against NumPy in float64."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework.losses import Term, sparse_cross_entropy
+
+MODES = {
+    "eager": lambda fn: fn,
+    "graph": lambda fn: tf.function(fn, autograph=False),
+    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+}
+
+
+def reference(logits, labels, weight):
+    logits = logits.astype(np.float64)
+    top = logits.max(-1, keepdims=True)
+    log_sum = top[..., 0] + np.log(np.exp(logits - top).sum(-1))
+    values = log_sum - np.take_along_axis(logits, labels[..., np.newaxis], -1)[..., 0]
+    return (values * weight).sum(), weight.sum()
+
+
+def example(shape=(32,), classes=10, dtype=np.float32, scale=5.0):
+    rng = np.random.default_rng(3)
+    logits = (scale * rng.normal(size=(*shape, classes))).astype(dtype)
+    return logits, rng.integers(0, classes, shape), rng.integers(0, 3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 1e-6)])
+@pytest.mark.parametrize("shape", [(32,), (4, 7)], ids=["examples", "tokens"])
+def test_sum_and_weight_are_those_of_the_formula(mode, dtype, tolerance, shape):
+    logits, labels, weight = example(shape, dtype=dtype)
+    term = MODES[mode](sparse_cross_entropy)(tf.constant(logits), tf.constant(labels), tf.constant(weight))
+    wanted = reference(logits, labels, weight.astype(np.float64))
+    assert term.sum.dtype == term.weight.dtype == dtype
+    assert float(term.sum) == pytest.approx(wanted[0], rel=tolerance)
+    assert float(term.weight) == wanted[1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_logits_are_computed_in_float32(dtype):
+    logits, labels, weight = example(dtype={"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype])
+    term = sparse_cross_entropy(tf.constant(logits), labels, tf.constant(weight, dtype))
+    assert term.sum.dtype == term.weight.dtype == tf.float32
+    assert float(term.sum) == pytest.approx(reference(logits, labels, weight)[0], rel=1e-6)
+
+
+def test_padding_changes_nothing():
+    logits, labels, weight = example(dtype=np.float64)
+    term = sparse_cross_entropy(logits, labels, weight)
+    padded = sparse_cross_entropy(
+        np.concatenate([logits, 1e3 * logits[:5]]),
+        np.concatenate([labels, labels[5:10]]),
+        np.append(weight, np.zeros(5)),
+    )
+    assert float(padded.sum) == pytest.approx(float(term.sum), rel=1e-15)
+    assert float(padded.weight) == float(term.weight)
+
+
+def test_no_weight_at_all_is_a_term_of_zeros():
+    logits, labels, weight = example()
+    assert [float(value) for value in sparse_cross_entropy(tf.constant(logits), labels, 0 * weight)] == [0.0, 0.0]
+
+
+def test_terms_of_parts_add_up_to_the_whole():
+    logits, labels, weight = example((30,), dtype=np.float64)
+    whole = sparse_cross_entropy(logits, labels, weight)
+    parts = [sparse_cross_entropy(logits[i : i + 7], labels[i : i + 7], weight[i : i + 7]) for i in range(0, 30, 7)]
+    assert float(sum(part.sum for part in parts)) == pytest.approx(float(whole.sum), rel=1e-14)
+    assert float(sum(part.weight for part in parts)) == float(whole.weight)
+
+
+def test_labels_may_be_of_any_integer_type():
+    logits, labels, weight = example()
+    sums = {float(sparse_cross_entropy(tf.constant(logits), labels.astype(t), weight).sum) for t in ("int32", "int64")}
+    assert len(sums) == 1
+
+
+def test_large_logits_do_not_overflow():
+    term = sparse_cross_entropy(tf.constant([[1e4, 0.0], [0.0, -1e4]]), [1, 0], [1.0, 1.0])
+    assert (float(term.sum), float(term.weight)) == (1e4, 2.0)
+
+
+def test_gradient_is_softmax_minus_one_hot_times_the_weight():
+    logits, labels, weight = example(dtype=np.float64)
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        term = sparse_cross_entropy(x, labels, weight)
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = (softmax - np.eye(10)[labels]) * weight[:, np.newaxis]
+    assert np.abs(tape.gradient(term.sum, x) - wanted).max() < 1e-14
+
+
+def test_a_term_is_a_pair():
+    assert Term(1, 2) == (1, 2)
+    assert Term._fields == ("sum", "weight")
