@@ -12,12 +12,14 @@ The same command again resumes the run, or says that it is finished. Exit status
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags, logging
 
-from framework.config import UserError, near
+from framework import experiment
+from framework.config import UserError, base_config, flatten, near
 
 MODES = ("train", "evaluate", "export", "check")
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -46,10 +48,13 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint stays", file=sys.stderr)
         return 128 + 2
+    except (ZeroDivisionError, OverflowError, FloatingPointError):
+        raise  # a slip in somebody's code, unlike a loss that is not finite
     except (UserError, ArithmeticError) as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        if {"--debug", "-debug", "--debug=true"} & set(argv):
+            traceback.print_exc()
+        else:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED
 
 
@@ -64,8 +69,14 @@ def _launch(argv: Sequence[str]) -> int:
         raise UserError("--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more).")
     if values.mode not in MODES:
         raise UserError(f"--mode={values.mode} is not one of {', '.join(MODES)}.{near(values.mode, MODES)}")
-    if values.mode in ("evaluate", "export") and values.workdir is None:
+    looks_back = values.mode in ("evaluate", "export")
+    if looks_back and values.workdir is None:
         raise UserError(f"--mode={values.mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
+    if values.workdir == "":
+        raise UserError("--workdir is empty. Type e.g. --workdir=runs/first, or leave it out.")
+    if looks_back and not Path(values.workdir, "config.json").is_file():
+        raise UserError(f"--workdir={values.workdir} holds no run. Train first: --mode=train.")
+    experiment.check(values.config)
     if values.seed is not None:
         overrides.append(f"--config.seed={values.seed}")
     if values.data_dir is not None:
@@ -76,7 +87,6 @@ def _launch(argv: Sequence[str]) -> int:
     _quiet_tensorflow()
     from framework import run  # loads TensorFlow, which takes seconds; flag errors did not wait for it
 
-    looks_back = values.mode in ("evaluate", "export")
     built = run.build(values.config, overrides, values.workdir, of_workdir=looks_back)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
     return mode.main(built, overrides)
@@ -85,29 +95,35 @@ def _launch(argv: Sequence[str]) -> int:
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates our own flags from overrides (--config.KEY=VALUE, --config.KEY VALUE, --noconfig.KEY)."""
     own, overrides = list(argv[:1]), []
-    rest = iter(argv[1:])
-    for argument in rest:
-        if not argument.lstrip("-").startswith(("config.", "noconfig.")) or not argument.startswith("-"):
+    rest = list(argv[1:])
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith(("-config.", "--config.", "-noconfig.", "--noconfig.")):
             own.append(argument)
-        elif "=" in argument or argument.lstrip("-").startswith("no"):
+        elif "=" in argument or "noconfig." in argument or not rest or rest[0].startswith("--"):
             overrides.append(argument)
         else:
-            value = next(rest, None)
-            if value is None:
-                raise UserError(f"{argument} has no value. Type {argument}=VALUE.")
-            overrides.append(f"{argument}={value}")
+            overrides.append(f"{argument}={rest.pop(0)}")
     return own, overrides
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    for argument in argv[1:]:
+        if argument.lstrip("-").startswith(("flagfile", "undefok")):  # absl's own ways round these checks
+            raise UserError(f"{argument}: there is no such flag. --help lists them.")
     try:
         left = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(
-            f"--{error.flagname}: there is no such flag.{near(error.flagname, values)} --help lists them."
-        ) from error
+        known = [*values, *(f"config.{key}" for key in flatten(base_config()))]
+        hint = near(error.flagname, known).replace("'", "'--", 1)
+        raise UserError(f"--{error.flagname}: there is no such flag.{hint} --help lists them.") from error
+    except flags.IllegalFlagValueError as error:
+        name, _, value = str(error).removeprefix("flag --").partition(": ")[0].partition("=")
+        kind = values[name].flag_type()
+        typed = f"--{name}=1" if kind == "int" else f"--{name}"
+        raise UserError(f"--{name}={value}: '{value}' is not of type {kind}. Type e.g. {typed}.") from error
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(f"{' '.join(str(error).split())}. --help shows examples.") from error
     if left:
         raise UserError(f"'{left[0]}' is not a flag. Overrides look like --config.train.compile=graph.")
 

@@ -115,28 +115,32 @@ _CHOICES = {
     "export.checkpoint": ("last", "best"),
 }
 
-# Inclusive bounds; None = unbounded.
+_LARGEST = 2**31 - 1
+# Adam divides by 1 - beta; anything nearer to 1 is 1 in float32.
+_BELOW_ONE = 0.999999
+
+# Inclusive bounds; None = unbounded, but finite.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**63 - 1),
-    "data.batch_size": (1, None),
-    "data.resident_limit_mb": (0, None),
-    "data.parallel_calls": (1, None),
-    "data.prefetch_batches": (1, None),
+    "data.batch_size": (1, _LARGEST),
+    "data.resident_limit_mb": (0, _LARGEST),
+    "data.parallel_calls": (1, 1024),
+    "data.prefetch_batches": (1, 1024),
     "train.block_steps": (1, 100_000),
     "optimizer.momentum": (0, 1),
-    "optimizer.beta_1": (0, 1),
-    "optimizer.beta_2": (0, 1),
-    "optimizer.epsilon": (0, None),
+    "optimizer.beta_1": (0, _BELOW_ONE),
+    "optimizer.beta_2": (0, _BELOW_ONE),
+    "optimizer.epsilon": (1e-30, None),
     "optimizer.weight_decay": (0, None),
     "schedule.learning_rate": (0, None),
     "schedule.final_fraction": (0, 1),
-    "eval.batch_size": (1, None),
-    "early_stopping.patience": (1, None),
+    "eval.batch_size": (1, _LARGEST),
+    "early_stopping.patience": (1, _LARGEST),
     "early_stopping.min_delta": (0, None),
     "log.images": (0, 400),
-    "checkpoint.keep": (1, None),
-    "export.examples": (1, None),
-    "runtime.threads": (0, None),
+    "checkpoint.keep": (1, _LARGEST),
+    "export.examples": (1, _LARGEST),
+    "runtime.threads": (0, 1024),
 }
 
 # Durations; True = may be '' (never).
@@ -149,17 +153,39 @@ _DURATIONS = {
     "checkpoint.every": True,
 }
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example|%|percent)s?\s*", re.IGNORECASE)
+# The most of each unit; products of these still fit an int64.
+_UNITS = {"step": 1e15, "epoch": 1e6, "example": 1e15, "%": 100, "percent": 100}
+_DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(_UNITS)})s?\s*", re.IGNORECASE)
+
+# These keys do nothing unless another key has that value.
+_ONLY_WITH = {
+    "optimizer.momentum": ("optimizer.name", "sgd"),
+    "optimizer.nesterov": ("optimizer.name", "sgd"),
+    "optimizer.weight_decay": ("optimizer.name", "adamw"),
+    "schedule.final_fraction": ("schedule.name", "cosine"),
+    "schedule.boundaries": ("schedule.name", "piecewise"),
+    "schedule.factors": ("schedule.name", "piecewise"),
+}
+
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
+_PLAIN = (bool, int, float, str)
+
+
+def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """The one of `words` most like `word`, whatever its case; '' if none is at least `cutoff` alike."""
+    by_lower = {known.lower(): known for known in words}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[close[0]] if close else ""
 
 
 def near(word: str, words: Iterable[str]) -> str:
-    """`. Did you mean 'x'?` for the closest of `words`, or an empty string."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """` Did you mean 'x'?` for the closest of `words`, or an empty string."""
+    close = closest(word, words)
+    return f" Did you mean '{close}'?" if close else ""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train.compile': 'xla', …}: the leaves by dotted key, in order of declaration."""
+    """{'train.compile': 'xla', …}: the leaves by dotted key, in alphabetical order."""
     flat: dict[str, Any] = {}
     for key in config:
         value = config[key]
@@ -168,6 +194,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _locked(config: ConfigDict) -> ConfigDict:
+    # `lock` does not look below what is locked already, where FREE_SECTIONS are not.
+    return config.copy_and_resolve_references().unlock().lock()
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -> ConfigDict:
@@ -180,24 +211,19 @@ def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -
     Raises:
       UserError: an unknown key (with the nearest known one) or a value of the wrong type.
     """
-    if isinstance(overrides, Mapping):
-        overrides = [f"--config.{key}={value}" for key, value in overrides.items()]
-    argv = ["build", *overrides]
-    config = config.copy_and_resolve_references().lock()
+    config = _locked(config)
     known = flatten(config)
-    for argument in argv[1:]:
-        key, _, value = argument.lstrip("-").partition("=")
-        key = key.removeprefix("no").removeprefix("config.")
-        if argument.startswith("-") and key not in known:
-            _unknown_key(key, value, known)
+    if isinstance(overrides, Mapping):
+        pairs = [(_known(str(key), f"--config.{key}={value}", known), str(value)) for key, value in overrides.items()]
+    else:
+        pairs = [_parsed(argument, known) for argument in overrides]
+    argv = ["build", *(f"--config.{key}={text}" for key, text in pairs)]
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        left = values(argv)[1:]
+        values(argv)
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_wrong_value(argv, known, error)) from error
-    if left:
-        raise UserError(f"'{left[0]}' is not understood. Overrides look like --config.train.compile=graph.")
+        raise UserError(_wrong_value(pairs, known, error)) from error
     return holder.value
 
 
@@ -205,49 +231,80 @@ def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[st
     """Returns `config` with the values of a preset, as in `--config=file.py:name`; '' is the config itself.
 
     Raises:
-      UserError: there is no such preset.
+      UserError: there is no such preset, or it sets a key that `config` does not have, or one of another type.
     """
     if name and name not in presets:
         raise UserError(f"there is no preset '{name}'.{near(name, presets)} Presets: {', '.join(presets) or 'none'}.")
-    config.update_from_flattened_dict(dict(presets.get(name, {})))
-    return config
+    return _updated(config, presets.get(name, {}), f"preset '{name}'")
 
 
 def restored(config: ConfigDict, stored: Mapping[str, Any]) -> ConfigDict:
     """Returns `config` with the values of a run's config.json, where tuples have become lists.
 
     Raises:
-      UserError: the file has a key that the experiment no longer has.
+      UserError: the file has a key that the experiment no longer has, or one of another type.
     """
     values = flatten(ConfigDict(stored))
-    for key in values.keys() - flatten(config).keys():
+    for key in sorted(values.keys() - flatten(config).keys()):
         raise UserError(f"the run's config.json sets '{key}', which its experiment file no longer has. Put it back.")
-    config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return _updated(
+        config, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, "the run's config.json"
+    )
+
+
+def _updated(config: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
+    known = flatten(config)
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where} sets '{key}', which get_config did not set before.{near(key, known)}")
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            raise UserError(f"{where} sets {key}={value!r}, but it is of type {type(known[key]).__name__}.") from error
     return config
 
 
-def _unknown_key(key: str, value: str, known: Mapping[str, Any]) -> None:
-    sections = {name.rpartition(".")[0] for name in known} - {""}
-    if key in sections:
-        members = ", ".join(sorted(name for name in known if name.startswith(key + ".")))
-        raise UserError(f"--config.{key} is a section, not a value. Set one of its keys: {members}.")
+def _parsed(argument: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and text of '--config.a.b=text'; of '--config.a.b' and '--noconfig.a.b' where the key is a bool."""
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None:
+        raise UserError(f"'{argument}' is not understood. Overrides look like --config.train.compile=graph.")
+    negated, key, text = match[1], _known(match[2], argument, known), match[3]
+    if not negated and text is not None:
+        return key, text
+    if type(known[key]) is not bool:
+        raise UserError(
+            f"{argument}: '{key}' is not a switch and needs a value. Type e.g. --config.{key}={_typed(known[key])}."
+        )
+    if text is not None:
+        raise UserError(f"{argument}: --noconfig.{key} takes no value. Type --noconfig.{key} or --config.{key}=True.")
+    return key, "False" if negated else "True"
+
+
+def _known(key: str, shown: str, known: Mapping[str, Any]) -> str:
+    """`key`; raises UserError if there is no such key, or none that a command line can set."""
+    if key in known:
+        _check_plain(key, known[key])
+        return key
+    members = sorted(name for name in known if name.startswith(key + "."))
+    if members:
+        raise UserError(f"--config.{key} is a section, not a value. Set one of its keys: {', '.join(members)}.")
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = near(key, known) or (f" Did you mean '{same_leaf[0]}'?" if same_leaf else "")
-    shown = f"--config.{key}={value}" if value else f"--config.{key}"
+    hint = near(key, same_leaf or known) if "." in key or not same_leaf else ""
+    if same_leaf and not hint:
+        hint = f" Did you mean {' or '.join(repr(name) for name in same_leaf)}?"
     raise UserError(f"{shown}: there is no key '{key}'.{hint} --mode=check prints every key.")
 
 
-def _wrong_value(argv: list[str], known: Mapping[str, Any], error: Exception) -> str:
+def _wrong_value(pairs: list[tuple[str, str]], known: Mapping[str, Any], error: Exception) -> str:
     """The one line for a value that its key's type cannot take."""
-    for index, argument in enumerate(argv):
-        key, equals, value = argument.lstrip("-").partition("=")
-        key = key.removeprefix("config.")
-        if f"config.{key}" in str(error) and key in known:
-            if not equals and index + 1 < len(argv):
-                value = argv[index + 1]
-            kind, default = type(known[key]).__name__, known[key]
-            return f"--config.{key}={value}: '{value}' is not a {kind}. Type e.g. --config.{key}={_typed(default)}."
-    return " ".join(str(error).split())
+    for key, text in pairs:
+        # A tuple's message has all the values given for its key, as a list.
+        if f"--config.{key}={text}:" in str(error) or f"--config.{key}=[" in str(error):
+            kind = type(known[key]).__name__
+            example = f"\"('{text}',)\"" if kind == "tuple" else _typed(known[key])
+            return f"--config.{key}={text}: '{text}' is not of type {kind}. Type e.g. --config.{key}={example}."
+    return str(error)
 
 
 def _typed(value: Any) -> str:
@@ -262,24 +319,43 @@ def finalize(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: names the key, its value, what is legal and what to type.
     """
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config returned {type(config).__name__}, not a ConfigDict. Start from base_config().")
     flat, base = flatten(config), flatten(base_config())
-    for key in flat:
-        if key not in base and key.partition(".")[0] not in FREE_SECTIONS:
-            raise UserError(
-                f"get_config set '{key}', which the framework does not read.{near(key, base)}"
-                f" Own keys belong in {' or '.join(f'config.{name}' for name in FREE_SECTIONS)}."
-            )
+    for key, value in flat.items():
+        if key not in base:
+            _check_own_key(key, value, base)
     for key, default in base.items():
         if key not in flat:
             raise UserError(f"get_config dropped '{key}'. Start from base_config(), which sets it to {default!r}.")
         value = flat[key]
         if type(value) is not type(default) and not (type(default) is float and type(value) is int):
-            raise UserError(f"{key}={value!r} is a {type(value).__name__}; it must be a {type(default).__name__}.")
+            raise UserError(
+                f"{key}={value!r} is of type {type(value).__name__}, not {type(default).__name__}."
+                f" Write e.g. config.{key} = {default!r}."
+            )
     _check_values(flat)
     _check_contradictions(flat)
-    return config.copy_and_resolve_references().lock()
+    return _locked(config)
+
+
+def _check_own_key(key: str, value: Any, base: Mapping[str, Any]) -> None:
+    """Keys that only the experiment reads: in their place, no slip of the pen, of a type that config.json can hold."""
+    if key.partition(".")[0] not in FREE_SECTIONS:
+        raise UserError(
+            f"get_config set '{key}', which the framework does not read.{near(key, base)}"
+            f" Own keys belong in {' or '.join(f'config.{name}' for name in FREE_SECTIONS)}."
+        )
+    if meant := closest(key, base, cutoff=0.9):
+        raise UserError(f"get_config set '{key}', which is nearly '{meant}'. Write config.{meant}, or another name.")
+    _check_plain(key, value)
+
+
+def _check_plain(key: str, value: Any) -> None:
+    for part in value if type(value) is tuple else (value,):
+        if type(part) not in _PLAIN or (type(part) is float and not math.isfinite(part)):
+            raise UserError(
+                f"get_config set {key}={value!r}. A value is a bool, int, str, finite float or a tuple of these:"
+                " it is kept in config.json and typed on command lines."
+            )
 
 
 def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
@@ -288,14 +364,18 @@ def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     if value not in choices:
         raise UserError(
             f"{key}='{value}' is not one of {', '.join(choices)}.{near(str(value), choices)}"
-            f" Use --config.{key}={choices[0]}."
+            f" Use --config.{key}={closest(str(value), choices) or choices[0]}."
         )
 
 
 def check_range(key: str, value: float, low: float | None, high: float | None) -> None:
     """Raises UserError unless `value` is finite and between `low` and `high`, both included; None = unbounded."""
-    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        legal = f"at least {low}" if high is None else f"between {low} and {high}"
+    above = low is None or value >= low
+    below = high is None or value <= high
+    # Not math.isfinite, which cannot take an int beyond the largest float.
+    if not (above and below and -math.inf < value < math.inf):
+        bounds = (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "")
+        legal = " and ".join(text for text in ("finite" if None in (low, high) else "", *bounds) if text)
         raise UserError(f"{key}={value} is out of range: it must be {legal}. Use --config.{key}=N.")
 
 
@@ -305,25 +385,46 @@ def _check_values(flat: Mapping[str, Any]) -> None:
     for key, (low, high) in _RANGES.items():
         check_range(key, flat[key], low, high)
     for key, optional in _DURATIONS.items():
-        _check_duration(key, flat[key], optional)
+        if flat[key] or not optional:
+            _check_duration(key, flat[key])
     for value in flat["schedule.boundaries"]:
-        _check_duration("schedule.boundaries", value, optional=False)
+        _check_duration("schedule.boundaries", value)
+    for value in flat["schedule.factors"]:
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise UserError(
+                f"schedule.factors={flat['schedule.factors']}: {value!r} is not a number of at least 0."
+                ' Type e.g. --config.schedule.factors="(0.1,0.01)".'
+            )
+    _check_splits(flat["eval.splits"])
 
 
-def _check_duration(key: str, value: Any, optional: bool) -> None:
-    if optional and value == "":
-        return
+def _check_duration(key: str, value: Any) -> None:
     match = _DURATION.fullmatch(str(value))
     if not match or float(match[1]) <= 0:
+        example = "\"('2 epochs','4 epochs')\"" if key == "schedule.boundaries" else "'2 epochs'"
         raise UserError(
-            f"{key}='{value}' is not a duration. Type e.g. --config.{key}='2 epochs' (steps, epochs, examples or %)."
+            f"{key}='{value}' is not a duration. Type e.g. --config.{key}={example} (steps, epochs, examples or %)."
         )
-    if key == "train.duration" and match[2].lower() in ("%", "percent"):
+    unit = match[2].lower()
+    if key == "train.duration" and unit in ("%", "percent"):
         raise UserError(f"train.duration='{value}' is a share of itself. Type e.g. --config.train.duration='5 epochs'.")
+    if float(match[1]) > _UNITS[unit]:
+        most = f"{_UNITS[unit]:g}{unit if unit == '%' else f' {unit}s'}"
+        raise UserError(f"{key}='{value}' is out of range: it must be at most '{most}'.")
 
 
-def _check_contradictions(flat: Mapping[str, Any]) -> None:
-    splits = flat["eval.splits"]
+def _check_splits(splits: tuple[Any, ...]) -> None:
+    if not splits:
+        raise UserError(
+            "eval.splits=() names no split, but a run is judged and its exports are verified on one."
+            " Use --config.eval.splits=test."
+        )
+    for split in splits:
+        if type(split) is not str or not re.fullmatch(r"[\w.-]+", split):
+            raise UserError(
+                f"eval.splits={splits}: {split!r} is not a name of letters, digits, '_', '-' and '.'."
+                " Type e.g. --config.eval.splits=\"('train_eval','test')\"."
+            )
     if "train" in splits:
         raise UserError(
             "eval.splits contains 'train', which is shuffled and endless."
@@ -331,12 +432,16 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
         )
     if len(set(splits)) != len(splits):
         raise UserError(f"eval.splits={splits} names a split twice. Name each once.")
+
+
+def _check_contradictions(flat: Mapping[str, Any]) -> None:
+    splits = flat["eval.splits"]
     for key in ("early_stopping.metric", "checkpoint.best_metric"):
         if not flat[key]:
             continue
         split, slash, name = flat[key].partition("/")
         if split not in splits or not slash or not name:
-            example = f"{splits[0]}/{name or split}" if splits else "test/loss"
+            example = f"{splits[0]}/{name or 'loss'}"
             raise UserError(
                 f"{key}='{flat[key]}' is not split/metric with a split of eval.splits={splits}."
                 f" Type e.g. --config.{key}={example}."
@@ -351,13 +456,15 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
             "export.checkpoint='best' needs checkpoint.best_metric, which is ''."
             " Type e.g. --config.checkpoint.best_metric=test/accuracy."
         )
+    base = flatten(base_config())
+    for key, (decider, wanted) in _ONLY_WITH.items():
+        if flat[key] != base[key] and flat[decider] != wanted:
+            raise UserError(
+                f"{key}={flat[key]!r} has no effect with {decider}='{flat[decider]}'."
+                f" Use --config.{decider}={wanted} or --config.{key}={_typed(base[key])}."
+            )
     if flat["optimizer.nesterov"] and flat["optimizer.momentum"] == 0:
         raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
-    if flat["optimizer.weight_decay"] and flat["optimizer.name"] != "adamw":
-        raise UserError(
-            f"optimizer.weight_decay={flat['optimizer.weight_decay']} has no effect with"
-            f" optimizer.name='{flat['optimizer.name']}'. Use --config.optimizer.name=adamw or an L2 penalty."
-        )
     boundaries, factors = flat["schedule.boundaries"], flat["schedule.factors"]
     if flat["schedule.name"] == "piecewise" and (not boundaries or len(boundaries) != len(factors)):
         raise UserError(

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import UserError, near
+from framework.config import UserError, closest, near
 
 REQUIRED = {
     "get_config": ("arg",),
@@ -51,8 +52,18 @@ class Experiment:
     functions: Mapping[str, Callable[..., Any]]
 
     def get_config(self) -> ConfigDict:
-        """The experiment's config for its preset."""
-        return self.functions["get_config"](self.preset)
+        """The experiment's config for its preset.
+
+        Raises:
+          UserError: the function returned something else.
+        """
+        config = self.functions["get_config"](self.preset)
+        if not isinstance(config, ConfigDict):
+            raise UserError(
+                f"{self.path}: get_config returned {type(config).__name__}, not a ConfigDict."
+                " Start from base_config() and return it."
+            )
+        return config
 
 
 def load(name: str) -> Experiment:
@@ -69,6 +80,7 @@ def load(name: str) -> Experiment:
     if spec is None or spec.loader is None:
         raise UserError(f"--config={path} is not a Python file. Type e.g. --config=experiments/mnist_mlp.py.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and type hints of the file look their module up
     spec.loader.exec_module(module)
     _refuse_tensors(module, path)
     functions = {name: getattr(module, name) for name in _SIGNATURES if hasattr(module, name)}
@@ -86,30 +98,35 @@ def check(name: str) -> tuple[Path, str]:
     """
     file, _, preset = name.partition(":")
     path = Path(file)
-    if not path.is_file():
-        siblings = [str(sibling) for sibling in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(
-            f"--config={file}: there is no such file.{near(file, siblings)} Type e.g. --config=experiments/mnist_mlp.py."
-        )
     try:
-        tree = ast.parse(path.read_text(), str(path))
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+        source = path.read_bytes()
+    except OSError as error:
+        siblings = [str(sibling) for sibling in path.parent.glob("*.py")]
+        raise UserError(
+            f"--config={file} cannot be read: {error.strerror}.{near(file, siblings)}"
+            " Type e.g. --config=experiments/mnist_mlp.py."
+        ) from error
+    try:
+        tree = ast.parse(source, str(path))
+    except (SyntaxError, ValueError) as error:
         raise UserError(f"--config={file} is not valid Python: {' '.join(str(error).split())}.") from error
     defined = _defined(tree)
     for wanted in REQUIRED:
         if wanted not in defined:
+            hint = near(wanted, defined - _SIGNATURES.keys())
             raise UserError(
-                f"{file} does not define {wanted}({', '.join(REQUIRED[wanted])}).{near(wanted, defined - _SIGNATURES.keys())}"
+                f"{file} does not define {wanted}({', '.join(REQUIRED[wanted])}).{hint}"
                 f" An experiment defines {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."
             )
     for unknown in sorted(defined - _SIGNATURES.keys()):
-        if unknown.startswith(("make_", "get_")):
+        if unknown.startswith(("make_", "get_")) or closest(unknown, _SIGNATURES, cutoff=0.9):
             raise UserError(
                 f"{file} defines {unknown}, which the framework never calls.{near(unknown, _SIGNATURES)}"
                 f" Known: {', '.join(_SIGNATURES)}. Start a helper of your own with an underscore."
             )
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name in _SIGNATURES:
+        # What a decorator makes of the arguments shows when the file is executed.
+        if isinstance(node, ast.FunctionDef) and node.name in _SIGNATURES and not node.decorator_list:
             _check_arguments(path, node)
     return path, preset
 
@@ -141,12 +158,17 @@ def _check_arguments(path: Path, node: ast.FunctionDef) -> None:
 
 
 def _check_callable(path: Path, name: str, function: Any) -> None:
-    """The same for functions that came by import or assignment, which only execution shows."""
+    """The same for functions that came decorated, by import or by assignment, which only execution shows."""
+    if not callable(function):
+        raise UserError(f"{path}: {name} is of type {type(function).__name__}, not a function.")
     try:
-        inspect.signature(function).bind(*_SIGNATURES[name])
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(*_SIGNATURES[name])
     except TypeError as error:
-        shown = str(inspect.signature(function)).strip("()") if callable(function) else type(function).__name__
-        raise UserError(_wrong_arguments(path, name, shown, None)) from error
+        raise UserError(_wrong_arguments(path, name, ", ".join(signature.parameters), None)) from error
 
 
 def _wrong_arguments(path: Path, name: str, shown: str, line: int | None) -> str:

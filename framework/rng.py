@@ -4,10 +4,10 @@
         words = rng.words(stream='dropout', examples=tf.shape(x)[0], per_example=784)   # uint32 [examples, 784]
         keep = words >= rng.threshold(0.2)
 
-The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") through TensorFlow's
-op with explicit key and counter, whose words are the same in eager, graph and XLA. Key = seed ^ hash(stream); counter =
-(example, step). Each example's words start at a whole counter step, so a replica that holds examples 64..127 of a
-global batch draws exactly the words that one device would have drawn for them.
+The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") through the op of
+TensorFlow that takes key and counter, whose words are the same in eager, graph and XLA. Key = seed ^ hash(stream);
+counter = (example, step). Each example's words start at a whole counter step, so a replica that holds examples 64..127
+of a global batch draws exactly the words that one device would have drawn for them.
 """
 
 import contextlib

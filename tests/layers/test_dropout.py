@@ -47,6 +47,12 @@ def test_output_is_the_mask_of_the_words_times_the_scale(rate, shape):
     assert np.array_equal(found, np.where(reference_mask(rate, shape, step=3), x * np.float32(1 / (1 - rate)), 0))
 
 
+def test_the_word_at_the_threshold_is_kept(monkeypatch):
+    words = tf.constant([[2**30 - 1, 2**30, 2**30 + 1, 0, 2**32 - 1]], tf.uint32)
+    monkeypatch.setattr(rng, "words", lambda *_: words)
+    assert (make_layer(0.25)(ones((1, 5)), training=True).numpy() != 0).tolist() == [[False, True, True, False, True]]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_mask_is_the_same_in_every_mode_and_dtype(mode, dtype):

@@ -1,0 +1,864 @@
+"""framework/config.py: every rule by its exact message, durations by hand-computed numbers."""
+
+import math
+
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from framework import config
+from framework.config import UserError, base_config, finalize, flatten, override, resolve, to_steps
+
+BASE = flatten(base_config())
+CHECK = "--mode=check prints every key."
+OVERRIDES = "Overrides look like --config.train.compile=graph."
+
+
+def final(**overrides):
+    """The finalized base config; `__` in a name stands for a dot."""
+    return finalize(override(base_config(), {key.replace("__", "."): value for key, value in overrides.items()}))
+
+
+def own(**values):
+    """A base config to which an experiment has added `model.*` keys."""
+    created = base_config()
+    created.model.update(values)
+    return created
+
+
+def message(call, *args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+# --- every key has a rule ---------------------------------------------------------------------------------------------
+
+FREE_TEXT = {"data.name", "data.dir", "early_stopping.metric", "checkpoint.best_metric"}
+SEQUENCES = {"schedule.boundaries", "schedule.factors", "eval.splits"}
+
+
+def test_base_config_is_valid():
+    assert flatten(finalize(base_config())) == BASE
+
+
+def test_every_key_has_a_rule():
+    bools = {key for key, value in BASE.items() if type(value) is bool}
+    rules = [set(config._CHOICES), set(config._RANGES), set(config._DURATIONS), bools, FREE_TEXT, SEQUENCES]
+    assert set().union(*rules) == set(BASE)
+    assert sum(map(len, rules)) == len(BASE)  # one rule each
+    numbers = {key for key, value in BASE.items() if type(value) in (int, float)}
+    assert numbers == set(config._RANGES)
+
+
+def test_defaults_are_legal_by_their_own_rule():
+    assert all(BASE[key] in choices for key, choices in config._CHOICES.items())
+    assert all(BASE[key] == "" or config._DURATION.fullmatch(BASE[key]) for key in config._DURATIONS)
+    for decider, wanted in config._ONLY_WITH.values():
+        assert wanted in config._CHOICES[decider]
+
+
+def test_sections_are_locked_but_for_the_free_ones():
+    created = base_config()
+    created.data.own = 1
+    created.model.own = 2
+    with pytest.raises(AttributeError, match="cannot be added since the config is locked"):
+        created.train.own = 3
+    with pytest.raises(AttributeError, match="cannot be added since the config is locked"):
+        created.own = 4
+    done = finalize(created)
+    for section in ("data", "model", "train"):
+        with pytest.raises(AttributeError, match="cannot be added since the config is locked"):
+            done[section].another = 5
+    assert (done.data.own, done.model.own) == (1, 2)
+
+
+# --- flatten, near ----------------------------------------------------------------------------------------------------
+
+
+def test_flatten():
+    nested = ConfigDict({"b": {"y": (1, 2), "x": {"deep": ""}}, "a": 0, "empty": {}})
+    assert flatten(nested) == {"b.y": (1, 2), "b.x.deep": "", "a": 0}
+    assert list(flatten(nested)) == ["a", "b.x.deep", "b.y"]
+
+
+@pytest.mark.parametrize(
+    ("word", "words", "hint"),
+    [
+        ("grahp", ("xla", "graph"), " Did you mean 'graph'?"),
+        ("GRAPH", ("xla", "graph"), " Did you mean 'graph'?"),
+        ("graph", ("xla", "Graph"), " Did you mean 'Graph'?"),
+        ("zzz", ("xla", "graph"), ""),
+        ("", ("xla",), ""),
+        ("xla", (), ""),
+    ],
+)
+def test_near(word, words, hint):
+    assert config.near(word, words) == hint
+
+
+# --- override: forms --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ([], {}),
+        ({}, {}),
+        (["--config.seed=3"], {"seed": 3}),
+        (["-config.seed=3"], {"seed": 3}),
+        (["--config.seed=1", "--config.seed=2"], {"seed": 2}),
+        (["--config.data.batch_size=0x10"], {"data.batch_size": 16}),
+        (["--config.data.shuffle=false"], {"data.shuffle": False}),
+        (["--noconfig.data.shuffle"], {"data.shuffle": False}),
+        (["--noconfig.data.shuffle", "--config.data.shuffle"], {}),
+        (["--config.data.name=a=b"], {"data.name": "a=b"}),
+        (["--config.data.name=--config.seed=3"], {"data.name": "--config.seed=3"}),
+        (["--config.data.name=é \n"], {"data.name": "é \n"}),
+        (["--config.eval.splits=a"], {"eval.splits": ("a",)}),
+        (["--config.eval.splits=a", "--config.eval.splits=b"], {"eval.splits": ("a", "b")}),
+        (["--config.eval.splits=('a','b')"], {"eval.splits": ("a", "b")}),
+        (["--config.eval.splits=['a', \"b\"]"], {"eval.splits": ("a", "b")}),
+        (["--config.schedule.learning_rate=1"], {"schedule.learning_rate": 1.0}),
+        ({"schedule.learning_rate": 1}, {"schedule.learning_rate": 1.0}),
+        ({"schedule.learning_rate": 0.1 + 0.2}, {"schedule.learning_rate": 0.30000000000000004}),
+        ({"eval.splits": ("a", "b")}, {"eval.splits": ("a", "b")}),
+        ({"eval.splits": "a"}, {"eval.splits": ("a",)}),
+        ({"schedule.boundaries": ("60%", "85%")}, {"schedule.boundaries": ("60%", "85%")}),
+        ({"schedule.factors": (0.1, 1)}, {"schedule.factors": (0.1, 1)}),
+        ({"data.shuffle": False, "seed": 7}, {"data.shuffle": False, "seed": 7}),
+        ({"eval.every": ""}, {"eval.every": ""}),
+    ],
+)
+def test_override(overrides, changed):
+    before = base_config()
+    after = flatten(override(before, overrides))
+    assert {key: value for key, value in after.items() if value != BASE[key]} == changed
+    assert {key: type(value) for key, value in after.items()} == {key: type(value) for key, value in BASE.items()}
+    assert flatten(before) == BASE  # a copy was changed
+
+
+def test_override_of_own_keys():
+    created = own(width=128, rate=0.5, name="relu", sizes=(3,), inner=ConfigDict({"on": False}))
+    overrides = ["--config.model.width=64", "--config.model.sizes=(1,2)", "--config.model.inner.on"]
+    after = override(created, overrides).model.to_dict()
+    assert after == {"width": 64, "rate": 0.5, "name": "relu", "sizes": (1, 2), "inner": {"on": True}}
+
+
+def test_override_returns_a_locked_config():
+    after = override(base_config(), {})
+    for section in (after, after.data, after.model, after.train):
+        assert section.is_locked
+
+
+# --- override: refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        # Unknown keys.
+        ("--config.sed=1", f"--config.sed=1: there is no key 'sed'. Did you mean 'seed'? {CHECK}"),
+        ("--config.SEED=1", f"--config.SEED=1: there is no key 'SEED'. Did you mean 'seed'? {CHECK}"),
+        (
+            "--config.trian.compile=xla",
+            f"--config.trian.compile=xla: there is no key 'trian.compile'. Did you mean 'train.compile'? {CHECK}",
+        ),
+        (
+            "--config.data.batchsize=4",
+            f"--config.data.batchsize=4: there is no key 'data.batchsize'. Did you mean 'data.batch_size'? {CHECK}",
+        ),
+        (
+            "--config.evel.batch_size=4",
+            f"--config.evel.batch_size=4: there is no key 'evel.batch_size'. Did you mean 'eval.batch_size'? {CHECK}",
+        ),
+        (
+            "--config.optimizer.learning_rate=1",
+            "--config.optimizer.learning_rate=1: there is no key 'optimizer.learning_rate'."
+            f" Did you mean 'schedule.learning_rate'? {CHECK}",
+        ),
+        (
+            "--config.batch_size=4",
+            "--config.batch_size=4: there is no key 'batch_size'."
+            f" Did you mean 'data.batch_size' or 'eval.batch_size'? {CHECK}",
+        ),
+        ("--config.model.hiden=4", f"--config.model.hiden=4: there is no key 'model.hiden'. {CHECK}"),
+        (
+            "--noconfig.data.shufle",
+            f"--noconfig.data.shufle: there is no key 'data.shufle'. Did you mean 'data.shuffle'? {CHECK}",
+        ),
+        ("--config.zzz=1", f"--config.zzz=1: there is no key 'zzz'. {CHECK}"),
+        ("--config.é=1", f"--config.é=1: there is no key 'é'. {CHECK}"),
+        ("--config.", f"--config.: there is no key ''. {CHECK}"),
+        ("--config.=", f"--config.=: there is no key ''. {CHECK}"),
+        ("--config..seed=1", f"--config..seed=1: there is no key '.seed'. Did you mean 'seed'? {CHECK}"),
+        (
+            "--config.train=xla",
+            "--config.train is a section, not a value. Set one of its keys:"
+            " train.block_steps, train.compile, train.duration, train.precision.",
+        ),
+        (
+            "--config.train",
+            "--config.train is a section, not a value. Set one of its keys:"
+            " train.block_steps, train.compile, train.duration, train.precision.",
+        ),
+        # Wrong types.
+        ("--config.seed=abc", "--config.seed=abc: 'abc' is not of type int. Type e.g. --config.seed=0."),
+        ("--config.seed=", "--config.seed=: '' is not of type int. Type e.g. --config.seed=0."),
+        ("--config.seed=1.0", "--config.seed=1.0: '1.0' is not of type int. Type e.g. --config.seed=0."),
+        ("--config.seed=1e3", "--config.seed=1e3: '1e3' is not of type int. Type e.g. --config.seed=0."),
+        ("--config.seed=nan", "--config.seed=nan: 'nan' is not of type int. Type e.g. --config.seed=0."),
+        (
+            "--config.schedule.learning_rate=fast",
+            "--config.schedule.learning_rate=fast: 'fast' is not of type float."
+            " Type e.g. --config.schedule.learning_rate=0.001.",
+        ),
+        (
+            "--config.data.shuffle=maybe",
+            "--config.data.shuffle=maybe: 'maybe' is not of type bool. Type e.g. --config.data.shuffle=True.",
+        ),
+        (
+            "--config.schedule.boundaries=1 epoch",
+            "--config.schedule.boundaries=1 epoch: '1 epoch' is not of type tuple."
+            " Type e.g. --config.schedule.boundaries=\"('1 epoch',)\".",
+        ),
+        # Forms.
+        ("--config.seed", "--config.seed: 'seed' is not a switch and needs a value. Type e.g. --config.seed=0."),
+        ("--noconfig.seed", "--noconfig.seed: 'seed' is not a switch and needs a value. Type e.g. --config.seed=0."),
+        (
+            "--config.eval.every",
+            "--config.eval.every: 'eval.every' is not a switch and needs a value."
+            " Type e.g. --config.eval.every='1 epoch'.",
+        ),
+        (
+            "--config.data.name",
+            "--config.data.name: 'data.name' is not a switch and needs a value. Type e.g. --config.data.name=''.",
+        ),
+        (
+            "--noconfig.data.shuffle=1",
+            "--noconfig.data.shuffle=1: --noconfig.data.shuffle takes no value."
+            " Type --noconfig.data.shuffle or --config.data.shuffle=True.",
+        ),
+        *[
+            (argument, f"'{argument}' is not understood. {OVERRIDES}")
+            for argument in ("config.seed=1", "---config.seed=1", "seed=1", "--config", "--config=", "--config=x.py")
+        ],
+        *[
+            (argument, f"'{argument}' is not understood. {OVERRIDES}")
+            for argument in ("--noconfig", "--", "-", "", "3", "--help", "--flagfile=/x", "--undefok=seed")
+        ],
+    ],
+)
+def test_override_refuses(argument, expected):
+    assert message(override, base_config(), [argument]) == expected
+    # Whatever else is right beside it.
+    assert message(override, base_config(), ["--config.data.batch_size=64", argument]) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"sed": 1}, f"--config.sed=1: there is no key 'sed'. Did you mean 'seed'? {CHECK}"),
+        ({"config.seed": 1}, f"--config.config.seed=1: there is no key 'config.seed'. Did you mean 'seed'? {CHECK}"),
+        ({"no": 1}, f"--config.no=1: there is no key 'no'. {CHECK}"),
+        ({3: 4}, f"--config.3=4: there is no key '3'. {CHECK}"),
+        ({"seed": None}, "--config.seed=None: 'None' is not of type int. Type e.g. --config.seed=0."),
+        ({"seed": True}, "--config.seed=True: 'True' is not of type int. Type e.g. --config.seed=0."),
+        ({"seed": 3.0}, "--config.seed=3.0: '3.0' is not of type int. Type e.g. --config.seed=0."),
+        (
+            {"train": {"compile": "xla"}},
+            "--config.train is a section, not a value. Set one of its keys:"
+            " train.block_steps, train.compile, train.duration, train.precision.",
+        ),
+    ],
+)
+def test_override_by_mapping_refuses(overrides, expected):
+    assert message(override, base_config(), overrides) == expected
+
+
+def test_a_key_that_begins_like_another_is_not_blamed():
+    created = own(rate=1.0, rate_limit=1.0)
+    expected = "--config.model.rate_limit=x: 'x' is not of type float. Type e.g. --config.model.rate_limit=1.0."
+    assert message(override, created, ["--config.model.rate=2", "--config.model.rate_limit=x"]) == expected
+
+
+# --- finalize: one wrong value ----------------------------------------------------------------------------------------
+
+CHOICES = {
+    "data.remainder": ("carry", "pad", "drop"),
+    "data.placement": ("auto", "resident", "stream"),
+    "train.compile": ("xla", "graph", "eager"),
+    "train.precision": ("float32", "float64"),
+    "optimizer.name": ("sgd", "adam", "adamw"),
+    "schedule.name": ("constant", "cosine", "piecewise"),
+    "early_stopping.mode": ("min", "max"),
+    "checkpoint.best_mode": ("min", "max"),
+    "export.checkpoint": ("last", "best"),
+}
+
+
+def test_choices_are_all_listed_here():
+    assert config._CHOICES == CHOICES
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_not_one_of_the_choices(key):
+    first, listed = CHOICES[key][0], ", ".join(CHOICES[key])
+    for value in ("zzzz", "", "☃"):
+        expected = f"{key}='{value}' is not one of {listed}. Use --config.{key}={first}."
+        assert message(final, **{key: value}) == expected
+    last = CHOICES[key][-1]
+    expected = f"{key}='{last.upper()}' is not one of {listed}. Did you mean '{last}'? Use --config.{key}={last}."
+    assert message(final, **{key: last.upper()}) == expected
+
+
+# Key: lowest, highest, how the error puts it, other keys that the value needs.
+RANGES = {
+    "seed": (0, 2**63 - 1, "at least 0 and at most 9223372036854775807", {}),
+    "data.batch_size": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "data.resident_limit_mb": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
+    "data.parallel_calls": (1, 1024, "at least 1 and at most 1024", {}),
+    "data.prefetch_batches": (1, 1024, "at least 1 and at most 1024", {}),
+    "train.block_steps": (1, 100_000, "at least 1 and at most 100000", {}),
+    "optimizer.momentum": (0, 1, "at least 0 and at most 1", {"optimizer.name": "sgd"}),
+    "optimizer.beta_1": (0, 0.999999, "at least 0 and at most 0.999999", {}),
+    "optimizer.beta_2": (0, 0.999999, "at least 0 and at most 0.999999", {}),
+    "optimizer.epsilon": (1e-30, None, "finite and at least 1e-30", {}),
+    "optimizer.weight_decay": (0, None, "finite and at least 0", {"optimizer.name": "adamw"}),
+    "schedule.learning_rate": (0, None, "finite and at least 0", {}),
+    "schedule.final_fraction": (0, 1, "at least 0 and at most 1", {"schedule.name": "cosine"}),
+    "eval.batch_size": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "early_stopping.patience": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "early_stopping.min_delta": (0, None, "finite and at least 0", {}),
+    "log.images": (0, 400, "at least 0 and at most 400", {}),
+    "checkpoint.keep": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "export.examples": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "runtime.threads": (0, 1024, "at least 0 and at most 1024", {}),
+}
+
+
+def test_ranges_are_all_listed_here():
+    assert {key: bounds for key, (*bounds, _, _) in RANGES.items()} == {k: list(v) for k, v in config._RANGES.items()}
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_out_of_range(key):
+    low, high, legal, others = RANGES[key]
+    is_float = type(BASE[key]) is float
+    for value in (low, 1e308 if high is None else high):
+        assert flatten(final(**others, **{key: value}))[key] == value
+    if is_float:
+        outside = [-1.0, math.nextafter(low, -1.0), math.inf, -math.inf, math.nan]
+        outside += [] if high is None else [math.nextafter(high, 2.0)]
+    else:
+        outside = [low - 1, high + 1, -(10**400), 10**400]
+    for value in outside:
+        expected = f"{key}={value} is out of range: it must be {legal}. Use --config.{key}=N."
+        assert message(final, **others, **{key: value}) == expected
+
+
+def test_a_float_too_large_to_hold():
+    expected = (
+        "schedule.learning_rate=inf is out of range: it must be finite and at least 0."
+        " Use --config.schedule.learning_rate=N."
+    )
+    assert message(final, schedule__learning_rate="1e400") == expected
+
+
+DURATIONS = {"train.duration", "schedule.warmup", "eval.every", "log.every", "log.histograms_every", "checkpoint.every"}
+
+
+def test_durations_are_all_listed_here():
+    assert set(config._DURATIONS) == DURATIONS
+
+
+@pytest.mark.parametrize("key", sorted(DURATIONS))
+def test_not_a_duration(key):
+    for value in (
+        "5",
+        "epochs",
+        "0 epochs",
+        "0.0 steps",
+        "-1 epochs",
+        "nan epochs",
+        "inf steps",
+        "5 parsecs",
+        "٣ epochs",
+    ):
+        expected = (
+            f"{key}='{value}' is not a duration. Type e.g. --config.{key}='2 epochs' (steps, epochs, examples or %)."
+        )
+        assert message(final, **{key: value}) == expected
+
+
+@pytest.mark.parametrize("key", sorted(DURATIONS))
+def test_no_duration(key):
+    if key in ("train.duration", "log.every"):
+        expected = f"{key}='' is not a duration. Type e.g. --config.{key}='2 epochs' (steps, epochs, examples or %)."
+        assert message(final, **{key: ""}) == expected
+    else:
+        assert flatten(final(**{key: ""}))[key] == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "most"),
+    [
+        ("1.1e15 steps", "1e+15 steps"),
+        ("1e400 examples", "1e+15 examples"),
+        ("1000001 epochs", "1e+06 epochs"),
+        ("100.1%", "100%"),
+        ("101 percent", "100 percents"),
+    ],
+)
+def test_duration_out_of_range(value, most):
+    expected = f"log.every='{value}' is out of range: it must be at most '{most}'."
+    assert message(final, log__every=value) == expected
+
+
+@pytest.mark.parametrize("value", ["50%", "50 percent", "100%"])
+def test_a_run_as_long_as_a_share_of_itself(value):
+    expected = f"train.duration='{value}' is a share of itself. Type e.g. --config.train.duration='5 epochs'."
+    assert message(final, train__duration=value) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            {"schedule.boundaries": (1, 2)},
+            "schedule.boundaries='1' is not a duration."
+            " Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\" (steps, epochs, examples or %).",
+        ),
+        (
+            {"schedule.boundaries": ("1 epoch", "")},
+            "schedule.boundaries='' is not a duration."
+            " Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\" (steps, epochs, examples or %).",
+        ),
+        (
+            {"schedule.factors": (0.1, "x")},
+            "schedule.factors=(0.1, 'x'): 'x' is not a number of at least 0."
+            ' Type e.g. --config.schedule.factors="(0.1,0.01)".',
+        ),
+        (
+            {"schedule.factors": (0.1, -0.1)},
+            "schedule.factors=(0.1, -0.1): -0.1 is not a number of at least 0."
+            ' Type e.g. --config.schedule.factors="(0.1,0.01)".',
+        ),
+        (
+            {"schedule.factors": (True,)},
+            "schedule.factors=(True,): True is not a number of at least 0."
+            ' Type e.g. --config.schedule.factors="(0.1,0.01)".',
+        ),
+        (
+            {"schedule.factors": "(1e400,)"},
+            "schedule.factors=(inf,): inf is not a number of at least 0."
+            ' Type e.g. --config.schedule.factors="(0.1,0.01)".',
+        ),
+        (
+            {"eval.splits": ()},
+            "eval.splits=() names no split, but a run is judged and its exports are verified on one."
+            " Use --config.eval.splits=test.",
+        ),
+        *[
+            (
+                {"eval.splits": text},
+                f"eval.splits={splits}: {splits[0]!r} is not a name of letters, digits, '_', '-' and '.'."
+                " Type e.g. --config.eval.splits=\"('train_eval','test')\".",
+            )
+            for text, splits in [("", ("",)), ("a/b", ("a/b",)), ("a,b", ("a,b",)), ("(1,)", (1,)), ("(", ("(",))]
+        ],
+        (
+            {"eval.splits": ("test", "train")},
+            "eval.splits contains 'train', which is shuffled and endless."
+            " Give the split another name in make_data, e.g. --config.eval.splits=\"('train_eval','test')\".",
+        ),
+        (
+            {"eval.splits": ("test", "extra", "test")},
+            "eval.splits=('test', 'extra', 'test') names a split twice. Name each once.",
+        ),
+    ],
+)
+def test_sequences(overrides, expected):
+    assert message(final, **overrides) == expected
+
+
+# --- finalize: what get_config may set --------------------------------------------------------------------------------
+
+
+def drop(key):
+    created = base_config().unlock()
+    del created.train[key]
+    return created
+
+
+def add(key, value):
+    created = base_config().unlock()
+    section, _, name = key.rpartition(".")
+    (created[section] if section else created)[name] = value
+    return created
+
+
+def retype(key, value):
+    created = base_config().unlock()
+    with created.ignore_type():
+        created[key] = value
+    return created
+
+
+PLAIN = (
+    " A value is a bool, int, str, finite float or a tuple of these:"
+    " it is kept in config.json and typed on command lines."
+)
+
+
+@pytest.mark.parametrize(
+    ("created", "expected"),
+    [
+        (
+            add("train.compiler", "xla"),
+            "get_config set 'train.compiler', which the framework does not read. Did you mean 'train.compile'?"
+            " Own keys belong in config.data or config.model.",
+        ),
+        (
+            add("zzz", 1),
+            "get_config set 'zzz', which the framework does not read. Own keys belong in config.data or config.model.",
+        ),
+        (
+            add("data.batch_sise", 64),
+            "get_config set 'data.batch_sise', which is nearly 'data.batch_size'."
+            " Write config.data.batch_size, or another name.",
+        ),
+        (drop("compile"), "get_config dropped 'train.compile'. Start from base_config(), which sets it to 'xla'."),
+        (
+            ConfigDict(),
+            "get_config dropped 'checkpoint.best_metric'. Start from base_config(), which sets it to ''.",
+        ),
+        (retype("seed", 1.5), "seed=1.5 is of type float, not int. Write e.g. config.seed = 0."),
+        (retype("seed", True), "seed=True is of type bool, not int. Write e.g. config.seed = 0."),
+        (retype("seed", None), "seed=None is of type NoneType, not int. Write e.g. config.seed = 0."),
+        (retype("seed", "3"), "seed='3' is of type str, not int. Write e.g. config.seed = 0."),
+        (own(layers=[1, 2]), f"get_config set model.layers=[1, 2].{PLAIN}"),
+        (own(layers=((1, 2), 3)), f"get_config set model.layers=((1, 2), 3).{PLAIN}"),
+        (own(init=None), f"get_config set model.init=None.{PLAIN}"),
+        (own(init=len), f"get_config set model.init=<built-in function len>.{PLAIN}"),
+        (own(l2=math.nan), f"get_config set model.l2=nan.{PLAIN}"),
+        (own(l2=(1.0, math.inf)), f"get_config set model.l2=(1.0, inf).{PLAIN}"),
+    ],
+)
+def test_get_config_went_wrong(created, expected):
+    assert message(finalize, created) == expected
+
+
+def test_an_own_key_that_no_command_line_can_set():
+    assert message(override, own(init=None), ["--config.model.init=3"]) == f"get_config set model.init=None.{PLAIN}"
+
+
+def test_ints_do_for_floats():
+    assert final(schedule__learning_rate=1).schedule.learning_rate == 1.0
+    created = base_config().unlock()
+    with created.ignore_type():
+        created.schedule.learning_rate = 1
+    assert finalize(created).schedule.learning_rate == 1
+
+
+# --- finalize: contradictions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        *[
+            (
+                {key: value},
+                f"{key}='{value}' is not split/metric with a split of eval.splits=('test',)."
+                f" Type e.g. --config.{key}=test/{example}.",
+            )
+            for key in ("early_stopping.metric", "checkpoint.best_metric")
+            for value, example in [
+                ("loss", "loss"),
+                ("accuracy", "loss"),
+                ("/loss", "loss"),
+                ("test/", "loss"),
+                ("tset/accuracy", "accuracy"),
+            ]
+        ],
+        (
+            {"early_stopping.metric": "test/loss", "eval.every": ""},
+            "early_stopping.metric='test/loss' needs evaluations during training, but eval.every=''."
+            " Type e.g. --config.eval.every='1 epoch'.",
+        ),
+        (
+            {"export.checkpoint": "best"},
+            "export.checkpoint='best' needs checkpoint.best_metric, which is ''."
+            " Type e.g. --config.checkpoint.best_metric=test/accuracy.",
+        ),
+        (
+            {"optimizer.name": "sgd", "optimizer.nesterov": True},
+            "optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.",
+        ),
+        (
+            {"optimizer.nesterov": True},
+            "optimizer.nesterov=True has no effect with optimizer.name='adam'."
+            " Use --config.optimizer.name=sgd or --config.optimizer.nesterov=False.",
+        ),
+        (
+            {"optimizer.momentum": 0.9},
+            "optimizer.momentum=0.9 has no effect with optimizer.name='adam'."
+            " Use --config.optimizer.name=sgd or --config.optimizer.momentum=0.0.",
+        ),
+        (
+            {"optimizer.weight_decay": 0.01},
+            "optimizer.weight_decay=0.01 has no effect with optimizer.name='adam'."
+            " Use --config.optimizer.name=adamw or --config.optimizer.weight_decay=0.0.",
+        ),
+        (
+            {"schedule.final_fraction": 0.1},
+            "schedule.final_fraction=0.1 has no effect with schedule.name='constant'."
+            " Use --config.schedule.name=cosine or --config.schedule.final_fraction=0.0.",
+        ),
+        (
+            {"schedule.boundaries": ("1 epoch",)},
+            "schedule.boundaries=('1 epoch',) has no effect with schedule.name='constant'."
+            " Use --config.schedule.name=piecewise or --config.schedule.boundaries='()'.",
+        ),
+        (
+            {"schedule.factors": (0.1,), "schedule.name": "cosine"},
+            "schedule.factors=(0.1,) has no effect with schedule.name='cosine'."
+            " Use --config.schedule.name=piecewise or --config.schedule.factors='()'.",
+        ),
+        (
+            {"schedule.name": "piecewise"},
+            "schedule.name='piecewise' needs as many schedule.factors (0) as schedule.boundaries (0), at least one."
+            " Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\""
+            ' --config.schedule.factors="(0.1,0.01)".',
+        ),
+        (
+            {"schedule.name": "piecewise", "schedule.boundaries": ("1%", "2%"), "schedule.factors": (0.1,)},
+            "schedule.name='piecewise' needs as many schedule.factors (1) as schedule.boundaries (2), at least one."
+            " Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\""
+            ' --config.schedule.factors="(0.1,0.01)".',
+        ),
+    ],
+)
+def test_contradictions(overrides, expected):
+    assert message(final, **overrides) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"eval.splits": ("a", "b"), "early_stopping.metric": "b/x/y", "checkpoint.best_metric": "a/loss"},
+        {"export.checkpoint": "best", "checkpoint.best_metric": "test/accuracy"},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
+        {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
+        {"schedule.name": "cosine", "schedule.final_fraction": 0.1},
+        {"schedule.name": "piecewise", "schedule.boundaries": ("1 epoch", "50%"), "schedule.factors": (0, 0.1)},
+        {"eval.every": "", "checkpoint.best_metric": "test/loss"},
+    ],
+)
+def test_no_contradiction(overrides):
+    changed = flatten(final(**overrides))
+    assert {key: changed[key] for key in overrides} == overrides
+
+
+# --- messages of the helpers for experiments --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bounds", "legal"),
+    [((0, 1), "at least 0 and at most 1"), ((0, None), "finite and at least 0"), ((None, 1), "finite and at most 1")],
+)
+def test_check_range(bounds, legal):
+    config.check_range("model.dropout", 0.5, *bounds)
+    expected = f"model.dropout=nan is out of range: it must be {legal}. Use --config.model.dropout=N."
+    assert message(config.check_range, "model.dropout", math.nan, *bounds) == expected
+
+
+def test_check_range_without_bounds():
+    config.check_range("model.x", -(10**400), None, None)
+    expected = "model.x=-inf is out of range: it must be finite. Use --config.model.x=N."
+    assert message(config.check_range, "model.x", -math.inf, None, None) == expected
+
+
+def test_check_choice():
+    config.check_choice("model.norm", "batch", ("batch", "layer"))
+    expected = "model.norm='layr' is not one of batch, layer. Did you mean 'layer'? Use --config.model.norm=layer."
+    assert message(config.check_choice, "model.norm", "layr", iter(("batch", "layer"))) == expected
+
+
+# --- presets and a run's own config -----------------------------------------------------------------------------------
+
+PRESETS = {"small": {"model.width": 8, "train.duration": "1 epoch"}, "large": {"schedule.boundaries": ["1%", "2%"]}}
+
+
+def test_apply_preset():
+    plain = own(width=128)
+    assert config.apply_preset(plain, "", PRESETS) is plain
+    assert (plain.model.width, plain.train.duration) == (128, "5 epochs")
+    small = config.apply_preset(own(width=128), "small", PRESETS)
+    assert (small.model.width, small.train.duration, small.train.compile) == (8, "1 epoch", "xla")
+    assert config.apply_preset(own(), "large", PRESETS).schedule.boundaries == ("1%", "2%")
+    assert PRESETS["small"] == {"model.width": 8, "train.duration": "1 epoch"}
+
+
+@pytest.mark.parametrize(
+    ("name", "presets", "expected"),
+    [
+        ("smal", PRESETS, "there is no preset 'smal'. Did you mean 'small'? Presets: small, large."),
+        ("zzz", PRESETS, "there is no preset 'zzz'. Presets: small, large."),
+        ("zzz", {}, "there is no preset 'zzz'. Presets: none."),
+        (
+            "x",
+            {"x": {"trian.compile": "xla"}},
+            "preset 'x' sets 'trian.compile', which get_config did not set before. Did you mean 'train.compile'?",
+        ),
+        (
+            "x",
+            {"x": {"model.widht": 3}},
+            "preset 'x' sets 'model.widht', which get_config did not set before. Did you mean 'model.width'?",
+        ),
+        ("x", {"x": {"zzz": 1}}, "preset 'x' sets 'zzz', which get_config did not set before."),
+        ("x", {"x": {"train": 3}}, "preset 'x' sets 'train', which get_config did not set before."),
+        ("x", {"x": {"seed": 1.5}}, "preset 'x' sets seed=1.5, but it is of type int."),
+    ],
+)
+def test_apply_preset_refuses(name, presets, expected):
+    assert message(config.apply_preset, own(width=1), name, presets) == expected
+
+
+def test_restored():
+    stored = override(own(width=128, sizes=(1,)), {"model.width": 64, "eval.splits": ("a", "b"), "seed": 3}).to_dict()
+    as_json = {**stored, "eval": {**stored["eval"], "splits": ["a", "b"]}}
+    again = config.restored(own(width=128, sizes=(1,)), as_json)
+    assert flatten(again) == flatten(ConfigDict(stored))
+    assert again.eval.splits == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (
+            {"model": {"b": 1, "a": 1}},
+            "the run's config.json sets 'model.a', which its experiment file no longer has. Put it back.",
+        ),
+        ({"model": {"width": "wide"}}, "the run's config.json sets model.width='wide', but it is of type int."),
+    ],
+)
+def test_restored_refuses(stored, expected):
+    assert message(config.restored, own(width=1), stored) == expected
+
+
+# --- durations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [  # 60,000 examples in batches of 128: 468.75 steps an epoch; a run of 1,000 steps
+        ("", 0),
+        ("5 epochs", 2344),
+        ("1 epoch", 469),
+        ("4 epochs", 1875),
+        ("0.5 epochs", 235),
+        ("0.001 epochs", 1),
+        ("7 steps", 7),
+        ("1 step", 1),
+        ("1.5 steps", 2),
+        ("1e3 steps", 1000),
+        ("2.5e2 STEPS", 250),
+        ("128 examples", 1),
+        ("129 examples", 2),
+        ("60000 examples", 469),
+        ("1 example", 1),
+        ("50%", 500),
+        ("0.1%", 1),
+        ("0.11 %", 2),
+        ("100 percent", 1000),
+        (" 3  epochs ", 1407),
+        ("3epochs", 1407),
+        ("1e15 steps", 10**15),
+    ],
+)
+def test_to_steps(duration, steps):
+    assert to_steps(duration, 468.75, 128, total_steps=1000) == steps
+
+
+def test_rounding_does_not_add_a_step():
+    assert to_steps("3 epochs", 1 / 3, 1) == 1
+    assert to_steps("30%", 1.0, 1, total_steps=10) == 3
+    assert to_steps("7%", 1.0, 1, total_steps=100) == 7  # 7 * 100 / 100 is 7.000000000000001 if divided first
+
+
+def test_to_steps_refuses():
+    assert message(to_steps, "soon", 10.0, 1) == "'soon' is not a duration; write e.g. '2 epochs'."
+    assert message(to_steps, "5%", 10.0, 1) == "'5%' is a share of a total that is not known yet."
+
+
+def test_resolve():
+    typed = final(
+        train__duration="5 epochs",
+        schedule__name="piecewise",
+        schedule__boundaries=("50%", "4 epochs", "2000 steps"),
+        schedule__factors=(0.1, 0.01, 0.001),
+        schedule__warmup="6400 examples",
+        eval__every="",
+        log__every="10%",
+        checkpoint__every="2 epochs",
+    )
+    resolved = resolve(typed, steps_per_epoch=468.75)
+    assert isinstance(resolved, FrozenConfigDict)
+    assert resolved.schedule.boundaries == (1172, 1875, 2000)
+    steps = {key: flatten(resolved)[key] for key in DURATIONS}
+    assert steps == {
+        "train.duration": 2344,
+        "schedule.warmup": 50,
+        "eval.every": 0,
+        "log.every": 235,
+        "log.histograms_every": 469,
+        "checkpoint.every": 938,
+    }
+    rest = {key: value for key, value in flatten(typed).items() if key not in DURATIONS | {"schedule.boundaries"}}
+    assert {key: flatten(resolved)[key] for key in rest} == rest
+    assert typed.train.duration == "5 epochs"
+    with pytest.raises(AttributeError, match="immutable"):
+        resolved.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            {"schedule.warmup": "5 epochs"},
+            "schedule.warmup='5 epochs' reaches step 2344, but train.duration='5 epochs' ends at step 2344."
+            " Shorten schedule.warmup.",
+        ),
+        (
+            {"schedule.warmup": "100%"},
+            "schedule.warmup='100%' reaches step 2344, but train.duration='5 epochs' ends at step 2344."
+            " Shorten schedule.warmup.",
+        ),
+        (
+            {"train.duration": "1 step", "schedule.warmup": "1 step"},
+            "schedule.warmup='1 step' reaches step 1, but train.duration='1 step' ends at step 1."
+            " Shorten schedule.warmup.",
+        ),
+        (
+            {"schedule.name": "piecewise", "schedule.boundaries": ("3 epochs", "9 epochs"), "schedule.factors": (1, 1)},
+            "schedule.boundaries=('3 epochs', '9 epochs') reaches step 4219, but train.duration='5 epochs' ends at step"
+            " 2344. Shorten schedule.boundaries.",
+        ),
+        (
+            {"schedule.name": "piecewise", "schedule.boundaries": ("3 epochs", "50%"), "schedule.factors": (1, 1)},
+            "schedule.boundaries=('3 epochs', '50%') are steps (1407, 1172): they must increase.",
+        ),
+        (
+            {"schedule.name": "piecewise", "schedule.boundaries": ("1 epoch", "469 steps"), "schedule.factors": (1, 1)},
+            "schedule.boundaries=('1 epoch', '469 steps') are steps (469, 469): they must increase.",
+        ),
+    ],
+)
+def test_resolve_refuses(overrides, expected):
+    assert message(resolve, final(**overrides), 468.75) == expected
+
+
+def test_the_longest_run_fits_an_int64():
+    longest = resolve(final(train__duration="1e6 epochs"), steps_per_epoch=2.0**31).train.duration
+    assert longest == 10**6 * 2**31 < 2**63

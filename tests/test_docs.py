@@ -1,0 +1,467 @@
+"""The pages are true: their commands and snippets run, and every file, flag, key and link they name exists.
+
+What a fenced block is, by the words after its fence:
+
+    ```bash                       each command is run, in order, in a copy of the checkout that belongs to the page
+    ```python                     runs there too, after the commands; all snippets of a page are one program
+    ```python experiments/x.py    is saved there before anything is run
+    ```                           an output or a drawing
+
+Nothing is installed: the copy's `.venv` is the environment that runs the tests.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework import config, experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "BUILD.md", "framework/README.md", "experiments/README.md"]
+PAGES += [page for page in ["tests/benchmarks/README.md"] if (ROOT / page).exists()]
+
+# Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
+NOT_RUN = {
+    r"make test": "is what runs this test",
+    r"python3 -m venv \.venv": "the copy has its .venv; the Makefile does the same on every fresh machine",
+    r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
+    r"conda (create|activate) .*": "needs conda",
+    r"nvidia-smi": "needs an NVIDIA GPU",
+    r"docker run .*": "needs a container daemon",
+    r"curl .*:predict": "asks the server that `docker run` starts",
+}
+COMMAND_SECONDS = 240
+PAGE_SECONDS = 1200
+
+LANGUAGES = {"", "bash", "python", "json", "text"}
+# --help of launch.py, and what TensorBoard, pip and Docker take; the other flags of launch.py are read from it.
+FURTHER_FLAGS = {"help", "logdir", "no-deps", "rm"}
+FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block: the words after the fence, the number of its first line, its text."""
+
+    info: tuple[str, ...]
+    line: int
+    text: str
+
+    @property
+    def language(self) -> str:
+        return self.info[0] if self.info else ""
+
+    @property
+    def file(self) -> str:
+        """Where the block is to be saved; '' if it is to be run."""
+        return self.info[1] if len(self.info) > 1 else ""
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def blocks(page: str) -> list[Block]:
+    found, start, info = [], 0, ()
+    lines = read(page).splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("```"):
+            continue
+        if start:
+            found.append(Block(info, start + 1, "\n".join(lines[start : number - 1])))
+            start = 0
+        else:
+            start, info = number, tuple(line.removeprefix("```").split())
+    assert not start, f"{page}:{start}: the block is not closed"
+    return found
+
+
+def prose(page: str) -> str:
+    """The page without fenced blocks; line numbers stay."""
+    lines = read(page).splitlines()
+    for block in blocks(page):
+        end = block.line + block.text.count("\n") + 1
+        lines[block.line - 2 : end] = [""] * (end - block.line + 2)
+    return "\n".join(lines)
+
+
+def commands(page: str) -> Iterator[tuple[int, str]]:
+    """Line number and text of each command of the bash blocks; one may have several lines."""
+    for block in blocks(page):
+        if block.language != "bash":
+            continue
+        start, pending = block.line, ""
+        for number, line in enumerate(block.text.splitlines(), block.line):
+            pending = f"{pending}\n{line}" if pending else line
+            whole = subprocess.run(["bash", "-n", "-c", pending], capture_output=True, check=False)
+            if whole.returncode or line.endswith("\\"):
+                continue
+            if pending.strip() and not pending.startswith("#"):
+                yield start, pending
+            start, pending = number + 1, ""
+        assert not pending, f"{page}:{start}: bash does not understand {pending!r}"
+
+
+def snippets(page: str) -> list[Block]:
+    """The python blocks that are run."""
+    found = [block for block in blocks(page) if block.language == "python" and not block.file]
+    return [block for block in found if not is_listed(block.text.partition("\n")[0])]
+
+
+def saved(page: str) -> list[Block]:
+    return [block for block in blocks(page) if block.file]
+
+
+def is_listed(command: str) -> bool:
+    return any(re.fullmatch(pattern, command, re.DOTALL) for pattern in NOT_RUN)
+
+
+# ---- Running ----
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of this checkout as a fresh clone with an installed .venv would be."""
+    ignored = [name.strip("/") for name in (ROOT / ".gitignore").read_text().split()]
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", *ignored))
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (programs / "python").chmod(0o755)
+    for kind, files in {"run": "requirements.txt requirements-data.txt", "dev": "requirements-dev.txt"}.items():
+        checksum = run(f"cat {files} | cksum | cut -d ' ' -f 1", folder).strip()
+        (folder / ".venv" / f".{kind}-{checksum}").touch()
+    assert "pip install" not in run("make -n run test", folder), "make would install: new names of stamps?"
+    return folder
+
+
+def run(command: str, folder: Path, stdin: str = "") -> str:
+    """Standard output of a command that succeeds; fails the test, with all it said, if it does not."""
+    # What `make test VARIABLE=...` gives to its children is not meant for the make of a page.
+    own = ("ARGS", "CONFIG", "MAKE", "MFLAGS", "PYTEST", "PYTHON", "TF_", "WORKDIR", "WORKERS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environment |= {"PATH": f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
+    process = subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(stdin, timeout=COMMAND_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        pytest.fail(f"'{command}' is not finished after {COMMAND_SECONDS} s", pytrace=False)
+    if process.returncode:
+        pytest.fail(f"'{command}' ended with {process.returncode}:\n{out[-3000:]}\n{err[-6000:]}", pytrace=False)
+    return out
+
+
+def tensorboard(command: str, folder: Path) -> None:
+    """Starts the command with a free port, waits until it serves the curves of a run, and stops it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port", str(port)],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline, runs = time.monotonic() + 90, []
+        while not runs:
+            assert server.poll() is None, f"'{command}' ended with {server.returncode}"
+            assert time.monotonic() < deadline, f"'{command}' shows no run after 90 s"
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=10) as answer:
+                    assert answer.status == 200
+                    runs = json.load(answer)
+            except urllib.error.URLError:
+                continue
+        assert any(name.endswith("train") for name in runs), runs
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.timeout(PAGE_SECONDS)
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "checkout")
+    for block in saved(page):
+        (folder / block.file).write_text(block.text + "\n")
+    for _, command in commands(page):
+        if is_listed(command):
+            continue
+        if command.startswith("tensorboard "):
+            tensorboard(command, folder)
+        else:
+            run(command, folder)
+    # One program with the page's line numbers, so that a traceback names the line of the page.
+    program = [""] * len(read(page).splitlines())
+    for block in snippets(page):
+        for number, line in enumerate(block.text.splitlines(), block.line):
+            program[number - 1] = line
+    if any(program):
+        run("python -", folder, stdin="\n".join(program))
+
+
+def test_no_stale_entry_in_the_list_of_what_is_not_run() -> None:
+    lines = [command for page in PAGES for _, command in commands(page)]
+    lines += [block.text.partition("\n")[0] for page in PAGES for block in blocks(page) if block.language == "python"]
+    stale = [pattern for pattern in NOT_RUN if not any(re.fullmatch(pattern, line, re.DOTALL) for line in lines)]
+    assert stale == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_of_a_known_kind(page: str) -> None:
+    for block in blocks(page):
+        place = f"{page}:{block.line}"
+        assert block.language in LANGUAGES, f"{place}: '{block.language}' is not one of {sorted(LANGUAGES)}"
+        if block.file:
+            assert block.language == "python" and block.file.endswith(".py"), f"{place}: {block.info}"
+            assert not (ROOT / block.file).exists(), f"{place}: {block.file} is a file of the project already"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_saved_experiments_have_valid_configs(page: str, tmp_path: Path) -> None:
+    for block in saved(page):
+        path = tmp_path / Path(block.file).name
+        path.write_text(block.text + "\n")
+        config.finalize(experiment.load(str(path)).get_config())
+
+
+# ---- What the prose names ----
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real run that was exported twice."""
+    from framework import loop
+    from framework import run as runs
+    from framework.modes import train
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    built = runs.build(str(ROOT / "tests" / "tiny.py"), {"log.every": "20 steps"}, folder)
+    assert train.main(built, []) == 0
+    loop.export_run(built)
+    return folder
+
+
+def spans(page: str) -> Iterator[tuple[str, str]]:
+    """(place, text) of all code spans of the prose, and of the words of the bash blocks."""
+    text = prose(page)
+    for match in re.finditer(r"`([^`]+)`", text):
+        yield f"{page}:{text.count(chr(10), 0, match.start()) + 1}", " ".join(match[1].split())
+    for line, command in commands(page):
+        yield f"{page}:{line}", command
+
+
+def config_keys() -> set[str]:
+    """All keys of the framework and of the experiments, those of the pages included."""
+    from experiments import mnist_mlp
+
+    keys = set(config.flatten(mnist_mlp.get_config("")))
+    for page in PAGES:
+        for block in saved(page):
+            keys |= set(re.findall(r"^ +config\.([a-z_0-9.]+) = ", block.text, re.MULTILINE))
+    return keys
+
+
+def modules() -> dict[str, str]:
+    """{name of a framework module: its text}."""
+    texts: dict[str, str] = {}
+    for path in (ROOT / "framework").rglob("*.py"):
+        texts[path.stem] = texts.get(path.stem, "") + path.read_text()
+    return texts
+
+
+def test_flags_and_modes_exist() -> None:
+    launch = read("launch.py")
+    own = set(re.findall(r'define\(flags\.\w+, "(\w+)"', launch))
+    modes = {path.stem for path in (ROOT / "framework" / "modes").glob("[a-z]*.py")}
+    keys, unknown = config_keys(), []
+    for page in PAGES:
+        for place, text in spans(page):
+            for flag in re.findall(r"(?<![\w-])--(?:no(?=config\.))?([a-z][\w.-]*)", text):
+                key = flag.removeprefix("config.")
+                is_known = key in keys | {"KEY"} if flag.startswith("config.") else flag in own | FURTHER_FLAGS
+                unknown += [] if is_known else [f"{place}: --{flag}"]
+            unknown += [f"{place}: --mode={mode}" for mode in re.findall(r"--mode=(\w+)", text) if mode not in modes]
+    assert unknown == []
+
+
+def test_config_keys_and_module_members_exist() -> None:
+    import tf_keras as keras
+
+    keys, texts, unknown = config_keys(), modules(), []
+    texts["model"] = " ".join(dir(keras.Model))  # a section of the config and the name of a variable
+    sections = {key.partition(".")[0] for key in keys}
+    for page in PAGES:
+        for place, text in spans(page):
+            match = re.fullmatch(r"([a-z_]+)\.([a-z_0-9.]+)(=.*|\(.*)?", text)
+            if not match or Path(match[2]).suffix in FILE_SUFFIXES or f".{match[2]}" in FILE_SUFFIXES:
+                continue
+            first, rest = match[1], match[2]
+            is_member = re.search(rf"\b{rest.rpartition('.')[2]}\b", texts.get(first, ""))
+            if (first in sections or first in texts) and f"{first}.{rest}" not in keys and not is_member:
+                unknown.append(f"{place}: {text}")
+    assert unknown == []
+
+
+def test_make_targets_and_variables_exist() -> None:
+    makefile = read("Makefile")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
+    unknown = []
+    for page in PAGES:
+        for place, text in spans(page):
+            if text.startswith("make "):
+                words = shlex.split(text)[1:]
+                unknown += [f"{place}: {word}" for word in words if "=" not in word and word not in targets]
+                unknown += [f"{place}: {word}" for word in words if "=" in word and word.split("=")[0] not in variables]
+    assert unknown == []
+
+
+def test_files_exist(run_folder: Path) -> None:
+    missing = []
+    for page in PAGES:
+        places = [ROOT, (ROOT / page).parent, run_folder]
+        own = {block.file for block in saved(page)}
+        for place, text in spans(page):
+            for word in re.split(r"[\s=,:'\"()\[\]{}]+", text):
+                if is_file_name(word) and word not in own and not exists(word, places, run_folder):
+                    missing.append(f"{place}: {word}")
+    assert missing == []
+
+
+def is_file_name(word: str) -> bool:
+    """Whether a word is meant as a file or folder of the project or of a run: 'launch.py', 'exports/<hook>/'."""
+    if not re.fullmatch(r"[\w.<][\w.\-/<>*…]*", word) or re.match(r"[A-Z]+\b(?!\.md)", word):
+        return False
+    has_suffix = Path(word).suffix in FILE_SUFFIXES and Path(word).stem != ""
+    return has_suffix or ("/" in word and (word.endswith("/") or (ROOT / word.split("/")[0]).is_dir()))
+
+
+def exists(word: str, places: list[Path], run_folder: Path) -> bool:
+    parts = word.rstrip("/").split("/")
+    if parts[0] == "runs":
+        return len(parts) < 3 or exists("/".join(parts[2:]), [run_folder], run_folder)
+    pattern = re.sub(r"<[^>]*>|…", "*", word.rstrip("/"))
+    return any(next(place.glob(pattern), None) for place in places) or any(run_folder.rglob(Path(pattern).name))
+
+
+def test_links_and_pictures_exist() -> None:
+    broken = []
+    for page in PAGES:
+        text = prose(page)
+        for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+            path, _, anchor = (target[0] or target[1]).partition("#")
+            if path.startswith(("http://", "https://")):
+                continue
+            linked = (ROOT / page).parent / path if path else ROOT / page
+            if not linked.exists() or (anchor and anchor not in anchors(linked)):
+                broken.append(f"{page}: {path}#{anchor}".rstrip("#"))
+    assert broken == []
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings, as they are made from their text by code hosts."""
+    headings = re.findall(r"^#+ (.+)$", prose(str(path.relative_to(ROOT))), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- Tables and numbers ----
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """Cells of the rows of the first table below a heading, without the table's own head."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", read(page), maxsplit=1, flags=re.MULTILINE)[1]
+    rows = re.findall(r"^\|(.*)\|$", re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0], re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
+
+
+def test_to_change_x_edit_y_names_what_is_there() -> None:
+    functions = read("framework/experiment.py")
+    rows = table("BUILD.md", "To change X, edit Y")
+    wrong = []
+    for row in rows:
+        words = re.findall(r"`([^`]+)`", " ".join(row[1:]))
+        files = [word for word in words if (ROOT / word).is_file()]
+        text = functions + "".join(read(file) for file in files)
+        names = [re.sub(r"\(.*\)", "", word).split(".")[-1] for word in words if "/" not in word and "*" not in word]
+        wrong += [f"{row[0]}: {name} is in none of {files}" for name in names if not re.search(rf"\b{name}\b", text)]
+        if not any(word.startswith("tests/") for word in re.findall(r"`([^`]+)`", row[2])):
+            wrong.append(f"{row[0]}: no test to look at")
+    assert len(rows) >= 20
+    assert wrong == []
+
+
+def pins() -> dict[str, str]:
+    text = "".join(read(file.name) for file in sorted(ROOT.glob("requirements*.txt")))
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.MULTILINE))
+
+
+def test_dependencies_are_those_pinned_each_with_a_reason() -> None:
+    rows = table("BUILD.md", "Dependencies")
+    assert {package: version for package, version, _ in rows} == pins()
+    assert all(len(reason.split()) > 0 for _, _, reason in rows)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_versions_are_those_pinned(page: str) -> None:
+    wrong = [
+        f"{name}=={version}"
+        for name, version in re.findall(r"([a-z][\w-]+)(?:\[[\w-]+\])?==(\d[\w.]*)", read(page))
+        if pins().get(name) != version
+    ]
+    assert wrong == []
+
+
+def test_gpu_numbers_are_those_of_the_installed_tensorflow() -> None:
+    import tensorflow as tf
+
+    page = read("BUILD.md")
+    wheels = dict(re.findall(r"wheels? `(nvidia-[\w-]+)` (\S+)", page))
+    required = dict(
+        re.findall(r"^(nvidia-[\w-]+?)([<>=][^;]*); extra == \"and-cuda\"", "\n".join(requirements()), re.MULTILINE)
+    )
+    assert len(wheels) >= 4
+    assert wheels == {name: required.get(name) for name in wheels}
+
+    classifiers = importlib.metadata.metadata("tensorflow").get_all("Classifier") or []
+    pythons = [text.rpartition(" ")[2] for text in classifiers if re.fullmatch(r".*Python :: 3\.\d+", text)]
+    assert f"| Python | {', '.join(pythons)} |" in page
+
+    built = tf.sysconfig.get_build_info()
+    if built["is_cuda_build"]:
+        *older, newest = built["cuda_compute_capabilities"]
+        assert f"| built with {built['cuda_version']};" in page
+        assert f"| built with {built['cudnn_version']};" in page
+        assert f"compiled for {', '.join(older)}, and {newest}," in page
+
+
+def requirements() -> list[str]:
+    return importlib.metadata.requires("tensorflow") or []

@@ -1,0 +1,602 @@
+"""launch.py and the early checks of framework/run.py: one line, exit status 2, and nothing has been touched yet."""
+
+import datetime
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import launch
+from framework import config, run
+from framework.config import UserError
+
+ROOT = Path(launch.__file__).parent
+EXPERIMENT = """
+from pathlib import Path
+from framework.config import apply_preset, base_config
+
+Path(__file__).with_suffix(".executed").touch()
+PRESETS = {"small": {"model.width": 4}, "typo": {"model.widht": 4}}
+
+
+def get_config(arg):
+    config = base_config()
+    config.model.width = 8
+    return apply_preset(config, arg, PRESETS)
+
+
+def make_data(cfg, split):
+    Path(__file__).with_suffix(".loaded").touch()
+
+
+def make_model(cfg): ...
+
+
+def make_loss(cfg): ...
+
+
+def make_schedule(cfg, total_steps): ...
+"""
+CHECK = "--mode=check prints every key."
+
+
+class Reached(Exception):
+    """The first line that touches a device was about to run."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An experiment in x.py; whoever comes as far as runtime.setup raises Reached with the final config."""
+
+    def setup(final):
+        raise Reached(final)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("framework.runtime.setup", setup)
+    Path("x.py").write_text(EXPERIMENT)
+    yield tmp_path
+    sys.modules.pop("experiment_x", None)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(arguments): the line of the error, after all that is promised of an error has been checked."""
+
+    def call(*arguments):
+        assert launch.main(["launch.py", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert not Path("x.loaded").exists()
+        assert not Path("runs").exists()
+        return err.removeprefix("error: ").removesuffix("\n")
+
+    return call
+
+
+def accepted(*arguments):
+    """The config with which a launch comes as far as the devices."""
+    with pytest.raises(Reached) as caught:
+        launch.main(["launch.py", *arguments])
+    return caught.value.args[0]
+
+
+# --- flags: before TensorFlow, before the file ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more)."),
+        (["--config.seed=1"], "--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more)."),
+        (
+            ["--config=x.py", "--mode=trian"],
+            "--mode=trian is not one of train, evaluate, export, check. Did you mean 'train'?",
+        ),
+        (
+            ["--config=x.py", "--mode=Check"],
+            "--mode=Check is not one of train, evaluate, export, check. Did you mean 'check'?",
+        ),
+        (["--config=x.py", "--mode="], "--mode= is not one of train, evaluate, export, check."),
+        *[
+            (
+                ["--config=x.py", f"--mode={mode}"],
+                f"--mode={mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.",
+            )
+            for mode in ("evaluate", "export")
+        ],
+        (["--config=x.py", "--workdir="], "--workdir is empty. Type e.g. --workdir=runs/first, or leave it out."),
+        (
+            ["--config=x.py", "--workdir=", "--mode=export"],
+            "--workdir is empty. Type e.g. --workdir=runs/first, or leave it out.",
+        ),
+        (
+            ["--config=x.py", "--workdir=nothing", "--mode=evaluate"],
+            "--workdir=nothing holds no run. Train first: --mode=train.",
+        ),
+        (["--confg=x.py"], "--confg: there is no such flag. Did you mean '--config'? --help lists them."),
+        (["--config=x.py", "--seeds=1"], "--seeds: there is no such flag. Did you mean '--seed'? --help lists them."),
+        (["--config=x.py", "--noseed"], "--noseed: there is no such flag. Did you mean '--seed'? --help lists them."),
+        (
+            ["--config=x.py", "--train.compile=xla"],
+            "--train.compile: there is no such flag. Did you mean '--config.train.compile'? --help lists them.",
+        ),
+        (
+            ["--config=x.py", "--learning_rate=1"],
+            "--learning_rate: there is no such flag. Did you mean '--config.schedule.learning_rate'? --help lists them.",
+        ),
+        (["--config=x.py", "--zzzzzz"], "--zzzzzz: there is no such flag. --help lists them."),
+        (["--flagfile=flags.txt"], "--flagfile=flags.txt: there is no such flag. --help lists them."),
+        (["--flagfile"], "--flagfile: there is no such flag. --help lists them."),
+        (["--undefok=wrong", "--wrong=1"], "--undefok=wrong: there is no such flag. --help lists them."),
+        (["x.py"], "'x.py' is not a flag. Overrides look like --config.train.compile=graph."),
+        (
+            ["--config=x.py", "config.seed=1"],
+            "'config.seed=1' is not a flag. Overrides look like --config.train.compile=graph.",
+        ),
+        (
+            ["--config=x.py", "--", "--seed=1"],
+            "'--seed=1' is not a flag. Overrides look like --config.train.compile=graph.",
+        ),
+        (["--config=x.py", "é\n"], "'é ' is not a flag. Overrides look like --config.train.compile=graph."),
+        (["--config=x.py", "--seed=abc"], "--seed=abc: 'abc' is not of type int. Type e.g. --seed=1."),
+        (["--config=x.py", "--seed", "1e3"], "--seed=1e3: '1e3' is not of type int. Type e.g. --seed=1."),
+        (["--config=x.py", "--seed="], "--seed=: '' is not of type int. Type e.g. --seed=1."),
+        (["--config=x.py", "--seed=a:b"], "--seed=a:b: 'a:b' is not of type int. Type e.g. --seed=1."),
+        (["--config=x.py", "--nodebug=1"], "--nodebug=1 does not take an argument. --help shows examples."),
+        (["--config=x.py", "--debug=maybe"], "--debug=maybe: 'maybe' is not of type bool. Type e.g. --debug."),
+        (["--config=x.py", "--mode"], "Missing value for flag --mode. --help shows examples."),
+        (
+            ["--config="],
+            f"--config= cannot be read: {os.strerror(errno.EISDIR)}. Type e.g. --config=experiments/mnist_mlp.py.",
+        ),
+        (
+            ["--config=y.py:small"],
+            f"--config=y.py cannot be read: {os.strerror(errno.ENOENT)}. Did you mean 'x.py'?"
+            " Type e.g. --config=experiments/mnist_mlp.py.",
+        ),
+    ],
+)
+def test_flags(refused, arguments, expected):
+    assert refused(*arguments) == expected
+    assert not Path("x.executed").exists()
+
+
+def test_a_function_is_missing(refused):
+    Path("x.py").write_text(EXPERIMENT.replace("make_loss", "make_lose"))
+    assert refused("--config=x.py") == (
+        "x.py does not define make_loss(cfg). Did you mean 'make_lose'? An experiment defines get_config, make_data,"
+        " make_model, make_loss, make_schedule and may define check_config, make_metrics, make_optimizer, make_exports."
+    )
+    assert not Path("x.executed").exists()
+
+
+# --- the run folder: before the file ----------------------------------------------------------------------------------
+
+
+def cannot(workdir, code):
+    return (
+        f"--workdir={workdir} cannot be written: {os.strerror(code)}."
+        " Type a folder of yours, e.g. --workdir=runs/first."
+    )
+
+
+@pytest.mark.parametrize(
+    ("workdir", "code"),
+    [
+        ("x.py", errno.EEXIST),
+        ("x.py/below", errno.ENOTDIR),
+        pytest.param(
+            "/proc/nothing/of/ours",
+            errno.ENOENT,
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc"),
+        ),
+    ],
+)
+def test_workdir_that_cannot_be_made(refused, workdir, code):
+    assert refused("--config=x.py", f"--workdir={workdir}") == cannot(workdir, code)
+    assert not Path("x.executed").exists()
+    assert sorted(os.listdir()) == ["x.py"]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_workdir_that_cannot_be_written(refused, monkeypatch, code):
+    def refuse(path, data):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert refused("--config=x.py", "--workdir=deep/run") == cannot("deep/run", code)
+    assert not Path("x.executed").exists()
+    assert sorted(os.listdir()) == ["x.py"]
+
+
+def test_check_workdir_leaves_nothing_behind():
+    run.check_workdir(Path("some/deep/run"))
+    assert not Path("some").exists()
+    Path("mine").mkdir()
+    Path("mine/kept").write_text("")
+    run.check_workdir(Path("mine"))
+    run.check_workdir(Path("mine/new"))
+    assert os.listdir("mine") == ["kept"]
+
+
+def test_fresh_workdir(monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 3, 4, 5, 6, 7)
+
+    monkeypatch.setattr(run, "datetime", types.SimpleNamespace(datetime=Clock))
+    for expected in ("mnist_mlp-20260304-050607", "mnist_mlp-20260304-050607-1", "mnist_mlp-20260304-050607-2"):
+        workdir = run.fresh_workdir("experiments/mnist_mlp.py:small")
+        assert workdir == Path("runs", expected)
+        assert not workdir.exists()
+        workdir.mkdir(parents=True)
+
+
+# --- the config: before a device --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=x.py:smal"], "there is no preset 'smal'. Did you mean 'small'? Presets: small, typo."),
+        (
+            ["--config=x.py:typo"],
+            "preset 'typo' sets 'model.widht', which get_config did not set before. Did you mean 'model.width'?",
+        ),
+        (
+            ["--config=x.py", "--config.model.widht=3"],
+            f"--config.model.widht=3: there is no key 'model.widht'. Did you mean 'model.width'? {CHECK}",
+        ),
+        (
+            ["--config=x.py", "--config.batch_size", "3"],
+            "--config.batch_size=3: there is no key 'batch_size'."
+            f" Did you mean 'data.batch_size' or 'eval.batch_size'? {CHECK}",
+        ),
+        (["--config=x.py", "--config."], f"--config.: there is no key ''. {CHECK}"),
+        (
+            ["--config=x.py", "--config.train"],
+            "--config.train is a section, not a value. Set one of its keys:"
+            " train.block_steps, train.compile, train.duration, train.precision.",
+        ),
+        (
+            ["--config=x.py", "--config.model.width=wide"],
+            "--config.model.width=wide: 'wide' is not of type int. Type e.g. --config.model.width=8.",
+        ),
+        (
+            ["--config=x.py", "--config.model.width"],
+            "--config.model.width: 'model.width' is not a switch and needs a value. Type e.g. --config.model.width=8.",
+        ),
+        (
+            ["--config=x.py", "--config.model.width", "--seed=1"],
+            "--config.model.width: 'model.width' is not a switch and needs a value. Type e.g. --config.model.width=8.",
+        ),
+        (
+            ["--config=x.py", "--config.data.batch_size", "-1"],
+            "data.batch_size=-1 is out of range: it must be at least 1 and at most 2147483647."
+            " Use --config.data.batch_size=N.",
+        ),
+        (
+            ["--config=x.py", "--seed=-1"],
+            "seed=-1 is out of range: it must be at least 0 and at most 9223372036854775807. Use --config.seed=N.",
+        ),
+        (
+            ["--config=x.py", "--config.schedule.learning_rate=nan"],
+            "schedule.learning_rate=nan is out of range: it must be finite and at least 0."
+            " Use --config.schedule.learning_rate=N.",
+        ),
+        (
+            ["--config=x.py", "--config.train.duration=5\nparsecs"],
+            "train.duration='5 parsecs' is not a duration."
+            " Type e.g. --config.train.duration='2 epochs' (steps, epochs, examples or %).",
+        ),
+        (
+            ["--config=x.py", "--config.train.compile=fast"],
+            "train.compile='fast' is not one of xla, graph, eager. Use --config.train.compile=xla.",
+        ),
+        (
+            ["--config=x.py", "--config.eval.splits=()"],
+            "eval.splits=() names no split, but a run is judged and its exports are verified on one."
+            " Use --config.eval.splits=test.",
+        ),
+        (
+            ["--config=x.py", "--config.optimizer.weight_decay=0.1"],
+            "optimizer.weight_decay=0.1 has no effect with optimizer.name='adam'."
+            " Use --config.optimizer.name=adamw or --config.optimizer.weight_decay=0.0.",
+        ),
+    ],
+)
+def test_config(refused, arguments, expected):
+    assert refused(*arguments) == expected
+    assert Path("x.executed").exists()
+
+
+@pytest.mark.parametrize(("returned", "kind"), [("None", "NoneType"), ("config.to_dict()", "dict")])
+def test_get_config_returns_no_config(refused, returned, kind):
+    Path("x.py").write_text(EXPERIMENT.replace("return apply_preset(config, arg, PRESETS)", f"return {returned}"))
+    expected = f"x.py: get_config returned {kind}, not a ConfigDict. Start from base_config() and return it."
+    assert refused("--config=x.py") == expected
+
+
+def test_a_check_of_the_experiment(refused):
+    check = "from framework.config import check_range\ndef check_config(cfg): check_range('model.width', cfg.model.width, 1, 9)\n"
+    Path("x.py").write_text(EXPERIMENT + check)
+    expected = "model.width=10 is out of range: it must be at least 1 and at most 9. Use --config.model.width=N."
+    assert refused("--config=x.py", "--config.model.width=10") == expected
+    assert accepted("--config=x.py", "--config.model.width=9").model.width == 9
+
+
+# --- what is right comes through --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (["--config=x.py"], {}),
+        (["--config", "x.py"], {}),
+        (["-config=x.py", "-workdir=a"], {}),
+        (["--config=x.py:small"], {"model.width": 4}),
+        (["--config.model.width=3", "--config=x.py:small"], {"model.width": 3}),
+        (["--config=zzz.py", "--config=x.py"], {}),
+        (["--config=x.py", "--seed=3"], {"seed": 3}),
+        (["--config=x.py", "--seed=3", "--config.seed=4"], {"seed": 3}),
+        (["--config=x.py", "--config.seed=3", "--config.seed=4"], {"seed": 4}),
+        (["--config=x.py", "--data_dir=/some where"], {"data.dir": "/some where"}),
+        (["--config=x.py", "--data_dir="], {}),
+        (["--config=x.py", "--config.train.duration", "3 epochs"], {"train.duration": "3 epochs"}),
+        (["--config=x.py", "--config.eval.splits=a", "--config.eval.splits=b"], {"eval.splits": ("a", "b")}),
+        (["--config=x.py", "--config.data.shuffle", "false"], {"data.shuffle": False}),
+        (["--config=x.py", "--noconfig.data.shuffle", "--seed=3"], {"data.shuffle": False, "seed": 3}),
+        (["--config=x.py", "--noconfig.data.shuffle", "--config.data.shuffle"], {}),
+        (["--config=x.py", "--config.data.shuffle", "--seed=3"], {"seed": 3}),
+        (["--config=x.py", "--config.data.name=--help"], {"data.name": "--help"}),
+    ],
+)
+def test_arguments_that_are_right(arguments, changed):
+    plain = config.base_config()
+    plain.model.width = 8
+    expected = config.flatten(plain) | changed
+    assert config.flatten(accepted(*arguments)) == expected
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("mode", "status"), [("train", 0), ("check", 1), ("evaluate", 0), ("export", 3)])
+def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
+    seen = []
+    monkeypatch.setattr(
+        "framework.run.assemble", lambda loaded, final, workdir, started: (loaded.preset, final, workdir)
+    )
+    monkeypatch.setattr(f"framework.modes.{mode}.main", lambda *given: seen.append(given) or status)
+    Path("r").mkdir()
+    Path("r/config.json").write_text(json.dumps(small_config()))
+    Path("r/x.py").write_text(EXPERIMENT)
+    arguments = ["--config=x.py:small", "--workdir=r", f"--mode={mode}", "--config.data.dir", "/d", "--seed=0"]
+    assert launch.main(["launch.py", *arguments]) == status
+    [((preset, final, workdir), overrides)] = seen
+    assert (preset, final.data.dir, final.model.width, workdir) == ("small", "/d", 4, Path("r"))
+    assert overrides == ["--config.data.dir=/d", "--config.seed=0"]
+
+
+# --- another run in the same folder -----------------------------------------------------------------------------------
+
+
+def small_config(**changed):
+    """What config.json of a run of x.py:small holds."""
+    created = config.base_config()
+    created.model.width = 4
+    created.update_from_flattened_dict({key.replace("__", "."): value for key, value in changed.items()})
+    return created.to_dict()
+
+
+def started_run(stored, copy="x.py"):
+    Path("r").mkdir()
+    Path("r/config.json").write_text(json.dumps(stored))
+    Path("r", copy).write_text(EXPERIMENT)
+
+
+def without(stored, section, key):
+    return {**stored, section: {name: value for name, value in stored[section].items() if name != key}}
+
+
+@pytest.mark.parametrize(
+    ("stored", "listed"),
+    [
+        (small_config(seed=3), "seed: 3 there, 0 now"),
+        (
+            small_config(train__compile="graph", model__width=9, eval__splits=("a", "b")),
+            "eval.splits: ['a', 'b'] there, ['test'] now; model.width: 9 there, 4 now; train.compile: 'graph' there, 'xla' now",
+        ),
+        (small_config(data__dir="/elsewhere", seed=3), "seed: 3 there, 0 now"),
+        (without(small_config(), "model", "width"), "model.width: 'absent' there, 4 now"),
+        ({**small_config(), "old": 1}, "old: 1 there, 'absent' now"),
+    ],
+)
+def test_another_config_in_the_same_folder(refused, stored, listed):
+    started_run(stored)
+    before = {path.name: path.read_bytes() for path in Path("r").iterdir()}
+    expected = f"--workdir=r holds a run of another config ({listed}). Use another folder."
+    assert refused("--config=x.py:small", "--workdir=r") == expected
+    assert {path.name: path.read_bytes() for path in Path("r").iterdir()} == before
+
+
+def test_another_experiment_in_the_same_folder(refused):
+    started_run(small_config(), copy="y.py")
+    expected = (
+        "--workdir=r holds a run of another config (experiment: x.py now, another file there). Use another folder."
+    )
+    assert refused("--config=x.py:small", "--workdir=r") == expected
+
+
+@pytest.mark.parametrize("moved", [{}, {"data__dir": "/elsewhere"}])
+def test_the_same_config_goes_on(moved):
+    started_run(small_config(**moved))
+    assert accepted("--config=x.py:small", "--workdir=r").model.width == 4
+
+
+def test_an_edited_experiment_goes_on_with_a_warning(caplog):
+    started_run(small_config())
+    Path("x.py").write_text(EXPERIMENT + "# a note\n")
+    with caplog.at_level("WARNING", "absl"):
+        accepted("--config=x.py:small", "--workdir=r")
+    assert [record.getMessage() for record in caplog.records] == ["x.py has changed since this run was started"]
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "export"])
+def test_looking_back_takes_the_config_of_the_run(mode):
+    started_run(small_config(seed=3, eval__splits=("a", "b")))
+    final = accepted("--config=x.py", "--workdir=r", f"--mode={mode}", "--config.eval.batch_size=7")
+    assert (final.seed, final.model.width, final.eval.splits, final.eval.batch_size) == (3, 4, ("a", "b"), 7)
+
+
+def test_looking_back_at_a_run_of_an_older_file(refused):
+    started_run(small_config() | {"model": {"width": 4, "depth": 2}})
+    expected = "the run's config.json sets 'model.depth', which its experiment file no longer has. Put it back."
+    assert refused("--config=x.py", "--workdir=r", "--mode=evaluate") == expected
+
+
+def test_build_from_python_says_the_same():
+    with pytest.raises(UserError) as caught:
+        run.build("x.py", {"model.widht": 3}, "r")
+    assert (
+        str(caught.value)
+        == f"--config.model.widht=3: there is no key 'model.widht'. Did you mean 'model.width'? {CHECK}"
+    )
+    with pytest.raises(Reached) as reached:
+        run.build("x.py:small", {"seed": 3}, Path("r"))
+    assert config.flatten(reached.value.args[0]) == config.flatten(config.ConfigDict(small_config(seed=3)))
+    assert not Path("r").exists()
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--debug", "-debug", "--debug=true"])
+def test_debug_shows_a_traceback(capsys, flag):
+    assert launch.main(["launch.py", "--config=x.py", flag, "--config.sed=1"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):\n")
+    last = f"framework.config.UserError: --config.sed=1: there is no key 'sed'. Did you mean 'seed'? {CHECK}\n"
+    assert err.endswith(last)
+
+
+def test_an_experiments_own_error_shows_its_traceback(capsys):
+    Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", "config.model.width = width"))
+    with pytest.raises(NameError, match="name 'width' is not defined") as caught:
+        launch.main(["launch.py", "--config=x.py"])
+    assert caught.traceback[-1].path == Path("x.py").resolve()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_key_that_get_config_may_not_set_shows_its_traceback():
+    Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", "config.sed = 8"))
+    with pytest.raises(AttributeError, match="cannot be added since the config is locked") as caught:
+        launch.main(["launch.py", "--config=x.py"])
+    assert any(entry.path == Path("x.py").resolve() for entry in caught.traceback)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OverflowError, FloatingPointError])
+def test_arithmetic_of_an_experiment_is_not_a_loss_that_diverged(error):
+    Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", f"raise {error.__name__}('its own')"))
+    with pytest.raises(error, match="its own"):
+        launch.main(["launch.py", "--config=x.py"])
+
+
+def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
+    from framework.loop import NonFiniteError
+
+    def diverge(*given):
+        raise NonFiniteError("step 3: loss=nan")
+
+    monkeypatch.setattr("framework.run.assemble", lambda *given: None)
+    monkeypatch.setattr("framework.modes.train.main", diverge)
+    assert launch.main(["launch.py", "--config=x.py"]) == 1
+    assert capsys.readouterr().err == "error: step 3: loss=nan\n"
+    assert launch.main(["launch.py", "--config=x.py", "--debug"]) == 1
+    assert capsys.readouterr().err.endswith("framework.loop.NonFiniteError: step 3: loss=nan\n")
+
+
+def test_an_interrupt_is_status_130(monkeypatch, capsys):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("framework.run.assemble", interrupt)
+    assert launch.main(["launch.py", "--config=x.py"]) == 130
+    assert capsys.readouterr() == ("", "interrupted; the last checkpoint stays\n")
+
+
+# --- as a process -----------------------------------------------------------------------------------------------------
+
+
+def process(*arguments, script=("launch.py",)):
+    command = [sys.executable, *script, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # what launch.py sets by itself
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_help():
+    done = process("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Trains, evaluates, exports or checks an experiment."
+    examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
+    assert len(examples) == 4
+    for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
+        assert any(wanted in example for example in examples), wanted
+    assert lines[lines.index("Flags:") + 1 :] == [
+        "  --config    Experiment file, FILE.py or FILE.py:PRESET.",
+        "  --workdir   Run folder; a fresh one below runs/ by default.",
+        "  --mode      What to do: train, evaluate, export, check. [train]",
+        "  --data_dir  Folder with the data; short for --config.data.dir.",
+        "  --seed      Short for --config.seed.",
+        "  --debug     Show the traceback of an error.",
+        "  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.",
+    ]
+    assert max(map(len, lines)) <= 120
+    assert "2 bad input" in done.stdout
+
+
+def test_examples_of_the_help_are_right(monkeypatch):
+    """Each names a file, preset and keys that exist."""
+    examples = re.findall(r"python launch\.py (.*)", launch.__doc__)
+    monkeypatch.chdir(ROOT)
+    for example in examples:
+        name = re.search(r"--config=(\S+)", example)[1]
+        loaded = run.experiment.load(name)
+        config.finalize(config.override(loaded.get_config(), re.findall(r"--config\.\S+?=(?:'[^']*'|\S+)", example)))
+
+
+def test_nothing_of_the_command_line_waits_for_tensorflow(folder):
+    """--help, wrong flags and an experiment file with a missing function: in a fraction of a second."""
+    Path("y.py").write_text("def get_config(arg): ...\n")
+    source = f"""
+import sys, launch
+for arguments in (["--help"], ["-h"], ["--mode=x"], ["--config={folder}/y.py"], ["--config={folder}/z.py"]):
+    print(launch.main(["launch.py", *arguments]))
+print({{"tensorflow", "tf_keras", "numpy"}} & set(sys.modules))
+"""
+    done = process(script=("-c", source))
+    statuses = [line for line in done.stdout.splitlines() if re.fullmatch(r"\d|set\(\)|\{.*\}", line)]
+    assert statuses == ["0", "0", "2", "2", "2", "set()"], done.stderr
+
+
+def test_bad_input_as_a_process(folder):
+    done = process(f"--config={folder}/x.py", f"--workdir={folder}/r", "--config.train.compile=fast")
+    expected = "error: train.compile='fast' is not one of xla, graph, eager. Use --config.train.compile=xla.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert Path("x.executed").exists()
+    assert not Path("x.loaded").exists()
+    assert not Path("r").exists()
+
+
+def test_launch_is_short():
+    assert len(Path(launch.__file__).read_text().splitlines()) < 150
