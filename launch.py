@@ -13,8 +13,9 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from absl import flags, logging
 
@@ -28,16 +29,15 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 def _define_flags() -> flags.FlagValues:
     """Flags of our own, not absl's process-wide ones: `main` can be called any number of times."""
     values = flags.FlagValues()
-
-    def define(kind: Callable[..., object], name: str, default: object, text: str) -> None:
-        kind(name, default, text, flag_values=values)
-
-    define(flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET.")
-    define(flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default.")
-    define(flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}.")
-    define(flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir.")
-    define(flags.DEFINE_integer, "seed", None, "Short for --config.seed.")
-    define(flags.DEFINE_bool, "debug", False, "Show the traceback of an error.")
+    for define, name, default, text in (
+        (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
+        (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
+        (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
+        (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
+        (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
+        (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
+    ):
+        define(name, default, text, flag_values=values)
     return values
 
 
@@ -75,21 +75,15 @@ def _launch(argv: Sequence[str]) -> int:
     if values.workdir == "":
         raise UserError("--workdir is empty. Type e.g. --workdir=runs/first, or leave it out.")
     if looks_back and not Path(values.workdir, "config.json").is_file():
-        raise UserError(f"--workdir={values.workdir} holds no run. Train first: --mode=train.")
+        raise UserError(f"--workdir={values.workdir} has no checkpoint. Train first: --mode=train.")
     experiment.check(values.config)
-    if values.seed is not None:
-        overrides.append(f"--config.seed={values.seed}")
-    if values.data_dir is not None:
-        overrides.append(f"--config.data.dir={values.data_dir}")
+    short = {"data.dir": values.data_dir, "seed": values.seed}
+    overrides += [f"--config.{key}={value}" for key, value in short.items() if value is not None]
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    _quiet_tensorflow()
-    from framework import run  # loads TensorFlow, which takes seconds; flag errors did not wait for it
-
-    built = run.build(values.config, overrides, values.workdir, of_workdir=looks_back)
-    mode = importlib.import_module(f"framework.modes.{values.mode}")
-    return mode.main(built, overrides)
+    built = _import_run().build(values.config, overrides, values.workdir, of_workdir=looks_back)
+    return importlib.import_module(f"framework.modes.{values.mode}").main(built, overrides)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -114,33 +108,40 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     try:
         left = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        known = [*values, *(f"config.{key}" for key in flatten(base_config()))]
-        hint = near(error.flagname, known).replace("'", "'--", 1)
+        known = [f"--{name}" for name in (*values, *(f"config.{key}" for key in flatten(base_config())))]
+        hint = near(f"--{error.flagname}", known)
         raise UserError(f"--{error.flagname}: there is no such flag.{hint} --help lists them.") from error
     except flags.IllegalFlagValueError as error:
         name, _, value = str(error).removeprefix("flag --").partition(": ")[0].partition("=")
         kind = values[name].flag_type()
-        typed = f"--{name}=1" if kind == "int" else f"--{name}"
-        raise UserError(f"--{name}={value}: '{value}' is not of type {kind}. Type e.g. {typed}.") from error
-    except flags.Error as error:
+        typed = "=1" if kind == "int" else ""
+        raise UserError(f"--{name}={value}: '{value}' is not of type {kind}. Type e.g. --{name}{typed}.") from error
+    except (flags.Error, ValueError) as error:
         raise UserError(f"{' '.join(str(error).split())}. --help shows examples.") from error
     if left:
         raise UserError(f"'{left[0]}' is not a flag. Overrides look like --config.train.compile=graph.")
 
 
 def _help(values: flags.FlagValues) -> str:
-    lines = [__doc__.strip(), "", "Flags:"]
-    for name in ("config", "workdir", "mode", "data_dir", "seed", "debug"):
-        flag = values[name]
-        lines.append(f"  --{name:<9} {flag.help}{f' [{flag.default}]' if flag.default else ''}")
+    names = ("config", "workdir", "mode", "data_dir", "seed", "debug")
+    lines = [__doc__.strip(), "", "Flags:", *(f"  --{name:<9} {values[name].help}" for name in names)]
     lines.append("  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.")
     return "\n".join(lines)
 
 
-def _quiet_tensorflow() -> None:
-    """Leaves out TensorFlow's start-up notes; on a machine without a GPU also its complaint that there is none."""
-    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if has_gpu else "3")
+def _import_run() -> ModuleType:
+    """framework.run, which loads TensorFlow, without the C++ notes of that: no log level silences all of them."""
+    if any(Path("/dev").glob("nvidia[0-9]*")) or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return importlib.import_module("framework.run")  # here the notes may matter
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        return importlib.import_module("framework.run")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 if __name__ == "__main__":

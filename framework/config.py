@@ -304,7 +304,7 @@ def _wrong_value(pairs: list[tuple[str, str]], known: Mapping[str, Any], error: 
             kind = type(known[key]).__name__
             example = f"\"('{text}',)\"" if kind == "tuple" else _typed(known[key])
             return f"--config.{key}={text}: '{text}' is not of type {kind}. Type e.g. --config.{key}={example}."
-    return str(error)
+    return " ".join(str(error).split())  # another version of absl or ml_collections may word it otherwise
 
 
 def _typed(value: Any) -> str:

@@ -7,6 +7,7 @@
 `build` follows one way: config, data, durations, model, loss, state, step.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -30,7 +31,7 @@ from framework.export.base import ExportHook
 from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.state import TrainState
-from framework.step.block import EvalBlock, Probe, TrainBlock, probe
+from framework.step.block import SCALARS, EvalBlock, Probe, TrainBlock, probe
 from framework.step.gradients import Loss
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash.
@@ -136,9 +137,9 @@ def build(
     check_workdir(workdir)
     loaded = experiment.load(name)
     start = loaded.get_config()
-    stored = workdir / "config.json"
-    if of_workdir and stored.exists():
-        start = config.restored(start, json.loads(stored.read_text()))
+    stored = _stored_config(workdir) if of_workdir else None
+    if stored is not None:
+        start = config.restored(start, stored)
     final = config.finalize(config.override(start, overrides))
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
@@ -160,6 +161,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         model = make["make_model"](resolved)
         loss = make["make_loss"](resolved)
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
+        _check_metric_names(resolved, metrics)
         schedule = make["make_schedule"](resolved, resolved.train.duration)
         # Tracing the loss creates the variables of models that wait for their first input.
         found = probe(loss, model, data, resolved)
@@ -189,6 +191,25 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     )
 
 
+def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric]) -> None:
+    """A metric must not hide a number of the step; and those that config keys name are known only now."""
+    for name in {*metrics} & {"step", "examples_per_second", *SCALARS}:
+        raise UserError(
+            f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
+        )
+    for key, chosen in (
+        ("early_stopping.metric", resolved.early_stopping.metric),
+        ("checkpoint.best_metric", resolved.checkpoint.best_metric),
+    ):
+        split, _, name = chosen.partition("/")
+        if chosen and name not in ("loss", *metrics):
+            hint = config.near(name, ["loss", *metrics])
+            raise UserError(
+                f"{key}='{chosen}': there is no metric '{name}'.{hint} Metrics: {', '.join(['loss', *metrics])}."
+                f" Type e.g. --config.{key}={split}/loss."
+            )
+
+
 def fresh_workdir(name: str) -> Path:
     """runs/<experiment>-<time>, a folder that is not there yet."""
     stem = f"{Path(name.partition(':')[0]).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -198,27 +219,43 @@ def fresh_workdir(name: str) -> Path:
 
 def check_workdir(workdir: Path) -> None:
     """Raises UserError if the run folder cannot be made or written; leaves nothing behind."""
-    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    made: list[Path] = []
     trial = workdir / ".trial"
     try:
+        made = [path for path in (workdir, *workdir.parents) if not path.exists()]
         workdir.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"")
         trial.unlink()
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir} cannot be written: {error.strerror}. Type a folder of yours, e.g. --workdir=runs/first."
+            f"--workdir={workdir} cannot be written: {error.strerror}."
+            " Type a folder of yours, e.g. --workdir=runs/first."
         ) from error
     finally:
         for path in made:
-            if path.is_dir():
+            with contextlib.suppress(OSError):  # not made after all, or in use by someone else already
                 path.rmdir()
 
 
-def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> None:
-    path, copy = workdir / "config.json", workdir / loaded.path.name
+def _stored_config(workdir: Path) -> dict[str, Any] | None:
+    """The config.json of a run folder; None if there is none."""
+    path = workdir / "config.json"
     if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Put it back, or use another --workdir.") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is not the config of a run. Put it back, or use another --workdir.")
+    return stored
+
+
+def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> None:
+    stored, copy = _stored_config(workdir), workdir / loaded.path.name
+    if stored is None:
         return
-    earlier = config.flatten(ConfigDict(json.loads(path.read_text())))
+    earlier = config.flatten(ConfigDict(stored))
     # Through JSON, as the earlier one went: tuples are lists there.
     ours = config.flatten(ConfigDict(json.loads(json.dumps(final.to_dict()))))
     differing = [

@@ -101,6 +101,7 @@ def test_optional_functions():
         ("def make_model(cfg): ...", "def make_model(cfg=None): ..."),
         ("def make_model(cfg): ...", "make_model = lambda cfg: None"),
         ("def make_model(cfg): ...", "make_model = print"),
+        ("def make_model(cfg): ...", "make_model = dict"),
         ("def make_model(cfg): ...", "from os import fspath as make_model"),
         ("def make_model(cfg): ...", "class Model:\n    def __init__(self, cfg): ...\nmake_model = Model"),
         (

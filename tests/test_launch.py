@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -120,7 +121,7 @@ def accepted(*arguments):
         ),
         (
             ["--config=x.py", "--workdir=nothing", "--mode=evaluate"],
-            "--workdir=nothing holds no run. Train first: --mode=train.",
+            "--workdir=nothing has no checkpoint. Train first: --mode=train.",
         ),
         (["--confg=x.py"], "--confg: there is no such flag. Did you mean '--config'? --help lists them."),
         (["--config=x.py", "--seeds=1"], "--seeds: there is no such flag. Did you mean '--seed'? --help lists them."),
@@ -131,7 +132,8 @@ def accepted(*arguments):
         ),
         (
             ["--config=x.py", "--learning_rate=1"],
-            "--learning_rate: there is no such flag. Did you mean '--config.schedule.learning_rate'? --help lists them.",
+            "--learning_rate: there is no such flag. Did you mean '--config.schedule.learning_rate'?"
+            " --help lists them.",
         ),
         (["--config=x.py", "--zzzzzz"], "--zzzzzz: there is no such flag. --help lists them."),
         (["--flagfile=flags.txt"], "--flagfile=flags.txt: there is no such flag. --help lists them."),
@@ -328,8 +330,8 @@ def test_get_config_returns_no_config(refused, returned, kind):
 
 
 def test_a_check_of_the_experiment(refused):
-    check = "from framework.config import check_range\ndef check_config(cfg): check_range('model.width', cfg.model.width, 1, 9)\n"
-    Path("x.py").write_text(EXPERIMENT + check)
+    check = "def check_config(cfg): check_range('model.width', cfg.model.width, 1, 9)\n"
+    Path("x.py").write_text(f"{EXPERIMENT}from framework.config import check_range\n{check}")
     expected = "model.width=10 is out of range: it must be at least 1 and at most 9. Use --config.model.width=N."
     assert refused("--config=x.py", "--config.model.width=10") == expected
     assert accepted("--config=x.py", "--config.model.width=9").model.width == 9
@@ -413,7 +415,8 @@ def without(stored, section, key):
         (small_config(seed=3), "seed: 3 there, 0 now"),
         (
             small_config(train__compile="graph", model__width=9, eval__splits=("a", "b")),
-            "eval.splits: ['a', 'b'] there, ['test'] now; model.width: 9 there, 4 now; train.compile: 'graph' there, 'xla' now",
+            "eval.splits: ['a', 'b'] there, ['test'] now; model.width: 9 there, 4 now;"
+            " train.compile: 'graph' there, 'xla' now",
         ),
         (small_config(data__dir="/elsewhere", seed=3), "seed: 3 there, 0 now"),
         (without(small_config(), "model", "width"), "model.width: 'absent' there, 4 now"),
@@ -572,7 +575,8 @@ def test_examples_of_the_help_are_right(monkeypatch):
     for example in examples:
         name = re.search(r"--config=(\S+)", example)[1]
         loaded = run.experiment.load(name)
-        config.finalize(config.override(loaded.get_config(), re.findall(r"--config\.\S+?=(?:'[^']*'|\S+)", example)))
+        overrides = [argument for argument in shlex.split(example) if argument.startswith("--config.")]
+        config.finalize(config.override(loaded.get_config(), overrides))
 
 
 def test_nothing_of_the_command_line_waits_for_tensorflow(folder):

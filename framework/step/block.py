@@ -26,7 +26,7 @@ from framework.step.gradients import Loss, Terms, forward, terms_and_gradients, 
 from framework.step.update import apply
 
 # What a step reports beside terms and metrics.
-_SCALARS = ("loss", "learning_rate", "gradient_norm")
+SCALARS = ("loss", "learning_rate", "gradient_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TrainBlock:
         terms: tuple[str, ...],
     ) -> None:
         self.block_steps = min(config.train.block_steps, config.train.duration)
-        self.layout = Layout(_SCALARS, terms, metrics)
+        self.layout = Layout(SCALARS, terms, metrics)
         self.compiled = Compiled(self._run, config.train.compile, "train")
         self._inspect = Compiled(self._gradients, "eager" if config.train.compile == "eager" else "graph", "inspect")
         self._state, self._loss, self._batches, self._schedule = state, loss, batches, schedule
