@@ -11,12 +11,13 @@ import tf_keras as keras
 from ml_collections import ConfigDict
 
 from framework import layers, losses, metrics, optim
-from framework.config import apply_preset, base_config, check_choice, check_range
+from framework.config import base_config, check_choice, check_range
 from framework.data.batches import make_batches
-from framework.data.sources import load_mnist
+from framework.data.mnist import load_mnist
 from framework.export.base import SERVING, Signature
 from framework.export.lite import Lite
 from framework.export.saved_model import SavedModel
+from framework.overrides import apply_preset
 
 PRESETS = {
     "constant": {"schedule.name": "constant", "schedule.learning_rate": 1e-3, "schedule.warmup": ""},

@@ -30,6 +30,7 @@ from framework.experiment import Experiment
 from framework.export.base import ExportHook
 from framework.metrics import Metric
 from framework.optim import Schedule
+from framework.overrides import override, restored
 from framework.state import TrainState
 from framework.step.block import SCALARS, EvalBlock, Probe, TrainBlock, probe
 from framework.step.gradients import Loss
@@ -139,8 +140,8 @@ def build(
     start = loaded.get_config()
     stored = _stored_config(workdir) if of_workdir else None
     if stored is not None:
-        start = config.restored(start, stored)
-    final = config.finalize(config.override(start, overrides))
+        start = restored(start, stored)
+    final = config.finalize(override(start, overrides))
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
     if not of_workdir:

@@ -12,11 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # Top to bottom. Modules of one row do not import each other, except below a package that ends in '/*'.
 ROWS = (
     ("config",),
+    ("overrides",),
     ("runtime",),
     ("paths",),
     ("rng",),
     ("compile",),
     ("data.sources",),
+    ("data.mnist",),
     ("data.batches",),
     ("data.augment", "data.text"),
     ("data",),

@@ -16,11 +16,13 @@ import pytest
 import launch
 from framework import config, run
 from framework.config import UserError
+from framework.overrides import override
 
 ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
 from pathlib import Path
-from framework.config import apply_preset, base_config
+from framework.config import base_config
+from framework.overrides import apply_preset
 
 Path(__file__).with_suffix(".executed").touch()
 PRESETS = {"small": {"model.width": 4}, "typo": {"model.widht": 4}}
@@ -576,7 +578,7 @@ def test_examples_of_the_help_are_right(monkeypatch):
         name = re.search(r"--config=(\S+)", example)[1]
         loaded = run.experiment.load(name)
         overrides = [argument for argument in shlex.split(example) if argument.startswith("--config.")]
-        config.finalize(config.override(loaded.get_config(), overrides))
+        config.finalize(override(loaded.get_config(), overrides))
 
 
 def test_nothing_of_the_command_line_waits_for_tensorflow(folder):

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import config, experiment, precision, run
+from framework.overrides import override
 
 STEPS, WARMUP, L2 = 200, 20, 1e-3
 PEAK = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
@@ -46,7 +47,7 @@ def build(optimizer, variant, order, dtype, mode="graph", **more):
         **VARIANTS[variant],
         **more,
     }
-    final = config.finalize(config.override(loaded.get_config(), overrides))
+    final = config.finalize(override(loaded.get_config(), overrides))
     built = run.assemble(loaded, final, None, time.monotonic())
     for variable, value in zip(built.model.trainable_variables, initial_weights(), strict=True):
         variable.assign(tf.cast(value, variable.dtype))

@@ -7,6 +7,7 @@ import pytest
 
 from framework import config, experiment, metrics, run
 from framework.config import UserError
+from framework.overrides import override
 
 TINY = "tests/tiny.py"
 GRAPH = {"train.compile": "graph"}
@@ -44,7 +45,7 @@ def test_a_metric_must_not_hide_a_number_of_the_step(name):
     loaded = experiment.load(TINY)
     functions = {**loaded.functions, "make_metrics": lambda cfg: {name: metrics.Accuracy()}}
     loaded = dataclasses.replace(loaded, functions=functions)
-    final = config.finalize(config.override(loaded.get_config(), GRAPH))
+    final = config.finalize(override(loaded.get_config(), GRAPH))
     assert refusal(lambda: run.assemble(loaded, final, None, time.monotonic())) == (
         f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
     )

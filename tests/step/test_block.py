@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from framework import config, experiment, losses, paths, run
 from framework.config import UserError
+from framework.overrides import override
 from framework.step.gradients import total
 from tests import tiny
 
@@ -19,7 +20,7 @@ def build(mode="graph", functions=None, **overrides):
     loaded = experiment.load("tests/tiny.py")
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **(functions or {})})
     overrides = {"train.compile": mode, "train.block_steps": 10, **overrides}
-    final = config.finalize(config.override(loaded.get_config(), overrides))
+    final = config.finalize(override(loaded.get_config(), overrides))
     return run.assemble(loaded, final, None, time.monotonic())
 
 
