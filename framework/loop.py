@@ -10,6 +10,7 @@ What happens beside the step is a list of hooks in `_hooks`: add yours there.
 
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -67,6 +68,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
         _save(run, writer, progress)
     result = _result(run, progress)
     write_json(ended, result)
+    run.started = time.monotonic()  # time from here on belongs to a next call
     return result
 
 
@@ -99,6 +101,7 @@ def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Ho
         writer.scalars(step, {**block.row(len(block.rows) - 1), "examples_per_second": progress.lap()})
 
     def histograms(step: int, block: Block) -> None:
+        # The gradients are those of the step to come, at the weights shown.
         weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
         gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect().items()}
         writer.histograms(step, weights | gradients)

@@ -54,7 +54,7 @@ class Run:
       state: all that is checkpointed, the model in it.
       train_block: K compiled steps; eval_blocks: {split: one compiled pass}.
       exports: the experiment's export hooks.
-      started: `time.monotonic()` when `build` was called.
+      started: `time.monotonic()` when `build` was called, or at the end of the last `train`.
       note: what the last restored checkpoint said of the run so far.
     """
 

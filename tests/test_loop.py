@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,15 @@ def test_held_out_examples_are_those_of_the_split(tmp_path):
     batches = list(loop.held_out(built))
     assert [len(batch["label"]) for batch in batches] == [128, 128]
     np.testing.assert_array_equal(batches[1]["label"], built.eval_data["test"].at(1)["label"])
+
+
+def test_a_second_call_on_the_same_run_counts_its_own_time_only(tmp_path):
+    built = build(tmp_path / "run")
+    interrupt_at(built, 10)
+    first = loop.train(built)
+    time.sleep(0.5)
+    start = time.monotonic()
+    second = loop.train(built)
+    taken = time.monotonic() - start
+    assert (first["status"], second["status"]) == ("interrupted", "finished")
+    assert second["wall_seconds"] <= first["wall_seconds"] + 0.5 + taken + 0.1
