@@ -80,6 +80,7 @@ def _launch(argv: Sequence[str]) -> int:
     short = {"data.dir": values.data_dir, "seed": values.seed}
     overrides += [f"--config.{key}={value}" for key, value in short.items() if value is not None]
 
+    flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     built = _import_run().build(values.config, overrides, values.workdir, of_workdir=looks_back)

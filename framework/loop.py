@@ -18,6 +18,7 @@ import numpy as np
 
 from framework import paths
 from framework.checkpoint import write_json
+from framework.config import UserError
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport, export_all
 from framework.hooks import Every, Hook
@@ -26,6 +27,8 @@ from framework.run import Run
 from framework.runtime import Interrupt
 from framework.step.block import Block
 from framework.writers import Console, Jsonl, TensorBoard, Writers
+
+_BLOCK_SECONDS = 2.0
 
 
 class NonFiniteError(ArithmeticError):
@@ -48,6 +51,11 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
     Raises:
       NonFiniteError: a loss or gradient norm is NaN or infinite.
     """
+    with run.lock():
+        return _train(run, overrides)
+
+
+def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     start = run.open()
     ended = run.workdir / "result.json"
     if _status(run) != "interrupted" and ended.exists():
@@ -60,7 +68,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
         hooks = _hooks(run, writer, progress, start)
         step = start
         while _status(run) == "interrupted" and not interrupt.is_requested:
-            block = progress.timed(run.train_block, 1 if step == start else _block_length(run, hooks, step))
+            block = progress.timed(run.train_block, _block_length(run, hooks, step, progress))
             _refuse_nonfinite(run, block)
             step += len(block.rows)
             for hook in hooks:
@@ -81,7 +89,13 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def export_run(run: Run) -> list[ExportReport]:
-    """Exports the live state through every hook of the experiment and verifies each on held-out examples."""
+    """Exports the live state through every hook of the experiment and verifies each on held-out examples.
+
+    Raises:
+      UserError: the state is untrained, but the run folder has a checkpoint.
+    """
+    if int(run.state.step) == 0 and run.checkpoints.steps():
+        raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     return export_all(run.exports, run.model, list(held_out(run)), run.metrics, run.workdir / "exports")
 
 
@@ -128,9 +142,14 @@ def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Ho
     ]
 
 
-def _block_length(run: Run, hooks: Sequence[Hook], step: int) -> int:
-    """Steps until the next thing is due, as many as one call takes."""
-    return min(run.train_block.block_steps, run.total_steps - step, *(hook.next_step - step for hook in hooks))
+def _block_length(run: Run, hooks: Sequence[Hook], step: int, progress: Progress) -> int:
+    """Steps until the next thing is due, as many as one call takes, and as take about two seconds.
+
+    The first block is one step: it compiles. A signal waits for the end of a block, and must not wait for long.
+    """
+    due = min(hook.next_step for hook in hooks) - step
+    quick = int(_BLOCK_SECONDS / progress.step_seconds) if progress.step_seconds else 1
+    return max(1, min(run.train_block.block_steps, run.total_steps - step, due, quick))
 
 
 def _save(run: Run, writer: Writers, progress: Progress, is_best: bool = False) -> None:
@@ -160,8 +179,9 @@ def _refuse_nonfinite(run: Run, block: Block) -> None:
 
 def _modes(run: Run) -> dict[str, str]:
     """Which values of each evaluated metric are better; losses are better when small."""
-    modes = {name: metric.mode for name, metric in run.metrics.items()}
-    return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in ({"loss": "min"} | modes).items()}
+    modes = {"loss": "min"} | {f"loss/{term}": "min" for term in run.probe.terms}
+    modes |= {name: metric.mode for name, metric in run.metrics.items()}
+    return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in modes.items()}
 
 
 def _writers(run: Run, start: int) -> Writers:

@@ -57,6 +57,11 @@ class Progress:
             self._steps += k
         return block
 
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of a step, over all but the first block; 0 before there was another."""
+        return self._seconds / self._steps if self._steps else 0.0
+
     def lap(self) -> float:
         """Examples per second of the steps since the last lap; evaluating and saving is not in it. NaN for no steps."""
         seconds, steps = self._seconds - self._lap_start, self._steps - self._lap_first

@@ -10,11 +10,13 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,9 @@ class Run:
         """Makes or enters the run folder and restores the newest checkpoint; returns the step to go on from.
 
         Raises:
-          UserError: the checkpoint is of another model.
+          UserError: the folder has become that of another run since `build`, or the checkpoint is of another model.
         """
+        _refuse_other_run(self.workdir, self.experiment, self.config)
         self.workdir.mkdir(parents=True, exist_ok=True)
         restored = self.checkpoints.restore(self.state)
         if restored is not None:
@@ -104,11 +107,49 @@ class Run:
         logging.info("%s: %s", self.workdir, f"resuming at step {step}" if step else "starting from scratch")
         return step
 
+    def restore(self, which: str = "last") -> int:
+        """Restores a checkpoint of the run folder, 'last' or 'best', and returns its step.
+
+        Raises:
+          UserError: there is none.
+        """
+        restored = self.checkpoints.restore(self.state, which)
+        if restored is None:
+            raise UserError(f"--workdir={self.workdir} has no checkpoint. Train first: --mode=train.")
+        self.note = restored
+        return int(self.state.step)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other process from training in the run folder; the system lets go of it when we die.
+
+        Raises:
+          UserError: another process has it.
+        """
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        with (self.workdir / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UserError(
+                    f"--workdir={self.workdir} is in use by process {file.read().strip() or 'unknown'}."
+                    " Wait for it, stop it, or use another folder."
+                ) from error
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
+            yield
+
     def write_header(self, overrides: Iterable[str]) -> None:
         """Writes config.json, overrides.txt, environment.json and the copy of the experiment file."""
         write_json(self.workdir / "config.json", self.config.to_dict())
         (self.workdir / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
-        shutil.copyfile(self.experiment.path, self.workdir / self.experiment.path.name)
+        copy = self.workdir / self.experiment.path.name
+        if copy.exists() and copy.read_bytes() != self.experiment.path.read_bytes():
+            # What the steps so far were made by stays; what those from here on are made by stands beside it.
+            copy = copy.with_name(f"{copy.stem}.step-{int(self.state.step)}{copy.suffix}")
+        shutil.copyfile(self.experiment.path, copy)
         header = self.workdir / "environment.json"
         earlier = json.loads(header.read_text())["starts"] if header.exists() else []
         now = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": int(self.state.step)}
@@ -127,7 +168,8 @@ def build(
       name: 'experiments/mnist_mlp.py' or 'experiments/mnist_mlp.py:preset'.
       overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
       workdir: the run folder; a fresh one below runs/ by default.
-      of_workdir: to look at a trained run: the config is that of the run folder, and overrides go on top of it.
+      of_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
+        newest checkpoint is restored.
 
     Raises:
       UserError: bad input, found before a device is initialised: also a workdir that holds a run of another config or
@@ -146,7 +188,11 @@ def build(
         loaded.functions["check_config"](final)
     if not of_workdir:
         _refuse_other_run(workdir, loaded, final)
-    return assemble(loaded, final, workdir, started)
+    run = assemble(loaded, final, workdir, started)
+    if of_workdir:
+        _warn_of_change(workdir, loaded)
+        run.restore()
+    return run
 
 
 def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
@@ -165,10 +211,16 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         _check_metric_names(resolved, metrics)
         schedule = make["make_schedule"](resolved, resolved.train.duration)
         # Tracing the loss creates the variables of models that wait for their first input.
-        found = probe(loss, model, data, resolved)
+        found = probe(loss, model, metrics, data, resolved)
         make_optimizer = make.get("make_optimizer", optim.make_optimizer)
         rate = optim.learning_rate(schedule, precision.master_dtype(resolved.train.precision))
-        created = state.create(model, make_optimizer(resolved, rate))
+        optimizer = make_optimizer(resolved, rate)
+        if getattr(optimizer, "_learning_rate", None) is not rate:
+            raise UserError(
+                "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"
+                " and not used. Pass its argument on: learning_rate=learning_rate."
+            )
+        created = state.create(model, optimizer)
 
     return Run(
         experiment=loaded,
@@ -212,10 +264,9 @@ def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric
 
 
 def fresh_workdir(name: str) -> Path:
-    """runs/<experiment>-<time>, a folder that is not there yet."""
-    stem = f"{Path(name.partition(':')[0]).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    candidates = (Path("runs") / (f"{stem}-{count}" if count else stem) for count in range(1000))
-    return next(path for path in candidates if not path.exists())
+    """runs/<experiment>-<time>-<random>, a folder that is not there yet and that no run of the same second gets."""
+    stem = Path(name.partition(":")[0]).stem
+    return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def check_workdir(workdir: Path) -> None:
@@ -270,8 +321,15 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> N
         raise UserError(
             f"--workdir={workdir} holds a run of another config ({'; '.join(differing)}). Use another folder."
         )
-    if copy.read_bytes() != loaded.path.read_bytes():
-        logging.warning("%s has changed since this run was started", loaded.path)
+    _warn_of_change(workdir, loaded)
+
+
+def _warn_of_change(workdir: Path, loaded: Experiment) -> None:
+    copy = workdir / loaded.path.name
+    if not copy.exists():
+        logging.warning("%s is not the experiment that %s was started with", loaded.path, workdir)
+    elif copy.read_bytes() != loaded.path.read_bytes():
+        logging.warning("%s has changed since %s was started", loaded.path, workdir)
 
 
 def _numpy_seed(seed: int) -> int:

@@ -151,10 +151,12 @@ def test_run_folder_has_everything(uninterrupted):
 
 def test_a_finished_run_is_left_as_it_is(uninterrupted):
     _, result, workdir = uninterrupted
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
     again = build(workdir)
     assert loop.train(again) == result
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"
+    } == before
     assert loop.evaluate(again) == result["final"]
 
 
@@ -240,3 +242,32 @@ def test_a_second_call_on_the_same_run_counts_its_own_time_only(tmp_path):
     taken = time.monotonic() - start
     assert (first["status"], second["status"]) == ("interrupted", "finished")
     assert second["wall_seconds"] <= first["wall_seconds"] + 0.5 + taken + 0.1
+
+
+def test_the_best_value_of_a_loss_term_is_the_smallest(tmp_path):
+    built = build(tmp_path / "run", **{"model.l2": 0.01, "eval.every": "5 steps"})
+    result = loop.train(built)
+    for term in ("loss/cross_entropy", "loss/penalty"):
+        values = [line[f"eval/test/{term}"] for line in rows(tmp_path / "run") if "eval/test/loss" in line]
+        assert result["best"][f"test/{term}"] == min(values) < max(values)
+
+
+def test_a_block_takes_no_longer_than_a_signal_may_wait(tmp_path, monkeypatch):
+    """With steps of a second, blocks become short; the numbers stay what they are."""
+    built = build(tmp_path / "run", **{"train.block_steps": 100, "log.every": "40 steps", "log.histograms_every": ""})
+    lengths = []
+    train_block = built.train_block
+
+    class Slow:
+        block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
+
+        def __call__(self, k):
+            lengths.append(k)
+            return train_block(k)
+
+    built.train_block = Slow()
+    monkeypatch.setattr(loop.Progress, "step_seconds", property(lambda self: 0.5 if lengths else 0.0))
+    loop.train(built)
+    assert lengths[0] == 1
+    assert set(lengths[1:]) <= {1, 2, 3, 4} and max(lengths) == 4
+    assert sum(lengths) == 40

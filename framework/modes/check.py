@@ -76,7 +76,10 @@ def _memory(run: Run) -> Iterator[str]:
         "state (weights, slots, counters)": sum(_bytes(v) for v in paths.variables(run.state).values()),
         "gradients": sum(_bytes(v) for v in trained.values()),
         "activations of one batch, at most": sum(
-            _bytes(tensor) for operation in run.probe.graph.get_operations() for tensor in operation.outputs
+            _bytes(tensor)
+            for operation in run.probe.graph.get_operations()
+            if operation.type != "Placeholder"  # what the graph is given: the resident examples, the variables
+            for tensor in operation.outputs
         ),
         "resident examples": sum(d.origin["bytes"] for d in (run.data, *run.eval_data.values()) if d.is_resident),
     }

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from framework.config import UserError
 from framework.export.base import ExportReport
 from framework.loop import export_run
-from framework.modes.evaluate import restore
 from framework.run import Run
 
 
@@ -15,7 +14,7 @@ def main(run: Run, overrides: Sequence[str]) -> int:
         raise UserError(
             f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
         )
-    step = restore(run, run.resolved.export.checkpoint)
+    step = run.restore(run.resolved.export.checkpoint)
     print(f"exporting step {step} of {run.workdir}")
     return print_reports(run)
 

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Sequence
 
 from framework.loop import train
-from framework.modes.evaluate import restore
 from framework.modes.export import print_reports
 from framework.run import Run
 
@@ -23,7 +22,7 @@ def main(run: Run, overrides: Sequence[str]) -> int:
     status = 0
     if run.exports and not _is_exported(run):
         if run.resolved.export.checkpoint == "best":
-            restore(run, "best")
+            run.restore("best")
         status = print_reports(run)
     print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/, exports/. Next:")
     print(f"  tensorboard --logdir {run.workdir}")

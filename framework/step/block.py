@@ -9,6 +9,7 @@ With one device the whole block is one program: batches are gathered, drawn for 
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
 from framework.compile import Compiled
+from framework.config import UserError
 from framework.data.batches import Batch, Batches, epoch_steps
 from framework.metrics import Metric
 from framework.optim import Schedule
@@ -142,7 +144,12 @@ class TrainBlock:
     def inspect(self) -> dict[str, np.ndarray]:
         """{path: gradient} that the next step will have; changes nothing."""
         batch = {} if self._batches.is_resident else self._batches.at(int(self._state.step))
-        return {path: gradient.numpy() for path, gradient in self._inspect(batch).items()}
+        # A forward pass in training moves averages such as BatchNorm's.
+        moving = [(variable, variable.numpy()) for variable in self._state.model.non_trainable_variables]
+        gradients = {path: gradient.numpy() for path, gradient in self._inspect(batch).items()}
+        for variable, value in moving:
+            variable.assign(value)
+        return gradients
 
     def _run(self, k: tf.Tensor, plan: Batch) -> tf.Tensor:
         plan = plan or self._batches.plan(self._state.step, k, self.block_steps)
@@ -256,18 +263,52 @@ class Probe:
     graph: tf.Graph
 
 
-def probe(loss: Loss, model: Any, batches: Batches, config: FrozenConfigDict) -> Probe:
-    """Traces the forward pass of one training batch; nothing is run."""
+def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batches, config: FrozenConfigDict) -> Probe:
+    """Traces the forward pass and the metrics of one training batch; nothing is run.
+
+    Raises:
+      UserError: a loss, metric or random draw that the step cannot take.
+    """
 
     def trace() -> Any:
         with _scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
             batch = batches.at(0)
             terms, outputs = forward(loss, model, batch, training=True)
+            for name, metric in metrics.items():
+                _check_metric(name, metric, metric.update(outputs, batch))
         return dict(terms), dict(batch), dict(outputs)
 
     function = tf.function(trace, autograph=False).get_concrete_function()
+    if config.runtime.deterministic:
+        _refuse_stateful_draws(function.graph)
     terms, batch, outputs = function.structured_outputs
     return Probe(tuple(terms), batch, outputs, function.graph)
+
+
+def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
+    if state.shape.as_list() != [len(metric.empty())]:
+        raise UserError(
+            f"metric '{name}': update returned shape {state.shape}, but empty() has {len(metric.empty())} numbers."
+            " A state is a vector of fixed length, e.g. tf.stack([sum, weight])."
+        )
+
+
+# Ops that draw from a generator of the process, which no checkpoint holds.
+_STATEFUL_DRAW = re.compile(
+    r"(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal"
+    r"|ParameterizedTruncatedNormal|Multinomial|Stateful\w+|RngReadAndSkip|RngSkip)"
+)
+
+
+def _refuse_stateful_draws(graph: tf.Graph) -> None:
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    for node in nodes:
+        if _STATEFUL_DRAW.fullmatch(node.op):
+            raise UserError(
+                f"'{node.name}' draws random numbers ({node.op}) that a resumed run would not draw again. Use"
+                " framework.layers.Dropout or framework.rng, or --config.runtime.deterministic=False."
+            )
 
 
 def _scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:

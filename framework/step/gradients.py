@@ -23,12 +23,40 @@ PENALTY = "penalty"
 
 def forward(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], training: bool) -> tuple[Terms, Mapping[str, Any]]:
     """The loss's terms and outputs, with the model's penalties (`model.losses`) as one more term of weight 1."""
-    terms, outputs = loss(model, batch, training)
+    returned = loss(model, batch, training)
+    if not _is_terms_and_outputs(returned):
+        raise UserError(
+            f"the loss returned {_shown(returned)}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}):"
+            " its terms, and the outputs that metrics read."
+        )
+    terms, outputs = returned
     penalties = model.losses
     if penalties:
         penalty = tf.add_n(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
     return terms, outputs
+
+
+def _is_terms_and_outputs(returned: Any) -> bool:
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        return False
+    terms, outputs = returned
+    return (
+        isinstance(terms, Mapping)
+        and bool(terms)
+        and all(isinstance(term, Term) for term in terms.values())
+        and isinstance(outputs, Mapping)
+    )
+
+
+def _shown(returned: Any) -> str:
+    """'(dict of SymbolicTensor, dict)': what kind of thing a loss returned."""
+    if isinstance(returned, tuple) and not isinstance(returned, Term):
+        return f"({', '.join(_shown(part) for part in returned)})"
+    if isinstance(returned, Mapping):
+        kinds = sorted({type(value).__name__ for value in returned.values()})
+        return f"dict of {' and '.join(kinds)}" if kinds else "an empty dict"
+    return type(returned).__name__
 
 
 def total(terms: Terms) -> tf.Tensor:

@@ -1,13 +1,15 @@
 """A block of K steps is K steps: same bits for any split, one trace, one compilation, a row of numbers for each."""
 
 import dataclasses
+import re
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
-from framework import config, experiment, losses, paths, run
+from framework import config, experiment, losses, metrics, paths, run
 from framework.config import UserError
 from framework.overrides import override
 from framework.step.gradients import total
@@ -224,3 +226,69 @@ def test_first_nonfinite_finds_the_step():
     assert bad is not None and bad >= 1
     finite = [np.isfinite([block.row(i)["loss"], block.row(i)["gradient_norm"]]).all() for i in range(10)]
     assert finite[:bad] == [True] * bad and not finite[bad]
+
+
+def with_model(make_layers):
+    return {
+        "make_model": lambda cfg: keras.Sequential([keras.layers.Flatten(), *make_layers(), keras.layers.Dense(10)])
+    }
+
+
+def test_inspect_leaves_moving_averages_alone():
+    """The forward pass in training moves those of BatchNorm; looking at gradients must not."""
+    built = build("xla", with_model(lambda: [keras.layers.Dense(16), keras.layers.BatchNormalization()]))
+    built.train_block(3)
+    before = snapshot(built)
+    built.train_block.inspect()
+    assert_same_bits(snapshot(built), before)
+    built.train_block(1)
+    assert snapshot(built)["model/batch_normalization/moving_mean"].tolist() != (
+        before["model/batch_normalization/moving_mean"].tolist()
+    )
+
+
+def refusal(functions, **overrides):
+    with pytest.raises(UserError) as caught:
+        build("graph", functions, **overrides)
+    return str(caught.value)
+
+
+def test_draws_that_a_resumed_run_would_not_repeat_are_refused():
+    layer = with_model(lambda: [keras.layers.Dropout(0.2)])
+    assert re.fullmatch(
+        r"'.*dropout.*' draws random numbers \(RandomUniform\) that a resumed run would not draw again\. Use"
+        r" framework\.layers\.Dropout or framework\.rng, or --config\.runtime\.deterministic=False\.",
+        refusal(layer),
+    )
+
+
+@pytest.mark.parametrize(
+    ("returned", "shown"),
+    [
+        (lambda logits: tf.reduce_sum(logits), "SymbolicTensor"),
+        (lambda logits: {"a": tf.reduce_sum(logits)}, "dict of SymbolicTensor"),
+        (
+            lambda logits: ({"a": tf.reduce_sum(logits)}, {"logits": logits}),
+            "(dict of SymbolicTensor, dict of SymbolicTensor)",
+        ),
+        (lambda logits: ({}, {"logits": logits}), "(an empty dict, dict of SymbolicTensor)"),
+        (lambda logits: ({"a": losses.Term(logits, logits)}, logits), "(dict of Term, SymbolicTensor)"),
+    ],
+)
+def test_a_loss_of_another_form_is_refused(returned, shown):
+    make_loss = {"make_loss": lambda cfg: lambda model, batch, training: returned(model(batch["image"]))}
+    assert refusal(make_loss) == (
+        f"the loss returned {shown}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}): its terms, and the"
+        " outputs that metrics read."
+    )
+
+
+def test_a_metric_of_another_form_is_refused():
+    class Scalar(metrics.Accuracy):
+        def update(self, outputs, batch):
+            return super().update(outputs, batch)[0]
+
+    assert refusal({"make_metrics": lambda cfg: {"mine": Scalar()}}) == (
+        "metric 'mine': update returned shape (), but empty() has 2 numbers. A state is a vector of fixed length,"
+        " e.g. tf.stack([sum, weight])."
+    )
