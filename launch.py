@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     except (ZeroDivisionError, OverflowError, FloatingPointError):
         raise  # a slip in somebody's code, unlike a loss that is not finite
     except (UserError, ArithmeticError) as error:
-        if {"--debug", "-debug", "--debug=true"} & set(argv):
+        if {"--debug", "-debug", "--debug=true", "--debug=1"} & {argument.lower() for argument in argv}:
             traceback.print_exc()
         else:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -72,8 +72,8 @@ def _launch(argv: Sequence[str]) -> int:
     looks_back = values.mode in ("evaluate", "export")
     if looks_back and values.workdir is None:
         raise UserError(f"--mode={values.mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
-    if values.workdir == "":
-        raise UserError("--workdir is empty. Type e.g. --workdir=runs/first, or leave it out.")
+    if values.workdir is not None and (not values.workdir or values.workdir.startswith("--")):
+        raise UserError(f"--workdir='{values.workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
     if looks_back and not Path(values.workdir, "config.json").is_file():
         raise UserError(f"--workdir={values.workdir} has no checkpoint. Train first: --mode=train.")
     experiment.check(values.config)

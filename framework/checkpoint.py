@@ -38,7 +38,7 @@ class Checkpoints:
         names = [path.name for path in self.folder.glob(f"{_PREFIX}*") if (path / _MANIFEST).is_file()]
         return sorted(int(name.removeprefix(_PREFIX)) for name in names)
 
-    def save(self, state: TrainState, note: dict[str, Any], is_best: bool = False) -> Path:
+    def save(self, state: TrainState, note: dict[str, Any]) -> Path:
         """Writes the state of its own step; `note` is JSON that `restore` gives back. Older ones beyond `keep` go."""
         step = int(state.step)
         target = self._path(step)
@@ -48,22 +48,25 @@ class Checkpoints:
             aside = self.folder / f".{target.name}.tmp"
             aside.mkdir()
             _write(state, note, aside)
+            if target.exists():  # without a manifest: half deleted
+                shutil.rmtree(target)
             aside.rename(target)
             _sync(self.folder)
         self._point("last", step)
-        if is_best:
-            self._point("best", step)
+        self._point_to_best(state)
         kept = {*self.steps()[-self._keep :], self.pointed("best")}
         for old in set(self.steps()) - kept:
-            shutil.rmtree(self._path(old))
+            shutil.rmtree(self._path(old).rename(self.folder / f".{self._path(old).name}.tmp"))
         return target
 
-    def restore(self, state: TrainState, which: str = "last") -> dict[str, Any] | None:
+    def restore(self, state: TrainState, which: str = "last", repair: bool = False) -> dict[str, Any] | None:
         """Sets every variable of `state` and returns the note.
 
         Args:
           state: of the same model and optimizer.
           which: 'last' falls back, loudly, past damaged checkpoints to the newest whole one; 'best' does not.
+          repair: for who trains on: damaged ones are set aside as damaged-step-…, so that they are written anew and
+            never count among the newest; a best pointer that a crash left behind is moved.
 
         Raises:
           UserError: the checkpoint is of another model (both sides are listed), or the best is missing or damaged.
@@ -79,8 +82,15 @@ class Checkpoints:
         for step in reversed(self.steps()):
             damage = _damage(self._path(step))
             if not damage:
-                return _read(state, self._path(step))
+                note = _read(state, self._path(step))
+                if repair:
+                    self._point_to_best(state)
+                return note
             logging.error("checkpoint %s is damaged (%s); falling back to the one before", self._path(step), damage)
+            if repair:
+                aside = self.folder / f"damaged-{self._path(step).name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                self._path(step).rename(aside)
         return None
 
     def pointed(self, name: str) -> int | None:
@@ -89,6 +99,12 @@ class Checkpoints:
             return int(json.loads((self.folder / f"{name}.json").read_text())["step"])
         except FileNotFoundError:
             return None
+
+    def _point_to_best(self, state: TrainState) -> None:
+        """The state itself says which step is the best; a pointer written later could be lost to a crash."""
+        best = int(state.best.step)
+        if best != self.pointed("best") and best in self.steps():
+            self._point("best", best)
 
     def _point(self, name: str, step: int) -> None:
         write_json(self.folder / f"{name}.json", {"step": step, "checkpoint": self._path(step).name})

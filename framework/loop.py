@@ -11,12 +11,14 @@ What happens beside the step is a list of hooks in `_hooks`: add yours there.
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+from absl import logging
 
-from framework import paths
+from framework import paths, precision
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import epoch_steps
@@ -26,6 +28,7 @@ from framework.progress import Progress
 from framework.run import Run
 from framework.runtime import Interrupt
 from framework.step.block import Block
+from framework.step.gradients import forward
 from framework.writers import Console, Jsonl, TensorBoard, Writers
 
 _BLOCK_SECONDS = 2.0
@@ -59,24 +62,30 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     start = run.open()
     ended = run.workdir / "result.json"
     if _status(run) != "interrupted" and ended.exists():
-        return json.loads(ended.read_text())
+        result = json.loads(ended.read_text())
+        if (result["status"], result["step"]) == (_status(run), start):  # else it is of an earlier interruption
+            return result
     run.write_header(overrides)
+    run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
     with Interrupt() as interrupt, _writers(run, start) as writer:
         if start == 0:
             _show_inputs(run, writer)
         hooks = _hooks(run, writer, progress, start)
-        step = start
+        step, is_warned = start, False
         while _status(run) == "interrupted" and not interrupt.is_requested:
             block = progress.timed(run.train_block, _block_length(run, hooks, step, progress))
             _refuse_nonfinite(run, block)
             step += len(block.rows)
+            if not is_warned and (run.train_block.compiled.compilations or 0) > 1:
+                is_warned = True
+                logging.warning("XLA compiled the training step again: compare with --config.train.compile=graph")
             for hook in hooks:
                 hook(step, block)
         _save(run, writer, progress)
     result = _result(run, progress)
     write_json(ended, result)
-    run.started = time.monotonic()  # time from here on belongs to a next call
+    run.started = None  # a next call counts from its own start
     return result
 
 
@@ -96,7 +105,20 @@ def export_run(run: Run) -> list[ExportReport]:
     """
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
-    return export_all(run.exports, run.model, list(held_out(run)), run.metrics, run.workdir / "exports")
+    folder, step = run.workdir / "exports", int(run.state.step)
+    return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
+
+
+def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """batch -> the outputs that evaluation gives to metrics."""
+
+    def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with precision.scope(run.resolved.train.precision):
+            tensors = {name: tf.constant(array) for name, array in batch.items()}
+            _, outputs = forward(run.loss, run.model, tensors, training=False)
+        return {name: np.asarray(output) for name, output in outputs.items()}
+
+    return call
 
 
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
@@ -122,13 +144,13 @@ def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Ho
 
     def evaluation(step: int, block: Block) -> None:
         results = evaluate(run)
-        progress.observe(results)
+        progress.observe(step, results)
         writer.scalars(step, {f"eval/{name}": value for name, value in results.items()})
         stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
         if stopping.metric:
             run.state.early.observe(results[stopping.metric], step, stopping.mode, stopping.min_delta)
         if best and run.state.best.observe(results[best], step, cfg.checkpoint.best_mode):
-            _save(run, writer, progress, is_best=True)
+            _save(run, writer, progress)
 
     def save(step: int, block: Block) -> None:
         _save(run, writer, progress)
@@ -152,9 +174,9 @@ def _block_length(run: Run, hooks: Sequence[Hook], step: int, progress: Progress
     return max(1, min(run.train_block.block_steps, run.total_steps - step, due, quick))
 
 
-def _save(run: Run, writer: Writers, progress: Progress, is_best: bool = False) -> None:
+def _save(run: Run, writer: Writers, progress: Progress) -> None:
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
-    run.checkpoints.save(run.state, progress.note(), is_best)
+    run.checkpoints.save(run.state, progress.note())
 
 
 def _status(run: Run) -> str:
@@ -213,6 +235,7 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
         "updates": int(run.state.updates),
         "epochs": int(run.state.step) / run.data.steps_per_epoch,
         "final": {name: _or_none(value) for name, value in progress.evaluations.items()},
+        "final_step": progress.evaluated_step,
         "best": {name: _or_none(value) for name, value in progress.best.items()},
         "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
         "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),

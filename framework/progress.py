@@ -3,7 +3,7 @@
     progress = Progress(batch_size=128, started=time.monotonic(), note=run.note, modes={'test/loss': 'min'})
     block = progress.timed(train_block, k)
     progress.lap()                   # examples per second since the last lap
-    progress.observe({'test/loss': 0.07})
+    progress.observe(469, {'test/loss': 0.07})
     checkpoints.save(state, progress.note())
 
 Times are in seconds; what a run has taken is the sum over its starts.
@@ -26,7 +26,7 @@ class Progress:
       clock: seconds; the one `started` was read from.
 
     Attributes:
-      evaluations: {'split/metric': value} of the newest evaluation; best: the best value of each so far.
+      evaluations: {'split/metric': value} of the newest evaluation, that of `evaluated_step`; best: the best of each.
       time_to_first_step: seconds from `started` to the end of the first step; None before it.
     """
 
@@ -39,6 +39,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.evaluations: dict[str, float] = dict(note.get("evaluations", {}))
+        self.evaluated_step: int | None = note.get("evaluated_step")
         self.best: dict[str, float] = dict(note.get("best", {}))
         self.time_to_first_step: float | None = None
         self._batch_size, self._started, self._modes, self._clock = batch_size, started, modes, clock
@@ -72,9 +73,9 @@ class Progress:
         """Of all steps of this process but those of the first block; NaN for none."""
         return self._rate(self._seconds, self._steps)
 
-    def observe(self, evaluations: Mapping[str, float]) -> None:
-        """Takes an evaluation; NaN is never the best."""
-        self.evaluations = dict(evaluations)
+    def observe(self, step: int, evaluations: Mapping[str, float]) -> None:
+        """Takes the evaluation of a step; NaN is never the best."""
+        self.evaluations, self.evaluated_step = dict(evaluations), step
         for name, value in evaluations.items():
             better = min if self._modes.get(name) == "min" else max
             if not math.isnan(value):
@@ -82,7 +83,12 @@ class Progress:
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint carries for the next start."""
-        return {"wall_seconds": self.wall_seconds(), "evaluations": self.evaluations, "best": self.best}
+        return {
+            "wall_seconds": self.wall_seconds(),
+            "evaluations": self.evaluations,
+            "evaluated_step": self.evaluated_step,
+            "best": self.best,
+        }
 
     def wall_seconds(self) -> float:
         """Of this process's part and of those before it."""

@@ -56,7 +56,7 @@ class Run:
       state: all that is checkpointed, the model in it.
       train_block: K compiled steps; eval_blocks: {split: one compiled pass}.
       exports: the experiment's export hooks.
-      started: `time.monotonic()` when `build` was called, or at the end of the last `train`.
+      started: `time.monotonic()` when `build` was called; None after a `train`, whose successor counts for itself.
       note: what the last restored checkpoint said of the run so far.
     """
 
@@ -74,7 +74,7 @@ class Run:
     train_block: TrainBlock
     eval_blocks: Mapping[str, EvalBlock]
     exports: Sequence[ExportHook]
-    started: float
+    started: float | None
     note: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -100,10 +100,15 @@ class Run:
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
         self.workdir.mkdir(parents=True, exist_ok=True)
-        restored = self.checkpoints.restore(self.state)
+        restored = self.checkpoints.restore(self.state, repair=True)
+        step = int(self.state.step)
         if restored is not None:
             self.note = restored
-        step = int(self.state.step)
+        elif step:
+            raise UserError(
+                f"the state in memory is at step {step}, but {self.workdir} has no checkpoint of it."
+                " Build the run anew."
+            )
         logging.info("%s: %s", self.workdir, f"resuming at step {step}" if step else "starting from scratch")
         return step
 
@@ -143,7 +148,6 @@ class Run:
 
     def write_header(self, overrides: Iterable[str]) -> None:
         """Writes config.json, overrides.txt, environment.json and the copy of the experiment file."""
-        write_json(self.workdir / "config.json", self.config.to_dict())
         (self.workdir / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
         copy = self.workdir / self.experiment.path.name
         if copy.exists() and copy.read_bytes() != self.experiment.path.read_bytes():
@@ -154,6 +158,8 @@ class Run:
         earlier = json.loads(header.read_text())["starts"] if header.exists() else []
         now = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": int(self.state.step)}
         write_json(header, {"starts": [*earlier, now | runtime.environment()]})
+        # Last: a folder with a config.json is one that a run can be compared with.
+        write_json(self.workdir / "config.json", self.config.to_dict())
 
 
 def build(
@@ -250,9 +256,10 @@ def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )
-    for key, chosen in (
-        ("early_stopping.metric", resolved.early_stopping.metric),
-        ("checkpoint.best_metric", resolved.checkpoint.best_metric),
+    early, best = resolved.early_stopping, resolved.checkpoint
+    for key, chosen, mode_key, mode in (
+        ("early_stopping.metric", early.metric, "early_stopping.mode", early.mode),
+        ("checkpoint.best_metric", best.best_metric, "checkpoint.best_mode", best.best_mode),
     ):
         split, _, name = chosen.partition("/")
         if chosen and name not in ("loss", *metrics):
@@ -260,6 +267,12 @@ def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric
             raise UserError(
                 f"{key}='{chosen}': there is no metric '{name}'.{hint} Metrics: {', '.join(['loss', *metrics])}."
                 f" Type e.g. --config.{key}={split}/loss."
+            )
+        better = metrics[name].mode if name in metrics else "min"
+        if chosen and mode != better:
+            raise UserError(
+                f"{mode_key}='{mode}', but of {key}='{chosen}' the {better}imum is the best."
+                f" Use --config.{mode_key}={better}."
             )
 
 

@@ -1,6 +1,8 @@
 """Checkpoints are whole or not there, keep what they say, and give back every bit."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +28,11 @@ def snapshot(created):
     return {path: variable.numpy().tobytes() for path, variable in paths.variables(created).items()}
 
 
-def save_at(checkpoints, created, step, **more):
+def save_at(checkpoints, created, step, is_best=False):
     created.step.assign(step)
-    return checkpoints.save(created, {"at": step}, **more)
+    if is_best:
+        created.best.step.assign(step)
+    return checkpoints.save(created, {"at": step})
 
 
 def test_restores_every_bit_and_the_note(tmp_path):
@@ -178,6 +182,78 @@ def test_a_crash_in_any_phase_leaves_the_one_before(tmp_path, monkeypatch, phase
     assert snapshot(other) == (after if phase == "pointer" else before)
     save_at(checkpoints, created, 3)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_who_trains_on_sets_damaged_ones_aside_and_writes_them_anew(tmp_path):
+    """A damaged newest checkpoint must not be taken for written, nor count among the newest that are kept."""
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 1)
+    created.best.step.assign(5)
+    save_at(checkpoints, created, 5)
+    for step in (10, 12):
+        save_at(checkpoints, created, step)
+    for step in (10, 12):
+        if (tmp_path / f"step-{step:08d}").exists():
+            (tmp_path / f"step-{step:08d}" / "state.index").unlink()
+    assert checkpoints.restore(created, repair=True) == {"at": 5}
+    assert checkpoints.steps() == [5]
+    save_at(checkpoints, created, 12)
+    assert checkpoints.restore(make_state(seed=3)) == {"at": 12}
+    assert (tmp_path / "damaged-step-00000012").is_dir()
+
+
+def test_who_looks_on_moves_nothing(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    save_at(checkpoints, created, 1)
+    (save_at(checkpoints, created, 2) / "state.index").unlink()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert checkpoints.restore(created) == {"at": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_half_deleted_checkpoint_is_written_anew(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    (save_at(checkpoints, created, 4) / "manifest.json").unlink()
+    assert checkpoints.restore(make_state(seed=3)) is None
+    save_at(checkpoints, created, 4)
+    assert checkpoints.restore(make_state(seed=3)) == {"at": 4}
+
+
+def test_a_best_pointer_that_a_crash_left_behind_is_moved(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    created.best.step.assign(-1)
+    save_at(checkpoints, created, 3, is_best=True)
+    save_at(checkpoints, created, 4, is_best=True)
+    checkpoint.write_json(tmp_path / "best.json", {"step": 3})
+    assert checkpoints.restore(make_state(seed=3), repair=True) == {"at": 4}
+    assert checkpoints.pointed("best") == 4
+
+
+def test_bytes_are_on_disk_before_the_name(tmp_path, monkeypatch):
+    """Every file of a checkpoint, then the rename, then the folder, then the pointer."""
+    happened = []
+    sync, rename = checkpoint.os.fsync, checkpoint.Path.rename
+    links = "/proc/self/fd/{}"
+    monkeypatch.setattr(
+        checkpoint.os, "fsync", lambda fd: happened.append(Path(os.readlink(links.format(fd))).name) or sync(fd)
+    )
+    monkeypatch.setattr(
+        checkpoint.Path,
+        "rename",
+        lambda self, target: happened.append(f"rename to {target.name}") or rename(self, target),
+    )
+    created = make_state()
+    created.best.step.assign(-1)
+    save_at(Checkpoints(tmp_path, 3), created, 1)
+    assert happened == [
+        "state.data-00000-of-00001",
+        "state.index",
+        ".manifest.json.tmp",
+        ".step-00000001.tmp",
+        "rename to step-00000001",
+        tmp_path.name,
+        ".last.json.tmp",
+        tmp_path.name,
+    ]
 
 
 def test_write_json_never_shows_half_a_file(tmp_path, monkeypatch):

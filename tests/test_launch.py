@@ -116,10 +116,13 @@ def accepted(*arguments):
             )
             for mode in ("evaluate", "export")
         ],
-        (["--config=x.py", "--workdir="], "--workdir is empty. Type e.g. --workdir=runs/first, or leave it out."),
+        (
+            ["--config=x.py", "--workdir="],
+            "--workdir='' is no folder. Type e.g. --workdir=runs/first, or leave it out.",
+        ),
         (
             ["--config=x.py", "--workdir=", "--mode=export"],
-            "--workdir is empty. Type e.g. --workdir=runs/first, or leave it out.",
+            "--workdir='' is no folder. Type e.g. --workdir=runs/first, or leave it out.",
         ),
         (
             ["--config=x.py", "--workdir=nothing", "--mode=evaluate"],
@@ -239,11 +242,10 @@ def test_fresh_workdir(monkeypatch):
             return cls(2026, 3, 4, 5, 6, 7)
 
     monkeypatch.setattr(run, "datetime", types.SimpleNamespace(datetime=Clock))
-    for expected in ("mnist_mlp-20260304-050607", "mnist_mlp-20260304-050607-1", "mnist_mlp-20260304-050607-2"):
-        workdir = run.fresh_workdir("experiments/mnist_mlp.py:small")
-        assert workdir == Path("runs", expected)
-        assert not workdir.exists()
-        workdir.mkdir(parents=True)
+    monkeypatch.setattr(run.secrets, "token_hex", lambda count: "ab" * count)
+    workdir = run.fresh_workdir("experiments/mnist_mlp.py:small")
+    assert workdir == Path("runs", "mnist_mlp-20260304-050607-abab")
+    assert not workdir.exists()
 
 
 # --- the config: before a device --------------------------------------------------------------------------------------
@@ -376,16 +378,22 @@ def test_arguments_that_are_right(arguments, changed):
 @pytest.mark.parametrize(("mode", "status"), [("train", 0), ("check", 1), ("evaluate", 0), ("export", 3)])
 def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
     seen = []
-    monkeypatch.setattr(
-        "framework.run.assemble", lambda loaded, final, workdir, started: (loaded.preset, final, workdir)
-    )
+    built = types.SimpleNamespace(restore=lambda: built.restored.append(True), restored=[])
+
+    def assemble(loaded, final, workdir, started):
+        built.all = (loaded.preset, final, workdir)
+        return built
+
+    monkeypatch.setattr("framework.run.assemble", assemble)
     monkeypatch.setattr(f"framework.modes.{mode}.main", lambda *given: seen.append(given) or status)
     Path("r").mkdir()
     Path("r/config.json").write_text(json.dumps(small_config()))
     Path("r/x.py").write_text(EXPERIMENT)
     arguments = ["--config=x.py:small", "--workdir=r", f"--mode={mode}", "--config.data.dir", "/d", "--seed=0"]
     assert launch.main(["launch.py", *arguments]) == status
-    [((preset, final, workdir), overrides)] = seen
+    [(given, overrides)] = seen
+    preset, final, workdir = given.all
+    assert given.restored == [True] * (mode in ("evaluate", "export"))
     assert (preset, final.data.dir, final.model.width, workdir) == ("small", "/d", 4, Path("r"))
     assert overrides == ["--config.data.dir=/d", "--config.seed=0"]
 
@@ -452,7 +460,7 @@ def test_an_edited_experiment_goes_on_with_a_warning(caplog):
     Path("x.py").write_text(EXPERIMENT + "# a note\n")
     with caplog.at_level("WARNING", "absl"):
         accepted("--config=x.py:small", "--workdir=r")
-    assert [record.getMessage() for record in caplog.records] == ["x.py has changed since this run was started"]
+    assert [record.getMessage() for record in caplog.records] == ["x.py has changed since r was started"]
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export"])

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from framework import loop, paths, run
+from framework.checkpoint import Checkpoints
+from framework.config import UserError
 from framework.loop import NonFiniteError
 
 TINY = "tests/tiny.py"
@@ -271,3 +273,52 @@ def test_a_block_takes_no_longer_than_a_signal_may_wait(tmp_path, monkeypatch):
     assert lengths[0] == 1
     assert set(lengths[1:]) <= {1, 2, 3, 4} and max(lengths) == 4
     assert sum(lengths) == 40
+
+
+def test_rows_are_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    """A checkpoint at step S means that the rows up to S are not written again."""
+    happened = []
+    flush, save = loop.Writers.flush, Checkpoints.save
+    monkeypatch.setattr(loop.Writers, "flush", lambda self: happened.append("flush") or flush(self))
+    monkeypatch.setattr(Checkpoints, "save", lambda *a: happened.append("save") or save(*a))
+    loop.train(build(tmp_path / "run", **{"train.duration": "4 steps"}))
+    saves = [place for place, what in enumerate(happened) if what == "save"]
+    assert saves and all(happened[place - 1] == "flush" for place in saves)
+
+
+def test_best_and_time_outlive_an_interruption(tmp_path):
+    """The best evaluation was before the interruption: learning ends there."""
+    settings = {"eval.every": "10 steps", "schedule.name": "piecewise", "schedule.warmup": ""}
+    settings |= {"schedule.boundaries": ("20 steps",), "schedule.factors": (0.0,), "schedule.final_fraction": 0.0}
+    first = build(tmp_path / "run", **settings)
+    interrupt_at(first, 21)
+    before = loop.train(first)
+    second = build(tmp_path / "run", **settings)
+    second.note = {}
+    start = time.monotonic()
+    result = loop.train(second)
+    assert result["best"]["test/accuracy"] >= before["best"]["test/accuracy"]
+    assert result["wall_seconds"] > before["wall_seconds"] + (time.monotonic() - start) * 0.5
+    assert second.note["evaluated_step"] == before["final_step"] == 20
+    assert result["final_step"] == 40
+
+
+def test_a_result_of_an_earlier_interruption_does_not_stand_for_the_end(tmp_path):
+    """Killed after the last checkpoint and before result.json: the old one says 'interrupted at 12'."""
+    first = build(tmp_path / "run")
+    interrupt_at(first, 12)
+    old = loop.train(first)
+    loop.train(build(tmp_path / "run"))
+    (tmp_path / "run" / "result.json").write_text(json.dumps(old))
+    result = loop.train(build(tmp_path / "run"))
+    assert (result["status"], result["step"], result["final_step"]) == ("finished", 40, 40)
+
+
+def test_a_state_that_no_checkpoint_holds_is_not_trained_on(tmp_path):
+    built = build(tmp_path / "run")
+    built.train_block(2)
+    with pytest.raises(UserError) as caught:
+        loop.train(built)
+    assert str(caught.value) == (
+        f"the state in memory is at step 2, but {tmp_path / 'run'} has no checkpoint of it. Build the run anew."
+    )

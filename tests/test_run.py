@@ -166,3 +166,17 @@ def test_an_optimizer_that_does_not_use_the_schedule_is_refused():
         "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged and not"
         " used. Pass its argument on: learning_rate=learning_rate."
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "mode_key", "mode"),
+    [
+        ("checkpoint.best_metric", "checkpoint.best_mode", "max"),
+        ("early_stopping.metric", "early_stopping.mode", "max"),
+    ],
+)
+def test_a_mode_that_contradicts_the_metric_is_refused(tmp_path, key, mode_key, mode):
+    overrides = {**GRAPH, key: "test/loss", mode_key: mode}
+    assert refusal(lambda: run.build(TINY, overrides, tmp_path / "run")) == (
+        f"{mode_key}='max', but of {key}='test/loss' the minimum is the best. Use --config.{mode_key}=min."
+    )

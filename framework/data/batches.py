@@ -245,6 +245,7 @@ class Streamed:
             lambda s, i: list(_take(self._sources, s, i).values()),
             (source, index),
             [s.dtype for s in self._specs.values()],
+            stateful=False,  # under op determinism tf.data would run a stateful one batch after the other
         )
         batch = {
             name: tf.ensure_shape(array, spec.shape)

@@ -24,7 +24,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -275,7 +275,8 @@ def _from_cache(name: str, split: str) -> Source:
         return _from_folder(folder, f"cache {folder}", name, split)
     except _DamagedError as error:
         logging.warning("%s. Deleted; it is fetched again.", error)
-        error.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that cannot be written stays damaged, and is passed over
+            error.path.unlink()
         raise
 
 

@@ -39,6 +39,8 @@ LATENCY_BATCHES = (1, 32)
 _WARM_UP_CALLS = 5
 _TIMED_CALLS = 50
 _FAILURE_CHARACTERS = 400
+# A metric may differ by what ties within an output's bound can change; beyond it, the export does something else.
+_METRIC_BOUND = 1e-3
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[Arrays], Arrays]
@@ -118,6 +120,7 @@ class ExportReport:
 
     Attributes:
       hook: the hook's name.
+      step: of the state that was exported.
       path: the artefact, relative to exports/; that of a failed export is below <hook>.failed/.
       passed: whether it agrees with the live model and was put in its place.
       failure: why not, in one line; '' when passed.
@@ -133,6 +136,7 @@ class ExportReport:
     """
 
     hook: str
+    step: int
     path: str
     passed: bool
     failure: str
@@ -164,6 +168,8 @@ def export_all(
     batches: Iterable[Mapping[str, Any]],
     metrics: Mapping[str, Metric],
     folder: Path,
+    step: int = 0,
+    own_outputs: Call | None = None,
 ) -> list[ExportReport]:
     """Writes, verifies and puts in place one artefact per hook, and `report.json`; a failed one stops no other.
 
@@ -174,6 +180,9 @@ def export_all(
         held in memory.
       metrics: {name: metric}; each sees the 'serving_default' outputs and the whole batch.
       folder: exports/; made if missing.
+      step: of the model, for the report.
+      own_outputs: batch -> the outputs that the run's own evaluation gives to metrics. With it, a signature whose `fn`
+        does something else than the run did (other preprocessing, say) fails; without it, `fn` is taken at its word.
 
     Returns:
       One report per hook, in order.
@@ -191,7 +200,7 @@ def export_all(
     if not held_out:
         raise UserError("there is no held-out example to verify exports on: every batch is empty or padding.")
     folder.mkdir(parents=True, exist_ok=True)
-    reports = [_export(hook, model, held_out, metrics, folder) for hook in hooks]
+    reports = [_export(hook, model, held_out, metrics, folder, step, own_outputs) for hook in hooks]
     partial = folder / ".report.json.partial"
     partial.write_text(json.dumps([dataclasses.asdict(report) for report in reports], indent=2, allow_nan=False) + "\n")
     os.replace(partial, folder / "report.json")
@@ -204,7 +213,13 @@ def _real_rows(batch: Mapping[str, Any]) -> Arrays:
 
 
 def _export(
-    hook: ExportHook, model: Any, batches: list[Arrays], metrics: Mapping[str, Metric], folder: Path
+    hook: ExportHook,
+    model: Any,
+    batches: list[Arrays],
+    metrics: Mapping[str, Metric],
+    folder: Path,
+    step: int,
+    own_outputs: Call | None,
 ) -> ExportReport:
     start = time.perf_counter()
     partial, failed = folder / f".{hook.name}.partial", folder / f"{hook.name}.failed"
@@ -217,7 +232,7 @@ def _export(
         path = partial / target.name
         with _without_tensorflow_chatter():
             hook.write(model, path)
-        _verify(found, hook, model, path, batches, metrics)
+        _verify(found, hook, model, path, batches, metrics, own_outputs)
     except Exception as error:  # one format that breaks must not cost the others
         found.failures.append(_one_line(error))
         (partial / "error.txt").write_text(traceback.format_exc())
@@ -231,6 +246,7 @@ def _export(
         shutil.rmtree(partial)
     report = ExportReport(
         hook=hook.name,
+        step=step,
         path=target.relative_to(folder).as_posix(),
         passed=not found.failures,
         failure="; ".join(found.failures),
@@ -263,6 +279,7 @@ def _verify(
     path: Path,
     batches: list[Arrays],
     metrics: Mapping[str, Metric],
+    own_outputs: Call | None,
 ) -> None:
     """Compares the artefact at `path` with the live `model` on all batches, and again at the latency batch sizes."""
     for name, signature in hook.signatures.items():
@@ -275,7 +292,8 @@ def _verify(
     for batch in batches:
         reference, exported = _run(live, batch), _run(loaded, batch)
         _add(differences, reference, exported, len(batch["weight"]))
-        for kind, outputs in (("trained", reference[SERVING]), ("exported", exported[SERVING])):
+        trained = own_outputs(batch) if own_outputs else reference[SERVING]
+        for kind, outputs in (("trained", trained), ("exported", exported[SERVING])):
             for name, metric in metrics.items():
                 states[name][kind] = metric.merge(states[name][kind], _updated(name, metric, outputs, batch))
         found.examples += len(batch["weight"])
@@ -284,6 +302,7 @@ def _verify(
         found.failures += difference.failures(name, hook.bound)
     for name, metric in metrics.items():
         found.metrics[name] = {kind: _finite(metric.result(state)) for kind, state in states[name].items()}
+        found.failures += _metric_failures(name, **found.metrics[name])
     agrees = not found.failures
     for size in LATENCY_BATCHES:
         probe = {name: np.take(array, np.arange(size), axis=0, mode="wrap") for name, array in batches[0].items()}
@@ -294,6 +313,14 @@ def _verify(
                 difference.max_reference = differences[name].max_reference
                 found.failures += difference.failures(f"{name} at batch {size}", hook.bound)
         found.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
+
+
+def _metric_failures(name: str, trained: float | None, exported: float | None) -> list[str]:
+    if trained is None or exported is None:
+        same = trained == exported
+    else:
+        same = abs(trained - exported) <= _METRIC_BOUND * max(1.0, abs(trained))
+    return [] if same else [f"metric '{name}' is {exported} once exported, but {trained} in the run's own evaluation"]
 
 
 def _check_inputs(name: str, signature: Signature, batch: Arrays) -> None:

@@ -41,7 +41,7 @@ class Dropout(keras.layers.Layer):
             raise ValueError(f"Dropout needs static dimensions after the first, but its input is {inputs.shape}")
         words = rng.words(self.rng_stream or "dropout", shape[0], per_example)
         keep = tf.reshape(words >= rng.threshold(self.rate), shape)
-        return tf.where(keep, inputs * tf.cast(1 / (1 - self.rate), inputs.dtype), tf.zeros([], inputs.dtype))
+        return tf.where(keep, inputs * tf.constant(1 / (1 - self.rate), inputs.dtype), tf.zeros([], inputs.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate}

@@ -30,9 +30,13 @@ def main(run: Run, overrides: Sequence[str]) -> int:
 
 
 def _is_exported(run: Run) -> bool:
-    """Whether an earlier start of this command exported the run and every export passed."""
+    """Whether an earlier start of this command exported this very state and every export passed."""
     path = run.workdir / "exports" / "report.json"
-    return path.exists() and all(report["passed"] for report in json.loads(path.read_text()))
+    if not path.exists():
+        return False
+    best = run.resolved.export.checkpoint == "best"
+    step = int(run.state.best.step if best else run.state.step)
+    return all(report["passed"] and report["step"] == step for report in json.loads(path.read_text()))
 
 
 def _command(run: Run, overrides: Sequence[str]) -> str:

@@ -21,10 +21,11 @@ from framework import paths, precision, rng
 from framework.compile import Compiled
 from framework.config import UserError
 from framework.data.batches import Batch, Batches, epoch_steps
+from framework.losses import Term
 from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.state import TrainState
-from framework.step.gradients import Loss, Terms, forward, terms_and_gradients, total
+from framework.step.gradients import PENALTY, Loss, Terms, forward, terms_and_gradients, total
 from framework.step.update import apply
 
 # What a step reports beside terms and metrics.
@@ -145,7 +146,7 @@ class TrainBlock:
         """{path: gradient} that the next step will have; changes nothing."""
         batch = {} if self._batches.is_resident else self._batches.at(int(self._state.step))
         # A forward pass in training moves averages such as BatchNorm's.
-        moving = [(variable, variable.numpy()) for variable in self._state.model.non_trainable_variables]
+        moving = [(variable, variable.numpy()) for variable in self._state.model.variables if not variable.trainable]
         gradients = {path: gradient.numpy() for path, gradient in self._inspect(batch).items()}
         for variable, value in moving:
             variable.assign(value)
@@ -221,6 +222,8 @@ class EvalBlock:
             with _scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch = self._batches.take(plan, index)
                 terms, outputs = forward(self._loss, self._model, batch, training=False)
+            if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
+                terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
             states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
             return self._layout.pack({}, terms, states, self._dtype)
 
@@ -296,7 +299,8 @@ def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
 # Ops that draw from a generator of the process, which no checkpoint holds.
 _STATEFUL_DRAW = re.compile(
     r"(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal"
-    r"|ParameterizedTruncatedNormal|Multinomial|Stateful\w+|RngReadAndSkip|RngSkip)"
+    r"|ParameterizedTruncatedNormal|Multinomial|RngReadAndSkip|RngSkip"
+    r"|Stateful(Uniform(FullInt|Int)?|StandardNormal(V2)?|TruncatedNormal|RandomBinomial))"
 )
 
 

@@ -6,7 +6,7 @@
 `variables` are named, so that an error can say which parameter the loss leaves out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,9 +30,9 @@ def forward(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], training: bo
             " its terms, and the outputs that metrics read."
         )
     terms, outputs = returned
-    penalties = model.losses
+    penalties = getattr(model, "losses", ())  # a plain tf.Module has none
     if penalties:
-        penalty = tf.add_n(penalties)
+        penalty = _sum(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
     return terms, outputs
 
@@ -61,7 +61,13 @@ def _shown(returned: Any) -> str:
 
 def total(terms: Terms) -> tf.Tensor:
     """Sum of the terms' means, scalar; a term of zero weight contributes 0."""
-    return tf.add_n([tf.math.divide_no_nan(term.sum, term.weight) for term in terms.values()])
+    return _sum([tf.math.divide_no_nan(term.sum, term.weight) for term in terms.values()])
+
+
+def _sum(values: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Sum of scalars, in float64 if one of them is (layers may differ in dtype)."""
+    dtype = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
+    return tf.add_n([tf.cast(value, dtype) for value in values])
 
 
 def terms_and_gradients(

@@ -19,7 +19,8 @@ def apply(
     Returns:
       The global norm of the gradients, scalar.
     """
-    norm = tf.linalg.global_norm(gradients)
+    dtype = tf.float64 if any(gradient.dtype == tf.float64 for gradient in gradients) else tf.float32
+    norm = tf.linalg.global_norm([tf.cast(gradient, dtype) for gradient in gradients])
     # The gradients are those of the whole global batch already.
     optimizer.apply_gradients(zip(gradients, variables.values(), strict=True), skip_gradients_aggregation=True)
     return norm

@@ -177,3 +177,41 @@ def test_sigterm_finishes_the_step_saves_and_the_same_command_goes_on(tmp_path):
     assert "'--config.train.duration=200000 steps'" in command
     assert (workdir / "checkpoints" / f"step-{result['step']:08d}" / "manifest.json").exists()
     assert not os.path.exists(workdir / "exports")
+
+
+def test_the_best_model_is_what_export_best_exports(tmp_path):
+    """At a learning rate that ruins it again, the best step is not the last."""
+    import numpy as np
+    import tensorflow as tf
+
+    workdir = tmp_path / "run"
+    ruin = ["--config.eval.every=5 steps", "--config.export.checkpoint=best", "--config.schedule.name=piecewise"]
+    ruin += ["--config.schedule.boundaries=('20 steps',)", "--config.schedule.factors=(200.0,)"]
+    assert call(f"--workdir={workdir}", "--config.schedule.warmup=", *ruin) == 0
+    best = json.loads((workdir / "checkpoints" / "best.json").read_text())["step"]
+    assert best < 40
+    reports = json.loads((workdir / "exports" / "report.json").read_text())
+    assert [report["step"] for report in reports] == [best, best]
+    saved = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{best:08d}" / "state"))
+    image = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28)
+    hidden = np.maximum(
+        image.reshape(1, 784) @ saved.get_tensor("model/dense/kernel") + saved.get_tensor("model/dense/bias"), 0
+    )
+    logits = hidden @ saved.get_tensor("model/dense_1/kernel") + saved.get_tensor("model/dense_1/bias")
+    served = tf.saved_model.load(str(workdir / "exports" / "saved_model" / "1")).signatures["serving_default"]
+    np.testing.assert_allclose(served(image=tf.constant(image))["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
+    from framework import loop, run
+
+    workdir = tmp_path / "run"
+    built = run.build("tests/tiny.py", {"train.compile": "graph", "train.duration": "20 steps"}, workdir)
+    built.open()
+    built.write_header([])
+    built.train_block(1)
+    built.checkpoints.save(built.state, {})
+    loop.export_run(built)
+    assert call(f"--workdir={workdir}", "--config.train.duration=20 steps") == 0
+    reports = json.loads((workdir / "exports" / "report.json").read_text())
+    assert [report["step"] for report in reports] == [20, 20]

@@ -288,7 +288,39 @@ def test_a_metric_of_another_form_is_refused():
         def update(self, outputs, batch):
             return super().update(outputs, batch)[0]
 
-    assert refusal({"make_metrics": lambda cfg: {"mine": Scalar()}}) == (
+    assert refusal({"make_metrics": lambda cfg: {"mine": Scalar()}}, **{"checkpoint.best_metric": ""}) == (
         "metric 'mine': update returned shape (), but empty() has 2 numbers. A state is a vector of fixed length,"
         " e.g. tf.stack([sum, weight])."
     )
+
+
+def test_a_model_with_a_compiled_part_is_no_draw():
+    class Nested(keras.layers.Layer):
+        @tf.function
+        def call(self, inputs):
+            return 2 * inputs
+
+    build("graph", with_model(lambda: [Nested()])).train_block(1)
+
+
+def test_a_penalty_of_training_alone_is_none_in_evaluation():
+    class Activity(keras.layers.Layer):
+        def call(self, inputs, training=None):
+            if training:
+                self.add_loss(1e-3 * tf.reduce_sum(inputs**2))
+            return inputs
+
+    built = build("graph", with_model(lambda: [keras.layers.Dense(8), Activity()]))
+    assert built.train_block(1).row(0)["loss/penalty"] > 0
+    assert built.eval_blocks["test"]()["loss/penalty"] == 0
+
+
+def test_variables_of_two_dtypes_train_together():
+    layers = with_model(
+        lambda: [
+            keras.layers.Dense(8, dtype="float64", kernel_regularizer="l2"),
+            keras.layers.Dense(8, dtype="float32", kernel_regularizer="l2"),
+        ]
+    )
+    row = build("graph", layers).train_block(1).row(0)
+    assert np.isfinite([row["loss"], row["gradient_norm"]]).all()
