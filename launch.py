@@ -74,7 +74,7 @@ def _launch(argv: Sequence[str]) -> int:
         raise UserError(f"--mode={values.mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
     if values.workdir is not None and (not values.workdir or values.workdir.startswith("--")):
         raise UserError(f"--workdir='{values.workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
-    if looks_back and not Path(values.workdir, "config.json").is_file():
+    if looks_back and not Path(str(values.workdir), "config.json").is_file():
         raise UserError(f"--workdir={values.workdir} has no checkpoint. Train first: --mode=train.")
     experiment.check(values.config)
     short = {"data.dir": values.data_dir, "seed": values.seed}

@@ -121,6 +121,10 @@ def accepted(*arguments):
             "--workdir='' is no folder. Type e.g. --workdir=runs/first, or leave it out.",
         ),
         (
+            ["--config=x.py", "--workdir", "--mode=check"],
+            "--workdir='--mode=check' is no folder. Type e.g. --workdir=runs/first, or leave it out.",
+        ),
+        (
             ["--config=x.py", "--workdir=", "--mode=export"],
             "--workdir='' is no folder. Type e.g. --workdir=runs/first, or leave it out.",
         ),

@@ -52,23 +52,25 @@ def test_speed_leaves_out_the_first_block_and_what_is_between_blocks():
 
 def test_a_note_carries_time_and_evaluations_across_an_interruption():
     progress, clock = make_progress()
-    progress.observe({"test/loss": 0.5, "test/accuracy": 0.9})
-    progress.observe({"test/loss": 0.7, "test/accuracy": 0.95})
+    progress.observe(7, {"test/loss": 0.5, "test/accuracy": 0.9})
+    progress.observe(7, {"test/loss": 0.7, "test/accuracy": 0.95})
     clock.now += 60
     note = progress.note()
     assert note == {
         "wall_seconds": 60.0,
         "evaluations": {"test/loss": 0.7, "test/accuracy": 0.95},
+        "evaluated_step": 7,
         "best": {"test/loss": 0.5, "test/accuracy": 0.95},
     }
     again, clock = make_progress(note, started=5000.0, now=5000.0)
     assert again.note() == note
     assert again.time_to_first_step is None
     clock.now += 15
-    again.observe({"test/loss": 0.6, "test/accuracy": 0.97})
+    again.observe(20, {"test/loss": 0.6, "test/accuracy": 0.97})
     assert again.note() == {
         "wall_seconds": 75.0,
         "evaluations": {"test/loss": 0.6, "test/accuracy": 0.97},
+        "evaluated_step": 20,
         "best": {"test/loss": 0.5, "test/accuracy": 0.97},
     }
     assert note["best"] == {"test/loss": 0.5, "test/accuracy": 0.95}  # the restored note is not written to
@@ -88,14 +90,14 @@ def test_a_note_carries_time_and_evaluations_across_an_interruption():
 def test_best_follows_the_mode_and_passes_over_nan(name, values, best):
     progress, _ = make_progress()
     for value in values:
-        progress.observe({name: value})
+        progress.observe(7, {name: value})
     assert progress.best == {name: best}
     assert progress.evaluations.keys() == {name}
 
 
 def test_nan_alone_is_the_newest_and_never_the_best():
     progress, _ = make_progress()
-    progress.observe({"test/loss": math.nan})
+    progress.observe(7, {"test/loss": math.nan})
     assert math.isnan(progress.evaluations["test/loss"])
     assert progress.best == {}
 

@@ -30,11 +30,18 @@ def forward(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], training: bo
             " its terms, and the outputs that metrics read."
         )
     terms, outputs = returned
-    penalties = getattr(model, "losses", ())  # a plain tf.Module has none
+    # A plain tf.Module has none; Keras may still hold those that a layer added in an earlier trace.
+    penalties = [penalty for penalty in getattr(model, "losses", ()) if _is_of_this_trace(penalty)]
     if penalties:
         penalty = _sum(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
     return terms, outputs
+
+
+def _is_of_this_trace(penalty: tf.Tensor) -> bool:
+    if tf.executing_eagerly():
+        return not tf.is_symbolic_tensor(penalty)
+    return not tf.is_symbolic_tensor(penalty) or penalty.graph is tf.compat.v1.get_default_graph()
 
 
 def _is_terms_and_outputs(returned: Any) -> bool:

@@ -1,6 +1,7 @@
 """framework/data/batches.py against its order written out in NumPy, by counting examples, and by statistics."""
 
 import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -607,3 +608,20 @@ def test_sources_of_a_mixture_that_differ():
         "the sources of a mixture differ: 'numbers' has {'x': ('float32', 2), 'label': ('int32',)},"
         " 'other' has {'x': ('float64', 3)}."
     )
+
+
+def test_streamed_batches_are_read_side_by_side_under_determinism():
+    """tf.data runs a stateful map one by one under op determinism; both readers must be inside at once."""
+    both = threading.Barrier(2, timeout=20)
+
+    class Meeting(Source):
+        def take(self, indices):
+            if len(indices) > 1:  # not the look at one example when the batches are made
+                both.wait()
+            return super().take(indices)
+
+    tf.config.experimental.enable_op_determinism()
+    source = Meeting({"x": np.arange(64)}, "meeting")
+    settings = {"data__placement": "stream", "data__parallel_calls": 2, "data__batch_size": 8}
+    made = make_batches(source, make_config(**settings), training=True)
+    assert made.plan(0, 4, 4)["x"].shape == (4, 8)

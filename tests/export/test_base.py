@@ -10,6 +10,8 @@ import tensorflow as tf
 from framework.config import UserError
 from framework.export import base
 from framework.export.base import Signature, export_all
+from framework.export.saved_model import SavedModel
+from framework.metrics import Accuracy
 
 
 class Scale(tf.Module):
@@ -422,3 +424,17 @@ def test_signature_inputs_have_a_free_batch(inputs, message):
     with pytest.raises(UserError) as error:
         Signature(SIGNATURE.fn, inputs)
     assert str(error.value) == message
+
+
+def test_a_signature_that_does_something_else_than_the_run_fails(tmp_path):
+    """The artefact agrees with its own `fn`; the run's evaluation says what the model really does."""
+    batches = [{"x": np.eye(4, dtype=np.float32), "label": np.arange(4, dtype=np.int32), "weight": np.ones(4)}]
+    model = tf.Module()
+    model.scale = tf.Variable(1.0)
+    wrong = Signature(lambda model, inputs: {"logits": -model.scale * inputs["x"]}, {"x": tf.TensorSpec([None, 4])})
+    hook = SavedModel({"serving_default": wrong})
+    metrics = {"accuracy": Accuracy()}
+    (report,) = export_all([hook], model, batches, metrics, tmp_path, 7, lambda batch: {"logits": batch["x"]})
+    assert (report.passed, report.step) == (False, 7)
+    assert report.metrics == {"accuracy": {"trained": 1.0, "exported": 0.0}}
+    assert report.failure == "metric 'accuracy' is 0.0 once exported, but 1.0 in the run's own evaluation"

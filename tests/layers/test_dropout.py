@@ -58,7 +58,7 @@ def test_the_word_at_the_threshold_is_kept(monkeypatch):
 def test_mask_is_the_same_in_every_mode_and_dtype(mode, dtype):
     found = MODES[mode](lambda x: dropped(0.3, x, step=tf.constant(5, tf.int64), dtype=dtype))(ones(dtype=dtype))
     assert found.dtype == dtype
-    scale = tf.cast(1 / 0.7, dtype)
+    scale = tf.constant(1 / 0.7, dtype)
     assert np.array_equal(found, tf.where(reference_mask(0.3, (6, 5, 3), step=5), scale, tf.zeros([], dtype)))
 
 
