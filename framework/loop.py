@@ -22,7 +22,8 @@ from framework import paths, precision
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import epoch_steps
-from framework.export.base import ExportReport, export_all
+from framework.export.base import ExportReport
+from framework.export.verify import export_all
 from framework.hooks import Every, Hook
 from framework.progress import Progress
 from framework.run import Run
@@ -122,7 +123,7 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
 
 
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the first evaluation split with at most `export.examples` examples."""
+    """Batches of the first evaluation split until there are `export.examples` examples, in whole batches."""
     batches = run.eval_data[run.resolved.eval.splits[0]]
     wanted = -(-run.resolved.export.examples // batches.batch_size)
     for step in range(min(wanted, epoch_steps(batches))):

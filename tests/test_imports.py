@@ -37,6 +37,7 @@ ROWS = (
     ("hooks", "writers"),
     ("checkpoint",),
     ("export.base",),
+    ("export.verify",),
     ("export.compression",),
     ("export.saved_model", "export.lite"),
     ("export",),

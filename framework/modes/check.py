@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from framework import paths
 from framework.config import flatten
-from framework.export.base import export_all
+from framework.export.verify import export_all
 from framework.loop import held_out
 from framework.modes.export import describe
 from framework.run import Run

@@ -9,8 +9,9 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from framework.export import lite
-from framework.export.base import Signature, export_all
+from framework.export.base import Signature
 from framework.export.lite import Lite
+from framework.export.verify import export_all
 
 SIGNATURE = Signature(
     lambda model, inputs: {"logits": model(inputs["image"], training=False)},

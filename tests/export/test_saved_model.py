@@ -11,8 +11,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework.config import UserError
-from framework.export.base import Signature, export_all
+from framework.export.base import Signature
 from framework.export.saved_model import SavedModel
+from framework.export.verify import export_all
 
 
 class Shift(keras.layers.Layer):

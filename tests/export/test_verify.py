@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 from framework.config import UserError
-from framework.export import base
-from framework.export.base import Signature, export_all
+from framework.export import verify
+from framework.export.base import Signature
 from framework.export.saved_model import SavedModel
+from framework.export.verify import export_all
 from framework.metrics import Accuracy
 
 
@@ -294,7 +295,7 @@ def test_latency_percentiles(tmp_path, monkeypatch):
         yield now
 
     clock = ticks()
-    monkeypatch.setattr(base, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(verify, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     sizes = []
 
     def spoil(outputs):
@@ -367,11 +368,11 @@ def test_nothing_is_served_while_it_is_being_written(tmp_path):
 
 def test_one_line_is_logged_per_hook(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(base.logging, "info", lambda text, *values: lines.append(text % values))
-    monkeypatch.setattr(base.logging, "error", lambda text, *values: lines.append(text % values))
-    monkeypatch.setattr(base, "_latency", lambda call, batch: {"p50": 0.1234, "p99": 1.0})
+    monkeypatch.setattr(verify.logging, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(verify.logging, "error", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(verify, "_latency", lambda call, batch: {"p50": 0.1234, "p99": 1.0})
     ticks = iter([0.0, 1.26, 0.0, 1.0])
-    monkeypatch.setattr(base, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(verify, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
     export_all([Fake("good"), Fake("bad", spoil=adding(1))], Scale(), [make_batch(X)], {}, tmp_path)
     assert lines == [
         "export good passed: good/factor.txt, 3 bytes, max error 0 (bound 2e-05) over 3 examples,"
