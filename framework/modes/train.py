@@ -18,7 +18,7 @@ def main(run: Run, overrides: Sequence[str]) -> int:
         return 0
     print(f"{result['status']}: step {result['step']} in {run.workdir}")
     for name, value in result["final"].items():
-        print(f"  {name:<24} {value:.6g} (best {result['best'][name]:.6g})")
+        print(f"  {name:<24} {_shown(value)} (best {_shown(result['best'].get(name))})")
     status = 0
     if run.exports and not _is_exported(run):
         if run.resolved.export.checkpoint == "best":
@@ -27,6 +27,11 @@ def main(run: Run, overrides: Sequence[str]) -> int:
     print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/, exports/. Next:")
     print(f"  tensorboard --logdir {run.workdir}")
     return status
+
+
+def _shown(value: float | None) -> str:
+    """result.json has null where a metric was not finite."""
+    return "nan" if value is None else f"{value:.6g}"
 
 
 def _is_exported(run: Run) -> bool:

@@ -105,12 +105,12 @@ class Block:
 
 
 class TrainBlock:
-    """`train_k`: the compiled training steps of one run.
+    """The compiled training steps of one run.
 
     Attributes:
       block_steps: most steps of one call.
+      layout: what a row of numbers holds.
       compiled: counts traces and compilations.
-      outputs: {name: TensorSpec} of what the loss hands to metrics.
     """
 
     def __init__(

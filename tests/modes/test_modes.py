@@ -215,3 +215,16 @@ def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
     assert call(f"--workdir={workdir}", "--config.train.duration=20 steps") == 0
     reports = json.loads((workdir / "exports" / "report.json").read_text())
     assert [report["step"] for report in reports] == [20, 20]
+
+
+def test_a_metric_without_a_number_is_shown_as_such(tmp_path, monkeypatch, capsys):
+    """NaN in an evaluation is null in result.json, and never the best."""
+    from framework import loop
+
+    real = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda run: {**real(run), "test/odd": float("nan")})
+    workdir = tmp_path / "run"
+    assert call(f"--workdir={workdir}", "--config.train.duration=2 steps") == 0
+    assert "  test/odd                 nan (best nan)\n" in capsys.readouterr().out
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["final"]["test/odd"] is None and "test/odd" not in result["best"]
