@@ -92,6 +92,54 @@ def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     return drawn[:, :per_example]
 
 
+def is_open() -> bool:
+    """Whether a scope is open: this is traced or run as part of a step."""
+    return getattr(_local, "scope", None) is not None
+
+
+def position() -> Counter[str]:
+    """How often each stream has drawn in the open scope; empty outside of one."""
+    current = getattr(_local, "scope", None)
+    return Counter() if current is None else current.calls.copy()
+
+
+@contextlib.contextmanager
+def rewound(start: Counter[str]) -> Iterator[None]:
+    """Draws are numbered from a `position` on, so that what is computed a second time draws the same words.
+
+    Afterwards they are numbered from where the further of the two ended.
+    """
+    current = getattr(_local, "scope", None)
+    if current is None:
+        yield
+        return
+    before, current.calls = current.calls, start.copy()
+    try:
+        yield
+    finally:
+        current.calls |= before
+
+
+@contextlib.contextmanager
+def at_example(first_example: Any) -> Iterator[None]:
+    """The open scope for a part of its examples, such as a micro-batch.
+
+    Args:
+      first_example: int scalar, place of the part's first example among those of the scope.
+    """
+    outer = getattr(_local, "scope", None)
+    if outer is None:
+        yield
+        return
+    first = _uint64(outer.first_example) + _uint64(first_example)
+    _local.scope = dataclasses.replace(outer, first_example=first, calls=outer.calls.copy())
+    try:
+        yield
+    finally:
+        outer.calls |= _local.scope.calls
+        _local.scope = outer
+
+
 def uniform(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     """float32 [examples, per_example] in [0, 1), multiples of 2**-24, made from words by exact arithmetic."""
     top = tf.bitwise.right_shift(words(stream, examples, per_example), tf.constant(8, tf.uint32))

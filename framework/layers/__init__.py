@@ -1,5 +1,6 @@
 """Layers that tf_keras lacks or has without the framework's guarantees."""
 
 from framework.layers.dropout import Dropout
+from framework.layers.remat import rematerialise
 
-__all__ = ["Dropout"]
+__all__ = ["Dropout", "rematerialise"]

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import paths, rng, state
+from framework import optim, paths, rng, state
 from framework.layers import Dropout
 
 KEY = rng.key(1)
@@ -152,7 +152,7 @@ def make_model():
 
 
 def draws_of(model):
-    state.create(model, keras.optimizers.SGD())
+    state.create(model, optim.Optimizer([(keras.optimizers.SGD(), paths.trainable(model))]), state.new_counter())
     layers = [layer for layer in paths.objects(model).values() if isinstance(layer, Dropout)]
     with rng.scope(KEY, 0):
         return [layer.rng_stream for layer in layers], model(ones((64, 4)), training=True).numpy()
@@ -172,7 +172,7 @@ def test_streams_are_paths_apart_in_one_model_and_the_same_in_every_build():
 
 def test_a_model_called_twice_in_one_scope_draws_twice_and_repeats_in_the_next():
     model = make_model()
-    state.create(model, keras.optimizers.SGD())
+    state.create(model, optim.Optimizer([(keras.optimizers.SGD(), paths.trainable(model))]), state.new_counter())
     pairs = []
     for _ in range(2):
         with rng.scope(KEY, 0):

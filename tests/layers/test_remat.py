@@ -1,0 +1,148 @@
+"""Rematerialised layers train the same numbers: gradients, draws and moving averages."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import layers, paths, precision, rng
+from framework.config import UserError
+
+MODES = {
+    "eager": lambda fn: fn,
+    "graph": lambda fn: tf.function(fn, autograph=False),
+    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+}
+
+
+class Block(keras.layers.Layer):
+    """Two inputs, a mask as keyword, dropout and moving statistics inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(8, activation="tanh")
+        self.norm = keras.layers.BatchNormalization()
+        self.dropout = layers.Dropout(0.5)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((None, 8))
+
+    def call(self, x, scale=None, mask=None, training=None):
+        y = self.dropout(self.norm(self.dense(x), training=training), training=training)
+        y = y if mask is None else tf.where(mask, y, tf.zeros([], y.dtype))
+        return x + tf.cast(scale, y.dtype) * y
+
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.blocks = [Block() for _ in range(3)]
+        self.head = keras.layers.Dense(1, dtype=keras.backend.floatx())
+
+    def call(self, x, training=None):
+        for block in self.blocks:
+            x = block(x, scale=0.7 * tf.ones([], x.dtype), mask=x > -2, training=training)
+        return self.head(x)
+
+
+def gradients(mode, remat, dtype="float64", passes=2):
+    """Gradients of the last of several passes, and all variables after them."""
+    with precision.scope(dtype):
+        keras.utils.set_random_seed(1)
+        net = Net()
+        if remat == "before":
+            assert layers.rematerialise(net, r"blocks/\d") == ["blocks/0", "blocks/1", "blocks/2"]
+        x = tf.constant(np.random.default_rng(0).normal(size=(16, 8)), precision.full(dtype))
+        net(x)
+        rng.name_streams(paths.objects(net))
+        if remat == "after":
+            layers.rematerialise(net, "blocks/.*")  # the outermost
+
+        def step(number):
+            with rng.scope(rng.key(3), number), tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(net(x, training=True)))
+                return tape.gradient(loss, net.trainable_variables), loss
+
+        compiled = MODES[mode](step)
+        for number in range(passes):
+            found, loss = compiled(tf.constant(number, tf.int64))
+    return [g.numpy() for g in found], [v.numpy() for v in net.variables], float(loss)
+
+
+@pytest.mark.parametrize("remat", ["before", "after"])
+@pytest.mark.parametrize("mode", MODES)
+def test_same_gradients_draws_and_moving_averages(mode, remat):
+    plain, again = gradients(mode, ""), gradients(mode, remat)
+    assert again[2] == pytest.approx(plain[2], rel=1e-14)
+    for left, right in zip(plain[0] + plain[1], again[0] + again[1], strict=True):
+        np.testing.assert_allclose(right, left, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision(mode, dtype):
+    plain, again = gradients(mode, "", dtype), gradients(mode, "after", dtype)
+    for left, right in zip(plain[0], again[0], strict=True):
+        assert right.dtype == np.float32
+        assert np.linalg.norm(right - left) <= 0.03 * np.linalg.norm(left)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_later_draws_do_not_repeat(mode):
+    def draws(remat):
+        layer = layers.Dropout(0.5)
+        wrapped = keras.Sequential([keras.layers.Dense(4), layer])
+        wrapped.build((None, 4))
+        if remat:
+            layers.rematerialise({"net": wrapped}, "net/dropout")
+
+        def step():
+            x = tf.ones([8, 4])
+            with rng.scope(rng.key(0), 0):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    first = layer(x, training=True)
+                gradient = tape.gradient(first, x)
+                return first, gradient, layer(x, training=True)
+
+        return [tensor.numpy() for tensor in MODES[mode](step)()]
+
+    plain, again = draws(False), draws(True)
+    for left, right in zip(plain, again, strict=True):
+        assert left.tobytes() == right.tobytes()
+    assert plain[0].tobytes() == plain[1].tobytes() != plain[2].tobytes()
+
+
+def test_nothing_changes_outside_of_a_step():
+    net = keras.Sequential([keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
+    x = tf.ones([2, 3])
+    before = net(x)
+    layers.rematerialise(net, "dense")
+    assert net(x).numpy().tobytes() == before.numpy().tobytes()
+    graph = tf.function(net.call, autograph=False).get_concrete_function(x).graph
+    assert not any("recompute" in operation.name.lower() for operation in graph.get_operations())
+
+
+def test_a_pattern_without_a_layer():
+    net = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1)])
+    with pytest.raises(UserError) as error:
+        layers.rematerialise(net, "dense_2")
+    assert str(error.value) == (
+        "train.remat='dense_2' matches no layer. Did you mean 'dense_1'? Layers: dense, dense_1."
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_inside_is_refused(mode):
+    inner = keras.layers.Dense(4, activity_regularizer="l2")
+    net = keras.Sequential([keras.Sequential([inner]), keras.layers.Dense(1)])
+    net.build((None, 3))
+    layers.rematerialise(net, "sequential")
+
+    def step():
+        with rng.scope(rng.key(0), 0):
+            return net(tf.ones([2, 3]), training=True)
+
+    with pytest.raises(UserError, match=r"train\.remat: layer 'sequential' adds a loss of its activations inside"):
+        MODES[mode](step)()
