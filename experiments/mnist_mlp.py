@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework import layers, losses, metrics, optim
+from framework import layers, losses, metrics, optim, precision
 from framework.config import base_config, check_choice, check_range
 from framework.data.batches import make_batches
 from framework.data.mnist import load_mnist
@@ -63,7 +63,7 @@ def make_data(cfg: ConfigDict, split: str):
 
     def to_float(batch):
         # A product: compilers make one of a quotient, or do not, and the pixels differ in the last bit.
-        return {**batch, "image": tf.cast(batch["image"], cfg.train.precision) * (1 / 255)}
+        return {**batch, "image": tf.cast(batch["image"], precision.full(cfg.train.precision)) * (1 / 255)}
 
     return make_batches(
         load_mnist(cfg.data.name, split, cfg.data.dir), cfg, training=split == "train", transform=to_float
@@ -84,7 +84,7 @@ def make_model(cfg: ConfigDict) -> keras.Model:
             keras.layers.Flatten(),
             dense(cfg.model.hidden, activation="relu"),
             layers.Dropout(cfg.model.dropout),
-            dense(10),
+            dense(10, dtype=precision.full(cfg.train.precision)),
         ]
     )
 
@@ -114,6 +114,6 @@ def make_exports(cfg: ConfigDict):
     """For TensorFlow Serving and for LiteRT: pictures of 0..1 -> logits."""
     signature = Signature(
         fn=lambda model, inputs: {"logits": model(inputs["image"], training=False)},
-        inputs={"image": tf.TensorSpec([None, 28, 28], cfg.train.precision)},
+        inputs={"image": tf.TensorSpec([None, 28, 28], precision.full(cfg.train.precision))},
     )
     return [SavedModel({SERVING: signature}), Lite(signature)]

@@ -47,7 +47,7 @@ class Checkpoints:
             self._remove_leftovers()
             aside = self.folder / f".{target.name}.tmp"
             aside.mkdir()
-            _write(state, note, aside)
+            write_state(state, note, aside)
             if target.exists():  # without a manifest: half deleted
                 shutil.rmtree(target)
             aside.rename(target)
@@ -129,7 +129,8 @@ def write_json(path: Path, value: Any) -> None:
     _sync(path.parent)
 
 
-def _write(state: TrainState, note: dict[str, Any], folder: Path) -> None:
+def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
+    """Writes the tensors and the manifest into an empty folder, flushed to disk."""
     variables = paths.variables(state)
     tf.raw_ops.SaveV2(
         prefix=str(folder / "state"),

@@ -21,6 +21,9 @@ class UserError(Exception):
     """Bad input. `launch.py` prints it as one line and exits with status 2."""
 
 
+# An entry of eval.splits that ends in it is evaluated on the averaged weights.
+AVERAGED = "@ema"
+
 # Sections to which an experiment may add keys of its own.
 FREE_SECTIONS = ("data", "model")
 
@@ -47,27 +50,60 @@ def base_config() -> ConfigDict:
     config.train.duration = "5 epochs"  # N steps | epochs | examples
     config.train.compile = "xla"  # xla, graph or eager
     config.train.block_steps = 100  # at most this many steps in one compiled call
-    config.train.precision = "float32"  # float32 or float64
+    config.train.precision = (
+        "float32"  # float32, float64, bfloat16 or float16 (weights stay float32 under the last two)
+    )
+    config.train.micro_batches = 1  # parts of a batch that are differentiated one after the other, in less memory
+    config.train.remat = ""  # regex of layer paths whose activations are computed again instead of kept; '' = none
+    config.train.on_nonfinite = "stop"  # stop, skip or rewind: what a NaN or infinite loss or gradient leads to
+    config.train.nonfinite_limit = 10  # rewind: rewinds before the run stops; skip: the same, steps in a row
+
+    config.loss_scale = ConfigDict()
+    config.loss_scale.name = "auto"  # dynamic, static, none, or auto: dynamic for float16, else none
+    config.loss_scale.initial = 2.0**15  # static: the scale
+    config.loss_scale.growth_interval = 2000  # dynamic: finite updates before the scale grows
+    config.loss_scale.growth_factor = 2.0  # dynamic
+    config.loss_scale.backoff_factor = 0.5  # dynamic: after an overflow
+    config.loss_scale.floor = 1.0  # dynamic
+    config.loss_scale.ceiling = 2.0**24  # dynamic
+    config.loss_scale.patience = 20  # dynamic: skipped updates in a row at the floor before the run stops
+
+    config.clip = ConfigDict()
+    config.clip.name = "none"  # none, global_norm, value, variable_norm or adaptive (AGC)
+    config.clip.threshold = (
+        1.0  # of the norm or value; adaptive: of the ratio of gradient norm to weight norm, e.g. 0.01
+    )
+    config.clip.exclude = ""  # adaptive: regex of parameters left as they are, e.g. 'model/head/.*'; '' = none
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # sgd, adam or adamw
+    config.optimizer.name = "adam"  # sgd, adam, adamw, lamb or lion
     config.optimizer.momentum = 0.0  # sgd
     config.optimizer.nesterov = False  # sgd
-    config.optimizer.beta_1 = 0.9  # adam, adamw
-    config.optimizer.beta_2 = 0.999  # adam, adamw
-    config.optimizer.epsilon = 1e-7  # adam, adamw
-    config.optimizer.weight_decay = 0.0  # adamw: decoupled, times the learning rate
+    config.optimizer.beta_1 = 0.9  # all but sgd
+    config.optimizer.beta_2 = 0.999  # all but sgd
+    config.optimizer.epsilon = 1e-7  # adam, adamw, lamb
+    config.optimizer.weight_decay = 0.0  # adamw, lamb, lion: decoupled, times the learning rate
+    config.optimizer.groups = ()  # ('REGEX: decay=0', 'REGEX: lr=0.1 decay=2', 'REGEX: frozen'), each parameter in one
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.0  # of the average of the weights over updates, e.g. 0.999; 0 = off
 
     config.schedule = ConfigDict()
-    config.schedule.name = "constant"  # constant, cosine or piecewise
+    config.schedule.name = "constant"  # constant, cosine, piecewise, polynomial, restarts, inverse_sqrt or one_cycle
     config.schedule.learning_rate = 1e-3  # peak
-    config.schedule.warmup = ""  # linear from 0 to the peak; '' = none
-    config.schedule.final_fraction = 0.0  # cosine: ends at this fraction of the peak
+    config.schedule.warmup = ""  # linear (one_cycle: half a cosine) up to the peak; '' = none
+    config.schedule.start_fraction = 0.0  # where the warm-up starts, as a fraction of the peak
+    config.schedule.final_fraction = 0.0  # cosine, polynomial, restarts, one_cycle: ends at this fraction of the peak
     config.schedule.boundaries = ()  # piecewise: durations, e.g. ('2 epochs', '4 epochs')
     config.schedule.factors = ()  # piecewise: of the peak, one after each boundary
+    config.schedule.power = 1.0  # polynomial
+    config.schedule.period = ""  # restarts: length of the first cosine
+    config.schedule.period_factor = 1.0  # restarts: each cosine is this many times as long as the one before
+    config.schedule.peak_factor = 1.0  # restarts: and its peak this many times as high
+    config.schedule.timescale = ""  # inverse_sqrt: peak * sqrt(t / (t + updates)); '' = the warm-up
 
     config.eval = ConfigDict()
-    config.eval.splits = ("test",)  # each goes to make_data(cfg, split)
+    config.eval.splits = ("test",)  # each goes to make_data(cfg, split); 'test@ema' = on the averaged weights
     config.eval.every = "1 epoch"  # and at the end; '' = only at the end
     config.eval.batch_size = 1000
 
@@ -90,6 +126,7 @@ def base_config() -> ConfigDict:
 
     config.export = ConfigDict()
     config.export.checkpoint = "last"  # last or best: what is exported
+    config.export.weights = "model"  # model or ema: the weights themselves or their average
     config.export.examples = 10_000  # held-out examples on which an export is compared with the model
 
     config.runtime = ConfigDict()
@@ -106,17 +143,23 @@ _CHOICES = {
     "data.remainder": ("carry", "pad", "drop"),
     "data.placement": ("auto", "resident", "stream"),
     "train.compile": ("xla", "graph", "eager"),
-    "train.precision": ("float32", "float64"),
-    "optimizer.name": ("sgd", "adam", "adamw"),
-    "schedule.name": ("constant", "cosine", "piecewise"),
+    "train.precision": ("float32", "float64", "bfloat16", "float16"),
+    "train.on_nonfinite": ("stop", "skip", "rewind"),
+    "loss_scale.name": ("auto", "dynamic", "static", "none"),
+    "clip.name": ("none", "global_norm", "value", "variable_norm", "adaptive"),
+    "optimizer.name": ("sgd", "adam", "adamw", "lamb", "lion"),
+    "schedule.name": ("constant", "cosine", "piecewise", "polynomial", "restarts", "inverse_sqrt", "one_cycle"),
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
     "export.checkpoint": ("last", "best"),
+    "export.weights": ("model", "ema"),
 }
 
 _LARGEST = 2**31 - 1
 # Adam divides by 1 - beta; anything nearer to 1 is 1 in float32.
 _BELOW_ONE = 0.999999
+# A loss scale is a float32.
+_TINY, _HUGE = 2.0**-100, 2.0**100
 
 # Inclusive bounds; None = unbounded, but finite.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -126,13 +169,28 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.parallel_calls": (1, 1024),
     "data.prefetch_batches": (1, 1024),
     "train.block_steps": (1, 100_000),
+    "train.micro_batches": (1, _LARGEST),
+    "train.nonfinite_limit": (1, 1000),
+    "loss_scale.initial": (_TINY, _HUGE),
+    "loss_scale.growth_interval": (1, _LARGEST),
+    "loss_scale.growth_factor": (1, 1024),
+    "loss_scale.backoff_factor": (_TINY, 1),
+    "loss_scale.floor": (_TINY, _HUGE),
+    "loss_scale.ceiling": (_TINY, _HUGE),
+    "loss_scale.patience": (1, _LARGEST),
+    "clip.threshold": (1e-12, None),
     "optimizer.momentum": (0, 1),
     "optimizer.beta_1": (0, _BELOW_ONE),
     "optimizer.beta_2": (0, _BELOW_ONE),
     "optimizer.epsilon": (1e-30, None),
     "optimizer.weight_decay": (0, None),
+    "ema.decay": (0, _BELOW_ONE),
     "schedule.learning_rate": (0, None),
+    "schedule.start_fraction": (0, 1),
     "schedule.final_fraction": (0, 1),
+    "schedule.power": (1e-3, 1e3),
+    "schedule.period_factor": (1, 1e3),
+    "schedule.peak_factor": (0, 1),
     "eval.batch_size": (1, _LARGEST),
     "early_stopping.patience": (1, _LARGEST),
     "early_stopping.min_delta": (0, None),
@@ -146,6 +204,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 _DURATIONS = {
     "train.duration": False,
     "schedule.warmup": True,
+    "schedule.period": True,
+    "schedule.timescale": True,
     "eval.every": True,
     "log.every": False,
     "log.histograms_every": True,
@@ -156,14 +216,24 @@ _DURATIONS = {
 _UNITS = {"step": 1e15, "epoch": 1e6, "example": 1e15, "%": 100, "percent": 100}
 _DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(_UNITS)})s?\s*", re.IGNORECASE)
 
-# These keys do nothing unless another key has that value.
+# These keys do nothing unless another key has one of these values.
+_DYNAMIC = ("loss_scale.name", ("dynamic", "auto"))
 _ONLY_WITH = {
-    "optimizer.momentum": ("optimizer.name", "sgd"),
-    "optimizer.nesterov": ("optimizer.name", "sgd"),
-    "optimizer.weight_decay": ("optimizer.name", "adamw"),
-    "schedule.final_fraction": ("schedule.name", "cosine"),
-    "schedule.boundaries": ("schedule.name", "piecewise"),
-    "schedule.factors": ("schedule.name", "piecewise"),
+    "train.nonfinite_limit": ("train.on_nonfinite", ("skip", "rewind")),
+    "loss_scale.initial": ("loss_scale.name", ("dynamic", "static", "auto")),
+    **{f"loss_scale.{name}": _DYNAMIC for name in ("growth_interval", "growth_factor", "backoff_factor")},
+    **{f"loss_scale.{name}": _DYNAMIC for name in ("floor", "ceiling", "patience")},
+    "clip.threshold": ("clip.name", ("global_norm", "value", "variable_norm", "adaptive")),
+    "clip.exclude": ("clip.name", ("adaptive",)),
+    "optimizer.momentum": ("optimizer.name", ("sgd",)),
+    "optimizer.nesterov": ("optimizer.name", ("sgd",)),
+    "optimizer.weight_decay": ("optimizer.name", ("adamw", "lamb", "lion")),
+    "schedule.final_fraction": ("schedule.name", ("cosine", "polynomial", "restarts", "one_cycle")),
+    "schedule.boundaries": ("schedule.name", ("piecewise",)),
+    "schedule.factors": ("schedule.name", ("piecewise",)),
+    "schedule.power": ("schedule.name", ("polynomial",)),
+    **{f"schedule.{name}": ("schedule.name", ("restarts",)) for name in ("period", "period_factor", "peak_factor")},
+    "schedule.timescale": ("schedule.name", ("inverse_sqrt",)),
 }
 
 _PLAIN = (bool, int, float, str)
@@ -174,6 +244,11 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     by_lower = {known.lower(): known for known in words}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else ""
+
+
+def base_split(split: str) -> str:
+    """The split of an entry of `eval.splits`: 'test' of 'test@ema'."""
+    return split.removesuffix(AVERAGED)
 
 
 def near(word: str, words: Iterable[str]) -> str:
@@ -314,12 +389,12 @@ def _check_splits(splits: tuple[Any, ...]) -> None:
             " Use --config.eval.splits=test."
         )
     for split in splits:
-        if type(split) is not str or not re.fullmatch(r"[\w.-]+", split):
+        if type(split) is not str or not re.fullmatch(r"[\w.-]+", base_split(split)):
             raise UserError(
                 f"eval.splits={splits}: {split!r} is not a name of letters, digits, '_', '-' and '.'."
                 " Type e.g. --config.eval.splits=\"('train_eval','test')\"."
             )
-    if "train" in splits:
+    if "train" in map(base_split, splits):
         raise UserError(
             "eval.splits contains 'train', which is shuffled and endless."
             " Give the split another name in make_data, e.g. --config.eval.splits=\"('train_eval','test')\"."
@@ -345,6 +420,10 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
             f"early_stopping.metric='{flat['early_stopping.metric']}' needs evaluations during training, but"
             " eval.every=''. Type e.g. --config.eval.every='1 epoch'."
         )
+    averaged = [split for split in splits if split.endswith(AVERAGED)]
+    if not flat["ema.decay"] and (averaged or flat["export.weights"] == "ema"):
+        wish = f"eval.splits has '{averaged[0]}'" if averaged else "export.weights='ema'"
+        raise UserError(f"{wish}, but no average is kept: ema.decay=0. Type e.g. --config.ema.decay=0.999.")
     if flat["export.checkpoint"] == "best" and not flat["checkpoint.best_metric"]:
         raise UserError(
             "export.checkpoint='best' needs checkpoint.best_metric, which is ''."
@@ -352,15 +431,79 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
         )
     base = flatten(base_config())
     for key, (decider, wanted) in _ONLY_WITH.items():
-        if flat[key] != base[key] and flat[decider] != wanted:
+        if flat[key] != base[key] and flat[decider] not in wanted:
             raise UserError(
                 f"{key}={flat[key]!r} has no effect with {decider}='{flat[decider]}'."
-                f" Use --config.{decider}={wanted} or --config.{key}={typed(base[key])}."
+                f" Use --config.{decider}={wanted[0]} or --config.{key}={typed(base[key])}."
             )
     if flat["optimizer.nesterov"] and flat["optimizer.momentum"] == 0:
         raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
+    _check_step(flat)
+    _check_loss_scale(flat)
+    _check_schedule(flat)
+
+
+def _check_step(flat: Mapping[str, Any]) -> None:
+    batch_size, parts = flat["data.batch_size"], flat["train.micro_batches"]
+    if batch_size % parts:
+        fitting = max(1, round(batch_size / parts)) * parts
+        raise UserError(
+            f"data.batch_size={batch_size} is not divisible by train.micro_batches={parts}."
+            f" Use --config.data.batch_size={fitting}."
+        )
+    for key in ("train.remat", "clip.exclude"):
+        try:
+            re.compile(flat[key])
+        except re.error as error:
+            raise UserError(f"{key}='{flat[key]}' is not a regular expression: {error}.") from error
+
+
+def _check_loss_scale(flat: Mapping[str, Any]) -> None:
+    name, precision = flat["loss_scale.name"], flat["train.precision"]
+    if precision == "float16" and name == "none":
+        raise UserError(
+            "train.precision='float16' needs a loss scale, or small gradients become 0, but loss_scale.name='none'."
+            " Use --config.loss_scale.name=dynamic."
+        )
+    if name == "auto" and precision != "float16":
+        base = flatten(base_config())
+        for key in flat:
+            if key.startswith("loss_scale.") and flat[key] != base[key]:
+                raise UserError(
+                    f"{key}={flat[key]!r} has no effect: with loss_scale.name='auto' only train.precision='float16' has"
+                    f" a loss scale, and it is '{precision}'. Use --config.loss_scale.name=dynamic."
+                )
+    low, start, high = (flat[f"loss_scale.{key}"] for key in ("floor", "initial", "ceiling"))
+    if name in ("auto", "dynamic") and not low <= start <= high:
+        raise UserError(
+            f"loss_scale.initial={start:g} is not between loss_scale.floor={low:g} and loss_scale.ceiling={high:g}."
+            f" Use --config.loss_scale.initial={min(max(start, low), max(high, low)):g}."
+        )
+
+
+def _check_schedule(flat: Mapping[str, Any]) -> None:
+    name = flat["schedule.name"]
+    if flat["schedule.start_fraction"] and not flat["schedule.warmup"]:
+        raise UserError(
+            f"schedule.start_fraction={flat['schedule.start_fraction']} has no effect without a warm-up."
+            " Type e.g. --config.schedule.warmup=5%."
+        )
+    if name == "one_cycle" and not flat["schedule.warmup"]:
+        raise UserError(
+            "schedule.name='one_cycle' rises over schedule.warmup, which is ''. Use --config.schedule.warmup=30%."
+        )
+    if name == "restarts" and not flat["schedule.period"]:
+        raise UserError(
+            "schedule.name='restarts' needs schedule.period, which is ''."
+            " Type e.g. --config.schedule.period='5 epochs'."
+        )
+    if name == "inverse_sqrt" and not (flat["schedule.warmup"] or flat["schedule.timescale"]):
+        raise UserError(
+            "schedule.name='inverse_sqrt' needs schedule.warmup or schedule.timescale. Type e.g."
+            " --config.schedule.warmup='4000 steps'."
+        )
     boundaries, factors = flat["schedule.boundaries"], flat["schedule.factors"]
-    if flat["schedule.name"] == "piecewise" and (not boundaries or len(boundaries) != len(factors)):
+    if name == "piecewise" and (not boundaries or len(boundaries) != len(factors)):
         raise UserError(
             f"schedule.name='piecewise' needs as many schedule.factors ({len(factors)}) as schedule.boundaries"
             f" ({len(boundaries)}), at least one. Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\""

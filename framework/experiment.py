@@ -32,6 +32,8 @@ OPTIONAL = {
     "check_config": ("cfg",),
     "make_metrics": ("cfg",),
     "make_optimizer": ("cfg", "learning_rate"),
+    "make_state": ("cfg", "model"),
+    "make_step": ("cfg", "tools"),
     "make_exports": ("cfg",),
 }
 _SIGNATURES = {**REQUIRED, **OPTIONAL}

@@ -8,6 +8,7 @@
 What happens beside the step is a list of hooks in `_hooks`: add yours there.
 """
 
+import enum
 import json
 import math
 import time
@@ -20,10 +21,11 @@ from absl import logging
 
 from framework import paths, precision
 from framework.checkpoint import write_json
-from framework.config import UserError
+from framework.config import AVERAGED, UserError, base_split
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
+from framework.failure import rewind_or_raise
 from framework.hooks import Every, Hook
 from framework.progress import Progress
 from framework.run import Run
@@ -33,10 +35,6 @@ from framework.step.gradients import forward
 from framework.writers import Console, Jsonl, TensorBoard, Writers
 
 _BLOCK_SECONDS = 2.0
-
-
-class NonFiniteError(ArithmeticError):
-    """The loss or a gradient became NaN or infinite; the last checkpoint is from before."""
 
 
 def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
       already is left as it is.
 
     Raises:
-      NonFiniteError: a loss or gradient norm is NaN or infinite.
+      NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
     """
     with run.lock():
         return _train(run, overrides)
@@ -69,14 +67,36 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     run.write_header(overrides)
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
-    with Interrupt() as interrupt, _writers(run, start) as writer:
+    with Interrupt() as interrupt:
+        while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
+            start = int(run.state.step)
+    result = _result(run, progress)
+    write_json(ended, result)
+    run.started = None  # a next call counts from its own start
+    return result
+
+
+class Ended(enum.Enum):
+    """How a part of a run ended."""
+
+    AS_ASKED = "at the end of the run, by early stopping or by a signal"
+    TO_REWIND = "before a step that was not finite; the state is that of a checkpoint"
+
+
+def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> Ended:
+    """Trains from `start` on, as long as nothing makes the run go back."""
+    with _writers(run, start) as writer:
         if start == 0:
             _show_inputs(run, writer)
         hooks = _hooks(run, writer, progress, start)
         step, is_warned = start, False
+        if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
+            _save(run, writer, progress)
         while _status(run) == "interrupted" and not interrupt.is_requested:
             block = progress.timed(run.train_block, _block_length(run, hooks, step, progress))
-            _refuse_nonfinite(run, block)
+            if block.is_halted:
+                rewind_or_raise(run, block)
+                return Ended.TO_REWIND
             step += len(block.rows)
             if not is_warned and (run.train_block.compiled.compilations or 0) > 1:
                 is_warned = True
@@ -84,17 +104,18 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
             for hook in hooks:
                 hook(step, block)
         _save(run, writer, progress)
-    result = _result(run, progress)
-    write_json(ended, result)
-    run.started = None  # a next call counts from its own start
-    return result
+    return Ended.AS_ASKED
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """{'split/metric': value} of the live state over every evaluation split, each example once."""
+    """{'split/metric': value} of the live state over every evaluation split, each example once.
+
+    'split@ema/metric' is that of the averaged weights.
+    """
     results: dict[str, float] = {}
     for split, block in run.eval_blocks.items():
-        results |= {f"{split}/{name}": value for name, value in block().items()}
+        with run.weights("ema" if split.endswith(AVERAGED) else "model"):
+            results |= {f"{split}/{name}": value for name, value in block().items()}
     return results
 
 
@@ -107,7 +128,8 @@ def export_run(run: Run) -> list[ExportReport]:
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     folder, step = run.workdir / "exports", int(run.state.step)
-    return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
+    with run.weights(run.resolved.export.weights):
+        return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
 
 
 def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -124,7 +146,7 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
 
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the first evaluation split until there are `export.examples` examples, in whole batches."""
-    batches = run.eval_data[run.resolved.eval.splits[0]]
+    batches = run.eval_data[base_split(run.resolved.eval.splits[0])]
     wanted = -(-run.resolved.export.examples // batches.batch_size)
     for step in range(min(wanted, epoch_steps(batches))):
         yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
@@ -187,19 +209,6 @@ def _status(run: Run) -> str:
     return "finished" if int(run.state.step) >= run.total_steps else "interrupted"
 
 
-def _refuse_nonfinite(run: Run, block: Block) -> None:
-    bad = block.first_nonfinite()
-    if bad is None:
-        return
-    row = block.row(bad)
-    saved = run.checkpoints.steps()
-    raise NonFiniteError(
-        f"step {block.first_step + bad + 1}: loss={row['loss']}, gradient_norm={row['gradient_norm']} at"
-        f" learning_rate={row['learning_rate']:.3g}. Nothing of it is saved; the last checkpoint is"
-        f" {f'of step {saved[-1]}' if saved else 'none'}. Try a lower --config.schedule.learning_rate or a warm-up."
-    )
-
-
 def _modes(run: Run) -> dict[str, str]:
     """Which values of each evaluated metric are better; losses are better when small."""
     modes = {"loss": "min"} | {f"loss/{term}": "min" for term in run.probe.terms}
@@ -234,6 +243,8 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
         "status": _status(run),
         "step": int(run.state.step),
         "updates": int(run.state.updates),
+        "skipped": int(run.state.skipped),
+        "empty_terms": int(run.state.empty_terms),
         "epochs": int(run.state.step) / run.data.steps_per_epoch,
         "final": {name: _or_none(value) for name, value in progress.evaluations.items()},
         "final_step": progress.evaluated_step,

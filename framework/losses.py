@@ -23,6 +23,13 @@ class Term(NamedTuple):
     weight: tf.Tensor
 
 
+class Coupled(Term):
+    """A term whose value for one example depends on the others of its batch, such as an in-batch softmax.
+
+    Micro-batches would compare each example with fewer others, so `train.micro_batches` > 1 is refused.
+    """
+
+
 def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> Term:
     """Cross-entropy of the softmax of logits against class numbers, in at least float32.
 

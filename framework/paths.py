@@ -7,6 +7,7 @@ first. A path depends on the model alone: checkpoints, histograms, random stream
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +18,10 @@ _POSITIONAL = re.compile(r"layer(_with_weights)?-\d+")
 
 
 def objects(root: Any) -> dict[str, Any]:
-    """{path: object} of all that `root` tracks, breadth first; a shared object has its first path. '' is `root`."""
+    """{path: object} of all that `root` tracks, breadth first; a shared object has its first path. '' is `root`.
+
+    `root` may be a dict of models.
+    """
     found: dict[str, Any] = {"": root}
     seen = {id(root)}
     queue = [("", root)]
@@ -39,8 +43,15 @@ def variables(root: Any) -> dict[str, tf.Variable]:
     return {path: child for path, child in objects(root).items() if isinstance(child, tf.Variable)}
 
 
+def models(model: Any) -> dict[str, Any]:
+    """What `make_model` returned as {name: model}; a single model is called 'model'."""
+    return dict(model) if isinstance(model, Mapping) else {"model": model}
+
+
 def trainable(model: Any) -> dict[str, tf.Variable]:
-    """{path: variable} of `model.trainable_variables`, in their order."""
+    """{path: variable} of `model.trainable_variables`, in their order; of several models, each below its name."""
+    if isinstance(model, Mapping):
+        return {f"{name}/{path}": v for name, part in model.items() for path, v in trainable(part).items()}
     path_of = {id(variable): path for path, variable in variables(model).items()}
     return {path_of[id(variable)]: variable for variable in model.trainable_variables}
 
@@ -48,6 +59,8 @@ def trainable(model: Any) -> dict[str, tf.Variable]:
 def _children(parent: Any) -> dict[str, Any]:
     if isinstance(parent, tf.Variable):
         return {}
+    if type(parent) is dict:
+        return parent
     children = tf.train.TrackableView.children(parent)
     if not any(_POSITIONAL.fullmatch(name) for name in children):
         return children

@@ -1,7 +1,8 @@
-"""The dtype that a run computes in.
+"""The dtype that a run computes in, and the loss scale that half precision needs.
 
-    with precision.scope('float64'):
+    with precision.scope('bfloat16'):
         model = make_model(config)
+    precision.full('bfloat16')               # 'float32': what inputs, logits and logged numbers are in
 
 tf_keras keeps its policy and `floatx` for the whole process; the scope sets both and puts them back, so that two runs
 of one notebook do not touch each other.
@@ -12,14 +13,21 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 import tf_keras as keras
+from ml_collections import ConfigDict
+
+_POLICIES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 @contextlib.contextmanager
 def scope(precision: str) -> Iterator[None]:
-    """Builds and traces under `precision`: 'float32' or 'float64' (variables, computation, schedule: everything)."""
+    """Builds and traces under `precision`.
+
+    'float32' and 'float64': variables, computation, schedule, everything. 'bfloat16' and 'float16': layers compute in
+    it; variables, normalisation, loss and update stay in float32.
+    """
     policy, floatx = keras.mixed_precision.global_policy(), keras.backend.floatx()
-    keras.backend.set_floatx(precision)
-    keras.mixed_precision.set_global_policy(precision)
+    keras.backend.set_floatx(full(precision))
+    keras.mixed_precision.set_global_policy(_POLICIES.get(precision, precision))
     try:
         yield
     finally:
@@ -27,6 +35,65 @@ def scope(precision: str) -> Iterator[None]:
         keras.mixed_precision.set_global_policy(policy)
 
 
+def full(precision: str) -> str:
+    """'float32' or 'float64': the dtype of variables, inputs, logits, losses and logged numbers.
+
+    The last layer of a model takes it: `keras.layers.Dense(10, dtype=precision.full(cfg.train.precision))`.
+    """
+    return "float64" if precision == "float64" else "float32"
+
+
 def master_dtype(precision: str) -> tf.DType:
-    """What losses, learning rates and logged numbers are computed in."""
-    return tf.float64 if precision == "float64" else tf.float32
+    """`full` as a TensorFlow dtype."""
+    return tf.as_dtype(full(precision))
+
+
+class LossScale(tf.Module):
+    """What the loss is multiplied by so that small gradients do not vanish in float16.
+
+    A dynamic scale (Micikevicius et al., 2018, "Mixed precision training") is multiplied by `growth_factor` after
+    `growth_interval` finite updates in a row, and by `backoff_factor` after each that was not, which is skipped.
+
+    Args:
+      settings: config.loss_scale.
+      is_dynamic: False keeps the initial scale.
+
+    Attributes:
+      scale: float32 scalar variable.
+      good: int64 scalar variable; finite updates since the scale last changed.
+      stuck: int64 scalar variable; updates in a row that were not finite although the scale was at its floor.
+    """
+
+    def __init__(self, settings: ConfigDict, is_dynamic: bool) -> None:
+        super().__init__("loss_scale")
+        self.is_dynamic = is_dynamic
+        self._settings = settings
+        self.scale = tf.Variable(settings.initial, trainable=False, dtype=tf.float32)
+        self.good = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self.stuck = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def update(self, finite: tf.Tensor) -> None:
+        """Takes one update: whether all of its gradients were finite (bool scalar)."""
+        if not self.is_dynamic:
+            return
+        settings = self._settings
+        scale, good, stuck = (variable.read_value() for variable in (self.scale, self.good, self.stuck))
+        grows = finite & (good + 1 >= settings.growth_interval)
+        larger = tf.minimum(scale * settings.growth_factor, settings.ceiling)
+        smaller = tf.maximum(scale * settings.backoff_factor, settings.floor)
+        self.scale.assign(tf.where(finite, tf.where(grows, larger, scale), smaller))
+        self.good.assign(tf.where(finite & ~grows, good + 1, 0))
+        self.stuck.assign(tf.where(~finite & (scale <= settings.floor), stuck + 1, 0))
+
+    @property
+    def is_stuck(self) -> tf.Tensor:
+        """Bool scalar: no scale helps, so what is not finite does not come from float16."""
+        return self.stuck >= self._settings.patience
+
+
+def make_loss_scale(config: ConfigDict) -> LossScale | None:
+    """The loss scale of a run; None if it has none."""
+    name = config.loss_scale.name
+    if name == "auto":
+        name = "dynamic" if config.train.precision == "float16" else "none"
+    return None if name == "none" else LossScale(config.loss_scale, is_dynamic=name == "dynamic")

@@ -20,22 +20,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
 from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import checkpoint, config, experiment, optim, precision, runtime, state
+from framework import checkpoint, config, experiment, optim, paths, precision, runtime, state
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import Batches
 from framework.experiment import Experiment
 from framework.export.base import ExportHook
+from framework.layers import rematerialise
 from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.overrides import override, restored
 from framework.state import TrainState
-from framework.step.block import SCALARS, EvalBlock, Probe, TrainBlock, probe
+from framework.step.block import TrainBlock, scalars_of
+from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
+from framework.step.layout import Layout
+from framework.step.probe import Probe, probe, probe_step
+from framework.step.tools import Step, Tools, standard_step
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash.
 _MAY_DIFFER = ("data.dir",)
@@ -51,7 +57,7 @@ class Run:
       resolved: the same with durations in steps; what the experiment's `make_*` functions get.
       workdir: the run folder.
       data: training batches; eval_data: {split: batches}.
-      schedule: update -> learning rate.
+      schedules: {model: update -> learning rate}; a single model is called 'model'.
       probe: names and shapes found by tracing the loss once.
       state: all that is checkpointed, the model in it.
       train_block: K compiled steps; eval_blocks: {split: one compiled pass}.
@@ -68,7 +74,7 @@ class Run:
     eval_data: Mapping[str, Batches]
     loss: Loss
     metrics: Mapping[str, Metric]
-    schedule: Schedule
+    schedules: Mapping[str, Schedule]
     probe: Probe
     state: TrainState
     train_block: TrainBlock
@@ -81,6 +87,13 @@ class Run:
     def model(self) -> keras.Model:
         """The model that the state holds."""
         return self.state.model
+
+    @contextlib.contextmanager
+    def weights(self, which: str) -> Iterator[None]:
+        """Lends the model its averaged weights ('ema') or leaves it alone ('model')."""
+        average = self.state.ema if which == "ema" else None
+        with average.swapped() if average is not None else contextlib.nullcontext():
+            yield
 
     @property
     def total_steps(self) -> int:
@@ -203,31 +216,45 @@ def build(
 
 def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
     """Config -> data -> durations -> model -> loss -> state -> step."""
+    optim.parse_groups(final.optimizer.groups)
     runtime.setup(final)
     make = loaded.functions
     data: Batches = make["make_data"](final, "train")
-    eval_data = {split: make["make_data"](final, split) for split in final.eval.splits}
+    bases = dict.fromkeys(map(config.base_split, final.eval.splits))
+    eval_data = {split: make["make_data"](final, split) for split in bases}
     resolved = config.resolve(final, data.steps_per_epoch)
 
     with precision.scope(resolved.train.precision):
         keras.utils.set_random_seed(_numpy_seed(resolved.seed))
         model = make["make_model"](resolved)
+        if resolved.train.remat:
+            rematerialise(model, resolved.train.remat)
         loss = make["make_loss"](resolved)
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
-        _check_metric_names(resolved, metrics)
-        schedule = make["make_schedule"](resolved, resolved.train.duration)
         # Tracing the loss creates the variables of models that wait for their first input.
         found = probe(loss, model, metrics, data, resolved)
-        make_optimizer = make.get("make_optimizer", optim.make_optimizer)
-        rate = optim.learning_rate(schedule, precision.master_dtype(resolved.train.precision))
-        optimizer = make_optimizer(resolved, rate)
-        if getattr(optimizer, "_learning_rate", None) is not rate:
-            raise UserError(
-                "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"
-                " and not used. Pass its argument on: learning_rate=learning_rate."
-            )
-        created = state.create(model, optimizer)
-
+        schedules = optim.schedules_of(make["make_schedule"](resolved, resolved.train.duration), model)
+        updates = state.new_counter()
+        optimizer = optim.build_optimizers(
+            make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved
+        )
+        created = state.create(
+            model,
+            optimizer,
+            updates,
+            loss_scale=precision.make_loss_scale(resolved),
+            ema=optim.Average(resolved.ema.decay, paths.variables(model)) if resolved.ema.decay else None,
+            extra=make["make_state"](resolved, model) if "make_state" in make else None,
+            data=data if isinstance(data, tf.Module) else None,
+            skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
+        )
+        tools = Tools(created, metrics, resolved)
+        step, terms, guarded = _step(make, loss, created, tools, found, resolved)
+    layout = Layout(scalars_of(created), terms, metrics)
+    _check_metric_names(resolved, metrics, layout.scalars)
+    evaluations = {
+        split: EvalBlock(model, loss, metrics, batches, resolved, found.terms) for split, batches in eval_data.items()
+    }
     return Run(
         experiment=loaded,
         config=final,
@@ -237,22 +264,34 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         eval_data=eval_data,
         loss=loss,
         metrics=metrics,
-        schedule=schedule,
+        schedules=schedules,
         probe=found,
         state=created,
-        train_block=TrainBlock(created, loss, metrics, data, schedule, resolved, found.terms),
-        eval_blocks={
-            split: EvalBlock(model, loss, metrics, batches, resolved, found.terms)
-            for split, batches in eval_data.items()
-        },
+        train_block=TrainBlock(created, step, tools, layout, data, schedules, resolved, guarded),
+        eval_blocks={split: evaluations[config.base_split(split)] for split in final.eval.splits},
         exports=make["make_exports"](resolved) if "make_exports" in make else [],
         started=started,
     )
 
 
-def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric]) -> None:
+def _step(
+    make: Mapping[str, Any], loss: Loss, created: TrainState, tools: Tools, found: Probe, resolved: FrozenConfigDict
+) -> tuple[Step, tuple[str, ...], Sequence[tf.Variable]]:
+    """The step, the names of its terms, and the variables that it changes beside weights and slots."""
+    if "make_step" not in make:
+        if isinstance(created.model, Mapping):
+            raise UserError(
+                f"make_model returned several models ({', '.join(created.models)}), and only the experiment knows how"
+                " they are trained. Define make_step(cfg, tools)."
+            )
+        return standard_step(loss, tools), found.terms, found.moved
+    step = make["make_step"](resolved, tools)
+    return step, probe_step(step, tools, found.batch, resolved), list(created.learned.values())
+
+
+def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], scalars: Iterable[str]) -> None:
     """A metric must not hide a number of the step; and those that config keys name are known only now."""
-    for name in {*metrics} & {"step", "examples_per_second", *SCALARS}:
+    for name in {*metrics} & {"step", "examples_per_second", *scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )

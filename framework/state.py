@@ -1,18 +1,20 @@
 """TrainState: all that is saved. What is not here is a pure function of it, or not part of the run.
 
-    state = create(model, optimizer)
+    state = create(model, optimizer, new_counter())
     state.step, state.updates           # global batches consumed, updates applied
-    paths.variables(state)              # {'step': …, 'model/dense/kernel': …, 'optimizer/_variables/1': …}
+    paths.variables(state)              # {'step': …, 'model/dense/kernel': …, 'optimizer/groups/0/_variables/1': …}
 
 Names are paths in this object, see `paths`; a checkpoint has exactly these variables.
 """
 
 import math
+from typing import Any
 
 import tensorflow as tf
-import tf_keras as keras
 
 from framework import paths, rng
+from framework.optim import Average, Optimizer
+from framework.precision import LossScale
 
 
 class Best(tf.Module):
@@ -49,29 +51,82 @@ class TrainState(tf.Module):
 
     Attributes:
       step: int64 scalar; global batches consumed: the data cursor, the randomness key, the log index, the end.
-      updates: int64 scalar; updates applied: schedule and bias correction read it. It is `optimizer.iterations`.
-      model: the trained model.
-      optimizer: with its slots.
+      updates: int64 scalar; updates applied: schedule and average read it.
+      skipped: int64 scalar; steps that changed nothing, because of what was not finite or by the skip list.
+      skipped_in_row: int64 scalar; of these, since the last update.
+      empty_terms: int64 scalar; terms of the loss without any weight in a batch, so far.
+      model: the trained model, or a dict of them.
+      optimizer: with its slots, or a dict of them by model.
+      loss_scale: None without one.
+      ema: average of the weights; None without one.
+      extra: what the experiment's `make_state` returned; None without one.
+      data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
+      skip_list: int64 [train.nonfinite_limit]; steps not to take, -1 = free; None unless runs rewind.
       best: of `checkpoint.best_metric`.
       early: of `early_stopping.metric`.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        updates: tf.Variable,
+        loss_scale: LossScale | None = None,
+        ema: Average | None = None,
+        extra: tf.Module | None = None,
+        data: tf.Module | None = None,
+        skip_list: int = 0,
+    ) -> None:
         super().__init__("state")
-        self.step = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self.updates = optimizer.iterations
+        self.step, self.skipped, self.skipped_in_row, self.empty_terms = (
+            tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(4)
+        )
+        self.updates = updates
         self.model = model
         self.optimizer = optimizer
+        self.loss_scale = loss_scale
+        self.ema = ema
+        self.extra = extra
+        self.data = data
+        self.skip_list = tf.Variable([-1] * skip_list, trainable=False, dtype=tf.int64) if skip_list else None
         self.best = Best("best")
         self.early = Best("early")
 
+    @property
+    def models(self) -> dict[str, Any]:
+        """{name: model}; a single one is called 'model'."""
+        return paths.models(self.model)
 
-def create(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> TrainState:
-    """The state of step 0. The model's variables must exist; optimizer slots are created here.
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """{name: optimizer} of the models that are trained."""
+        return paths.models(self.optimizer)
 
-    Layers that draw random numbers learn the path of their stream.
+    @property
+    def learned(self) -> dict[str, tf.Variable]:
+        """{path: variable} of all that a step changes beside its counters and the data."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "extra": self.extra}
+        return {
+            f"{name}/{path}": variable
+            for name, part in parts.items()
+            if part is not None
+            for path, variable in paths.variables(part).items()
+        }
+
+
+def new_counter() -> tf.Variable:
+    """The counter of updates, which schedules read and the state holds."""
+    return tf.Variable(0, trainable=False, dtype=tf.int64)
+
+
+def create(model: Any, optimizer: Any, updates: tf.Variable, **parts: Any) -> TrainState:
+    """The state of step 0, in which layers that draw random numbers know the path of their stream.
+
+    Args:
+      parts: the further arguments of TrainState.
     """
-    state = TrainState(model, optimizer)
-    optimizer.build(model.trainable_variables)
-    rng.name_streams(paths.objects(model))
+    state = TrainState(model, optimizer, updates, **parts)
+    rng.name_streams(paths.objects(state.model))
+    if state.extra is not None:
+        rng.name_streams({f"extra/{path}": child for path, child in paths.objects(state.extra).items()})
     return state

@@ -40,6 +40,10 @@ class Batches(Protocol):
         """The batch of one step; tensors [batch, ...], with 'weight'."""
         ...
 
+    def indices(self, step: int) -> dict[str, np.ndarray]:
+        """{'source', 'index', 'weight'}, each [batch]: which examples the batch of a step holds."""
+        ...
+
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
         """What `take` needs for `steps` steps from `first_step`; tensors [size, ...], rows past `steps` are filler."""
         ...
@@ -167,7 +171,17 @@ def _mix(x: tf.Tensor) -> tf.Tensor:
     return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
 
 
-class Resident:
+class _Ordered:
+    """What follows from the order alone."""
+
+    _order: Order
+
+    def indices(self, step: int) -> dict[str, np.ndarray]:
+        source, index, weight = (rows[0].numpy() for rows in self._order.at(tf.constant([step], tf.int64)))
+        return {"source": source, "index": index, "weight": weight}
+
+
+class Resident(_Ordered):
     """Batches of examples that lie on the device as tensors; gathered inside the compiled block."""
 
     is_resident = True
@@ -197,7 +211,7 @@ class Resident:
         return _finish(batch, tf.gather(plan["weight"], index), self._transform)
 
 
-class Streamed:
+class Streamed(_Ordered):
     """Batches read from sources that do not fit the device, prepared side by side by tf.data, in exact order."""
 
     is_resident = False

@@ -65,9 +65,11 @@ def _parameters(run: Run) -> Iterator[str]:
 
 def _schedule(run: Run) -> Iterator[str]:
     total = run.total_steps
-    yield f"Schedule '{run.resolved.schedule.name}' over {total:,} steps"
-    for update in sorted({0, 1, *(total * share // 100 for share in (1, 5, 10, 25, 50, 75, 90)), total - 1}):
-        yield f"  update {update:>9,}  learning rate {float(run.schedule(update)):.6g}"
+    for name, schedule in run.schedules.items():
+        of = "" if name == "model" else f" of '{name}'"
+        yield f"Schedule '{run.resolved.schedule.name}'{of} over {total:,} steps"
+        for update in sorted({0, 1, *(total * share // 100 for share in (1, 5, 10, 25, 50, 75, 90)), total - 1}):
+            yield f"  update {update:>9,}  learning rate {float(schedule(update)):.6g}"
 
 
 def _memory(run: Run) -> Iterator[str]:

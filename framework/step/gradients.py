@@ -1,37 +1,79 @@
-"""From a loss to gradients: the only training tape.
+"""From a loss to gradients of the whole global batch: the only training tape.
 
-    terms, outputs, gradients = terms_and_gradients(loss, model, batch, variables)
-    total(terms)
+    def one_pass(batch):                       # of a micro-batch, traced
+        return forward(loss, model, batch, training=True)
+
+    found = gradients_of(one_pass, batch, variables, metrics, micro_batches=4, scale=None, dtype=tf.float32)
+    found.gradients['dense/kernel'], total(found.terms)
 
 `variables` are named, so that an error can say which parameter the loss leaves out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from framework import paths, rng
 from framework.config import UserError
 from framework.losses import Term
+from framework.metrics import Metric
+from framework.step.weights import Pass, term_weights
 
 Terms = Mapping[str, Term]
+Batch = Mapping[str, tf.Tensor]
 # loss(model, batch, training) -> (terms, outputs); outputs feed metrics
-Loss = Callable[[Any, Mapping[str, tf.Tensor], bool], tuple[Terms, Mapping[str, tf.Tensor]]]
+Loss = Callable[[Any, Batch, bool], tuple[Terms, Mapping[str, tf.Tensor]]]
 
 PENALTY = "penalty"
 
 
-def forward(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], training: bool) -> tuple[Terms, Mapping[str, Any]]:
-    """The loss's terms and outputs, with the model's penalties (`model.losses`) as one more term of weight 1."""
-    returned = loss(model, batch, training)
+class Gradients(NamedTuple):
+    """What one pass over the global batch gives.
+
+    Attributes:
+      terms: {name: Term}, sums and weights of the whole batch.
+      metrics: {name: state}; zeros if the pass has no outputs.
+      gradients: {path: tensor}, dense, of the total of the terms, not scaled.
+    """
+
+    terms: dict[str, Term]
+    metrics: dict[str, tf.Tensor]
+    gradients: dict[str, tf.Tensor]
+
+
+def forward(loss: Loss, model: Any, batch: Batch, training: bool) -> tuple[Terms, Mapping[str, Any]]:
+    """The loss's terms and outputs, with the penalties of the model as one more term."""
+    return with_penalty(loss(model, batch, training), model)
+
+
+def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
+    """(terms, outputs) as a loss returned them, checked, and `model.losses` as a term of weight 1.
+
+    A term of weight 1 a micro-batch counts once an update: sum and weight both grow with the number of micro-batches.
+
+    Raises:
+      UserError: something else was returned, or a term is not in at least float32.
+    """
     if not _is_terms_and_outputs(returned):
         raise UserError(
             f"the loss returned {_shown(returned)}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}):"
             " its terms, and the outputs that metrics read."
         )
     terms, outputs = returned
+    for name, term in terms.items():
+        if term.sum.dtype not in (tf.float32, tf.float64):
+            raise UserError(
+                f"term '{name}' of the loss is {term.sum.dtype.name}: sums need float32 at least. Cast logits with"
+                " tf.cast(logits, tf.float32), or give the last layer dtype='float32'."
+            )
     # A plain tf.Module has none; Keras may still hold those that a layer added in an earlier trace.
-    penalties = [penalty for penalty in getattr(model, "losses", ()) if _is_of_this_trace(penalty)]
+    penalties = [
+        penalty
+        for part in paths.models(model).values()
+        for penalty in getattr(part, "losses", ())
+        if _is_of_this_trace(penalty)
+    ]
     if penalties:
         penalty = _sum(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
@@ -66,9 +108,17 @@ def _shown(returned: Any) -> str:
     return type(returned).__name__
 
 
-def total(terms: Terms) -> tf.Tensor:
-    """Sum of the terms' means, scalar; a term of zero weight contributes 0."""
-    return _sum([tf.math.divide_no_nan(term.sum, term.weight) for term in terms.values()])
+def total(terms: Terms, weights: Mapping[str, tf.Tensor] | None = None) -> tf.Tensor:
+    """Sum of the terms, each divided by its weight, scalar; a term of zero weight contributes 0.
+
+    Args:
+      terms: of the whole batch, or of a part of it.
+      weights: of the whole batch where the terms are of a part.
+    """
+    weights = weights or {name: term.weight for name, term in terms.items()}
+    return _sum(
+        [tf.math.divide_no_nan(term.sum, tf.cast(weights[name], term.sum.dtype)) for name, term in terms.items()]
+    )
 
 
 def _sum(values: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -77,26 +127,111 @@ def _sum(values: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.add_n([tf.cast(value, dtype) for value in values])
 
 
-def terms_and_gradients(
-    loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], variables: Mapping[str, tf.Variable]
-) -> tuple[Terms, Mapping[str, Any], list[tf.Tensor]]:
-    """Differentiates the total of the terms.
+def gradients_of(
+    one_pass: Pass,
+    batch: Batch,
+    variables: Mapping[str, tf.Variable],
+    metrics: Mapping[str, Metric],
+    micro_batches: int,
+    scale: tf.Tensor | None,
+    dtype: tf.DType,
+) -> Gradients:
+    """Differentiates the total of a pass's terms over a batch, in one piece or by micro-batches.
 
-    Returns:
-      terms, outputs, and a dense gradient for each of `variables`, in their order.
+    Micro-batch i holds the examples from i * size on and draws what these would draw in one piece. Each of its terms is
+    divided by the weight of the whole batch, so ragged and empty micro-batches count for what they hold.
+
+    Args:
+      one_pass: micro-batch -> (terms, outputs).
+      batch: {name: [batch, ...]}.
+      variables: {path: variable}.
+      metrics: computed from the outputs, if there are any.
+      micro_batches: divides the batch.
+      scale: loss scale, scalar; the gradients are divided by it again.
+      dtype: of sums and metric states.
 
     Raises:
-      UserError: a variable that the loss does not depend on.
+      UserError: a variable that the terms do not depend on.
     """
+    if micro_batches == 1:
+        found = _differentiate(one_pass, batch, None, variables, metrics, scale, dtype)
+    else:
+        found = _accumulate(one_pass, batch, variables, metrics, micro_batches, scale, dtype)
+    if scale is None:
+        return found
+    unscaled = {path: gradient / tf.cast(scale, gradient.dtype) for path, gradient in found.gradients.items()}
+    return found._replace(gradients=unscaled)
+
+
+def _differentiate(
+    one_pass: Pass,
+    batch: Batch,
+    weights: Mapping[str, tf.Tensor] | None,
+    variables: Mapping[str, tf.Variable],
+    metrics: Mapping[str, Metric],
+    scale: tf.Tensor | None,
+    dtype: tf.DType,
+) -> Gradients:
+    """One micro-batch; `weights` are those of the whole batch, None if this is all of it."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(list(variables.values()))
-        terms, outputs = forward(loss, model, batch, training=True)
-        value = total(terms)
-    gradients = tape.gradient(value, list(variables.values()))
-    idle = [path for path, gradient in zip(variables, gradients, strict=True) if gradient is None]
+        terms, outputs = one_pass(batch)
+        value = total(terms, weights)
+        value = value if scale is None else value * tf.cast(scale, value.dtype)
+    gradients = tape.gradient(value, dict(variables))
+    idle = [path for path, gradient in gradients.items() if gradient is None]
     if idle:
         raise UserError(
             f"the loss does not depend on {', '.join(idle)}, so it would never train."
             " Use it in make_loss, or set trainable=False on its layer."
         )
-    return terms, outputs, [tf.convert_to_tensor(gradient) for gradient in gradients]
+    empty = {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()}
+    states = {name: metric.update(outputs, batch) for name, metric in metrics.items()} if outputs else empty
+    return Gradients(
+        {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
+        {name: tf.cast(state, dtype) for name, state in states.items()},
+        {path: tf.convert_to_tensor(gradient) for path, gradient in gradients.items()},
+    )
+
+
+def _accumulate(
+    one_pass: Pass,
+    batch: Batch,
+    variables: Mapping[str, tf.Variable],
+    metrics: Mapping[str, Metric],
+    micro_batches: int,
+    scale: tf.Tensor | None,
+    dtype: tf.DType,
+) -> Gradients:
+    """All micro-batches, one after the other in a compiled loop that holds the activations of one."""
+    size = next(iter(batch.values())).shape[0] // micro_batches
+    parts = {name: tf.reshape(value, [micro_batches, size, *value.shape[1:]]) for name, value in batch.items()}
+    start = rng.position()
+
+    def at(index: tf.Tensor, fn: Callable[[Batch], Any]) -> Any:
+        """fn(micro-batch), its draws numbered and keyed as those of a pass over the whole batch."""
+        with rng.rewound(start), rng.at_example(index * size):
+            return fn({name: tf.gather(part, index) for name, part in parts.items()})
+
+    weights_of = term_weights(lambda index: at(index, one_pass), tf.TensorSpec([], tf.int32))
+    weights = _summed(1, micro_batches, weights_of(tf.constant(0)), weights_of)
+    nothing = Gradients(
+        {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in weights},
+        {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()},
+        {path: tf.zeros(variable.shape, variable.dtype) for path, variable in variables.items()},
+    )
+    return _summed(
+        0,
+        micro_batches,
+        nothing,
+        lambda index: at(index, lambda part: _differentiate(one_pass, part, weights, variables, metrics, scale, dtype)),
+    )
+
+
+def _summed(first: int, count: int, start: Any, fn: Callable[[tf.Tensor], Any]) -> Any:
+    """start + fn(first) + … + fn(count - 1), for nests of tensors."""
+
+    def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
+        return index + 1, tf.nest.map_structure(tf.add, sums, fn(index))
+
+    return tf.while_loop(lambda index, sums: index < count, body, (tf.constant(first), start), parallel_iterations=1)[1]

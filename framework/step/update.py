@@ -1,26 +1,67 @@
-"""From gradients to new weights.
+"""From gradients to new weights: finite, norm, clip, apply.
 
-    norm = apply(optimizer, gradients, variables)
+    applied = apply(optimizer, gradients, config.clip, allowed)
+    applied.is_finite, applied.gradient_norm
 
 Nothing else in the framework changes a weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import tensorflow as tf
-import tf_keras as keras
+from ml_collections import ConfigDict
+
+from framework.optim import Optimizer, clip, global_norm
+
+
+class Applied(NamedTuple):
+    """What `apply` did.
+
+    Attributes:
+      is_finite: bool scalar; the gradients' norm is a number, so each of them is.
+      gradient_norm: of all gradients, before clipping.
+      parameter_norm: of the weights at which they were taken.
+      update_norm: of what was added to the weights; 0 if nothing was.
+    """
+
+    is_finite: tf.Tensor
+    gradient_norm: tf.Tensor
+    parameter_norm: tf.Tensor
+    update_norm: tf.Tensor
 
 
 def apply(
-    optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor], variables: Mapping[str, tf.Variable]
-) -> tf.Tensor:
-    """Applies one update and advances `optimizer.iterations`.
+    optimizer: Optimizer, gradients: Mapping[str, tf.Tensor], settings: ConfigDict, allowed: tf.Tensor
+) -> Applied:
+    """Clips and applies one update, or changes nothing.
 
-    Returns:
-      The global norm of the gradients, scalar.
+    Args:
+      gradients: {path: gradient} of the whole global batch, unscaled; those of `optimizer.trained`.
+      settings: config.clip.
+      allowed: bool scalar; False changes nothing, as gradients that are not finite do.
     """
-    dtype = tf.float64 if any(gradient.dtype == tf.float64 for gradient in gradients) else tf.float32
-    norm = tf.linalg.global_norm([tf.cast(gradient, dtype) for gradient in gradients])
-    # The gradients are those of the whole global batch already.
-    optimizer.apply_gradients(zip(gradients, variables.values(), strict=True), skip_gradients_aggregation=True)
-    return norm
+    variables = optimizer.trained
+    norm = global_norm(gradients.values())
+    is_finite = tf.math.is_finite(norm)
+    before = [variable.read_value() for variable in variables.values()]
+
+    def update() -> tf.Tensor:
+        optimizer.apply(clip(gradients, variables, settings, norm))
+        return global_norm([v.read_value() - old for v, old in zip(variables.values(), before, strict=True)])
+
+    update_norm = tf.cond(is_finite & allowed, update, lambda: tf.zeros([], norm.dtype))
+    return Applied(is_finite, norm, global_norm(before), update_norm)
+
+
+def when(condition: tf.Tensor, do: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """Runs one of two functions that change variables and return nothing."""
+
+    def branch(function: Callable[[], None]) -> Callable[[], tf.Tensor]:
+        def call() -> tf.Tensor:
+            function()
+            return tf.zeros([])  # branches of tf.cond must return something
+
+        return call
+
+    tf.cond(condition, branch(do), branch(otherwise))

@@ -1,0 +1,89 @@
+"""What happens when a step cannot be taken: going back without it, or the reason, batch and state in the run folder.
+
+    rewind_or_raise(run, block)              # or NonFiniteError; workdir/failure/step-00000123/ says more
+
+The folder holds failure.json (numbers of the step, what went bad first, indices of its examples), batch.npz, and the
+state before the step in the form of a checkpoint.
+"""
+
+import math
+import shutil
+
+import numpy as np
+from absl import logging
+
+from framework import checkpoint
+from framework.checkpoint import write_json
+from framework.run import Run
+from framework.step.block import Block
+from framework.step.diagnose import diagnose
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or a gradient became NaN or infinite, and the run may not or cannot go on."""
+
+
+def rewind_or_raise(run: Run, block: Block) -> None:
+    """Goes back to the newest checkpoint and puts the step that halted `block` on the skip list, or gives up.
+
+    Raises:
+      NonFiniteError: the policy is another, or the list is full.
+    """
+    skip_list, loss_scale = run.state.skip_list, run.state.loss_scale
+    if skip_list is None or (loss_scale is not None and loss_scale.is_dynamic) or not np.any(skip_list.numpy() < 0):
+        raise report(run, block)
+    bad, listed = int(run.state.step), skip_list.numpy()
+    listed[np.flatnonzero(listed < 0)[0]] = bad
+    run.restore()
+    skip_list.assign(listed)
+    logging.warning("step %d is not finite: going back to step %d and leaving it out", bad + 1, int(run.state.step))
+
+
+def report(run: Run, block: Block) -> NonFiniteError:
+    """Finds out what went bad in the last step of a halted block, writes it down, and returns the error to raise."""
+    row = block.row(len(block.rows) - 1)
+    step = block.first_step + len(block.rows) - 1
+    run.state.step.assign(step)  # one that was skipped has changed nothing else of what it is computed from
+    finding = diagnose(run.train_block)
+    folder = run.workdir / "failure" / f"step-{step:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    batch = {name: tensor.numpy() for name, tensor in run.train_block.batch().items()}
+    np.savez(folder / "batch.npz", **batch)
+    indices = run.data.indices(step) if hasattr(run.data, "indices") else {}
+    facts = {
+        "step": step,
+        "finding": finding,
+        "numbers": {name: value if math.isfinite(value) else str(value) for name, value in row.items()},
+        "examples": {name: array.tolist() for name, array in indices.items()},
+    }
+    checkpoint.write_state(run.state, run.note, folder)
+    write_json(folder / "failure.json", facts)
+    return NonFiniteError(f"{_what_happened(run, row, finding)} Batch, indices and state are in {folder}.")
+
+
+def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:
+    settings, state = run.resolved, run.state
+    shown = [f"{name}={value}" for name, value in row.items() if name.startswith(("loss", "gradient_norm"))]
+    rates = [f"{name}={value:.3g}" for name, value in row.items() if name.startswith("learning_rate")]
+    saved = run.checkpoints.steps()
+    if state.loss_scale is not None and bool(state.loss_scale.is_stuck):
+        return (
+            f"step {int(state.step) + 1}: {int(state.loss_scale.stuck)} updates in a row were not finite although the loss"
+            f" scale is at its floor of {settings.loss_scale.floor:g}, so float16 is not the reason: {finding}."
+            " Try a lower --config.schedule.learning_rate, or --config.train.precision=bfloat16."
+        )
+    if settings.train.on_nonfinite == "skip":
+        return (
+            f"step {int(state.step) + 1}: {int(state.skipped_in_row)} steps in a row were skipped because they were not"
+            f" finite (train.nonfinite_limit={settings.train.nonfinite_limit}): {finding}."
+        )
+    rewound = ""
+    if settings.train.on_nonfinite == "rewind":
+        rewound = f" after {settings.train.nonfinite_limit} rewinds (train.nonfinite_limit)"
+    return (
+        f"step {int(state.step) + 1} cannot be taken{rewound}: {finding}; {', '.join(shown)}"
+        f" at {', '.join(rates)}. Nothing of it is saved; the last checkpoint is"
+        f" {f'of step {saved[-1]}' if saved else 'none'}."
+        " Try a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm."
+    )

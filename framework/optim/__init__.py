@@ -1,0 +1,33 @@
+"""From a gradient to an update: schedules, optimizers, parameter groups, clipping and averaged weights.
+
+    schedule = optim.make_schedule(config, total_steps)
+    rate = optim.learning_rate(schedule, updates, tf.float32)
+    optimizer = optim.Optimizer([(optim.make_optimizer(config, rate), paths.trainable(model))])
+    optimizer.apply(optim.clip(gradients, optimizer.trained, config.clip, optim.global_norm(gradients.values())))
+
+Each file stands alone; `building` puts them together for a run.
+"""
+
+from framework.optim.average import Average
+from framework.optim.building import build_optimizers, schedules_of
+from framework.optim.clipping import clip, global_norm
+from framework.optim.groups import Group, assign_groups, parse_groups
+from framework.optim.optimizers import Lamb, Optimizer, make_optimizer
+from framework.optim.schedules import Schedule, learning_rate, make_schedule
+
+__all__ = [
+    "Average",
+    "Group",
+    "Lamb",
+    "Optimizer",
+    "Schedule",
+    "assign_groups",
+    "build_optimizers",
+    "clip",
+    "global_norm",
+    "learning_rate",
+    "make_optimizer",
+    "make_schedule",
+    "parse_groups",
+    "schedules_of",
+]

@@ -1,0 +1,65 @@
+"""The exponential moving average of a model's weights over updates.
+
+average = Average(0.999, paths.variables(model))
+average.update(t)                  # after update t = 1, 2, …
+with average.swapped():
+    evaluate(model)                # on the averaged weights
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import tensorflow as tf
+
+
+class Average(tf.Module):
+    """Average of w_1 … w_t with the weights (1 - decay) * decay**(t - i) / (1 - decay**t), which sum to 1.
+
+    That is the average that starts at 0, divided by 1 - decay**t as Adam's are (Kingma and Ba, 2015).
+
+    Args:
+      decay: above 0 and below 1.
+      variables: the model's by path; those that are not floating are ignored.
+
+    Attributes:
+      averages: {path: variable}, the weights themselves before the first update. They are all that this module tracks.
+    """
+
+    def __init__(self, decay: float, variables: Mapping[str, tf.Variable]) -> None:
+        super().__init__("average")
+        self.decay = decay
+        # The model is saved as the model, not as part of its average.
+        self._averaged = self._no_dependency(
+            {path: variable for path, variable in variables.items() if variable.dtype.is_floating}
+        )
+        self.averages = {
+            path: tf.Variable(variable.read_value(), trainable=False) for path, variable in self._averaged.items()
+        }
+
+    def update(self, count: tf.Tensor) -> None:
+        """Takes the model's weights in.
+
+        Args:
+          count: int64 scalar; updates made, this one included.
+        """
+        count = tf.cast(count, tf.int64)
+        passed = -tf.math.expm1(tf.cast(count, tf.float64) * tf.constant(math.log(self.decay), tf.float64))
+        share = tf.constant(1 - self.decay, tf.float64) / passed
+        for path, variable in self._averaged.items():
+            average, weights = self.averages[path], variable.read_value()
+            moved = average + tf.cast(share, average.dtype) * (weights - average)
+            # The first is the weights to the last bit, whatever stood there before.
+            average.assign(tf.where(count > 1, moved, weights))
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model has its averaged weights in here, and its own to the last bit afterwards."""
+        own = {path: variable.read_value() for path, variable in self._averaged.items()}
+        try:
+            for path, variable in self._averaged.items():
+                variable.assign(self.averages[path])
+            yield
+        finally:
+            for path, variable in self._averaged.items():
+                variable.assign(own[path])

@@ -1,0 +1,121 @@
+"""From an experiment's schedules and `make_optimizer` to the optimizers of its models.
+
+    optimizer = build_optimizers(make_optimizer, model, schedule, updates, config)
+    optimizer.trained                      # {'dense/kernel': <Variable>, …}
+
+`make_optimizer(cfg, learning_rate)` is called once for each parameter group, with the group's factors in its arguments,
+so every optimizer can be grouped, an experiment's own too.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from framework import paths, precision
+from framework.config import UserError, near
+from framework.optim.groups import Group, assign_groups, parse_groups
+from framework.optim.optimizers import Optimizer, make_optimizer
+from framework.optim.schedules import Schedule, learning_rate
+
+
+def build_optimizers(
+    make: Callable[..., Any],
+    model: Any,
+    schedule: Schedule | Mapping[str, Schedule],
+    updates: tf.Variable,
+    config: FrozenConfigDict,
+) -> Optimizer | dict[str, Optimizer]:
+    """The optimizer of a model, or of each of several.
+
+    Args:
+      make: (cfg, learning_rate) -> keras optimizer. Of several models it gets {model: learning rate} and returns
+        {model: keras optimizer}; models that it leaves out are not trained.
+      model: with its variables; or {name: model}.
+      schedule: one for all models, or {model: schedule}.
+      updates: what schedules are functions of.
+      config: resolved.
+
+    Raises:
+      UserError: groups that do not fit the parameters, names that are no models, an optimizer with a rate of its own.
+    """
+    groups = parse_groups(config.optimizer.groups)
+    if make is make_optimizer and config.optimizer.weight_decay == 0:
+        for group in groups:
+            if group.decay != 1 and not group.frozen:
+                raise UserError(
+                    f"optimizer.groups: '{group.pattern}: decay={group.decay:g}' has no effect with"
+                    " optimizer.weight_decay=0. Type e.g. --config.optimizer.weight_decay=0.01."
+                )
+    models = paths.models(model)
+    schedules = schedules_of(schedule, model)
+    trainable = paths.trainable(model)
+    found: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
+    for group, members in zip(groups, assign_groups(groups, list(trainable)), strict=True):
+        made = {} if group.frozen else _make(make, model, schedules, updates, config, group)
+        for name, optimizer in made.items():
+            prefix = f"{name}/" if isinstance(model, Mapping) else ""
+            own = {path.removeprefix(prefix): trainable[path] for path in members if path.startswith(prefix)}
+            found.setdefault(name, [])
+            if own:
+                found[name].append((optimizer, own))
+    for name in found.keys() or models.keys():
+        if not found.get(name):
+            raise UserError(
+                f"nothing of '{name}' is trained: optimizer.groups={config.optimizer.groups} freezes all of it, or it"
+                " has no trainable variable. Train a part of it"
+                + (", or leave it out of what make_optimizer returns." if isinstance(model, Mapping) else ".")
+            )
+    optimizers = {name: Optimizer(pairs) for name, pairs in found.items()}
+    return optimizers if isinstance(model, Mapping) else optimizers["model"]
+
+
+def schedules_of(schedule: Schedule | Mapping[str, Schedule], model: Any) -> dict[str, Schedule]:
+    """{model: schedule}.
+
+    Raises:
+      UserError: a schedule is of no model, or a model has none.
+    """
+    models = paths.models(model)
+    schedules = dict(schedule) if isinstance(schedule, Mapping) else dict.fromkeys(models, schedule)
+    _check_names("make_schedule", schedules, models)
+    for name in models:
+        if name not in schedules:
+            raise UserError(f"make_schedule returned no schedule for model '{name}'. Add one, or return a single one.")
+    return schedules
+
+
+def _make(
+    make: Callable[..., Any],
+    model: Any,
+    schedules: Mapping[str, Schedule],
+    updates: tf.Variable,
+    config: FrozenConfigDict,
+    group: Group,
+) -> dict[str, Any]:
+    """{model: keras optimizer} for the parameters of one group."""
+    dtype = precision.master_dtype(config.train.precision)
+    rates = {name: learning_rate(schedule, updates, dtype, group.lr) for name, schedule in schedules.items()}
+    scaled = ConfigDict(config.to_dict())
+    scaled.optimizer.weight_decay = config.optimizer.weight_decay * group.decay
+    several = isinstance(model, Mapping)
+    if make is make_optimizer and several:
+        made = {name: make(scaled, rate) for name, rate in rates.items()}
+    else:
+        made = paths.models(make(FrozenConfigDict(scaled), rates if several else rates["model"]))
+    _check_names("make_optimizer", made, schedules)
+    for name, optimizer in made.items():
+        if getattr(optimizer, "_learning_rate", None) is not rates[name]:
+            raise UserError(
+                "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"
+                " and not used. Pass its argument on: learning_rate=learning_rate."
+            )
+    return made
+
+
+def _check_names(function: str, returned: Mapping[str, Any], models: Mapping[str, Any]) -> None:
+    for name in returned.keys() - models.keys():
+        raise UserError(
+            f"{function} returned an entry '{name}', but make_model returned {', '.join(models)}.{near(name, models)}"
+        )

@@ -1,0 +1,79 @@
+"""Gradient clipping.
+
+    norm = global_norm(gradients.values())
+    gradients = clip(gradients, variables, config.clip, norm)
+
+A gradient within the bound is multiplied by exactly 1. Infinities and NaN are the caller's to look for, beforehand.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+# Below this norm a variable counts as this long, or it could never leave 0 (Brock et al., 2021).
+_SHORTEST = 1e-3
+
+
+def global_norm(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
+    """Square root of the sum of all squares: a scalar, float64 if one of `tensors` is, else float32."""
+    tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+    dtype = tf.float64 if any(tensor.dtype == tf.float64 for tensor in tensors) else tf.float32
+    return tf.sqrt(sum((tf.reduce_sum(tf.square(tf.cast(tensor, dtype))) for tensor in tensors), tf.zeros([], dtype)))
+
+
+def clip(
+    gradients: Mapping[str, tf.Tensor], variables: Mapping[str, tf.Variable], settings: ConfigDict, norm: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """`gradients` within the bound of `config.clip`.
+
+    * global_norm: all times one factor, if `norm` is beyond the threshold
+    * value: each element between -threshold and threshold
+    * variable_norm: each gradient whose norm is beyond the threshold, times a factor of its own
+    * adaptive: each unit's gradient at most threshold times as long as its weights (AGC: Brock et al., 2021); a unit is
+      an index of the last axis, and a vector or scalar as a whole
+
+    Args:
+      gradients: by path.
+      variables: with the same paths.
+      settings: `config.clip`.
+      norm: `global_norm` of the gradients.
+    """
+    threshold = settings.threshold
+    if settings.name == "global_norm":
+        factor = _factor(norm, threshold)
+        return {path: gradient * tf.cast(factor, gradient.dtype) for path, gradient in gradients.items()}
+    if settings.name == "value":
+        return {path: _within(gradient, threshold) for path, gradient in gradients.items()}
+    if settings.name == "variable_norm":
+        return {path: gradient * _factor(_norm(gradient), threshold) for path, gradient in gradients.items()}
+    if settings.name == "adaptive":
+        return {
+            path: gradient
+            if re.fullmatch(settings.exclude, path)
+            else _adapted(gradient, tf.convert_to_tensor(variables[path]), threshold)
+            for path, gradient in gradients.items()
+        }
+    return dict(gradients)
+
+
+def _factor(norm: tf.Tensor, longest: float | tf.Tensor) -> tf.Tensor:
+    """What shortens `norm` to `longest`; exactly 1 if it is no longer than that."""
+    longest = tf.cast(longest, norm.dtype) if tf.is_tensor(longest) else tf.constant(longest, norm.dtype)
+    return longest / tf.maximum(norm, longest)
+
+
+def _within(gradient: tf.Tensor, threshold: float) -> tf.Tensor:
+    bound = tf.constant(threshold, gradient.dtype)
+    return tf.clip_by_value(gradient, -bound, bound)
+
+
+def _norm(tensor: tf.Tensor, axes: list[int] | None = None) -> tf.Tensor:
+    return tf.sqrt(tf.reduce_sum(tf.square(tensor), axes, keepdims=axes is not None))
+
+
+def _adapted(gradient: tf.Tensor, weights: tf.Tensor, threshold: float) -> tf.Tensor:
+    axes = list(range(gradient.shape.rank - 1)) if gradient.shape.rank > 1 else None
+    longest = tf.constant(threshold, weights.dtype) * tf.maximum(_norm(weights, axes), _SHORTEST)
+    return gradient * _factor(_norm(gradient, axes), longest)

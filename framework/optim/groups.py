@@ -1,0 +1,120 @@
+"""Parameter groups: which parameters are frozen, or have their own learning rate and decay.
+
+    groups = parse_groups(('.*/bias: decay=0', 'head/kernel: lr=0.1 decay=2', 'embedding/.*: frozen'))
+    for group, members in zip(groups, assign_groups(groups, paths.trainable(model)), strict=True): …
+
+Nothing here imports TensorFlow, so bad input is reported before a device is touched.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Collection, Sequence
+
+from framework.config import UserError, closest, near
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters whose whole path matches `pattern`.
+
+    Attributes:
+      pattern: regex.
+      frozen: never updated.
+      lr: factor of the learning rate.
+      decay: factor of the weight decay.
+    """
+
+    pattern: str
+    frozen: bool = False
+    lr: float = 1.0
+    decay: float = 1.0
+
+
+_SETTINGS = ("lr", "decay", "frozen")
+_EXAMPLE = "Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2' or 'head/.*: frozen'."
+
+
+def parse_groups(texts: Sequence[str]) -> tuple[Group, ...]:
+    """The groups of `optimizer.groups`; without any, one group of everything.
+
+    Args:
+      texts: 'REGEX: SETTINGS' each; settings after the last ':' are 'frozen', or 'lr=FACTOR', 'decay=FACTOR' or both.
+
+    Raises:
+      UserError: names the first text that is no such thing, and why.
+    """
+    return tuple(_parse(text) for text in texts) or (Group(".*"),)
+
+
+def _parse(text: str) -> Group:
+    pattern, _, settings = (part.strip() for part in str(text).rpartition(":"))
+    words = settings.split()
+    if not pattern or not words:
+        raise _error(text, "is not a regex, ':' and settings.")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as problem:
+        raise _error(text, f"has a bad regex ({problem}).") from None
+    if words == ["frozen"]:
+        return Group(pattern, frozen=True)
+    values: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        if name not in _SETTINGS:
+            raise _error(
+                text, f"has the setting '{name}', which is not one of {', '.join(_SETTINGS)}.{near(name, _SETTINGS)}"
+            )
+        if word == "frozen":
+            raise _error(text, "is frozen and has other settings, which then do nothing.")
+        if name == "frozen":
+            raise _error(text, f"has '{word}'; it takes no number.")
+        if name in values:
+            raise _error(text, f"sets '{name}' twice.")
+        values[name] = _factor(text, name, number)
+    return Group(pattern, lr=values.get("lr", 1.0), decay=values.get("decay", 1.0))
+
+
+def _factor(text: str, name: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise _error(text, f"has {name}='{number}', which is not a finite number of at least 0.")
+    return value
+
+
+def _error(text: str, problem: str) -> UserError:
+    return UserError(f"optimizer.groups: '{text}' {problem} {_EXAMPLE}")
+
+
+def assign_groups(groups: Sequence[Group], paths: Collection[str]) -> list[list[str]]:
+    """The paths of each group, in their order.
+
+    Raises:
+      UserError: names every path that is in no group or in more than one, and every group without a path.
+    """
+    members = [[path for path in paths if re.fullmatch(group.pattern, path)] for group in groups]
+    problems = []
+    uncovered = [path for path in paths if not any(path in group for group in members)]
+    if uncovered:
+        problems.append(f"no group covers {_listed(uncovered)}")
+    for path in paths:
+        patterns = [group.pattern for group, covered in zip(groups, members, strict=True) if path in covered]
+        if len(patterns) > 1:
+            problems.append(f"{_listed(patterns)} all cover '{path}'")
+    for group, covered in zip(groups, members, strict=True):
+        if paths and not covered:
+            close = closest(group.pattern, paths)
+            problems.append(f"'{group.pattern}' covers nothing" + (f" (did you mean '{close}'?)" if close else ""))
+    if problems:
+        raise UserError(
+            f"optimizer.groups: {'; '.join(problems)}. Every parameter must be in exactly one group;"
+            " type e.g. 'REGEX: lr=1' for those without settings of their own."
+        )
+    return members
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(f"'{text}'" for text in texts)

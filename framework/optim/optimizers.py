@@ -1,0 +1,140 @@
+"""The optimizers that a schedule drives, and one model's parameters with the optimizers of their groups.
+
+    optimizer = Optimizer([(make_optimizer(config, rate), kernels), (make_optimizer(config, slower), biases)])
+    optimizer.apply({"dense/kernel": gradient, "dense/bias": gradient})
+
+Weights, slots and constants of a float64 run are float64.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from ml_collections import ConfigDict
+
+from framework.config import UserError
+
+
+def make_optimizer(
+    config: ConfigDict, learning_rate: keras.optimizers.schedules.LearningRateSchedule
+) -> keras.optimizers.Optimizer:
+    """The optimizer of `config.optimizer`, for one group of parameters.
+
+    Raises:
+      UserError: lion with `beta_1=0`, which tf_keras refuses.
+    """
+    settings = config.optimizer
+    # tf_keras turns a Python float into a float32 before it casts it; a NumPy float64 keeps its value.
+    number = np.float64 if config.train.precision == "float64" else float
+    # tf_keras would compile its own update; ours is part of a compiled step already.
+    common: dict[str, Any] = {"learning_rate": learning_rate, "jit_compile": False}
+    if settings.name == "sgd":
+        return keras.optimizers.SGD(momentum=number(settings.momentum), nesterov=settings.nesterov, **common)
+    common |= {name: number(settings[name]) for name in ("beta_1", "beta_2")}
+    epsilon, decay = number(settings.epsilon), number(settings.weight_decay)
+    if settings.name == "adam":
+        return keras.optimizers.Adam(epsilon=epsilon, **common)
+    if settings.name == "adamw":
+        return keras.optimizers.AdamW(epsilon=epsilon, weight_decay=decay, **common)
+    if settings.name == "lamb":
+        return Lamb(epsilon=epsilon, decay=decay, **common)
+    if settings.beta_1 == 0:
+        raise UserError(
+            "optimizer.name='lion' needs optimizer.beta_1 > 0: at 0 it ignores its momentum."
+            " Use --config.optimizer.beta_1=0.9."
+        )
+    return keras.optimizers.Lion(weight_decay=decay, **common)
+
+
+class Lamb(keras.optimizers.Optimizer):
+    """Adam whose update, decay included, is as long as the variable it changes (You et al., 2020).
+
+    Args:
+      learning_rate: float or schedule.
+      beta_1: of the average of gradients.
+      beta_2: of the average of their squares.
+      epsilon: added to the root of the latter, after its bias correction.
+      decay: of weights; part of the update, and so of its length.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        decay: float = 0.0,
+        jit_compile: bool = False,
+        name: str = "Lamb",
+    ) -> None:
+        # The base class would subtract its weight decay outside of the update.
+        super().__init__(name=name, weight_decay=None, jit_compile=jit_compile)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.beta_1, self.beta_2, self.epsilon, self.decay = beta_1, beta_2, epsilon, decay
+
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
+        """Creates the two averages of each variable, in its dtype."""
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        self._momentums = [self.add_variable_from_reference(variable, "m") for variable in var_list]
+        self._velocities = [self.add_variable_from_reference(variable, "v") for variable in var_list]
+        self._built = True
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Changes `variable`, of any shape, and its averages by one gradient."""
+        dtype = variable.dtype
+        index = self._index_dict[self._var_key(variable)]
+        gradient = tf.convert_to_tensor(gradient)
+        mean = self._averaged(self._momentums[index], gradient, self.beta_1)
+        square = self._averaged(self._velocities[index], tf.square(gradient), self.beta_2)
+        update = mean / (tf.sqrt(square) + tf.constant(self.epsilon, dtype))
+        update += tf.constant(self.decay, dtype) * variable
+        long, wide = tf.norm(variable), tf.norm(update)
+        is_scaled = (long > 0) & (wide > 0)
+        ratio = tf.where(is_scaled, long / tf.where(is_scaled, wide, 1), 1)
+        variable.assign_sub(tf.cast(self.learning_rate, dtype) * ratio * update)
+
+    def _averaged(self, average: tf.Variable, value: tf.Tensor, beta: float) -> tf.Tensor:
+        """Updates `average` and returns it without the bias towards its start at 0."""
+        average.assign_add((value - average) * tf.constant(1 - beta, value.dtype))
+        # In float64, because 1 - 0.999 has but four digits in float32.
+        power = tf.pow(tf.constant(beta, tf.float64), tf.cast(self.iterations + 1, tf.float64))
+        return average / tf.cast(1 - power, value.dtype)
+
+
+class Optimizer(tf.Module):
+    """One model's trained variables and the optimizers of their groups, slots included.
+
+    Args:
+      groups: an optimizer and its {path: variable} each; an optimizer may be in one group only.
+
+    Attributes:
+      groups: the tf_keras optimizers. Their variables are all that this module tracks.
+      trained: {path: variable} of all groups.
+    """
+
+    def __init__(self, groups: Sequence[tuple[keras.optimizers.Optimizer, Mapping[str, tf.Variable]]]) -> None:
+        super().__init__("optimizer")
+        self.groups = [optimizer for optimizer, _ in groups]
+        # The model is saved as the model, not as part of its optimizer.
+        self._members = self._no_dependency([dict(variables) for _, variables in groups])
+        for optimizer, variables in zip(self.groups, self._members, strict=True):
+            optimizer.build(list(variables.values()))
+
+    @property
+    def trained(self) -> dict[str, tf.Variable]:
+        """{path: variable}, group after group."""
+        return {path: variable for variables in self._members for path, variable in variables.items()}
+
+    def apply(self, gradients: Mapping[str, tf.Tensor]) -> None:
+        """One update of every variable.
+
+        Args:
+          gradients: of the dtype and shape of the variables, by path, summed over replicas.
+        """
+        for optimizer, variables in zip(self.groups, self._members, strict=True):
+            pairs = [(gradients[path], variable) for path, variable in variables.items()]
+            optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)

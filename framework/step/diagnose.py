@@ -1,0 +1,110 @@
+"""What went bad first in a step: an eager re-run of it, on the same batch, with the same draws, watched layer by layer.
+
+diagnose(train_block)        # "layer 'dense_1': its output is not finite, its inputs are"
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import paths
+from framework.state import TrainState
+from framework.step.block import TrainBlock
+
+
+def diagnose(block: TrainBlock) -> str:
+    """One sentence that names the first tensor that is not finite, in the step after `state.step`; changes nothing.
+
+    In this order: the batch, the variables, layers as they run, the terms of the loss, the gradients that pass layers
+    backwards, the gradients of the parameters.
+    """
+    forwards: list[str] = []
+    backwards: list[str] = []
+    with block.untouched():
+        batch = block.batch()
+        bad = _first_bad(batch)
+        if bad:
+            return f"'{bad}' of the batch is not finite"
+        bad = _first_bad({path: v for path, v in block.state.learned.items() if v.dtype.is_floating})
+        if bad:
+            return f"the variable '{bad}' was not finite before the step"
+        with _watched(block.state, forwards, backwards):
+            found = block.look(batch)
+    if forwards:
+        return forwards[0]
+    bad = _first_bad({name: term.sum for name, term in found.terms.items()})
+    if bad:
+        return f"term '{bad}' of the loss is not finite, and no layer's output is to blame"
+    if backwards:
+        return backwards[0]
+    bad = _first_bad(found.gradients)
+    if bad:
+        return f"the gradient of '{bad}' is not finite, those that pass between layers are"
+    return "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
+
+
+def _first_bad(tensors: Mapping[str, Any]) -> str:
+    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), "")
+
+
+def _is_finite(nest: Any) -> bool:
+    """Whether all floating eager tensors of a nest are; symbolic ones belong to a trace and are passed over."""
+    tensors = [tensor for tensor in tf.nest.flatten(nest) if tf.is_tensor(tensor) and not tf.is_symbolic_tensor(tensor)]
+    return all(bool(tf.reduce_all(tf.math.is_finite(tensor))) for tensor in tensors if tensor.dtype.is_floating)
+
+
+@contextlib.contextmanager
+def _watched(state: TrainState, forwards: list[str], backwards: list[str]) -> Iterator[None]:
+    """While open, every layer writes down what of it is not finite, in the order in which it is computed."""
+    roots = {"": state.model} if state.extra is None else {"": state.model, "extra/": state.extra}
+    layers = {
+        prefix + path: child
+        for prefix, root in roots.items()
+        for path, child in paths.objects(root).items()
+        if isinstance(child, keras.layers.Layer)
+    }
+    calls = {path: layer.__dict__.get("call") for path, layer in layers.items()}
+    for path, layer in layers.items():
+        layer.call = _watching(layer.call, path or "the model", forwards, backwards)
+    try:
+        yield
+    finally:
+        for path, layer in layers.items():
+            if calls[path] is None:
+                del layer.call
+            else:
+                layer.call = calls[path]
+
+
+def _watching(call: Callable[..., Any], path: str, forwards: list[str], backwards: list[str]) -> Callable[..., Any]:
+    leaving = f"layer '{path}': the gradient that leaves it backwards is not finite, the one that reaches it is"
+    reaching = f"layer '{path}': the gradient that reaches it backwards is not finite already"
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tf.nest.map_structure(lambda value: _with_gradient(value, leaving, backwards), (args, kwargs))
+        outputs = call(*args, **kwargs)
+        if _is_finite((args, kwargs)) and not _is_finite(outputs):
+            forwards.append(f"layer '{path}': its output is not finite, its inputs are")
+        return tf.nest.map_structure(lambda value: _with_gradient(value, reaching, backwards), outputs)
+
+    return watched
+
+
+def _with_gradient(value: Any, event: str, events: list[str]) -> Any:
+    """`value`, whose gradient is looked at as it passes."""
+    if not tf.is_tensor(value) or tf.is_symbolic_tensor(value) or not value.dtype.is_floating:
+        return value
+
+    @tf.custom_gradient
+    def passing(x: tf.Tensor) -> Any:
+        def backwards(upstream: tf.Tensor) -> tf.Tensor:
+            if not _is_finite(upstream):
+                events.append(event)
+            return upstream
+
+        return tf.identity(x), backwards
+
+    return passing(value)

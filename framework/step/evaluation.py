@@ -1,0 +1,78 @@
+"""One compiled pass over an evaluation split.
+
+evaluate = EvalBlock(model, loss, metrics, batches, config, terms)
+evaluate()                              # {'loss': 0.07, 'accuracy': 0.98}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import FrozenConfigDict
+
+from framework import precision, rng
+from framework.compile import Compiled
+from framework.data.batches import Batch, Batches, epoch_steps
+from framework.losses import Term
+from framework.metrics import Metric
+from framework.step.block import repeat
+from framework.step.gradients import PENALTY, Loss, forward
+from framework.step.layout import Layout, mean, term_key
+from framework.step.probe import scopes
+
+
+class EvalBlock:
+    """One pass over an evaluation split, compiled; sums are merged over batches in float64."""
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Loss,
+        metrics: Mapping[str, Metric],
+        batches: Batches,
+        config: FrozenConfigDict,
+        terms: tuple[str, ...],
+    ) -> None:
+        self.compiled = Compiled(self._run, config.train.compile, "evaluate")
+        self._layout = Layout((), terms, metrics)
+        self._steps = epoch_steps(batches)
+        self._block_steps = min(config.train.block_steps, self._steps)
+        self._model, self._loss, self._batches = model, loss, batches
+        self._precision = config.train.precision
+        self._dtype = precision.master_dtype(self._precision)
+        self._key = tf.constant(rng.key(config.seed), tf.uint64)
+
+    def __call__(self) -> dict[str, float]:
+        """{'loss': …, metric: …} over the whole split, each example once."""
+        totals = {term_key(name): np.zeros(2) for name in self._layout.terms}
+        totals |= {name: metric.empty() for name, metric in self._layout.metrics.items()}
+        for first in range(0, self._steps, self._block_steps):
+            k = min(self._block_steps, self._steps - first)
+            plan = {} if self._batches.is_resident else self._batches.plan(first, k, self._block_steps)
+            rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plan).numpy()[:k]
+            for row in rows:
+                totals = self._merge(totals, self._layout.unpack(row))
+        loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
+        return {"loss": loss, **self._layout.results(totals)}
+
+    def _run(self, first: tf.Tensor, k: tf.Tensor, plan: Batch) -> tf.Tensor:
+        plan = plan or self._batches.plan(first, k, self._block_steps)
+
+        def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
+                batch = self._batches.take(plan, index)
+                terms, outputs = forward(self._loss, self._model, batch, training=False)
+            if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
+                terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
+            states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
+            return self._layout.pack({}, terms, states, self._dtype), tf.constant(False)
+
+        return repeat(step, k, self._block_steps, self._layout.width, self._dtype)[0]
+
+    def _merge(self, totals: Mapping[str, np.ndarray], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        metrics = self._layout.metrics
+        return {
+            name: metrics[name].merge(value, row[name]) if name in metrics else value + row[name]
+            for name, value in totals.items()
+        }

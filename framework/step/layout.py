@@ -1,0 +1,69 @@
+"""Where each value stands in a step's row of numbers.
+
+layout = Layout(("loss", "learning_rate"), ("cross_entropy",), {"accuracy": metrics.Accuracy()})
+row = layout.pack(scalars, terms, states, tf.float32)             # in the step: [layout.width]
+layout.results(layout.unpack(row.numpy()))                        # on the host: {'loss': 0.21, …}
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from framework.metrics import Metric
+from framework.step.gradients import Terms
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A term is its (sum, weight), a metric its state, a scalar itself."""
+
+    scalars: tuple[str, ...]
+    terms: tuple[str, ...]
+    metrics: Mapping[str, Metric]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """{name: numbers}, in order."""
+        widths = dict.fromkeys(self.scalars, 1)
+        widths |= {term_key(name): 2 for name in self.terms}
+        return widths | {name: len(metric.empty()) for name, metric in self.metrics.items()}
+
+    @property
+    def width(self) -> int:
+        """Numbers of one row."""
+        return sum(self.widths.values())
+
+    def pack(
+        self, scalars: Mapping[str, tf.Tensor], terms: Terms, states: Mapping[str, tf.Tensor], dtype: tf.DType
+    ) -> tf.Tensor:
+        """One row: [width] of dtype."""
+        if set(terms) != set(self.terms):
+            raise ValueError(f"the loss returned terms {sorted(terms)}, but in training {sorted(self.terms)}")
+        parts = [scalars[name][tf.newaxis] for name in self.scalars]
+        parts += [tf.stack([terms[name].sum, terms[name].weight]) for name in self.terms]
+        parts += [states[name] for name in self.metrics]
+        return tf.concat([tf.cast(part, dtype) for part in parts], axis=0)
+
+    def unpack(self, row: np.ndarray) -> dict[str, np.ndarray]:
+        """{name: float64 [numbers]} of a row."""
+        ends = np.cumsum(list(self.widths.values()))
+        return dict(zip(self.widths, np.split(row.astype(np.float64), ends[:-1]), strict=True))
+
+    def results(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Final numbers: terms as means (left out where there is only one: it is the loss), metrics by `result`."""
+        results = {name: float(values[name][0]) for name in self.scalars}
+        if len(self.terms) > 1:
+            results |= {term_key(name): mean(values[term_key(name)]) for name in self.terms}
+        return results | {name: metric.result(values[name]) for name, metric in self.metrics.items()}
+
+
+def term_key(name: str) -> str:
+    """The name of a term among the numbers of a step."""
+    return f"loss/{name}"
+
+
+def mean(state: np.ndarray) -> float:
+    """Mean of a (sum, weight) pair; 0 for no weight, as in the loss."""
+    return float(state[0] / state[1]) if state[1] else 0.0

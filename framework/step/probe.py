@@ -1,0 +1,156 @@
+"""What a loss gives, found by tracing it once before anything runs; this also creates the model's variables."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from ml_collections import FrozenConfigDict
+
+from framework import precision, rng
+from framework.config import UserError
+from framework.data.batches import Batches
+from framework.losses import Coupled
+from framework.metrics import Metric
+from framework.step.gradients import Loss, forward
+from framework.step.tools import Step, Tools
+from framework.step.weights import check_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What was found.
+
+    Attributes:
+      terms: names of the loss's terms, the penalty included.
+      batch, outputs: {name: TensorSpec}.
+      graph: of the forward pass.
+      moved: variables that the forward pass may assign to, such as moving averages.
+    """
+
+    terms: tuple[str, ...]
+    batch: Mapping[str, tf.TensorSpec]
+    outputs: Mapping[str, tf.TensorSpec]
+    graph: tf.Graph
+    moved: tuple[tf.Variable, ...]
+
+
+def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batches, config: FrozenConfigDict) -> Probe:
+    """Traces the forward pass and the metrics of one training batch; nothing is run.
+
+    Raises:
+      UserError: a loss, metric or random draw that the step cannot take.
+    """
+    terms: dict[str, Any] = {}
+
+    def first() -> Any:
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+            return dict(batches.at(0))
+
+    def trace(batch: Any) -> Any:
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+            found, outputs = forward(loss, model, batch, training=True)
+            for name, metric in metrics.items():
+                _check_metric(name, metric, metric.update(outputs, batch))
+        # A weight may be a constant, which is a tensor of no graph.
+        terms.update({name: type(term)(term.sum, tf.identity(term.weight)) for name, term in found.items()})
+        return dict(outputs)
+
+    data = tf.function(first, autograph=False).get_concrete_function()
+    batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
+    function = tf.function(trace, autograph=False).get_concrete_function(batch)
+    if config.runtime.deterministic:
+        _refuse_stateful_draws(data.graph)
+        _refuse_stateful_draws(function.graph)
+    check_weights(function.graph, {name: term.weight for name, term in terms.items()})
+    _refuse_coupled(terms, config.train.micro_batches)
+    _check_batch(batch, config.train.micro_batches)
+    return Probe(tuple(terms), batch, function.structured_outputs, function.graph, _moved(function.graph))
+
+
+def probe_step(
+    step: Step, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict
+) -> tuple[str, ...]:
+    """Traces an experiment's own step, which is not run; returns the names of its terms.
+
+    Raises:
+      UserError: a draw that a resumed run would not draw again, or what the step returns cannot be reported.
+    """
+    terms: list[str] = []
+
+    def trace(batch: Any) -> None:
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+            terms.extend(tools.look(step, batch).terms)
+
+    function = tf.function(trace, autograph=False).get_concrete_function(batch)
+    if config.runtime.deterministic:
+        _refuse_stateful_draws(function.graph)
+    return tuple(terms)
+
+
+def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
+    """The precision and randomness scopes of one step, as one context."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(precision.scope(precision_name))
+    stack.enter_context(rng.scope(key, step))
+    return stack
+
+
+def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
+    if state.shape.as_list() != [len(metric.empty())]:
+        raise UserError(
+            f"metric '{name}': update returned shape {state.shape}, but empty() has {len(metric.empty())} numbers."
+            " A state is a vector of fixed length, e.g. tf.stack([sum, weight])."
+        )
+
+
+def _refuse_coupled(terms: Mapping[str, Any], micro_batches: int) -> None:
+    for name, term in terms.items():
+        if isinstance(term, Coupled) and micro_batches > 1:
+            raise UserError(
+                f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
+                " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
+            )
+
+
+def _check_batch(batch: Mapping[str, tf.TensorSpec], micro_batches: int) -> None:
+    """What is cut into micro-batches must have the batch first."""
+    size = batch["weight"].shape[0]
+    for name, spec in batch.items():
+        if micro_batches > 1 and (spec.shape.rank in (None, 0) or spec.shape[0] != size):
+            raise UserError(
+                f"train.micro_batches={micro_batches}: '{name}' of the batch has shape {spec.shape}, but only what has"
+                f" the {size} examples first can be cut. Keep it out of the batch, or use one micro-batch."
+            )
+
+
+def _moved(graph: Any) -> tuple[tf.Variable, ...]:
+    """Variables that something else than a read takes the handle of."""
+    handles = {id(variable.handle): variable for variable in graph.variables}
+    reads = ("ReadVariableOp", "ResourceGather", "VariableShape")
+    return tuple(
+        handles[id(outer)]
+        for outer, inner in graph.captures
+        if id(outer) in handles and any(consumer.type not in reads for consumer in inner.consumers())
+    )
+
+
+# Ops that draw from a generator of the process, which no checkpoint holds.
+_STATEFUL_DRAW = re.compile(
+    r"(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal"
+    r"|ParameterizedTruncatedNormal|Multinomial|RngReadAndSkip|RngSkip"
+    r"|Stateful(Uniform(FullInt|Int)?|StandardNormal(V2)?|TruncatedNormal|RandomBinomial))"
+)
+
+
+def _refuse_stateful_draws(graph: tf.Graph) -> None:
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    for node in nodes:
+        if _STATEFUL_DRAW.fullmatch(node.op):
+            raise UserError(
+                f"'{node.name}' draws random numbers ({node.op}) that a resumed run would not draw again. Use"
+                " framework.layers.Dropout or framework.rng, or --config.runtime.deterministic=False."
+            )

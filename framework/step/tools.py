@@ -1,0 +1,191 @@
+"""What a step is made of, and the step that most experiments use.
+
+    def make_step(cfg, tools):
+        loss = make_loss(cfg)
+
+        def step(state, batch):
+            found = tools.gradients(lambda part: loss(state.model, part, True), batch)
+            tools.apply(found.gradients)
+            return found.terms, found.metrics
+
+        return step
+
+`gradients` and `apply` bring micro-batches, loss scale, clipping, norms and the finite check with them. A step in which
+any loss or gradient was not finite is undone as a whole, whatever it changed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from ml_collections import FrozenConfigDict
+
+from framework import precision
+from framework.config import UserError, near
+from framework.metrics import Metric
+from framework.state import TrainState
+from framework.step.gradients import Gradients, Loss, Terms, gradients_of, total, with_penalty
+from framework.step.update import Applied, apply, when
+from framework.step.weights import Pass
+
+# step(state, batch) -> (terms, metric states)
+Step = Callable[[TrainState, Mapping[str, tf.Tensor]], tuple[Terms, Mapping[str, tf.Tensor]]]
+
+
+class Tools:
+    """Stages of one step; used inside a step function, while it is traced.
+
+    Call them in its own body: not inside a `tf.cond`, `tf.while_loop` or `tf.function` of yours.
+    """
+
+    def __init__(self, state: TrainState, metrics: Mapping[str, Metric], config: FrozenConfigDict) -> None:
+        self._state, self._metrics, self._config = state, metrics, config
+        self._dtype = precision.master_dtype(config.train.precision)
+        self._finite: list[tf.Tensor] = []
+        self._applied: dict[str, Applied] = {}
+        self._allowed = tf.constant(True)
+        self._looked: dict[str, tf.Tensor] | None = None
+
+    def gradients(self, one_pass: Pass, batch: Mapping[str, tf.Tensor], of: str = "model") -> Gradients:
+        """Gradients of the total of a pass's terms over the whole global batch; may be called several times a step.
+
+        Args:
+          one_pass: micro-batch -> (terms, outputs), as a loss returns them; outputs feed the metrics, {} leaves them
+            alone. Penalties of the model are added here.
+          batch: {name: [batch, ...]}.
+          of: the model whose trained variables to differentiate by, where `make_model` returns a dict.
+
+        Returns:
+          terms, metric states, and {path: gradient}, which are unscaled.
+        """
+        model, optimizer = self._state.models[self._known(of)], self._state.optimizers[of]
+
+        def with_penalties(part: Mapping[str, tf.Tensor]) -> tuple[Terms, Mapping[str, Any]]:
+            return with_penalty(one_pass(part), model)
+
+        loss_scale = self._state.loss_scale
+        found = gradients_of(
+            with_penalties,
+            batch,
+            optimizer.trained,
+            self._metrics,
+            self._config.train.micro_batches,
+            None if loss_scale is None else loss_scale.scale.read_value(),
+            self._dtype,
+        )
+        self._finite.append(tf.math.is_finite(total(found.terms)))
+        return found
+
+    def apply(self, gradients: Mapping[str, tf.Tensor], to: str = "model") -> None:
+        """Clips gradients and applies them, unless something of this step so far was not finite.
+
+        Args:
+          gradients: {path: gradient} of that model's trained variables.
+          to: the model, where `make_model` returns a dict.
+        """
+        optimizer = self._state.optimizers[self._known(to)]
+        if gradients.keys() != optimizer.trained.keys():
+            raise UserError(
+                f"tools.apply got gradients of {', '.join(gradients)}, but '{to}' trains"
+                f" {', '.join(optimizer.trained)}. Hand on what tools.gradients returned, with the same keys."
+            )
+        if self._looked is not None:
+            self._looked |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
+            return
+        applied = apply(optimizer, gradients, self._config.clip, self.is_finite() & self._allowed)
+        self._finite.append(applied.is_finite)
+        self._applied[to] = applied
+
+    def all_reduce(self, tensors: Any) -> Any:
+        """The sum over replicas of a nest of tensors; on one device these are the tensors themselves."""
+        return tensors
+
+    def is_finite(self) -> tf.Tensor:
+        """Bool scalar: all losses and gradients of this step so far are."""
+        return tf.reduce_all(tf.stack([tf.constant(True), *self._finite]))
+
+    def norms(self) -> dict[str, tf.Tensor]:
+        """{'gradient_norm': …} of this step's updates; with several models 'gradient_norm/generator', …."""
+        zero = tf.zeros([], self._dtype)
+        return {
+            key if name == "model" else f"{key}/{name}": getattr(self._applied[name], key)
+            if name in self._applied
+            else zero
+            for name in self._state.optimizers
+            for key in NORMS
+        }
+
+    def run(
+        self, step: Step, batch: Mapping[str, tf.Tensor], guarded: Sequence[tf.Variable], allowed: tf.Tensor
+    ) -> Any:
+        """Runs a step as a whole or not at all.
+
+        Args:
+          guarded: what is put back where the step does not count; `apply` keeps the weights itself.
+          allowed: bool scalar; False for a step that is to be left out.
+
+        Returns:
+          what the step returned.
+        """
+        self._finite, self._applied, self._allowed, self._looked = [], {}, allowed, None
+        before = [variable.read_value() for variable in guarded]
+        returned = self._checked(step(self._state, batch))
+        state, is_good = self._state, self.is_finite() & allowed
+        empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in returned[0].values())
+
+        def keep() -> None:
+            state.updates.assign_add(1)
+            state.empty_terms.assign_add(empty)
+            if state.ema is not None:
+                state.ema.update(state.updates.read_value())
+
+        def put_back() -> None:
+            for variable, value in zip(guarded, before, strict=True):
+                variable.assign(value)
+
+        when(is_good, keep, put_back)
+        return returned
+
+    def look(self, step: Step, batch: Mapping[str, tf.Tensor]) -> Gradients:
+        """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned."""
+        self._finite, self._applied, self._looked = [], {}, {}
+        terms, metrics = self._checked(step(self._state, batch))
+        return Gradients(dict(terms), dict(metrics), self._looked)
+
+    def _checked(self, returned: Any) -> tuple[Terms, Mapping[str, tf.Tensor]]:
+        """What a step returned; metrics that it leaves out have seen no examples."""
+        if not isinstance(returned, tuple) or len(returned) != 2 or not all(isinstance(x, Mapping) for x in returned):
+            raise UserError(
+                f"the step returned {type(returned).__name__}. It must return (terms, metric states), e.g."
+                " `return found.terms, found.metrics` of `found = tools.gradients(…)`."
+            )
+        terms, metrics = returned
+        for name in metrics.keys() - self._metrics.keys():
+            raise UserError(
+                f"the step returned a metric '{name}' that make_metrics does not have.{near(name, self._metrics)}"
+            )
+        empty = {name: tf.zeros([len(metric.empty())], self._dtype) for name, metric in self._metrics.items()}
+        return terms, {**empty, **metrics}
+
+    def _known(self, name: str) -> str:
+        names = self._state.optimizers
+        if name not in names:
+            raise UserError(
+                f"the step names a model '{name}', but those with an optimizer are {', '.join(names)}."
+                f"{near(name, names)}"
+            )
+        return name
+
+
+NORMS = ("gradient_norm", "parameter_norm", "update_norm")
+
+
+def standard_step(loss: Loss, tools: Tools) -> Step:
+    """One pass, one update: what an experiment without `make_step` runs."""
+
+    def step(state: TrainState, batch: Mapping[str, tf.Tensor]) -> tuple[Terms, Mapping[str, tf.Tensor]]:
+        found = tools.gradients(lambda part: loss(state.model, part, True), batch)
+        tools.apply(found.gradients)
+        return found.terms, found.metrics
+
+    return step

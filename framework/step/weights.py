@@ -1,0 +1,94 @@
+"""The weights of a loss's terms, computed without the model: stage 0 of the step.
+
+    weights = term_weights(lambda batch: loss(model, batch, True), batch_specs)
+    weights(batch)                                     # {'cross_entropy': 1873.0}
+
+A term is divided by its weight over the *whole* batch, which must be known before the first micro-batch (or replica) is
+differentiated. Weights are functions of the batch alone, so only the operations that lead to them are taken from a
+trace of the loss: no forward pass is run, nothing is drawn twice, no moving average moves.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from framework.config import UserError
+from framework.losses import Term
+
+# A pass over one batch or micro-batch: batch -> (terms, outputs)
+Pass = Callable[[Mapping[str, tf.Tensor]], tuple[Mapping[str, Term], Mapping[str, tf.Tensor]]]
+
+
+def term_weights(run: Callable[..., Any], *specs: Any) -> Callable[..., dict[str, tf.Tensor]]:
+    """A function of the same arguments as `run` that returns {term: weight, scalar} alone.
+
+    Args:
+      run: tensors -> (terms, outputs); traced once.
+      specs: nests of tf.TensorSpec, its arguments.
+
+    Raises:
+      UserError: a weight is computed from a variable of the model.
+    """
+    weights: dict[str, tf.Tensor] = {}
+
+    def trace(*args: Any) -> None:
+        terms, _ = run(*args)
+        weights.update({name: tf.identity(term.weight) for name, term in terms.items()})
+
+    graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
+    check_weights(graph, weights)
+    operations = set().union(*(ancestors(weight) for weight in weights.values()))
+    inputs = [*graph.inputs[: len(tf.nest.flatten(specs))], *(inner for _, inner in graph.captures)]
+    outers = [outer for outer, _ in graph.captures]
+    definition = graph.as_graph_def()
+    wanted = {operation.name for operation in operations - {inner.op for inner in inputs}}
+    definition.node.MergeFrom(_without_control(definition.node, wanted))
+
+    def pruned(*args: Any) -> dict[str, tf.Tensor]:
+        given = [*tf.nest.flatten(args), *outers]
+        feeds = {
+            inner.name: tf.identity(outer) for inner, outer in zip(inputs, given, strict=True) if inner.op in operations
+        }
+        names = [weight.name for weight in weights.values()]
+        fetched = tf.graph_util.import_graph_def(definition, input_map=feeds, return_elements=names, name="weights")
+        return dict(zip(weights, fetched, strict=True))
+
+    return tf.function(pruned, autograph=False)
+
+
+def ancestors(tensor: tf.Tensor) -> set[tf.Operation]:
+    """The operations that `tensor` is computed by, its own included; control edges do not count."""
+    found: set[tf.Operation] = set()
+    queue = [tensor.op]
+    while queue:
+        operation = queue.pop()
+        if operation not in found:
+            found.add(operation)
+            queue += [source.op for source in operation.inputs]
+    return found
+
+
+def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
+    """Raises UserError if a weight is computed from a variable; all are tensors of `graph`, a trace of the loss."""
+    handles = {id(variable.handle): variable for variable in graph.variables}
+    read = {inner.op: handles[id(outer)] for outer, inner in graph.captures if id(outer) in handles}
+    for name, weight in weights.items():
+        for operation in ancestors(weight) & read.keys():
+            raise UserError(
+                f"the weight of term '{name}' is computed from the variable '{read[operation].name}'. A weight is a"
+                " function of the batch alone: put factors that depend on the model into Term.sum."
+            )
+
+
+def _without_control(nodes: Any, wanted: set[str]) -> list[Any]:
+    """Takes all nodes out of `nodes` and returns the wanted ones, without their control inputs."""
+    kept = []
+    for node in list(nodes):
+        if node.name in wanted:
+            data = [source for source in node.input if not source.startswith("^")]
+            del node.input[:]
+            node.input.extend(data)
+            kept.append(node)
+    del nodes[:]
+    return kept
