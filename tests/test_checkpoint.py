@@ -9,14 +9,18 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import checkpoint, paths, state
+from framework import checkpoint, optim, paths, state
 from framework.checkpoint import Checkpoints
 from framework.config import UserError
 
 
 def make_state(units=3, seed=0):
     model = keras.Sequential([keras.layers.Dense(units, input_shape=(4,)), keras.layers.BatchNormalization()])
-    created = state.create(model, keras.optimizers.Adam(1e-3, jit_compile=False))
+    created = state.create(
+        model,
+        optim.Optimizer([(keras.optimizers.Adam(1e-3, jit_compile=False), paths.trainable(model))]),
+        state.new_counter(),
+    )
     rng = np.random.default_rng(seed)
     for variable in paths.variables(created).values():
         value = rng.normal(size=variable.shape) * 100

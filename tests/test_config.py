@@ -34,8 +34,9 @@ def message(call, *args, **kwargs):
 
 # --- every key has a rule ---------------------------------------------------------------------------------------------
 
-FREE_TEXT = {"data.name", "data.dir", "early_stopping.metric", "checkpoint.best_metric"}
-SEQUENCES = {"schedule.boundaries", "schedule.factors", "eval.splits"}
+REGEXES = {"train.remat", "clip.exclude"}
+FREE_TEXT = {"data.name", "data.dir", "early_stopping.metric", "checkpoint.best_metric", *REGEXES}
+SEQUENCES = {"schedule.boundaries", "schedule.factors", "eval.splits", "optimizer.groups"}
 
 
 def test_base_config_is_valid():
@@ -55,7 +56,7 @@ def test_defaults_are_legal_by_their_own_rule():
     assert all(BASE[key] in choices for key, choices in config._CHOICES.items())
     assert all(BASE[key] == "" or config._DURATION.fullmatch(BASE[key]) for key in config._DURATIONS)
     for decider, wanted in config._ONLY_WITH.values():
-        assert wanted in config._CHOICES[decider]
+        assert set(wanted) < set(config._CHOICES[decider])
 
 
 def test_sections_are_locked_but_for_the_free_ones():
@@ -103,12 +104,16 @@ CHOICES = {
     "data.remainder": ("carry", "pad", "drop"),
     "data.placement": ("auto", "resident", "stream"),
     "train.compile": ("xla", "graph", "eager"),
-    "train.precision": ("float32", "float64"),
-    "optimizer.name": ("sgd", "adam", "adamw"),
-    "schedule.name": ("constant", "cosine", "piecewise"),
+    "train.precision": ("float32", "float64", "bfloat16", "float16"),
+    "train.on_nonfinite": ("stop", "skip", "rewind"),
+    "loss_scale.name": ("auto", "dynamic", "static", "none"),
+    "clip.name": ("none", "global_norm", "value", "variable_norm", "adaptive"),
+    "optimizer.name": ("sgd", "adam", "adamw", "lamb", "lion"),
+    "schedule.name": ("constant", "cosine", "piecewise", "polynomial", "restarts", "inverse_sqrt", "one_cycle"),
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
     "export.checkpoint": ("last", "best"),
+    "export.weights": ("model", "ema"),
 }
 
 
@@ -127,6 +132,11 @@ def test_not_one_of_the_choices(key):
     assert message(final, **{key: last.upper()}) == expected
 
 
+TINY, HUGE = 2.0**-100, 2.0**100
+LARGEST = 2**31 - 1
+SCALE = {"loss_scale.name": "dynamic"}
+RESTARTS = {"schedule.name": "restarts", "schedule.period": "1 epoch"}
+
 # Key: lowest, highest, how the error puts it, other keys that the value needs.
 RANGES = {
     "seed": (0, 2**63 - 1, "at least 0 and at most 9223372036854775807", {}),
@@ -135,6 +145,36 @@ RANGES = {
     "data.parallel_calls": (1, 1024, "at least 1 and at most 1024", {}),
     "data.prefetch_batches": (1, 1024, "at least 1 and at most 1024", {}),
     "train.block_steps": (1, 100_000, "at least 1 and at most 100000", {}),
+    "train.micro_batches": (1, LARGEST, "at least 1 and at most 2147483647", {"data.batch_size": LARGEST}),
+    "train.nonfinite_limit": (1, 1000, "at least 1 and at most 1000", {"train.on_nonfinite": "skip"}),
+    "loss_scale.initial": (
+        TINY,
+        HUGE,
+        f"at least {TINY} and at most {HUGE}",
+        {"loss_scale.floor": TINY, "loss_scale.ceiling": HUGE, **SCALE},
+    ),
+    "loss_scale.growth_interval": (1, LARGEST, "at least 1 and at most 2147483647", SCALE),
+    "loss_scale.growth_factor": (1, 1024, "at least 1 and at most 1024", SCALE),
+    "loss_scale.backoff_factor": (TINY, 1, f"at least {TINY} and at most 1", SCALE),
+    "loss_scale.floor": (
+        TINY,
+        HUGE,
+        f"at least {TINY} and at most {HUGE}",
+        {"loss_scale.initial": HUGE, "loss_scale.ceiling": HUGE, **SCALE},
+    ),
+    "loss_scale.ceiling": (
+        TINY,
+        HUGE,
+        f"at least {TINY} and at most {HUGE}",
+        {"loss_scale.initial": TINY, "loss_scale.floor": TINY, **SCALE},
+    ),
+    "loss_scale.patience": (1, LARGEST, "at least 1 and at most 2147483647", SCALE),
+    "clip.threshold": (1e-12, None, "finite and at least 1e-12", {"clip.name": "value"}),
+    "ema.decay": (0, 0.999999, "at least 0 and at most 0.999999", {}),
+    "schedule.start_fraction": (0, 1, "at least 0 and at most 1", {"schedule.warmup": "1 step"}),
+    "schedule.power": (1e-3, 1e3, "at least 0.001 and at most 1000.0", {"schedule.name": "polynomial"}),
+    "schedule.period_factor": (1, 1e3, "at least 1 and at most 1000.0", RESTARTS),
+    "schedule.peak_factor": (0, 1, "at least 0 and at most 1", RESTARTS),
     "optimizer.momentum": (0, 1, "at least 0 and at most 1", {"optimizer.name": "sgd"}),
     "optimizer.beta_1": (0, 0.999999, "at least 0 and at most 0.999999", {}),
     "optimizer.beta_2": (0, 0.999999, "at least 0 and at most 0.999999", {}),
@@ -164,7 +204,7 @@ def test_out_of_range(key):
         assert flatten(final(**others, **{key: value}))[key] == value
     if is_float:
         outside = [-1.0, math.nextafter(low, -1.0), math.inf, -math.inf, math.nan]
-        outside += [] if high is None else [math.nextafter(high, 2.0)]
+        outside += [] if high is None else [math.nextafter(high, math.inf)]
     else:
         outside = [low - 1, high + 1, -(10**400), 10**400]
     for value in outside:
@@ -180,7 +220,10 @@ def test_a_float_too_large_to_hold():
     assert message(final, schedule__learning_rate="1e400") == expected
 
 
-DURATIONS = {"train.duration", "schedule.warmup", "eval.every", "log.every", "log.histograms_every", "checkpoint.every"}
+DURATIONS = {
+    *("train.duration", "schedule.warmup", "schedule.period", "schedule.timescale", "eval.every"),
+    *("log.every", "log.histograms_every", "checkpoint.every"),
+}
 
 
 def test_durations_are_all_listed_here():
@@ -442,6 +485,78 @@ def test_ints_do_for_floats():
             " Use --config.schedule.name=piecewise or --config.schedule.factors='()'.",
         ),
         (
+            {"train.micro_batches": 3},
+            "data.batch_size=128 is not divisible by train.micro_batches=3. Use --config.data.batch_size=129.",
+        ),
+        (
+            {"train.micro_batches": 5, "data.batch_size": 4},
+            "data.batch_size=4 is not divisible by train.micro_batches=5. Use --config.data.batch_size=5.",
+        ),
+        (
+            {"train.precision": "float16", "loss_scale.name": "none"},
+            "train.precision='float16' needs a loss scale, or small gradients become 0, but loss_scale.name='none'."
+            " Use --config.loss_scale.name=dynamic.",
+        ),
+        (
+            {"loss_scale.initial": 2.0},
+            "loss_scale.initial=2.0 has no effect: with loss_scale.name='auto' only train.precision='float16' has a"
+            " loss scale, and it is 'float32'. Use --config.loss_scale.name=dynamic.",
+        ),
+        (
+            {"loss_scale.name": "static", "loss_scale.growth_interval": 5},
+            "loss_scale.growth_interval=5 has no effect with loss_scale.name='static'."
+            " Use --config.loss_scale.name=dynamic or --config.loss_scale.growth_interval=2000.",
+        ),
+        (
+            {"train.precision": "float16", "loss_scale.initial": 0.5},
+            "loss_scale.initial=0.5 is not between loss_scale.floor=1 and loss_scale.ceiling=1.67772e+07."
+            " Use --config.loss_scale.initial=1.",
+        ),
+        (
+            {"train.nonfinite_limit": 5},
+            "train.nonfinite_limit=5 has no effect with train.on_nonfinite='stop'."
+            " Use --config.train.on_nonfinite=skip or --config.train.nonfinite_limit=10.",
+        ),
+        (
+            {"clip.threshold": 0.5},
+            "clip.threshold=0.5 has no effect with clip.name='none'."
+            " Use --config.clip.name=global_norm or --config.clip.threshold=1.0.",
+        ),
+        (
+            {"train.remat": "block_("},
+            "train.remat='block_(' is not a regular expression: missing ), unterminated subpattern at position 6.",
+        ),
+        (
+            {"clip.name": "adaptive", "clip.exclude": "*"},
+            "clip.exclude='*' is not a regular expression: nothing to repeat at position 0.",
+        ),
+        (
+            {"eval.splits": ("test", "test@ema")},
+            "eval.splits has 'test@ema', but no average is kept: ema.decay=0. Type e.g. --config.ema.decay=0.999.",
+        ),
+        (
+            {"export.weights": "ema"},
+            "export.weights='ema', but no average is kept: ema.decay=0. Type e.g. --config.ema.decay=0.999.",
+        ),
+        (
+            {"schedule.start_fraction": 0.1},
+            "schedule.start_fraction=0.1 has no effect without a warm-up. Type e.g. --config.schedule.warmup=5%.",
+        ),
+        (
+            {"schedule.name": "one_cycle"},
+            "schedule.name='one_cycle' rises over schedule.warmup, which is ''. Use --config.schedule.warmup=30%.",
+        ),
+        (
+            {"schedule.name": "restarts"},
+            "schedule.name='restarts' needs schedule.period, which is ''."
+            " Type e.g. --config.schedule.period='5 epochs'.",
+        ),
+        (
+            {"schedule.name": "inverse_sqrt"},
+            "schedule.name='inverse_sqrt' needs schedule.warmup or schedule.timescale. Type e.g."
+            " --config.schedule.warmup='4000 steps'.",
+        ),
+        (
             {"schedule.name": "piecewise"},
             "schedule.name='piecewise' needs as many schedule.factors (0) as schedule.boundaries (0), at least one."
             " Type e.g. --config.schedule.boundaries=\"('2 epochs','4 epochs')\""
@@ -462,6 +577,9 @@ def test_contradictions(overrides, expected):
 @pytest.mark.parametrize(
     "overrides",
     [
+        {"eval.splits": ("test", "test@ema"), "ema.decay": 0.9, "checkpoint.best_metric": "test@ema/loss"},
+        {"train.precision": "float16", "loss_scale.growth_interval": 5},
+        {"train.precision": "float16", "loss_scale.name": "static", "loss_scale.initial": 2.0**40},
         {"eval.splits": ("a", "b"), "early_stopping.metric": "b/x/y", "checkpoint.best_metric": "a/loss"},
         {"export.checkpoint": "best", "checkpoint.best_metric": "test/accuracy"},
         {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
@@ -564,6 +682,8 @@ def test_resolve():
     assert steps == {
         "train.duration": 2344,
         "schedule.warmup": 50,
+        "schedule.period": 0,
+        "schedule.timescale": 0,
         "eval.every": 0,
         "log.every": 235,
         "log.histograms_every": 469,

@@ -36,11 +36,11 @@ def make_schedule(cfg, total_steps): ...
 """
 KNOWN = (
     "get_config, make_data, make_model, make_loss, make_schedule,"
-    " check_config, make_metrics, make_optimizer, make_exports"
+    " check_config, make_metrics, make_optimizer, make_state, make_step, make_exports"
 )
 MAY = (
     "An experiment defines get_config, make_data, make_model, make_loss, make_schedule"
-    " and may define check_config, make_metrics, make_optimizer, make_exports."
+    " and may define check_config, make_metrics, make_optimizer, make_state, make_step, make_exports."
 )
 TYPE = "Type e.g. --config=experiments/mnist_mlp.py."
 

@@ -185,7 +185,8 @@ def test_a_function_is_missing(refused):
     Path("x.py").write_text(EXPERIMENT.replace("make_loss", "make_lose"))
     assert refused("--config=x.py") == (
         "x.py does not define make_loss(cfg). Did you mean 'make_lose'? An experiment defines get_config, make_data,"
-        " make_model, make_loss, make_schedule and may define check_config, make_metrics, make_optimizer, make_exports."
+        " make_model, make_loss, make_schedule and may define check_config, make_metrics, make_optimizer,"
+        " make_state, make_step, make_exports."
     )
     assert not Path("x.executed").exists()
 
@@ -276,7 +277,8 @@ def test_fresh_workdir(monkeypatch):
         (
             ["--config=x.py", "--config.train"],
             "--config.train is a section, not a value. Set one of its keys:"
-            " train.block_steps, train.compile, train.duration, train.precision.",
+            " train.block_steps, train.compile, train.duration, train.micro_batches, train.nonfinite_limit,"
+            " train.on_nonfinite, train.precision, train.remat.",
         ),
         (
             ["--config=x.py", "--config.model.width=wide"],
@@ -528,7 +530,7 @@ def test_arithmetic_of_an_experiment_is_not_a_loss_that_diverged(error):
 
 
 def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
-    from framework.loop import NonFiniteError
+    from framework.failure import NonFiniteError
 
     def diverge(*given):
         raise NonFiniteError("step 3: loss=nan")
@@ -538,7 +540,7 @@ def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
     assert launch.main(["launch.py", "--config=x.py"]) == 1
     assert capsys.readouterr().err == "error: step 3: loss=nan\n"
     assert launch.main(["launch.py", "--config=x.py", "--debug"]) == 1
-    assert capsys.readouterr().err.endswith("framework.loop.NonFiniteError: step 3: loss=nan\n")
+    assert capsys.readouterr().err.endswith("framework.failure.NonFiniteError: step 3: loss=nan\n")
 
 
 def test_an_interrupt_is_status_130(monkeypatch, capsys):

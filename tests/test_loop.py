@@ -12,7 +12,7 @@ import pytest
 from framework import loop, paths, run
 from framework.checkpoint import Checkpoints
 from framework.config import UserError
-from framework.loop import NonFiniteError
+from framework.failure import NonFiniteError
 
 TINY = "tests/tiny.py"
 
@@ -81,15 +81,15 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops
 def test_an_unsaved_tail_is_written_once(tmp_path, uninterrupted, monkeypatch):
     """A run that dies between a log row and its checkpoint writes that row again, not twice."""
     built = build(tmp_path / "run")
-    original = loop._refuse_nonfinite
+    original = loop._block_length
 
-    def die(run_, block):
-        original(run_, block)
-        if block.first_step >= 30:
+    def die(run_, hooks, step, progress):
+        if step >= 30:
             raise MemoryError
+        return original(run_, hooks, step, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_refuse_nonfinite", die)
+        patch.setattr(loop, "_block_length", die)
         with pytest.raises(MemoryError):
             loop.train(built)
     assert built.checkpoints.steps() == [20]
@@ -106,7 +106,8 @@ def test_a_row_for_every_logged_step_and_evaluation(uninterrupted):
     evaluated = [line for line in lines if "eval/test/loss" in line]
     assert [line["step"] for line in trained] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert [line["step"] for line in evaluated] == [20, 40]
-    keys = ["step", "loss", "learning_rate", "gradient_norm", "accuracy", "examples_per_second"]
+    norms = ["gradient_norm", "parameter_norm", "update_norm"]
+    keys = ["step", "loss", "learning_rate", *norms, "skipped", "empty_terms", "accuracy", "examples_per_second"]
     assert all(list(line) == keys for line in trained)
     assert all(list(line) == ["step", "eval/test/loss", "eval/test/accuracy"] for line in evaluated)
 
@@ -204,10 +205,11 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
         loop.train(built)
     saved = built.checkpoints.steps()
     message = str(caught.value)
-    assert message.startswith(f"step {saved[-1] + 1}: loss=")
+    assert message.startswith(f"step {saved[-1] + 1} cannot be taken: ")
     assert message.endswith(
         f" at learning_rate=1e+25. Nothing of it is saved; the last checkpoint is of step {saved[-1]}."
-        " Try a lower --config.schedule.learning_rate or a warm-up."
+        " Try a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm."
+        f" Batch, indices and state are in {tmp_path / 'run' / 'failure' / f'step-{saved[-1]:08d}'}."
     )
     whole = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e25})
     assert whole.open() == saved[-1]

@@ -207,7 +207,7 @@ def test_a_step_of_padding_and_weights_is_the_mean_over_real_examples():
     before = [variable.numpy() for variable in built.model.trainable_variables]
     real = whole["weight"].numpy() == 1
     gradients = numpy_gradients(before, whole["image"].numpy()[real].reshape(-1, 784), whole["label"].numpy()[real])
-    velocity = [built.state.optimizer.momentums[i].numpy() for i in range(4)]
+    velocity = [built.state.optimizer.groups[0].momentums[i].numpy() for i in range(4)]
     row = built.train_block(1).row(0)
     after = [variable.numpy() for variable in built.model.trainable_variables]
     for old, new, v, g in zip(before, after, velocity, gradients, strict=True):

@@ -117,12 +117,14 @@ def test_override_returns_a_locked_config():
         (
             "--config.train=xla",
             "--config.train is a section, not a value. Set one of its keys:"
-            " train.block_steps, train.compile, train.duration, train.precision.",
+            " train.block_steps, train.compile, train.duration, train.micro_batches, train.nonfinite_limit,"
+            " train.on_nonfinite, train.precision, train.remat.",
         ),
         (
             "--config.train",
             "--config.train is a section, not a value. Set one of its keys:"
-            " train.block_steps, train.compile, train.duration, train.precision.",
+            " train.block_steps, train.compile, train.duration, train.micro_batches, train.nonfinite_limit,"
+            " train.on_nonfinite, train.precision, train.remat.",
         ),
         # Wrong types.
         ("--config.seed=abc", "--config.seed=abc: 'abc' is not of type int. Type e.g. --config.seed=0."),
@@ -190,7 +192,8 @@ def test_override_refuses(argument, expected):
         (
             {"train": {"compile": "xla"}},
             "--config.train is a section, not a value. Set one of its keys:"
-            " train.block_steps, train.compile, train.duration, train.precision.",
+            " train.block_steps, train.compile, train.duration, train.micro_batches, train.nonfinite_limit,"
+            " train.on_nonfinite, train.precision, train.remat.",
         ),
     ],
 )
@@ -234,7 +237,11 @@ def test_apply_preset():
             "preset 'x' sets 'model.widht', which get_config did not set before. Did you mean 'model.width'?",
         ),
         ("x", {"x": {"zzz": 1}}, "preset 'x' sets 'zzz', which get_config did not set before."),
-        ("x", {"x": {"train": 3}}, "preset 'x' sets 'train', which get_config did not set before."),
+        (
+            "x",
+            {"x": {"train": 3}},
+            "preset 'x' sets 'train', which get_config did not set before. Did you mean 'train.remat'?",
+        ),
         ("x", {"x": {"seed": 1.5}}, "preset 'x' sets seed=1.5, but it is of type int."),
     ],
 )

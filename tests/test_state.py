@@ -7,7 +7,8 @@ import pytest
 import tf_keras as keras
 
 from framework import layers, paths
-from framework.state import Best, create
+from framework.optim import Optimizer
+from framework.state import Best, create, new_counter
 
 NAN, INF = math.nan, math.inf
 
@@ -55,10 +56,11 @@ def make_state(optimizer=keras.optimizers.Adam):
         ]
     )
     model.build([None, 5, 5, 1])
-    return create(model, optimizer())
+    return create(model, Optimizer([(optimizer(), paths.trainable(model))]), new_counter())
 
 
-OWN = {"step", "updates", *(f"{name}/{part}" for name in ("best", "early") for part in ("value", "step", "waited"))}
+COUNTERS = ("step", "updates", "skipped", "skipped_in_row", "empty_terms")
+OWN = {*COUNTERS, *(f"{name}/{part}" for name in ("best", "early") for part in ("value", "step", "waited"))}
 MODEL = {
     *(f"model/{layer}/{name}" for layer in ("conv2d", "sequential/dense", "dense") for name in ("kernel", "bias")),
     *(f"model/batch_normalization/{name}" for name in ("gamma", "beta", "moving_mean", "moving_variance")),
@@ -71,20 +73,21 @@ def test_state_lists_every_variable_once_and_nothing_else(optimizer, slots):
     found = paths.variables(state)
     assert found.keys() >= OWN | MODEL
     rest = {id(found[path]) for path in found.keys() - OWN - MODEL}
-    own = {id(variable) for variable in (*state.best.variables, *state.early.variables, state.step)}
-    of_optimizer = {id(variable) for variable in (*state.optimizer.variables, state.optimizer.learning_rate)}
+    counters = [getattr(state, name) for name in COUNTERS]
+    own = {id(variable) for variable in (*state.best.variables, *state.early.variables, *counters)}
+    (inner,) = state.optimizer.groups
+    of_optimizer = {id(variable) for variable in (*inner.variables, inner.learning_rate)}
     everything = {id(variable) for variable in state.model.variables} | of_optimizer
     assert {id(variable) for variable in found.values()} == everything | own
     assert len(found) == len(everything | own)
-    assert rest == of_optimizer - {id(state.updates)}
-    assert len([path for path in found if path.startswith("optimizer/")]) == 8 * slots + 1  # and the learning rate
+    assert rest == of_optimizer
+    assert len([path for path in found if path.startswith("optimizer/groups/0/")]) == 8 * slots + 2  # count and rate
 
 
 def test_slots_exist_before_the_first_update():
     state = make_state()
     before = list(paths.variables(state))
-    model = state.model
-    state.optimizer.apply_gradients([(0 * variable, variable) for variable in model.trainable_variables])
+    state.optimizer.apply({path: 0 * variable for path, variable in state.optimizer.trained.items()})
     assert list(paths.variables(state)) == before
 
 
@@ -96,13 +99,14 @@ def test_names_shapes_and_order_are_the_same_for_every_build_in_a_process():
     assert list(first.items()) == list(second.items())
 
 
-def test_updates_are_the_optimizers_iterations_and_step_is_not():
+def test_counters_are_whole_numbers_of_their_own():
+    """An optimizer may be applied several times an update, which only the step counts."""
     state = make_state(keras.optimizers.SGD)
-    assert state.updates is state.optimizer.iterations
-    model = state.model
-    state.optimizer.apply_gradients([(0 * variable, variable) for variable in model.trainable_variables])
-    assert (int(state.updates), int(state.step)) == (1, 0)
-    assert (state.updates.dtype.name, state.step.dtype.name) == ("int64", "int64")
+    for _ in range(2):
+        state.optimizer.apply({path: 0 * variable for path, variable in state.optimizer.trained.items()})
+    assert int(state.optimizer.groups[0].iterations) == 2
+    assert [int(getattr(state, name)) for name in COUNTERS] == [0] * 5
+    assert {getattr(state, name).dtype.name for name in COUNTERS} == {"int64"}
 
 
 def test_layers_that_draw_are_told_their_path():

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from experiments import mnist_mlp
 from experiments.mnist_mlp import make_exports, make_loss, make_metrics, make_model, make_schedule  # noqa: F401
+from framework import precision
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 
@@ -26,7 +27,7 @@ def get_config(arg: str) -> ConfigDict:
 
 def make_data(cfg: ConfigDict, split: str):
     def to_float(batch):
-        return {**batch, "image": tf.cast(batch["image"], cfg.train.precision) * (1 / 255)}
+        return {**batch, "image": tf.cast(batch["image"], precision.full(cfg.train.precision)) * (1 / 255)}
 
     return make_batches(digits(split), cfg, training=split == "train", transform=to_float)
 

@@ -101,12 +101,22 @@ def test_rows_are_the_numbers_of_each_step():
     gradients = tape.gradient(loss, by_hand.model.trainable_variables)
     norm = np.sqrt(sum(np.sum(gradient.numpy() ** 2) for gradient in gradients))
     row = built.train_block(5).row(2)
-    assert list(row) == ["loss", "learning_rate", "gradient_norm", "loss/cross_entropy", "loss/penalty", "accuracy"]
+    norms = ["gradient_norm", "parameter_norm", "update_norm"]
+    assert list(row)[:7] == ["loss", "learning_rate", *norms, "skipped", "empty_terms"]
+    assert list(row)[7:] == ["loss/cross_entropy", "loss/penalty", "accuracy"]
+    weights = [variable.numpy() for variable in by_hand.model.trainable_variables]
+    by_hand.train_block(1)
+    moved = [new.numpy() - old for new, old in zip(by_hand.model.trainable_variables, weights, strict=True)]
+    assert row["parameter_norm"] == pytest.approx(
+        np.linalg.norm(np.concatenate([w.ravel() for w in weights])), rel=1e-12
+    )
+    assert row["update_norm"] == pytest.approx(np.linalg.norm(np.concatenate([m.ravel() for m in moved])), rel=1e-9)
+    assert row["skipped"] == row["empty_terms"] == 0
     assert row["loss"] == pytest.approx(float(loss), rel=1e-12)
     assert row["loss/cross_entropy"] == pytest.approx(float(cross_entropy), rel=1e-12)
     assert row["loss/penalty"] == pytest.approx(float(penalty), rel=1e-12)
     assert row["gradient_norm"] == pytest.approx(norm, rel=1e-12)
-    assert row["learning_rate"] == float(built.schedule(2))
+    assert row["learning_rate"] == float(built.schedules["model"](2))
     assert row["accuracy"] == np.mean(np.argmax(logits, axis=1) == batch["label"].numpy())
 
 
@@ -219,13 +229,18 @@ def test_total_is_the_sum_of_means():
     assert float(total(terms)) == 2.0
 
 
-def test_first_nonfinite_finds_the_step():
-    built = build("xla", **{"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""})
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_halts_before_the_step_that_is_not_finite(mode):
+    settings = {"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""}
+    built = build(mode, **settings)
     block = built.train_block(10)
-    bad = block.first_nonfinite()
-    assert bad is not None and bad >= 1
-    finite = [np.isfinite([block.row(i)["loss"], block.row(i)["gradient_norm"]]).all() for i in range(10)]
-    assert finite[:bad] == [True] * bad and not finite[bad]
+    assert block.is_halted and 1 < len(block.rows) < 10
+    finite = [np.isfinite([row["loss"], row["gradient_norm"]]).all() for row in map(block.row, range(len(block.rows)))]
+    assert finite == [True] * (len(finite) - 1) + [False]
+    assert int(built.state.step) == int(built.state.updates) == len(finite) - 1
+    again = build(mode, **settings)
+    again.train_block(len(finite) - 1)
+    assert_same_bits(snapshot(built), snapshot(again))
 
 
 def with_model(make_layers):

@@ -1,0 +1,315 @@
+"""The optimizers of a run: groups with their factors, several models, and every error to the letter."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import optim, paths, precision
+from framework.config import UserError, base_config, resolve
+
+STEPS = 20
+PEAK = 0.05
+DECAY = 0.2
+BOUND = {"float32": 2e-6, "float64": 1e-14}
+MODES = {
+    "eager": lambda fn: fn,
+    "graph": lambda fn: tf.function(fn, autograph=False),
+    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+}
+
+
+def make_config(name="adamw", groups=(), kind="float64", weight_decay=DECAY):
+    config = base_config()
+    config.train.duration = f"{STEPS} steps"
+    config.train.precision = kind
+    config.schedule.learning_rate = PEAK
+    config.optimizer.name, config.optimizer.groups, config.optimizer.weight_decay = name, tuple(groups), weight_decay
+    return resolve(config, steps_per_epoch=50)
+
+
+def make_model(kind="float64", **layers):
+    """One dense layer for each name and width."""
+    with precision.scope(kind):
+        parts = [keras.layers.Dense(width, name=name) for name, width in (layers or {"body": 3, "head": 2}).items()]
+        model = keras.Sequential(parts)
+        model.build((None, 4))
+    rng = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return model
+
+
+def falling(update):
+    return PEAK * (1 - tf.cast(update, tf.float64) / STEPS)
+
+
+def rising(update):
+    return PEAK * (1 + tf.cast(update, tf.float64))
+
+
+def counter():
+    return tf.Variable(0, trainable=False, dtype=tf.int64)
+
+
+class AdamW:
+    """One variable in float64; epsilon and betas as in `base_config`."""
+
+    def __init__(self, w, lr, decay):
+        self.w, self.lr, self.decay = w.astype(np.float64), lr, decay
+        self.m, self.v, self.t = np.zeros_like(self.w), np.zeros_like(self.w), 0
+
+    def update(self, g, rate):
+        rate *= self.lr
+        self.t += 1
+        self.w = self.w - rate * DECAY * self.decay * self.w
+        self.m = 0.9 * self.m + 0.1 * g
+        self.v = 0.999 * self.v + 0.001 * g**2
+        correction = math.sqrt(-math.expm1(self.t * math.log(0.999))) / (1 - 0.9**self.t)
+        self.w = self.w - rate * correction * self.m / (np.sqrt(self.v) + 1e-7)
+
+
+GROUPS = ("body/kernel: lr=0.1 decay=2", "head/kernel: lr=1", ".*/bias: decay=0", "tail/kernel: frozen")
+FACTORS = {
+    "body/kernel": (0.1, 2.0),
+    "head/kernel": (1.0, 1.0),
+    "body/bias": (1.0, 0.0),
+    "head/bias": (1.0, 0.0),
+    "tail/bias": (1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", BOUND)
+@pytest.mark.parametrize("mode", MODES)
+def test_each_group_gets_its_factors_and_what_is_frozen_stays(mode, kind):
+    model = make_model(kind, body=3, head=2, tail=1)
+    updates = counter()
+    optimizer = optim.build_optimizers(
+        optim.make_optimizer, model, falling, updates, make_config(groups=GROUPS, kind=kind)
+    )
+    assert list(optimizer.trained) == list(FACTORS)
+    assert len(optimizer.groups) == 3
+    variables = paths.trainable(model)
+    frozen = variables["tail/kernel"].numpy()
+    references = {path: AdamW(variables[path].numpy(), *factors) for path, factors in FACTORS.items()}
+    apply = MODES[mode](optimizer.apply)
+    rng = np.random.default_rng(2)
+    for count in range(STEPS):
+        updates.assign(count)
+        gradients = {path: rng.normal(size=variables[path].shape).astype(kind) for path in variables}
+        apply({path: tf.constant(g) for path, g in gradients.items()})
+        for path, reference in references.items():
+            reference.update(gradients[path].astype(np.float64), PEAK * (1 - count / STEPS))
+            difference = np.linalg.norm(variables[path].numpy() - reference.w)
+            assert difference < BOUND[kind] * np.linalg.norm(reference.w), (count, path)
+    assert variables["tail/kernel"].numpy().tobytes() == frozen.tobytes()
+
+
+@pytest.mark.parametrize("kind", BOUND)
+def test_without_groups_one_optimizer_has_all(kind):
+    model = make_model(kind)
+    optimizer = optim.build_optimizers(optim.make_optimizer, model, falling, counter(), make_config("adam", kind=kind))
+    assert list(optimizer.trained) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
+    assert [type(group) for group in optimizer.groups] == [keras.optimizers.Adam]
+    assert optimizer.groups[0].learning_rate.dtype == tf.as_dtype(kind)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_weights_slots_and_rate_of_half_precision_are_float32(kind):
+    optimizer = optim.build_optimizers(
+        optim.make_optimizer, make_model(kind), falling, counter(), make_config(kind=kind)
+    )
+    slots = [variable for variable in paths.variables(optimizer).values() if variable.dtype.is_floating]
+    assert len(slots) == 1 + 2 * 4
+    assert {variable.dtype for variable in (*slots, *optimizer.trained.values())} == {tf.float32}
+
+
+def make_models():
+    return {"generator": make_model(body=2), "critic": make_model(body=3, head=1)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_of_several_models_has_its_own_schedule_and_optimizer(mode):
+    models, updates = make_models(), counter()
+    groups = ("critic/head/.*: lr=0.5", "critic/body/.*: lr=1", "generator/.*: lr=2")
+    optimizers = optim.build_optimizers(
+        optim.make_optimizer,
+        models,
+        {"generator": falling, "critic": rising},
+        updates,
+        make_config("sgd", groups, weight_decay=0.0),
+    )
+    factors = {
+        "generator": {"body/kernel": 2.0, "body/bias": 2.0},
+        "critic": {"head/kernel": 0.5, "head/bias": 0.5, "body/kernel": 1.0, "body/bias": 1.0},
+    }
+    rates = {"generator": lambda u: PEAK * (1 - u / STEPS), "critic": lambda u: PEAK * (1 + u)}
+    assert {name: list(optimizer.trained) for name, optimizer in optimizers.items()} == {
+        "generator": list(factors["generator"]),
+        "critic": list(factors["critic"]),
+    }
+    assert {name: len(optimizer.groups) for name, optimizer in optimizers.items()} == {"generator": 1, "critic": 2}
+    rng = np.random.default_rng(3)
+    wanted = {name: {path: v.numpy() for path, v in paths.trainable(model).items()} for name, model in models.items()}
+    applies = {name: MODES[mode](optimizer.apply) for name, optimizer in optimizers.items()}
+    for count in range(STEPS):
+        updates.assign(count)
+        # The critic is updated twice in every update of the run; its rate follows the run.
+        for name in ("critic", "critic", "generator"):
+            gradients = {path: rng.normal(size=w.shape) for path, w in wanted[name].items()}
+            applies[name]({path: tf.constant(g) for path, g in gradients.items()})
+            for path, g in gradients.items():
+                wanted[name][path] = wanted[name][path] - factors[name][path] * rates[name](count) * g
+    for name, model in models.items():
+        for path, variable in paths.trainable(model).items():
+            assert variable.numpy() == pytest.approx(wanted[name][path], rel=1e-13, abs=1e-13), (name, path)
+
+
+def test_an_experiments_optimizers_are_grouped_too_and_may_leave_a_model_out():
+    seen = []
+
+    def make(cfg, learning_rate):
+        seen.append((cfg.optimizer.weight_decay, sorted(learning_rate)))
+        return {"critic": keras.optimizers.SGD(learning_rate["critic"], weight_decay=cfg.optimizer.weight_decay)}
+
+    groups = (".*/kernel: decay=3 lr=0.5", "critic/.*/bias: decay=0", "generator/body/bias: frozen")
+    optimizers = optim.build_optimizers(make, make_models(), falling, counter(), make_config(groups=groups))
+    assert [(pytest.approx(decay), names) for decay, names in seen] == [
+        (3 * DECAY, ["critic", "generator"]),
+        (0.0, ["critic", "generator"]),
+    ]
+    assert list(optimizers) == ["critic"]
+    assert list(optimizers["critic"].trained) == ["body/kernel", "head/kernel", "body/bias", "head/bias"]
+    rates = [float(group.learning_rate) for group in optimizers["critic"].groups]
+    assert rates == pytest.approx([0.5 * PEAK, PEAK], rel=1e-15)
+
+
+def test_a_model_of_its_own_optimizer_gets_the_rate_itself():
+    optimizer = optim.build_optimizers(
+        lambda cfg, learning_rate: keras.optimizers.RMSprop(learning_rate),
+        make_model(),
+        falling,
+        counter(),
+        make_config(groups=(".*: lr=0.3",)),
+    )
+    assert [type(group) for group in optimizer.groups] == [keras.optimizers.RMSprop]
+    assert float(optimizer.groups[0].learning_rate) == pytest.approx(0.3 * PEAK, rel=1e-15)
+
+
+def test_one_schedule_is_that_of_all_models():
+    models = make_models()
+    assert optim.schedules_of(falling, models) == {"generator": falling, "critic": falling}
+    assert optim.schedules_of({"critic": rising, "generator": falling}, models) == {
+        "generator": falling,
+        "critic": rising,
+    }
+    assert optim.schedules_of(falling, models["critic"]) == {"model": falling}
+
+
+# ---- errors
+
+
+def make_sgd(cfg, learning_rate):
+    return keras.optimizers.SGD(learning_rate)
+
+
+def make_untold(cfg, learning_rate):
+    return keras.optimizers.SGD(0.1)
+
+
+FROZEN = (
+    "nothing of '{}' is trained: optimizer.groups={} freezes all of it, or it has no trainable variable."
+    " Train a part of it{}"
+)
+OWN_RATE = (
+    "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"
+    " and not used. Pass its argument on: learning_rate=learning_rate."
+)
+OTHERWISE = ", or leave it out of what make_optimizer returns."
+SINGLE = {
+    "a decay of nothing": (
+        optim.make_optimizer,
+        make_config(groups=(".*/bias: decay=0", ".*/kernel: lr=1"), weight_decay=0.0),
+        "optimizer.groups: '.*/bias: decay=0' has no effect with optimizer.weight_decay=0."
+        " Type e.g. --config.optimizer.weight_decay=0.01.",
+    ),
+    "a text that is no group": (
+        optim.make_optimizer,
+        make_config(groups=(".*",)),
+        "optimizer.groups: '.*' is not a regex, ':' and settings."
+        " Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2' or 'head/.*: frozen'.",
+    ),
+    "a parameter without a group": (
+        optim.make_optimizer,
+        make_config(groups=(".*/kernel: lr=1", "body/bias: frozen")),
+        "optimizer.groups: no group covers 'head/bias'. Every parameter must be in exactly one group;"
+        " type e.g. 'REGEX: lr=1' for those without settings of their own.",
+    ),
+    "all frozen": (
+        optim.make_optimizer,
+        make_config(groups=(".*: frozen",)),
+        FROZEN.format("model", "('.*: frozen',)", "."),
+    ),
+    "a rate of its own": (make_untold, make_config(), OWN_RATE),
+    "an entry of no model": (
+        lambda cfg, learning_rate: {"critic": make_sgd(cfg, learning_rate)},
+        make_config(),
+        "make_optimizer returned an entry 'critic', but make_model returned model.",
+    ),
+}
+SEVERAL = {
+    "one frozen": (
+        optim.make_optimizer,
+        make_config(groups=("generator/.*: frozen", "critic/.*: lr=1")),
+        FROZEN.format("generator", "('generator/.*: frozen', 'critic/.*: lr=1')", OTHERWISE),
+    ),
+    "a slip of the pen": (
+        lambda cfg, rates: {"critics": make_sgd(cfg, rates["critic"])},
+        make_config(),
+        "make_optimizer returned an entry 'critics', but make_model returned generator, critic. Did you mean 'critic'?",
+    ),
+    "the rate of another": (
+        lambda cfg, rates: {"critic": make_sgd(cfg, rates["generator"])},
+        make_config(),
+        OWN_RATE,
+    ),
+    "none": (lambda cfg, rates: {}, make_config(), FROZEN.format("generator", "()", OTHERWISE)),
+}
+
+
+@pytest.mark.parametrize(("make", "config", "problem"), SINGLE.values(), ids=SINGLE)
+def test_what_does_not_fit_a_model_is_refused(make, config, problem):
+    with pytest.raises(UserError) as error:
+        optim.build_optimizers(make, make_model(), falling, counter(), config)
+    assert str(error.value) == problem
+
+
+@pytest.mark.parametrize(("make", "config", "problem"), SEVERAL.values(), ids=SEVERAL)
+def test_what_does_not_fit_several_models_is_refused(make, config, problem):
+    with pytest.raises(UserError) as error:
+        optim.build_optimizers(make, make_models(), falling, counter(), config)
+    assert str(error.value) == problem
+
+
+def test_a_model_without_trainable_variables_is_refused():
+    model = make_model()
+    model.trainable = False
+    with pytest.raises(UserError) as error:
+        optim.build_optimizers(optim.make_optimizer, model, falling, counter(), make_config())
+    assert str(error.value) == FROZEN.format("model", "()", ".")
+
+
+def test_schedules_that_do_not_fit_the_models_are_refused():
+    with pytest.raises(UserError) as error:
+        optim.schedules_of({"generater": falling, "critic": rising}, make_models())
+    assert str(error.value) == (
+        "make_schedule returned an entry 'generater', but make_model returned generator, critic."
+        " Did you mean 'generator'?"
+    )
+    with pytest.raises(UserError) as error:
+        optim.schedules_of({"critic": rising}, make_models())
+    assert str(error.value) == (
+        "make_schedule returned no schedule for model 'generator'. Add one, or return a single one."
+    )

@@ -1,0 +1,276 @@
+"""A step that is not finite is one that never was: what it may change, where it halts, how it is gone back from."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import loop, paths
+from framework.data.sources import Source
+from framework.failure import NonFiniteError
+from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
+
+MODES = ("xla", "graph", "eager")
+# First, middle and last of four micro-batches of four.
+PLACES = (1, 6, 15)
+COUNTS = {"step", "skipped", "skipped_in_row"}
+SCALE = {"loss_scale/scale", "loss_scale/good"}
+
+SKIP = {"train.on_nonfinite": "skip", "train.nonfinite_limit": 3}
+HALF = {"train.precision": "float16", "loss_scale.initial": 256.0, "loss_scale.growth_interval": 3}
+EMA = {"ema.decay": 0.9}
+MICRO = {"train.micro_batches": 4}
+REWIND = {"train.on_nonfinite": "rewind", "train.nonfinite_limit": 2, "checkpoint.every": "2 steps"}
+
+
+def rows(built):
+    lines = [json.loads(line) for line in (built.workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "examples_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"), [("xla", PLACES[1]), ("eager", PLACES[1]), *(("graph", place) for place in PLACES)]
+)
+def test_skip_changes_counters_alone(mode, place):
+    built = build(heat={(4, place): HOT}, **SKIP, **EMA, **MICRO, **{"train.compile": mode})
+    built.train_block(4)
+    before = snapshot(built)
+    block = built.train_block(1)
+    assert not math.isfinite(block.row(0)["loss"]) and not block.is_halted
+    assert differing(before, snapshot(built)) == COUNTS
+    assert block.row(0)["update_norm"] == 0
+    state = built.state
+    assert [int(v) for v in (state.step, state.updates, state.skipped, state.skipped_in_row)] == [5, 4, 1, 1]
+    built.train_block(1)
+    assert [int(v) for v in (state.step, state.updates, state.skipped, state.skipped_in_row)] == [6, 5, 1, 0]
+
+
+@pytest.mark.parametrize(("mode", "place"), [("xla", PLACES[0]), *(("graph", place) for place in PLACES)])
+def test_an_overflow_of_float16_changes_counters_and_scale_alone(mode, place):
+    """The loss itself is finite: only its gradients are too large for float16, whatever the scale."""
+    built = build(heat={(4, place): HOT_IN_HALF}, **HALF, **EMA, **MICRO, **{"train.compile": mode})
+    built.train_block(4)
+    assert (float(built.state.loss_scale.scale), int(built.state.loss_scale.good)) == (512, 1)
+    before = snapshot(built)
+    block = built.train_block(1)
+    row = block.row(0)
+    assert math.isfinite(row["loss"]) and not math.isfinite(row["gradient_norm"])
+    assert differing(before, snapshot(built)) == COUNTS | SCALE
+    assert row["loss_scale"] == 512  # that of the step, not of the next
+    assert (float(built.state.loss_scale.scale), int(built.state.loss_scale.good)) == (256, 0)
+    assert [int(v) for v in (built.state.step, built.state.updates, built.state.skipped)] == [5, 4, 1]
+
+
+def test_a_skipped_step_is_as_if_its_learning_rate_had_not_been_asked_for():
+    """Schedule, Adam's bias correction and the average go on where they were: they count updates."""
+    built = build(heat={(1, 3): HOT}, **SKIP, **EMA)
+    block = built.train_block(6)
+    rates = [block.row(i)["learning_rate"] for i in range(6)]
+    assert rates == pytest.approx([0, 0.01 / 3, 0.01 / 3, 0.02 / 3, *rates[4:]], rel=1e-6) and rates[1] == rates[2]
+    assert rates[4] == pytest.approx(0.01)
+    assert int(built.state.optimizer.groups[0].iterations) == int(built.state.updates) == 5
+    assert [block.row(i)["skipped"] for i in range(6)] == [0, 1, 1, 1, 1, 1]
+
+
+def test_the_average_counts_updates():
+    built = build(heat={(2, 3): HOT}, **SKIP, **EMA)
+    weights = []
+    for step in range(6):
+        built.train_block(1)
+        if step != 2:
+            weights.append(built.model.layers[0].kernel.numpy().astype(np.float64))
+    shares = 0.1 * 0.9 ** np.arange(len(weights))[::-1]
+    expected = np.tensordot(shares / shares.sum(), np.stack(weights), 1)
+    np.testing.assert_allclose(built.state.ema.averages["first/kernel"].numpy(), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stop_halts_at_the_step_with_the_state_before_it(mode):
+    built = build(heat={(4, 9): HOT}, **EMA, **{"train.compile": mode})
+    block = built.train_block(10)
+    assert block.is_halted and len(block.rows) == 5
+    assert not math.isfinite(block.row(4)["loss"])
+    whole = build(**EMA, **{"train.compile": mode})
+    whole.train_block(4)
+    assert differing(snapshot(built), snapshot(whole)) == set()
+
+
+def test_stop_says_why_and_writes_down_batch_indices_and_state(tmp_path):
+    built = build(tmp_path / "run", heat={(4, 9): HOT})
+    with pytest.raises(NonFiniteError) as caught:
+        loop.train(built)
+    folder = tmp_path / "run" / "failure" / "step-00000004"
+    message = str(caught.value)
+    assert message.startswith(
+        "step 5 cannot be taken: term 'cross_entropy' of the loss is not finite, and no layer's output is to blame"
+    )
+    assert message.endswith(f"Batch, indices and state are in {folder}.")
+    facts = json.loads((folder / "failure.json").read_text())
+    assert (facts["step"], facts["numbers"]["loss"]) == (4, "inf")
+    assert facts["finding"] == "term 'cross_entropy' of the loss is not finite, and no layer's output is to blame"
+    assert facts["examples"]["index"] == [place_of(4, place) for place in range(BATCH)]
+    source = examples({(4, 9): HOT}).take(np.array(facts["examples"]["index"]))
+    with np.load(folder / "batch.npz") as batch:
+        assert set(batch) == {*source, "weight"}
+        for name, array in source.items():
+            np.testing.assert_array_equal(batch[name], array)
+    reader = tf.train.load_checkpoint(str(folder / "state"))
+    four = build()
+    four.train_block(4)
+    for path, variable in paths.variables(four.state).items():
+        assert np.asarray(reader.get_tensor(path)).tobytes() == variable.numpy().tobytes(), path
+
+
+def test_skip_gives_up_after_so_many_in_a_row(tmp_path):
+    """Two in a row are passed over; at the third the run stops, and says where."""
+    hot = {(step, 0): HOT for step in (1, 2, 5, 6, 7)}
+    built = build(tmp_path / "run", heat=hot, **SKIP)
+    with pytest.raises(NonFiniteError) as caught:
+        loop.train(built)
+    folder = tmp_path / "run" / "failure" / "step-00000007"
+    assert str(caught.value) == (
+        "step 8: 3 steps in a row were skipped because they were not finite (train.nonfinite_limit=3): term"
+        " 'cross_entropy' of the loss is not finite, and no layer's output is to blame."
+        f" Batch, indices and state are in {folder}."
+    )
+    assert json.loads((folder / "failure.json").read_text())["examples"]["index"][0] == place_of(7, 0)
+    skipping = build(heat=hot, **SKIP)
+    assert len(skipping.train_block(7).rows) == 7
+    assert int(skipping.state.updates) == 3
+
+
+def poisoned(bad):
+    """The list of steps not to take, filled in from the start."""
+    built = build(heat={(step, 2): HOT for step in bad}, **REWIND)
+    built.state.skip_list.assign([*bad, *[-1] * (2 - len(bad))])
+    return built
+
+
+@pytest.mark.parametrize("bad", [(0,), (3, 8), (4, 5)])
+def test_rewind_ends_as_a_run_that_knew_from_the_start(tmp_path, bad):
+    built = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
+    result = loop.train(built)
+    assert (result["status"], result["step"], result["updates"]) == ("finished", 10, 10 - len(bad))
+    assert result["skipped"] == len(bad)
+    knew = poisoned(bad)
+    knew.train_block(10)
+    assert differing(snapshot(built), snapshot(knew)) == set()
+    trained = [line["step"] for line in rows(built) if "loss" in line]
+    assert trained == list(range(1, 11))  # rows of what was gone back from are written once
+
+
+def test_rewind_gives_up_when_the_list_is_full(tmp_path):
+    built = build(tmp_path / "run", heat={(step, 2): HOT for step in (2, 5, 7)}, **REWIND)
+    with pytest.raises(NonFiniteError) as caught:
+        loop.train(built)
+    assert str(caught.value).startswith(
+        "step 8 cannot be taken after 2 rewinds (train.nonfinite_limit): term 'cross_entropy' of the loss is not finite"
+    )
+    assert built.state.skip_list.numpy().tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("rewinds", [1, 2])
+def test_killed_right_after_a_rewind_and_resumed_ends_in_the_same_bits(tmp_path, monkeypatch, rewinds):
+    bad = (3, 8)
+    whole = build(tmp_path / "whole", heat={(step, 2): HOT for step in bad}, **REWIND)
+    loop.train(whole)
+    killed = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
+    original, calls = loop.rewind_or_raise, []
+
+    def die(*args):
+        original(*args)
+        calls.append(args)
+        if len(calls) == rewinds:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rewind_or_raise", die)
+        with pytest.raises(MemoryError):
+            loop.train(killed)
+    resumed = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
+    loop.train(resumed)
+    assert differing(snapshot(resumed), snapshot(whole)) == set()
+    assert rows(resumed) == rows(whole)
+
+
+def test_a_scale_stuck_at_its_floor_stops_the_run(tmp_path):
+    """Two halvings to the floor, then as many steps as `patience` that no scale helps."""
+    settings = {**HALF, "loss_scale.initial": 4.0, "loss_scale.patience": 3}
+    heat = {(step, 0): HOT_IN_HALF for step in range(2, 10)}
+    built = build(tmp_path / "run", heat=heat, **settings)
+    with pytest.raises(NonFiniteError) as caught:
+        loop.train(built)
+    message = str(caught.value)
+    assert message.startswith(
+        "step 7: 3 updates in a row were not finite although the loss scale is at its floor of 1, so float16 is not the"
+        " reason: "
+    )
+    assert (
+        ". Try a lower --config.schedule.learning_rate, or --config.train.precision=bfloat16. Batch, indices and state"
+        f" are in {tmp_path / 'run' / 'failure' / 'step-00000006'}." in message
+    )
+    scales = [line["loss_scale"] for line in rows(built) if "loss" in line]
+    assert scales == [4, 4, 4, 2, 1, 1][: len(scales)]
+
+
+def test_a_static_scale_that_overflows_follows_the_policy():
+    settings = {"train.precision": "float16", "loss_scale.name": "static", "loss_scale.initial": 256.0}
+    stopping = build(heat={(3, 5): HOT_IN_HALF}, **settings)
+    block = stopping.train_block(10)
+    assert block.is_halted and len(block.rows) == 4 and int(stopping.state.step) == 3
+    skipping = build(heat={(3, 5): HOT_IN_HALF}, **settings, **SKIP)
+    skipping.train_block(3)
+    before = snapshot(skipping)
+    assert not skipping.train_block(1).is_halted
+    assert differing(before, snapshot(skipping)) == COUNTS
+
+
+def test_empty_terms_are_counted_once_an_update():
+    """No example of three steps has any weight; of those, one is skipped and counts for nothing."""
+
+    def make_loss(cfg):
+        from tests import small
+
+        inner = small.make_loss(cfg)
+
+        def loss(model, batch, training):
+            terms, outputs = inner(model, batch, training)
+            (first,) = terms.values()
+            is_cold = tf.cast(batch["heat"] < 0, tf.float32)  # marks the batches in which the term counts nothing
+            empty = 1 - tf.reduce_max(is_cold)
+            return {**terms, "second": type(first)(first.sum * empty, first.weight * empty)}, outputs
+
+        return loss
+
+    heat = {(1, 0): -1.0, (3, 0): -1.0, (4, 0): -1.0, (4, 1): HOT}
+    built = build(heat=heat, functions={"make_loss": make_loss}, **SKIP)
+    block = built.train_block(6)
+    assert [block.row(i)["empty_terms"] for i in range(6)] == [0, 1, 1, 2, 2, 2]
+    assert [block.row(i)["loss/second"] == 0 for i in range(4)] == [False, True, False, True]
+    assert int(built.state.updates) == 5
+
+
+def test_a_batch_without_any_weight_changes_nothing_but_counts():
+    """Zero gradients are a finite update: SGD without momentum leaves the weights alone."""
+    settings = {"optimizer.name": "sgd", "data.remainder": "pad", "data.batch_size": 16}
+    built = build(functions={"make_data": weightless}, **settings)
+    before = snapshot(built)
+    row = built.train_block(1).row(0)
+    weights = {path for path in before if path.startswith("model/") and "norm/moving" not in path}
+    assert row["loss"] == row["gradient_norm"] == row["update_norm"] == 0
+    assert not differing(before, snapshot(built)) & weights
+    assert (int(built.state.updates), int(built.state.empty_terms), int(built.state.skipped)) == (1, 1, 0)
+
+
+def weightless(cfg, split):
+    from framework.data.batches import make_batches
+
+    source = examples({})
+    return make_batches(
+        Source(dict(source.arrays), origin="made-up points"),
+        cfg,
+        training=split == "train",
+        transform=lambda batch: {**batch, "weight": 0 * batch["weight"]},
+    )

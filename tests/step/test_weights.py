@@ -1,0 +1,202 @@
+"""Weights of terms are computed from the batch alone: no forward pass, no draw, nothing moved."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import layers, losses, paths, rng
+from framework.config import UserError
+from framework.step.gradients import gradients_of
+from framework.step.weights import term_weights
+from tests.small import build
+
+SPECS = {
+    "x": tf.TensorSpec([8, 4], tf.float32),
+    "label": tf.TensorSpec([8], tf.int32),
+    "weight": tf.TensorSpec([8], tf.float32),
+}
+TABLE = np.array([0.5, 2.0, 3.25], np.float32)
+# Made outside of the trace: a tensor that it captures.
+TENSOR = tf.constant(TABLE)
+
+
+def make_batch(seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "x": tf.constant(random.normal(size=(8, 4)), tf.float32),
+        "label": tf.constant(random.integers(0, 3, 8), tf.int32),
+        "weight": tf.constant(random.integers(0, 3, 8), tf.float32),
+    }
+
+
+def make_model():
+    model = keras.Sequential(
+        [keras.layers.Dense(5), keras.layers.BatchNormalization(), layers.Dropout(0.5), keras.layers.Dense(3)]
+    )
+    model.build([None, 4])
+    rng.name_streams(paths.objects(model))
+    return model
+
+
+def in_mode(mode, function):
+    return function if mode == "eager" else tf.function(function, autograph=False, jit_compile=mode == "xla")
+
+
+def terms_of(model, batch):
+    """Terms weighted in all the ways that a batch can say."""
+    values = losses.sparse_cross_entropy(model(batch["x"], training=True), batch["label"], batch["weight"])
+    weight, label = batch["weight"], batch["label"]
+    chosen = {
+        "plain": values.weight,
+        "constant": tf.constant(7.0),
+        "table": tf.reduce_sum(weight * tf.gather(tf.constant(TABLE), label)),
+        "tensor": tf.reduce_sum(weight * tf.gather(TENSOR, label)),
+        "branch": tf.cond(tf.reduce_sum(weight) > 100, lambda: tf.zeros([]), lambda: tf.reduce_max(weight)),
+        "loop": tf.while_loop(lambda i, s: i < 4, lambda i, s: (i + 1, s + weight[i]), (0, tf.zeros([])))[1],
+        "inner": tf.function(lambda w: 2 * tf.reduce_sum(w))(weight),
+        "ones": tf.ones([]),
+    }
+    return {name: losses.Term(values.sum, value) for name, value in chosen.items()}, {}
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_weights_are_those_of_numpy_and_nothing_moves(mode):
+    model = make_model()
+    before = [variable.numpy() for variable in model.variables]
+    with rng.scope(rng.key(0), 0):
+        weights = in_mode(mode, term_weights(lambda batch: terms_of(model, batch), SPECS))
+    for seed in (1, 2):
+        batch = make_batch(seed)
+        weight, label = batch["weight"].numpy(), batch["label"].numpy()
+        found = {name: float(value) for name, value in weights(batch).items()}
+        assert found == {
+            "plain": weight.sum(),
+            "constant": 7.0,
+            "table": pytest.approx((weight * TABLE[label]).sum(), rel=1e-6),
+            "tensor": pytest.approx((weight * TABLE[label]).sum(), rel=1e-6),
+            "branch": weight.max(),
+            "loop": weight[:4].sum(),
+            "inner": 2 * weight.sum(),
+            "ones": 1.0,
+        }
+    for variable, old in zip(model.variables, before, strict=True):
+        assert variable.numpy().tobytes() == old.tobytes(), variable.name
+
+
+def test_no_forward_pass_is_part_of_it():
+    model = make_model()
+    with rng.scope(rng.key(0), 0):
+        weights = term_weights(lambda batch: terms_of(model, batch), SPECS)
+    graph = weights.get_concrete_function(SPECS).graph
+    operations = {operation.type for operation in graph.get_operations()}
+    assert "Sum" in operations and graph.variables == ()
+    assert not {kind for kind in operations if "MatMul" in kind or "Random" in kind or "Assign" in kind}
+
+
+def test_several_arguments_keep_their_order():
+    def run(index, batch):
+        weight = batch["weight"][index] + 10 * tf.cast(index, tf.float32)
+        return {"one": losses.Term(tf.zeros([]), weight)}, {}
+
+    weights = term_weights(run, tf.TensorSpec([], tf.int32), SPECS)
+    batch = make_batch()
+    assert float(weights(tf.constant(3), batch)["one"]) == batch["weight"].numpy()[3] + 30
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_micro_batches_draw_and_weigh_as_one_piece(mode):
+    """Dropout's masks, class weights and ragged weights: four parts have the gradient of the whole, twice in a step.
+
+    The trace that weights are taken from does not count: the second pass draws what it would draw in one piece.
+    """
+    model, batch = make_model(), make_batch(3)
+    model.layers[1].trainable = False  # the statistics of a part are not those of the whole
+    variables = {path: v for path, v in paths.trainable(model).items() if not path.startswith("batch_normalization")}
+
+    def one_pass(part):
+        share = part["weight"] * tf.gather(tf.constant(TABLE), part["label"])
+        logits = model(part["x"], training=True)
+        return {
+            "table": losses.sparse_cross_entropy(logits, part["label"], share),
+            "plain": losses.sparse_cross_entropy(2 * logits, part["label"], part["weight"]),
+        }, {}
+
+    positions = {1: [], 4: []}
+
+    def gradients(micro_batches):
+        def run():
+            with rng.scope(rng.key(4), 2):
+                passes = []
+                for _ in range(2):
+                    passes.append(gradients_of(one_pass, batch, variables, {}, micro_batches, None, tf.float32))
+                    positions[micro_batches].append(rng.position())
+                return passes
+
+        return in_mode(mode, run)()
+
+    for whole, parts in zip(gradients(1), gradients(4), strict=True):
+        for name in whole.terms:
+            assert float(parts.terms[name].weight) == pytest.approx(float(whole.terms[name].weight), rel=1e-6)
+            assert float(parts.terms[name].sum) == pytest.approx(float(whole.terms[name].sum), rel=1e-5)
+        for path, gradient in whole.gradients.items():
+            error = np.linalg.norm(parts.gradients[path] - gradient)
+            assert error <= 2e-6 * np.linalg.norm(gradient), path
+    assert positions[4] == positions[1] == [{"dropout": 1}, {"dropout": 2}]
+
+
+def weighted_by(variable_of, nested=False):
+    """A loss whose term 'mine' is weighted by a variable of the model."""
+
+    def factor(model, batch):
+        if nested:
+            return tf.function(lambda w: tf.reduce_sum(variable_of(model)) * tf.reduce_sum(w))(batch["weight"])
+        return tf.reduce_sum(variable_of(model)) * tf.reduce_sum(batch["weight"])
+
+    def run(model, batch, training):
+        term = losses.sparse_cross_entropy(model(batch["x"], training=training), batch["label"], batch["weight"])
+        return {"fine": term, "mine": losses.Term(term.sum, factor(model, batch))}, {}
+
+    return run
+
+
+MESSAGE = (
+    "the weight of term 'mine' is computed from the variable '{}'. A weight is a function of the batch alone: put"
+    " factors that depend on the model into Term.sum."
+)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("variable_of", "name"),
+    [
+        (lambda model: model.layers[0].kernel, "dense/kernel:0"),
+        (lambda model: model.layers[1].moving_mean, "batch_normalization/moving_mean:0"),
+    ],
+)
+def test_a_weight_that_depends_on_the_model_is_refused(variable_of, name, nested):
+    model = make_model()
+    loss = weighted_by(variable_of, nested)
+    with pytest.raises(UserError) as caught, rng.scope(rng.key(0), 0):
+        term_weights(lambda batch: loss(model, batch, True), SPECS)
+    assert str(caught.value) == MESSAGE.format(variable_of(model).name)
+
+
+def test_a_weight_that_depends_on_the_output_is_refused():
+    model = make_model()
+
+    def run(batch):
+        logits = model(batch["x"], training=True)
+        return {"mine": losses.Term(tf.reduce_sum(logits), tf.reduce_sum(tf.nn.softmax(logits)))}, {}
+
+    with pytest.raises(UserError) as caught, rng.scope(rng.key(0), 0):
+        term_weights(run, SPECS)
+    assert str(caught.value) in {MESSAGE.format(variable.name) for variable in model.variables}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_building_a_run_refuses_it_too(micro_batches):
+    loss = weighted_by(lambda model: model.layers[0].kernel)
+    with pytest.raises(UserError) as caught:
+        build(functions={"make_loss": lambda cfg: loss}, **{"train.micro_batches": micro_batches})
+    assert str(caught.value) == MESSAGE.format("first/kernel:0")
