@@ -69,8 +69,8 @@ def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:
     saved = run.checkpoints.steps()
     if state.loss_scale is not None and bool(state.loss_scale.is_stuck):
         return (
-            f"step {int(state.step) + 1}: {int(state.loss_scale.stuck)} updates in a row were not finite although the loss"
-            f" scale is at its floor of {settings.loss_scale.floor:g}, so float16 is not the reason: {finding}."
+            f"step {int(state.step) + 1}: {int(state.loss_scale.stuck)} updates in a row were not finite although the"
+            f" loss scale is at its floor of {settings.loss_scale.floor:g}, so float16 is not the reason: {finding}."
             " Try a lower --config.schedule.learning_rate, or --config.train.precision=bfloat16."
         )
     if settings.train.on_nonfinite == "skip":
