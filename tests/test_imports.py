@@ -20,6 +20,7 @@ ROWS = (
     ("data.sources",),
     ("data.mnist",),
     ("data.batches",),
+    ("data.replay",),
     ("data.augment", "data.text"),
     ("data",),
     ("layers/*",),

@@ -87,6 +87,9 @@ class TrainBlock:
         self._inspect = Compiled(self._gradients, "eager" if config.train.compile == "eager" else "graph", "inspect")
         self._state, self._step, self._tools, self._guarded = state, step, tools, guarded
         self._batches, self._schedules, self._config = batches, schedules, config
+        # Batches that have a state have moved on when a block halts: the batch it halted at is looked at from here.
+        self._seen = {} if state.data is None else _places_for(batches)
+        self._is_halted = False
         self._dtype = precision.master_dtype(config.train.precision)
         self._key = tf.constant(rng.key(config.seed), tf.uint64)
 
@@ -97,7 +100,8 @@ class TrainBlock:
         first = int(self._state.step)
         plan = {} if self._batches.is_resident else self._batches.plan(first, k, self.block_steps)
         rows, count, is_halted = self.compiled(tf.constant(k), plan)
-        return Block(first, rows.numpy()[: int(count)], self.layout, bool(is_halted))
+        self._is_halted = bool(is_halted)
+        return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted)
 
     @property
     def state(self) -> TrainState:
@@ -105,7 +109,9 @@ class TrainBlock:
         return self._state
 
     def batch(self) -> Batch:
-        """The batch of the next step."""
+        """The batch of the next step; of batches that have a state, after a block halted, the one it halted at."""
+        if self._is_halted and self._seen:
+            return {name: variable.read_value() for name, variable in self._seen.items()}
         return self._batches.at(self._state.step.read_value())
 
     def inspect(self) -> dict[str, np.ndarray]:
@@ -146,6 +152,8 @@ class TrainBlock:
             allowed = tf.reduce_all(tf.not_equal(state.skip_list, state.step))
         with scopes(self._config.train.precision, self._key, state.step.read_value()):
             batch = self._batches.take(plan, index)
+            for name, variable in self._seen.items():
+                variable.assign(batch[name])
             terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed)
         halt = self._count(allowed)
         scalars = {"loss": total(terms), "skipped": state.skipped.read_value()}
@@ -177,6 +185,12 @@ class TrainBlock:
 
     def _gradients(self, batch: Batch) -> dict[str, tf.Tensor]:
         return self.look(batch or self.batch()).gradients
+
+
+def _places_for(batches: Batches) -> dict[str, tf.Variable]:
+    """{name: variable} of the shapes of a batch."""
+    shapes = tf.function(lambda: dict(batches.at(0)), autograph=False).get_concrete_function().structured_outputs
+    return {name: tf.Variable(tf.zeros(spec.shape, spec.dtype), trainable=False) for name, spec in shapes.items()}
 
 
 def repeat(

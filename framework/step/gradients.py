@@ -53,7 +53,7 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
     A term of weight 1 a micro-batch counts once an update: sum and weight both grow with the number of micro-batches.
 
     Raises:
-      UserError: something else was returned, or a term is not in at least float32.
+      UserError: something else was returned, a term is not in at least float32, or has the name of the penalties.
     """
     if not _is_terms_and_outputs(returned):
         raise UserError(
@@ -74,6 +74,10 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
         for penalty in getattr(part, "losses", ())
         if _is_of_this_trace(penalty)
     ]
+    if PENALTY in terms:
+        raise UserError(
+            f"the loss returned a term '{PENALTY}', which is what model.losses are called. Give it another name."
+        )
     if penalties:
         penalty = _sum(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}

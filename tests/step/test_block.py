@@ -298,6 +298,17 @@ def test_a_loss_of_another_form_is_refused(returned, shown):
     )
 
 
+def test_a_term_of_the_name_of_the_penalties_is_refused():
+    """It would have been overwritten in silence."""
+
+    def loss(model, batch, training):
+        return {"penalty": losses.Term(tf.reduce_sum(model(batch["image"])), tf.ones([]))}, {}
+
+    assert refusal({"make_loss": lambda cfg: loss}) == (
+        "the loss returned a term 'penalty', which is what model.losses are called. Give it another name."
+    )
+
+
 def test_a_metric_of_another_form_is_refused():
     class Scalar(metrics.Accuracy):
         def update(self, outputs, batch):
