@@ -22,12 +22,14 @@ _STATUS = Path("/proc/self/status")
 class Compiled:
     """`fn` compiled by `mode`: 'xla' (one XLA program), 'graph' (tf.function) or 'eager' (as it is).
 
+    With `in_parts`, 'xla' is what `fn` does for parts of itself, and the whole is a tf.function.
+
     Attributes:
       traces: times the Python body was traced; under 'eager', 0.
       compilations: times XLA compiled it; None where that cannot be seen (no /proc).
     """
 
-    def __init__(self, fn: Callable[..., Any], mode: str, name: str) -> None:
+    def __init__(self, fn: Callable[..., Any], mode: str, name: str, in_parts: bool = False) -> None:
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {MODES}")
         self.mode, self.name = mode, name
@@ -39,9 +41,8 @@ class Compiled:
             return fn(*args)
 
         # Autograph stays off: loops are written with tf.while_loop, so what is compiled is what is read.
-        self.function = (
-            None if mode == "eager" else tf.function(traced, jit_compile=mode == "xla" or None, autograph=False)
-        )
+        compiled = mode == "xla" and not in_parts
+        self.function = None if mode == "eager" else tf.function(traced, jit_compile=compiled or None, autograph=False)
         self._fn = fn
 
     def __call__(self, *args: Any) -> Any:

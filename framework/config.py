@@ -36,7 +36,8 @@ def base_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = ""  # which data set, e.g. 'mnist'
     config.data.dir = ""  # folder with the files, before $DATA_DIR and downloads; --data_dir sets it
-    config.data.batch_size = 128  # examples of one global batch
+    config.data.batch_size = 128  # examples of one global batch, of all replicas together
+    config.data.replica_batch_size = 0  # of one replica, instead: batch_size becomes this times the replicas; 0 = not
     config.data.shuffle = True  # a fresh order each epoch; False = the order of the files
     config.data.remainder = "carry"  # end of an epoch: carry (batches run on), pad (weight 0) or drop
     config.data.placement = "auto"  # resident (tensors on the device), stream (tf.data) or auto (by size)
@@ -132,6 +133,12 @@ def base_config() -> ConfigDict:
     config.runtime = ConfigDict()
     config.runtime.deterministic = True  # TensorFlow's op determinism: same run, same bits
     config.runtime.threads = 0  # threads of one op; 0 = all cores
+    config.runtime.strategy = "one_device"  # one_device, mirrored (one process), multi_worker, tpu
+    config.runtime.devices = 0  # replicas in this process; 0 = one for each device
+    config.runtime.virtual_devices = 0  # mirrored: so many virtual CPU devices stand in for GPUs; 0 = none
+    config.runtime.all_reduce = "auto"  # auto, nccl, hierarchical or one_device; multi_worker: auto, nccl or ring
+    config.runtime.all_reduce_dtype = "full"  # full, or bfloat16: gradients travel in half the bytes
+    config.runtime.worker_timeout_seconds = 120  # multi_worker: how long the start waits for the other workers
 
     config.lock()
     for section in FREE_SECTIONS:
@@ -151,6 +158,9 @@ _CHOICES = {
     "schedule.name": ("constant", "cosine", "piecewise", "polynomial", "restarts", "inverse_sqrt", "one_cycle"),
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
+    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "tpu"),
+    "runtime.all_reduce": ("auto", "nccl", "hierarchical", "one_device", "ring"),
+    "runtime.all_reduce_dtype": ("full", "bfloat16"),
     "export.checkpoint": ("last", "best"),
     "export.weights": ("model", "ema"),
 }
@@ -165,6 +175,7 @@ _TINY, _HUGE = 2.0**-100, 2.0**100
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**63 - 1),
     "data.batch_size": (1, _LARGEST),
+    "data.replica_batch_size": (0, _LARGEST),
     "data.resident_limit_mb": (0, _LARGEST),
     "data.parallel_calls": (1, 1024),
     "data.prefetch_batches": (1, 1024),
@@ -198,6 +209,9 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "checkpoint.keep": (1, _LARGEST),
     "export.examples": (1, _LARGEST),
     "runtime.threads": (0, 1024),
+    "runtime.devices": (0, 1024),
+    "runtime.virtual_devices": (0, 64),
+    "runtime.worker_timeout_seconds": (1, 86_400),
 }
 
 # Durations; True = may be '' (never).
@@ -234,6 +248,11 @@ _ONLY_WITH = {
     "schedule.power": ("schedule.name", ("polynomial",)),
     **{f"schedule.{name}": ("schedule.name", ("restarts",)) for name in ("period", "period_factor", "peak_factor")},
     "schedule.timescale": ("schedule.name", ("inverse_sqrt",)),
+    "runtime.devices": ("runtime.strategy", ("mirrored",)),
+    "runtime.virtual_devices": ("runtime.strategy", ("mirrored",)),
+    "runtime.all_reduce": ("runtime.strategy", ("mirrored", "multi_worker")),
+    "runtime.all_reduce_dtype": ("runtime.strategy", ("mirrored", "multi_worker", "tpu")),
+    "runtime.worker_timeout_seconds": ("runtime.strategy", ("multi_worker",)),
 }
 
 _PLAIN = (bool, int, float, str)
@@ -439,6 +458,7 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
     if flat["optimizer.nesterov"] and flat["optimizer.momentum"] == 0:
         raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
     _check_step(flat)
+    _check_replicas(flat)
     _check_loss_scale(flat)
     _check_schedule(flat)
 
@@ -456,6 +476,51 @@ def _check_step(flat: Mapping[str, Any]) -> None:
             re.compile(flat[key])
         except re.error as error:
             raise UserError(f"{key}='{flat[key]}' is not a regular expression: {error}.") from error
+
+
+_ALL_REDUCE = {"mirrored": ("auto", "nccl", "hierarchical", "one_device"), "multi_worker": ("auto", "nccl", "ring")}
+
+
+def _check_replicas(flat: Mapping[str, Any]) -> None:
+    strategy, algorithm = flat["runtime.strategy"], flat["runtime.all_reduce"]
+    legal = _ALL_REDUCE.get(strategy, ("auto",))
+    if algorithm not in legal:
+        raise UserError(
+            f"runtime.all_reduce='{algorithm}' is not one that runtime.strategy='{strategy}' has: {', '.join(legal)}."
+            " Use --config.runtime.all_reduce=auto."
+        )
+    devices, virtual = flat["runtime.devices"], flat["runtime.virtual_devices"]
+    if virtual and devices > virtual:
+        raise UserError(
+            f"runtime.devices={devices} is more than runtime.virtual_devices={virtual}."
+            f" Use --config.runtime.virtual_devices={devices}."
+        )
+
+
+def with_replicas(config: ConfigDict, replicas: int) -> ConfigDict:
+    """The config of a run on so many replicas: the batch size is the global one, and each replica gets its share.
+
+    Raises:
+      UserError: a batch that does not divide.
+    """
+    if config.data.replica_batch_size:
+        config = config.copy_and_resolve_references().unlock()
+        config.data.batch_size = config.data.replica_batch_size * replicas
+        config = locked(config)
+    parts = config.train.micro_batches
+    of = f"{replicas} replicas" + (f" of {parts} micro-batches" if parts > 1 else "")
+    for key, size, pieces in (
+        ("data.batch_size", config.data.batch_size, replicas * parts),
+        ("eval.batch_size", config.eval.batch_size, replicas),
+    ):
+        if size % pieces:
+            lower, upper = size // pieces * pieces, -(-size // pieces) * pieces
+            raise UserError(
+                f"{key}={size} is not divisible by {of if key == 'data.batch_size' else f'{replicas} replicas'}"
+                f" (runtime.strategy='{config.runtime.strategy}')."
+                f" Use --config.{key}={f'{lower} or {upper}' if lower else upper}."
+            )
+    return config
 
 
 def _check_loss_scale(flat: Mapping[str, Any]) -> None:

@@ -26,8 +26,30 @@ class Term(NamedTuple):
 class Coupled(Term):
     """A term whose value for one example depends on the others of its batch, such as an in-batch softmax.
 
-    Micro-batches would compare each example with fewer others, so `train.micro_batches` > 1 is refused.
+    Micro-batches would compare each example with fewer others, so `train.micro_batches` > 1 is refused. So are several
+    replicas, unless the loss has `needs_collectives = True` and compares with the `gathered` features of all of them.
     """
+
+
+def gathered(features: tf.Tensor) -> tf.Tensor:
+    """[part, ...] of each replica as [batch, ...] on all of them, in order; gradients find their way back.
+
+    On one device these are the features themselves. A loss that calls it says so, because what communicates inside of
+    the forward pass can neither be compiled by XLA nor looped over:
+
+        loss.needs_collectives = True
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return features
+    return context.all_gather(features, axis=0)
+
+
+def first_gathered(features: tf.Tensor) -> tf.Tensor:
+    """int32 scalar: the place that the first of this replica's examples has among those of `gathered`."""
+    context = tf.distribute.get_replica_context()
+    index = 0 if context is None or context.num_replicas_in_sync == 1 else context.replica_id_in_sync_group
+    return index * tf.shape(features)[0]
 
 
 def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> Term:

@@ -49,7 +49,7 @@ def scope(key: Any, step: Any, first_example: Any = 0) -> Iterator[None]:
       step: int64 scalar, the global step.
       first_example: int scalar, index in the global batch of this replica's (or micro-batch's) first example.
     """
-    outer = getattr(_local, "scope", None)
+    outer = current()
     _local.scope = _Scope(_uint64(key), _uint64(step), first_example, Counter())
     try:
         yield
@@ -71,36 +71,54 @@ def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     Raises:
       RuntimeError: there is no open scope.
     """
-    current = getattr(_local, "scope", None)
-    if current is None:
+    opened = current()
+    if opened is None:
         raise RuntimeError(
             f"'{stream}' draws random numbers outside of rng.scope. The step opens one; in a test, write"
             " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
         )
-    call = current.calls[stream]
-    current.calls[stream] += 1
+    call = opened.calls[stream]
+    opened.calls[stream] += 1
     digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
     counts = -(-per_example // _WORDS_PER_COUNT)
-    first = _uint64(current.first_example) * tf.constant(counts, tf.uint64)
+    first = _uint64(opened.first_example) * tf.constant(counts, tf.uint64)
     drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=tf.stack([examples, counts * _WORDS_PER_COUNT]),
-        key=tf.bitwise.bitwise_xor(current.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))[tf.newaxis],
-        counter=tf.stack([first, current.step]),
+        key=tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))[tf.newaxis],
+        counter=tf.stack([first, opened.step]),
         alg=_PHILOX,
         dtype=tf.uint32,
     )
     return drawn[:, :per_example]
 
 
+def current() -> Any:
+    """The open scope of this thread, for `entered`; None outside of one."""
+    return getattr(_local, "scope", None)
+
+
+@contextlib.contextmanager
+def entered(outer: Any, start: Counter[str]) -> Iterator[None]:
+    """The scope of another thread in this one, from a `position` of it on: replicas draw as their step does."""
+    before = current()
+    _local.scope = None if outer is None else dataclasses.replace(outer, calls=start.copy())
+    try:
+        yield
+    finally:
+        if outer is not None:
+            outer.calls |= _local.scope.calls
+        _local.scope = before
+
+
 def is_open() -> bool:
     """Whether a scope is open: this is traced or run as part of a step."""
-    return getattr(_local, "scope", None) is not None
+    return current() is not None
 
 
 def position() -> Counter[str]:
     """How often each stream has drawn in the open scope; empty outside of one."""
-    current = getattr(_local, "scope", None)
-    return Counter() if current is None else current.calls.copy()
+    opened = current()
+    return Counter() if opened is None else opened.calls.copy()
 
 
 @contextlib.contextmanager
@@ -109,15 +127,15 @@ def rewound(start: Counter[str]) -> Iterator[None]:
 
     Afterwards they are numbered from where the further of the two ended.
     """
-    current = getattr(_local, "scope", None)
-    if current is None:
+    opened = current()
+    if opened is None:
         yield
         return
-    before, current.calls = current.calls, start.copy()
+    before, opened.calls = opened.calls, start.copy()
     try:
         yield
     finally:
-        current.calls |= before
+        opened.calls |= before
 
 
 @contextlib.contextmanager
@@ -127,7 +145,7 @@ def at_example(first_example: Any) -> Iterator[None]:
     Args:
       first_example: int scalar, place of the part's first example among those of the scope.
     """
-    outer = getattr(_local, "scope", None)
+    outer = current()
     if outer is None:
         yield
         return

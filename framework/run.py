@@ -35,6 +35,7 @@ from framework.layers import rematerialise
 from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.overrides import override, restored
+from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
@@ -44,7 +45,11 @@ from framework.step.probe import Probe, probe, probe_step
 from framework.step.tools import Step, Tools, standard_step
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash.
-_MAY_DIFFER = ("data.dir",)
+# What a step is shared by may, too: the global batches are the same, and sums the same up to rounding.
+_MAY_DIFFER = (
+    "data.dir",
+    *(f"runtime.{key}" for key in ("strategy", "devices", "virtual_devices", "all_reduce", "worker_timeout_seconds")),
+)
 
 
 @dataclasses.dataclass
@@ -59,6 +64,7 @@ class Run:
       data: training batches; eval_data: {split: batches}.
       schedules: {model: update -> learning rate}; a single model is called 'model'.
       probe: names and shapes found by tracing the loss once.
+      replicas: what shares a step.
       state: all that is checkpointed, the model in it.
       train_block: K compiled steps; eval_blocks: {split: one compiled pass}.
       exports: the experiment's export hooks.
@@ -76,6 +82,7 @@ class Run:
     metrics: Mapping[str, Metric]
     schedules: Mapping[str, Schedule]
     probe: Probe
+    replicas: Replicas
     state: TrainState
     train_block: TrainBlock
     eval_blocks: Mapping[str, EvalBlock]
@@ -218,13 +225,18 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     """Config -> data -> durations -> model -> loss -> state -> step."""
     optim.parse_groups(final.optimizer.groups)
     runtime.setup(final)
+    wire = tf.bfloat16 if final.runtime.all_reduce_dtype == "bfloat16" else None
+    replicas = Replicas(runtime.make_strategy(final), wire)
+    final = config.with_replicas(final, replicas.count)
     make = loaded.functions
     data: Batches = make["make_data"](final, "train")
     bases = dict.fromkeys(map(config.base_split, final.eval.splits))
     eval_data = {split: make["make_data"](final, split) for split in bases}
     resolved = config.resolve(final, data.steps_per_epoch)
 
-    with precision.scope(resolved.train.precision):
+    updates = state.new_counter()
+    # Weights and slots have a copy on every replica; counters, loss scale and average are one.
+    with precision.scope(resolved.train.precision), replicas.scope():
         keras.utils.set_random_seed(_numpy_seed(resolved.seed))
         model = make["make_model"](resolved)
         if resolved.train.remat:
@@ -232,28 +244,30 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         loss = make["make_loss"](resolved)
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
         # Tracing the loss creates the variables of models that wait for their first input.
-        found = probe(loss, model, metrics, data, resolved)
+        found = probe(loss, model, metrics, data, resolved, replicas.count)
         schedules = optim.schedules_of(make["make_schedule"](resolved, resolved.train.duration), model)
-        updates = state.new_counter()
         optimizer = optim.build_optimizers(
             make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved
         )
-        created = state.create(
-            model,
-            optimizer,
-            updates,
-            loss_scale=precision.make_loss_scale(resolved),
-            ema=optim.Average(resolved.ema.decay, paths.variables(model)) if resolved.ema.decay else None,
-            extra=make["make_state"](resolved, model) if "make_state" in make else None,
-            data=data if isinstance(data, tf.Module) else None,
-            skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
-        )
-        tools = Tools(created, metrics, resolved)
+        extra = make["make_state"](resolved, model) if "make_state" in make else None
+    created = state.create(
+        model,
+        optimizer,
+        updates,
+        loss_scale=precision.make_loss_scale(resolved),
+        ema=optim.Average(resolved.ema.decay, paths.variables(model)) if resolved.ema.decay else None,
+        extra=extra,
+        data=data if isinstance(data, tf.Module) else None,
+        skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
+    )
+    with precision.scope(resolved.train.precision):
+        tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
     _check_metric_names(resolved, metrics, layout.scalars)
     evaluations = {
-        split: EvalBlock(model, loss, metrics, batches, resolved, found.terms) for split, batches in eval_data.items()
+        split: EvalBlock(model, loss, metrics, batches, resolved, found.terms, replicas, found.has_collectives)
+        for split, batches in eval_data.items()
     }
     return Run(
         experiment=loaded,
@@ -266,8 +280,9 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         metrics=metrics,
         schedules=schedules,
         probe=found,
+        replicas=replicas,
         state=created,
-        train_block=TrainBlock(created, step, tools, layout, data, schedules, resolved, guarded),
+        train_block=TrainBlock(created, step, tools, layout, data, schedules, resolved, guarded, replicas),
         eval_blocks={split: evaluations[config.base_split(split)] for split in final.eval.splits},
         exports=make["make_exports"](resolved) if "make_exports" in make else [],
         started=started,

@@ -43,6 +43,8 @@ def setup(config: ConfigDict) -> None:
                 f"runtime.threads={threads} cannot be set: TensorFlow already runs in this process with"
                 f" {tf.config.threading.get_intra_op_parallelism_threads()}. Start a new process."
             ) from error
+    if config.runtime.virtual_devices:
+        _set_virtual_devices(config.runtime.virtual_devices)
     if config.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     elif _is_deterministic():
@@ -53,6 +55,68 @@ def setup(config: ConfigDict) -> None:
     for device in tf.config.list_physical_devices("GPU"):
         if not tf.config.experimental.get_memory_growth(device):
             tf.config.experimental.set_memory_growth(device, True)
+
+
+def _set_virtual_devices(wanted: int) -> None:
+    """So many logical CPU devices, if TensorFlow has not started; a process that has as many or more will do."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    there = tf.config.get_logical_device_configuration(cpu)
+    if there is not None and len(there) >= wanted:
+        return
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
+    except RuntimeError as error:
+        raise UserError(
+            f"runtime.virtual_devices={wanted} cannot be made: TensorFlow already runs in this process with"
+            f" {len(tf.config.list_logical_devices('CPU'))}. Start a new process."
+        ) from error
+
+
+def make_strategy(config: ConfigDict) -> tf.distribute.Strategy | None:
+    """The strategy of `config.runtime`; None for one device.
+
+    Raises:
+      UserError: more devices are asked for than there are, or no TF_CONFIG.
+    """
+    settings = config.runtime
+    if settings.strategy == "mirrored":
+        return tf.distribute.MirroredStrategy(_devices(settings), cross_device_ops=_cross_device_ops(settings))
+    if settings.strategy == "multi_worker":
+        kinds = tf.distribute.experimental.CommunicationImplementation
+        kind = {"auto": kinds.AUTO, "nccl": kinds.NCCL, "ring": kinds.RING}[settings.all_reduce]
+        options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    if settings.strategy == "tpu":  # as documented; this project's machines have none
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        return tf.distribute.TPUStrategy(resolver)
+    return None
+
+
+def _devices(settings: ConfigDict) -> list[str]:
+    """Names of the devices of a mirrored run."""
+    kind = "GPU" if tf.config.list_physical_devices("GPU") and not settings.virtual_devices else "CPU"
+    there = [f"{kind}:{index}" for index in range(len(tf.config.list_logical_devices(kind)))]
+    there = there[: settings.virtual_devices or None]
+    wanted = settings.devices or len(there)
+    if wanted > len(there):
+        raise UserError(
+            f"runtime.devices={wanted} is more than there are: {', '.join(there)}. Use --config.runtime.devices="
+            f"{len(there)}, or --config.runtime.virtual_devices={wanted} to try it on virtual CPU devices."
+        )
+    return there[:wanted]
+
+
+def _cross_device_ops(settings: ConfigDict) -> tf.distribute.CrossDeviceOps | None:
+    """How gradients are summed over the devices of one process; None leaves it to TensorFlow (NCCL on GPUs)."""
+    name = settings.all_reduce
+    if name == "auto":
+        # Virtual CPU devices share their memory. A collective that fails would poison all later ones of the process.
+        name = "nccl" if tf.config.list_physical_devices("GPU") and not settings.virtual_devices else "one_device"
+    return {
+        "nccl": tf.distribute.NcclAllReduce,
+        "hierarchical": tf.distribute.HierarchicalCopyAllReduce,
+        "one_device": tf.distribute.ReductionToOneDevice,
+    }[name]()
 
 
 class Interrupt:

@@ -17,6 +17,7 @@ ROWS = (
     ("paths",),
     ("rng",),
     ("compile",),
+    ("replicas",),
     ("data.sources",),
     ("data.mnist",),
     ("data.batches",),

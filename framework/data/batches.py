@@ -8,6 +8,7 @@ halves, `plan` (once for a block of steps) and `take` (for one step of it), so t
 at once. Resident batches plan inside the compiled block; streamed ones on the host, through tf.data.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,10 @@ class Batches(Protocol):
         """The batch of row `index` of a plan. Call it in the `rng.scope` of its step."""
         ...
 
+    def part(self, first: int, count: int) -> "Batches":
+        """The same, of places first … first + count - 1 of each batch alone: what one replica reads."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -64,7 +69,9 @@ class Order:
     Attributes:
       sizes: examples of each source.
       shares: positions of each source in a cycle; (1,) for a single source.
+      batch_size: of the global batch.
       remainder: 'carry', 'pad' or 'drop': what an epoch does with an incomplete last batch.
+      first, count: the places of each batch that are asked for; a count of 0 is all of them.
     """
 
     sizes: tuple[int, ...]
@@ -73,6 +80,13 @@ class Order:
     seed: int
     shuffle: bool
     remainder: str
+    first: int = 0
+    count: int = 0
+
+    @property
+    def places(self) -> int:
+        """How many places of each batch are asked for."""
+        return self.count or self.batch_size
 
     @property
     def slots(self) -> int:
@@ -92,9 +106,9 @@ class Order:
           steps: int64 [k].
 
         Returns:
-          source int32, index int64 (within the source) and weight float32, each [k, batch].
+          source int32, index int64 (within the source) and weight float32, each [k, places].
         """
-        place = tf.range(self.batch_size, dtype=tf.int64)
+        place = self.first + tf.range(self.places, dtype=tf.int64)
         position = steps[:, tf.newaxis] * self.batch_size + place  # [k, batch]
         if len(self.sizes) == 1:
             source, slots = tf.zeros_like(position, tf.int32), tf.constant([self.slots], tf.int64)
@@ -195,6 +209,13 @@ class Resident(_Ordered):
         self._examples = {name: tf.constant(np.concatenate([s.arrays[name] for s in sources])) for name in names}
         self._offsets = tf.constant(np.cumsum([0, *order.sizes[:-1]]), tf.int64)
 
+    def part(self, first: int, count: int) -> "Resident":
+        """Its examples are copied to the device in whose scope this is called."""
+        part = copy.copy(self)
+        part._order = dataclasses.replace(self._order, first=first, count=count)
+        part._examples = {name: tf.identity(examples) for name, examples in self._examples.items()}
+        return part
+
     def at(self, step: Any) -> Batch:
         step = tf.cast(step, tf.int64)
         with rng.scope(self._key, step):
@@ -206,9 +227,10 @@ class Resident(_Ordered):
         return {"index": index + tf.gather(self._offsets, source), "weight": weight}
 
     def take(self, plan: Batch, index: tf.Tensor) -> Batch:
-        rows = tf.gather(plan["index"], index)  # [batch]
+        rows = tf.gather(plan["index"], index)  # [places]
         batch = {name: tf.gather(examples, rows) for name, examples in self._examples.items()}
-        return _finish(batch, tf.gather(plan["weight"], index), self._transform)
+        with rng.at_example(self._order.first):
+            return _finish(batch, tf.gather(plan["weight"], index), self._transform)
 
 
 class Streamed(_Ordered):
@@ -224,9 +246,20 @@ class Streamed(_Ordered):
         self._sources, self._order, self._transform = sources, order, transform
         self._key = rng.key(order.seed)
         self._parallel_calls, self._prefetch = parallel_calls, prefetch
+        self._open()
+
+    def part(self, first: int, count: int) -> "Streamed":
+        """It reads no other examples than its own."""
+        part = copy.copy(self)
+        part._order = dataclasses.replace(self._order, first=first, count=count)
+        part._open()
+        return part
+
+    def _open(self) -> None:
+        order, sources = self._order, self._sources
         example = _take(sources, np.zeros(1, np.int32), np.zeros(1, np.int64))
         self._specs = {
-            name: tf.TensorSpec((order.batch_size, *array.shape[1:]), array.dtype) for name, array in example.items()
+            name: tf.TensorSpec((order.places, *array.shape[1:]), array.dtype) for name, array in example.items()
         }
         # Traced once for all seeks, and without autograph as everywhere.
         self._traced = tf.function(self._prepare, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
@@ -265,7 +298,7 @@ class Streamed(_Ordered):
             name: tf.ensure_shape(array, spec.shape)
             for (name, spec), array in zip(self._specs.items(), arrays, strict=True)
         }
-        with rng.scope(self._key, step):
+        with rng.scope(self._key, step, self._order.first):
             return _finish(batch, weight, self._transform)
 
 

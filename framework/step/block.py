@@ -1,10 +1,11 @@
 """K steps in one compiled call, with the metrics of every one of them.
 
-    train = TrainBlock(state, step, tools, layout, batches, schedules, config, guarded)
+    train = TrainBlock(state, step, tools, layout, batches, schedules, config, guarded, replicas)
     block = train(k)                      # k <= train.block_steps; any k, one trace, one compilation
     block.row(k - 1)                      # {'loss': 0.21, 'learning_rate': 1e-3, 'gradient_norm': 0.8, …}
 
-With one device the whole block is one program: batches are gathered, drawn for and consumed inside it.
+With one device the whole block is one program: batches are gathered, drawn for and consumed inside it. With several,
+the loop goes around the replicas, of which each gathers its part of a batch.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from framework import paths, precision, rng
 from framework.compile import Compiled
 from framework.data.batches import Batch, Batches
 from framework.optim import Schedule
+from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.gradients import Gradients, total
 from framework.step.layout import Layout
@@ -63,6 +65,7 @@ class TrainBlock:
       step: (state, batch) -> (terms, metric states), made of `tools`.
       schedules: {model: schedule}.
       guarded: variables that `step` changes beside weights and slots; put back where a step does not count.
+      replicas: where parts of a batch are gathered and differentiated.
 
     Attributes:
       block_steps: most steps of one call.
@@ -80,13 +83,15 @@ class TrainBlock:
         schedules: Mapping[str, Schedule],
         config: FrozenConfigDict,
         guarded: Sequence[tf.Variable],
+        replicas: Replicas,
     ) -> None:
         self.block_steps = min(config.train.block_steps, config.train.duration)
         self.layout = layout
-        self.compiled = Compiled(self._run, config.train.compile, "train")
+        self.compiled = Compiled(self._run, config.train.compile, "train", in_parts=replicas.strategy is not None)
         self._inspect = Compiled(self._gradients, "eager" if config.train.compile == "eager" else "graph", "inspect")
         self._state, self._step, self._tools, self._guarded = state, step, tools, guarded
         self._batches, self._schedules, self._config = batches, schedules, config
+        self._replicas, self._parts = replicas, parts_of(batches, replicas)
         # Batches that have a state have moved on when a block halts: the batch it halted at is looked at from here.
         self._seen = {} if state.data is None else _places_for(batches)
         self._is_halted = False
@@ -98,8 +103,8 @@ class TrainBlock:
         if not 1 <= k <= self.block_steps:
             raise ValueError(f"k={k} is not between 1 and block_steps={self.block_steps}")
         first = int(self._state.step)
-        plan = {} if self._batches.is_resident else self._batches.plan(first, k, self.block_steps)
-        rows, count, is_halted = self.compiled(tf.constant(k), plan)
+        plans = [] if self._batches.is_resident else [part.plan(first, k, self.block_steps) for part in self._parts]
+        rows, count, is_halted = self.compiled(tf.constant(k), plans)
         self._is_halted = bool(is_halted)
         return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted)
 
@@ -137,11 +142,11 @@ class TrainBlock:
             for variable, value in before:
                 variable.assign(value)
 
-    def _run(self, k: tf.Tensor, plan: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        plan = plan or self._batches.plan(self._state.step, k, self.block_steps)
-        return repeat(lambda i: self._counted(plan, i), k, self.block_steps, self.layout.width, self._dtype)
+    def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        plans = plans or [part.plan(self._state.step, k, self.block_steps) for part in self._parts]
+        return repeat(lambda i: self._counted(plans, i), k, self.block_steps, self.layout.width, self._dtype)
 
-    def _counted(self, plan: Batch, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _counted(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One step with its counters: (row, whether to halt)."""
         state = self._state
         before = state.updates.read_value()
@@ -151,7 +156,7 @@ class TrainBlock:
         if state.skip_list is not None:
             allowed = tf.reduce_all(tf.not_equal(state.skip_list, state.step))
         with scopes(self._config.train.precision, self._key, state.step.read_value()):
-            batch = self._batches.take(plan, index)
+            batch = take_parts(self._replicas, self._parts, plans, index)
             for name, variable in self._seen.items():
                 variable.assign(batch[name])
             terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed)
@@ -185,6 +190,24 @@ class TrainBlock:
 
     def _gradients(self, batch: Batch) -> dict[str, tf.Tensor]:
         return self.look(batch or self.batch()).gradients
+
+
+def parts_of(batches: Batches, replicas: Replicas) -> list[Batches]:
+    """What each replica of this process reads of every batch, on its own device."""
+    if replicas.strategy is None:
+        return [batches]
+    size = batches.batch_size // replicas.count
+    parts = []
+    for index, device in enumerate(replicas.devices, start=replicas.first):
+        with tf.device(device):
+            parts.append(batches.part(index * size, size))
+    return parts
+
+
+def take_parts(replicas: Replicas, parts: Sequence[Batches], plans: Sequence[Batch], index: tf.Tensor) -> Batch:
+    """The batch of one step, each replica's part on its device."""
+    first = replicas.first
+    return replicas.run(lambda place: parts[place - first].take(plans[place - first], index))
 
 
 def _places_for(batches: Batches) -> dict[str, tf.Variable]:

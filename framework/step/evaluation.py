@@ -1,6 +1,6 @@
 """One compiled pass over an evaluation split.
 
-evaluate = EvalBlock(model, loss, metrics, batches, config, terms)
+evaluate = EvalBlock(model, loss, metrics, batches, config, terms, replicas)
 evaluate()                              # {'loss': 0.07, 'accuracy': 0.98}
 """
 
@@ -16,7 +16,8 @@ from framework.compile import Compiled
 from framework.data.batches import Batch, Batches, epoch_steps
 from framework.losses import Term
 from framework.metrics import Metric
-from framework.step.block import repeat
+from framework.replicas import Replicas
+from framework.step.block import parts_of, repeat, take_parts
 from framework.step.gradients import PENALTY, Loss, forward
 from framework.step.layout import Layout, mean, term_key
 from framework.step.probe import scopes
@@ -33,8 +34,12 @@ class EvalBlock:
         batches: Batches,
         config: FrozenConfigDict,
         terms: tuple[str, ...],
+        replicas: Replicas,
+        has_collectives: bool = False,
     ) -> None:
-        self.compiled = Compiled(self._run, config.train.compile, "evaluate")
+        self.compiled = Compiled(self._run, config.train.compile, "evaluate", in_parts=replicas.strategy is not None)
+        self._replicas, self._parts = replicas, parts_of(batches, replicas)
+        self._mode = "graph" if has_collectives else config.train.compile
         self._layout = Layout((), terms, metrics)
         self._steps = epoch_steps(batches)
         self._block_steps = min(config.train.block_steps, self._steps)
@@ -49,26 +54,32 @@ class EvalBlock:
         totals |= {name: metric.empty() for name, metric in self._layout.metrics.items()}
         for first in range(0, self._steps, self._block_steps):
             k = min(self._block_steps, self._steps - first)
-            plan = {} if self._batches.is_resident else self._batches.plan(first, k, self._block_steps)
-            rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plan).numpy()[:k]
+            plans = []
+            if not self._batches.is_resident:
+                plans = [part.plan(first, k, self._block_steps) for part in self._parts]
+            rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
             for row in rows:
                 totals = self._merge(totals, self._layout.unpack(row))
         loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
         return {"loss": loss, **self._layout.results(totals)}
 
-    def _run(self, first: tf.Tensor, k: tf.Tensor, plan: Batch) -> tf.Tensor:
-        plan = plan or self._batches.plan(first, k, self._block_steps)
+    def _run(self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch]) -> tf.Tensor:
+        plans = plans or [part.plan(first, k, self._block_steps) for part in self._parts]
 
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
-                batch = self._batches.take(plan, index)
-                terms, outputs = forward(self._loss, self._model, batch, training=False)
-            if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
-                terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
-            states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
-            return self._layout.pack({}, terms, states, self._dtype), tf.constant(False)
+                batch = take_parts(self._replicas, self._parts, plans, index)
+                return self._replicas.total(self._row, batch, mode=self._mode), tf.constant(False)
 
         return repeat(step, k, self._block_steps, self._layout.width, self._dtype)[0]
+
+    def _row(self, index: int, batch: Batch) -> tf.Tensor:
+        """Sums over the examples of one replica."""
+        terms, outputs = forward(self._loss, self._model, batch, training=False)
+        if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
+            terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
+        states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
+        return self._layout.pack({}, terms, states, self._dtype)
 
     def _merge(self, totals: Mapping[str, np.ndarray], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         metrics = self._layout.metrics

@@ -3,12 +3,14 @@
     def one_pass(batch):                       # of a micro-batch, traced
         return forward(loss, model, batch, training=True)
 
-    found = gradients_of(one_pass, batch, variables, metrics, micro_batches=4, scale=None, dtype=tf.float32)
+    found = gradients_of(one_pass, batch, variables, metrics, dtype=tf.float32, micro_batches=4)
     found.gradients['dense/kernel'], total(found.terms)
 
 `variables` are named, so that an error can say which parameter the loss leaves out.
 """
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from framework import paths, rng
 from framework.config import UserError
 from framework.losses import Term
 from framework.metrics import Metric
+from framework.replicas import Replicas
 from framework.step.weights import Pass, term_weights
 
 Terms = Mapping[str, Term]
@@ -136,51 +139,113 @@ def gradients_of(
     batch: Batch,
     variables: Mapping[str, tf.Variable],
     metrics: Mapping[str, Metric],
-    micro_batches: int,
-    scale: tf.Tensor | None,
+    *,
     dtype: tf.DType,
+    micro_batches: int = 1,
+    scale: tf.Tensor | None = None,
+    replicas: Replicas | None = None,
+    mode: str = "graph",
+    has_collectives: bool = False,
 ) -> Gradients:
-    """Differentiates the total of a pass's terms over a batch, in one piece or by micro-batches.
+    """Differentiates the total of a pass's terms over a batch, in one piece or by replicas and micro-batches.
 
-    Micro-batch i holds the examples from i * size on and draws what these would draw in one piece. Each of its terms is
-    divided by the weight of the whole batch, so ragged and empty micro-batches count for what they hold.
+    Each holds consecutive examples and draws what these would draw in one piece. Each of its terms is divided by the
+    weight of the whole batch, so ragged and empty ones count for what they hold.
 
     Args:
-      one_pass: micro-batch -> (terms, outputs).
-      batch: {name: [batch, ...]}.
+      one_pass: (part of a) batch -> (terms, outputs).
+      batch: {name: [batch, ...]}; of several replicas, what `replicas.run` returned.
       variables: {path: variable}.
       metrics: computed from the outputs, if there are any.
-      micro_batches: divides the batch.
-      scale: loss scale, scalar; the gradients are divided by it again.
       dtype: of sums and metric states.
+      micro_batches: divides what each replica holds.
+      scale: loss scale, scalar; the gradients are divided by it again.
+      replicas: None is one device.
+      mode: how each of several replicas is compiled.
+      has_collectives: the pass itself communicates between replicas, so it can be neither compiled nor looped over.
 
     Raises:
       UserError: a variable that the terms do not depend on.
     """
-    if micro_batches == 1:
-        found = _differentiate(one_pass, batch, None, variables, metrics, scale, dtype)
-    else:
-        found = _accumulate(one_pass, batch, variables, metrics, micro_batches, scale, dtype)
-    if scale is None:
-        return found
-    unscaled = {path: gradient / tf.cast(scale, gradient.dtype) for path, gradient in found.gradients.items()}
-    return found._replace(gradients=unscaled)
+    replicas, start = replicas or Replicas(), rng.position()
+    mode = "graph" if has_collectives else mode
+    weights: Mapping[str, tf.Tensor] | None = None
+    if micro_batches * replicas.count > 1 and not has_collectives:
+        weights = replicas.total(
+            lambda index, part: _weights_of(one_pass, _parts(part, index, micro_batches, start)), batch
+        )
+
+    def local(index: int, part: Batch) -> Gradients:
+        parts = _parts(part, index, micro_batches, start)
+        if micro_batches > 1:
+            found = _accumulate(one_pass, parts, weights or {}, variables, metrics, scale, dtype)
+        else:
+            here = _all_reduced if has_collectives and replicas.count > 1 else weights
+            found = parts.at(0, lambda part: _differentiate(one_pass, part, here, variables, metrics, scale, dtype))
+        if replicas.wire is None:
+            return found
+        return found._replace(gradients={p: tf.cast(g, replicas.wire) for p, g in found.gradients.items()})
+
+    found = replicas.total(local, batch, mode=mode)
+    gradients = {path: tf.cast(gradient, variables[path].dtype) for path, gradient in found.gradients.items()}
+    if scale is not None:
+        gradients = {path: gradient / tf.cast(scale, gradient.dtype) for path, gradient in gradients.items()}
+    return found._replace(gradients=gradients)
+
+
+def _all_reduced(weights: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+    """The sums over replicas, inside of one."""
+    return tf.distribute.get_replica_context().all_reduce("SUM", weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The micro-batches of what one replica holds.
+
+    Attributes:
+      batch: {name: [micro_batches, size, ...]}; without the first dimension if there is but one.
+      first: place of the first example in the global batch.
+      start: where each numbers its draws from, see `rng.position`.
+    """
+
+    batch: Batch
+    count: int
+    size: int
+    first: int
+    start: Counter[str]
+
+    def at(self, index: Any, fn: Callable[[Batch], Any]) -> Any:
+        """fn(micro-batch), its draws numbered and keyed as those of a pass over the whole batch."""
+        with rng.rewound(self.start), rng.at_example(self.first + index * self.size):
+            if self.count == 1:
+                return fn(self.batch)
+            return fn({name: tf.gather(part, index) for name, part in self.batch.items()})
+
+
+def _parts(batch: Batch, index: int, micro_batches: int, start: Counter[str]) -> _Parts:
+    """Of replica `index`."""
+    here = next(iter(batch.values())).shape[0]
+    size = here // micro_batches
+    if micro_batches > 1:
+        batch = {name: tf.reshape(value, [micro_batches, size, *value.shape[1:]]) for name, value in batch.items()}
+    return _Parts(batch, micro_batches, size, index * here, start)
 
 
 def _differentiate(
     one_pass: Pass,
     batch: Batch,
-    weights: Mapping[str, tf.Tensor] | None,
+    weights: Mapping[str, tf.Tensor] | Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]] | None,
     variables: Mapping[str, tf.Variable],
     metrics: Mapping[str, Metric],
     scale: tf.Tensor | None,
     dtype: tf.DType,
 ) -> Gradients:
-    """One micro-batch; `weights` are those of the whole batch, None if this is all of it."""
+    """One micro-batch; `weights` are those of the whole batch, or make them of its own; None if this is all of it."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(list(variables.values()))
         terms, outputs = one_pass(batch)
-        value = total(terms, weights)
+        whole = weights({name: term.weight for name, term in terms.items()}) if callable(weights) else weights
+        value = total(terms, whole)
         value = value if scale is None else value * tf.cast(scale, value.dtype)
     gradients = tape.gradient(value, dict(variables))
     idle = [path for path, gradient in gradients.items() if gradient is None]
@@ -198,42 +263,38 @@ def _differentiate(
     )
 
 
+def _weights_of(one_pass: Pass, parts: _Parts) -> dict[str, tf.Tensor]:
+    """{term: its weight over all micro-batches}, without a forward pass."""
+    weights_of = term_weights(lambda index: parts.at(index, one_pass), tf.TensorSpec([], tf.int32))
+    return _summed(1, parts.count, weights_of(tf.constant(0)), weights_of)
+
+
 def _accumulate(
     one_pass: Pass,
-    batch: Batch,
+    parts: _Parts,
+    weights: Mapping[str, tf.Tensor],
     variables: Mapping[str, tf.Variable],
     metrics: Mapping[str, Metric],
-    micro_batches: int,
     scale: tf.Tensor | None,
     dtype: tf.DType,
 ) -> Gradients:
     """All micro-batches, one after the other in a compiled loop that holds the activations of one."""
-    size = next(iter(batch.values())).shape[0] // micro_batches
-    parts = {name: tf.reshape(value, [micro_batches, size, *value.shape[1:]]) for name, value in batch.items()}
-    start = rng.position()
-
-    def at(index: tf.Tensor, fn: Callable[[Batch], Any]) -> Any:
-        """fn(micro-batch), its draws numbered and keyed as those of a pass over the whole batch."""
-        with rng.rewound(start), rng.at_example(index * size):
-            return fn({name: tf.gather(part, index) for name, part in parts.items()})
-
-    weights_of = term_weights(lambda index: at(index, one_pass), tf.TensorSpec([], tf.int32))
-    weights = _summed(1, micro_batches, weights_of(tf.constant(0)), weights_of)
     nothing = Gradients(
         {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in weights},
         {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()},
         {path: tf.zeros(variable.shape, variable.dtype) for path, variable in variables.items()},
     )
-    return _summed(
-        0,
-        micro_batches,
-        nothing,
-        lambda index: at(index, lambda part: _differentiate(one_pass, part, weights, variables, metrics, scale, dtype)),
-    )
+
+    def one(part: Batch) -> Gradients:
+        return _differentiate(one_pass, part, weights, variables, metrics, scale, dtype)
+
+    return _summed(0, parts.count, nothing, lambda index: parts.at(index, one))
 
 
 def _summed(first: int, count: int, start: Any, fn: Callable[[tf.Tensor], Any]) -> Any:
     """start + fn(first) + … + fn(count - 1), for nests of tensors."""
+    if first == count:
+        return start
 
     def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
         return index + 1, tf.nest.map_structure(tf.add, sums, fn(index))

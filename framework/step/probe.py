@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import precision, rng
+from framework import paths, precision, rng
 from framework.config import UserError
 from framework.data.batches import Batches
 from framework.losses import Coupled
@@ -28,6 +28,8 @@ class Probe:
       batch, outputs: {name: TensorSpec}.
       graph: of the forward pass.
       moved: variables that the forward pass may assign to, such as moving averages.
+      has_collectives: the forward pass communicates between replicas: a layer, the model or the loss has an attribute
+        `needs_collectives`, or is a synchronised BatchNormalization.
     """
 
     terms: tuple[str, ...]
@@ -35,9 +37,17 @@ class Probe:
     outputs: Mapping[str, tf.TensorSpec]
     graph: tf.Graph
     moved: tuple[tf.Variable, ...]
+    has_collectives: bool
 
 
-def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batches, config: FrozenConfigDict) -> Probe:
+def probe(
+    loss: Loss,
+    model: Any,
+    metrics: Mapping[str, Metric],
+    batches: Batches,
+    config: FrozenConfigDict,
+    replicas: int,
+) -> Probe:
     """Traces the forward pass and the metrics of one training batch; nothing is run.
 
     Raises:
@@ -65,9 +75,39 @@ def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batche
         _refuse_stateful_draws(data.graph)
         _refuse_stateful_draws(function.graph)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
-    _refuse_coupled(terms, config.train.micro_batches)
-    _check_batch(batch, config.train.micro_batches)
-    return Probe(tuple(terms), batch, function.structured_outputs, function.graph, _moved(function.graph))
+    has_collectives = _has_collectives(loss, model)
+    _refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
+    _check_batch(batch, config.train.micro_batches, replicas)
+    if has_collectives:
+        _check_collectives(config, replicas)
+    if replicas > 1 and not hasattr(batches, "part"):
+        raise UserError(
+            f"batches that have a state live on one device, but there are {replicas} replicas."
+            " Use --config.runtime.strategy=one_device."
+        )
+    moved = _moved(function.graph, model)
+    return Probe(tuple(terms), batch, function.structured_outputs, function.graph, moved, has_collectives)
+
+
+def _has_collectives(loss: Loss, model: Any) -> bool:
+    parts = [loss, *paths.objects(model).values()]
+    return any(getattr(part, "needs_collectives", False) or getattr(part, "synchronized", False) for part in parts)
+
+
+def _check_collectives(config: FrozenConfigDict, replicas: int) -> None:
+    if replicas == 1:
+        return
+    if config.train.compile == "xla":
+        raise UserError(
+            "train.compile='xla': the forward pass communicates between replicas (synchronised BatchNorm, or"
+            " needs_collectives), which XLA cannot compile. Use --config.train.compile=graph."
+        )
+    if config.train.micro_batches > 1:
+        raise UserError(
+            f"train.micro_batches={config.train.micro_batches}: the forward pass communicates between replicas"
+            " (synchronised BatchNorm, or needs_collectives), which a loop over micro-batches cannot."
+            " Use --config.train.micro_batches=1."
+        )
 
 
 def probe_step(
@@ -106,8 +146,14 @@ def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
         )
 
 
-def _refuse_coupled(terms: Mapping[str, Any], micro_batches: int) -> None:
+def _refuse_coupled(terms: Mapping[str, Any], micro_batches: int, replicas: int) -> None:
     for name, term in terms.items():
+        if isinstance(term, Coupled) and replicas > 1:
+            raise UserError(
+                f"term '{name}' compares the examples of a batch with one another, and each of {replicas} replicas sees"
+                " but its own. Gather the features with losses.gathered and set needs_collectives=True on the loss, or"
+                " use --config.runtime.strategy=one_device."
+            )
         if isinstance(term, Coupled) and micro_batches > 1:
             raise UserError(
                 f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
@@ -115,26 +161,30 @@ def _refuse_coupled(terms: Mapping[str, Any], micro_batches: int) -> None:
             )
 
 
-def _check_batch(batch: Mapping[str, tf.TensorSpec], micro_batches: int) -> None:
-    """What is cut into micro-batches must have the batch first."""
+def _check_batch(batch: Mapping[str, tf.TensorSpec], micro_batches: int, replicas: int) -> None:
+    """What is cut into micro-batches, or spread over replicas, must have the batch first."""
     size = batch["weight"].shape[0]
     for name, spec in batch.items():
-        if micro_batches > 1 and (spec.shape.rank in (None, 0) or spec.shape[0] != size):
+        if micro_batches * replicas > 1 and (spec.shape.rank in (None, 0) or spec.shape[0] != size):
+            cut = f"train.micro_batches={micro_batches}" if micro_batches > 1 else f"{replicas} replicas"
             raise UserError(
-                f"train.micro_batches={micro_batches}: '{name}' of the batch has shape {spec.shape}, but only what has"
+                f"{cut}: '{name}' of the batch has shape {spec.shape}, but only what has"
                 f" the {size} examples first can be cut. Keep it out of the batch, or use one micro-batch."
             )
 
 
-def _moved(graph: Any) -> tuple[tf.Variable, ...]:
+def _moved(graph: Any, model: Any) -> tuple[tf.Variable, ...]:
     """Variables that something else than a read takes the handle of."""
-    handles = {id(variable.handle): variable for variable in graph.variables}
+    handles = {id(variable.handle): variable for variable in graph.variables if not hasattr(variable, "values")}
+    for variable in paths.variables(model).values():  # of several replicas, each copy leads to the whole
+        handles |= {id(copy.handle): variable for copy in getattr(variable, "values", (variable,))}
     reads = ("ReadVariableOp", "ResourceGather", "VariableShape")
-    return tuple(
-        handles[id(outer)]
+    moved = {
+        id(handles[id(outer)]): handles[id(outer)]
         for outer, inner in graph.captures
         if id(outer) in handles and any(consumer.type not in reads for consumer in inner.consumers())
-    )
+    }
+    return tuple(moved.values())
 
 
 # Ops that draw from a generator of the process, which no checkpoint holds.

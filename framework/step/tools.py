@@ -20,9 +20,10 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import precision
+from framework import precision, rng
 from framework.config import UserError, near
 from framework.metrics import Metric
+from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.gradients import Gradients, Loss, Terms, gradients_of, total, with_penalty
 from framework.step.update import Applied, apply, when
@@ -38,8 +39,16 @@ class Tools:
     Call them in its own body: not inside a `tf.cond`, `tf.while_loop` or `tf.function` of yours.
     """
 
-    def __init__(self, state: TrainState, metrics: Mapping[str, Metric], config: FrozenConfigDict) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        metrics: Mapping[str, Metric],
+        config: FrozenConfigDict,
+        replicas: Replicas,
+        has_collectives: bool = False,
+    ) -> None:
         self._state, self._metrics, self._config = state, metrics, config
+        self._replicas, self._has_collectives = replicas, has_collectives
         self._dtype = precision.master_dtype(config.train.precision)
         self._finite: list[tf.Tensor] = []
         self._applied: dict[str, Applied] = {}
@@ -69,9 +78,12 @@ class Tools:
             batch,
             optimizer.trained,
             self._metrics,
-            self._config.train.micro_batches,
-            None if loss_scale is None else loss_scale.scale.read_value(),
-            self._dtype,
+            dtype=self._dtype,
+            micro_batches=self._config.train.micro_batches,
+            scale=None if loss_scale is None else loss_scale.scale.read_value(),
+            replicas=self._replicas,
+            mode=self._config.train.compile,
+            has_collectives=self._has_collectives,
         )
         self._finite.append(tf.math.is_finite(total(found.terms)))
         return found
@@ -92,13 +104,21 @@ class Tools:
         if self._looked is not None:
             self._looked |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
             return
-        applied = apply(optimizer, gradients, self._config.clip, self.is_finite() & self._allowed)
+        applied = apply(optimizer, gradients, self._config.clip, self.is_finite() & self._allowed, self._replicas)
         self._finite.append(applied.is_finite)
         self._applied[to] = applied
 
-    def all_reduce(self, tensors: Any) -> Any:
-        """The sum over replicas of a nest of tensors; on one device these are the tensors themselves."""
-        return tensors
+    def each(self, fn: Callable[[Any], Any], batch: Any) -> Any:
+        """fn(part of the batch), on the replica that holds the part; for `gradients`, `gather` or `all_reduce`."""
+        return self._replicas.run(lambda index, part: _at_its_place(index, part, fn), batch)
+
+    def gather(self, batch: Any) -> Any:
+        """A nest of [part, ...], as `each` returned it, as [batch, ...], the same everywhere."""
+        return self._replicas.gather(lambda index, part: part, batch)
+
+    def all_reduce(self, batch: Any) -> Any:
+        """The sum over replicas of a nest of tensors that `each` returned; on one device these are the sums already."""
+        return self._replicas.total(lambda index, part: part, batch)
 
     def is_finite(self) -> tf.Tensor:
         """Bool scalar: all losses and gradients of this step so far are."""
@@ -134,6 +154,7 @@ class Tools:
         empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in returned[0].values())
 
         def keep() -> None:
+            self._replicas.agree(guarded)
             state.updates.assign_add(1)
             state.empty_terms.assign_add(empty)
             if state.ema is not None:
@@ -147,9 +168,17 @@ class Tools:
         return returned
 
     def look(self, step: Step, batch: Mapping[str, tf.Tensor]) -> Gradients:
-        """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned."""
+        """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned.
+
+        Args:
+          batch: {name: [batch, ...]}, the whole of it, which is looked at as by a single device.
+        """
         self._finite, self._applied, self._looked = [], {}, {}
-        terms, metrics = self._checked(step(self._state, batch))
+        replicas, self._replicas = self._replicas, self._replicas.alone()
+        try:
+            terms, metrics = self._checked(step(self._state, batch))
+        finally:
+            self._replicas = replicas
         return Gradients(dict(terms), dict(metrics), self._looked)
 
     def _checked(self, returned: Any) -> tuple[Terms, Mapping[str, tf.Tensor]]:
@@ -178,6 +207,12 @@ class Tools:
 
 
 NORMS = ("gradient_norm", "parameter_norm", "update_norm")
+
+
+def _at_its_place(index: int, part: Any, fn: Callable[[Any], Any]) -> Any:
+    """fn(part), which draws as examples of its place in the global batch do."""
+    with rng.at_example(index * tf.nest.flatten(part)[0].shape[0]):
+        return fn(part)
 
 
 def standard_step(loss: Loss, tools: Tools) -> Step:

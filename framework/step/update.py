@@ -1,6 +1,6 @@
 """From gradients to new weights: finite, norm, clip, apply.
 
-    applied = apply(optimizer, gradients, config.clip, allowed)
+    applied = apply(optimizer, gradients, config.clip, allowed, replicas)
     applied.is_finite, applied.gradient_norm
 
 Nothing else in the framework changes a weight.
@@ -13,13 +13,15 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework.optim import Optimizer, clip, global_norm
+from framework.replicas import Replicas
 
 
 class Applied(NamedTuple):
     """What `apply` did.
 
     Attributes:
-      is_finite: bool scalar; the gradients' norm is a number, so each of them is.
+      is_finite: bool scalar; the norms of gradients and weights are numbers, so each of these is. A weight that is not
+        may leave no trace in the loss: fused kernels of some CPUs make relu(NaN) 0.
       gradient_norm: of all gradients, before clipping.
       parameter_norm: of the weights at which they were taken.
       update_norm: of what was added to the weights; 0 if nothing was.
@@ -32,7 +34,11 @@ class Applied(NamedTuple):
 
 
 def apply(
-    optimizer: Optimizer, gradients: Mapping[str, tf.Tensor], settings: ConfigDict, allowed: tf.Tensor
+    optimizer: Optimizer,
+    gradients: Mapping[str, tf.Tensor],
+    settings: ConfigDict,
+    allowed: tf.Tensor,
+    replicas: Replicas,
 ) -> Applied:
     """Clips and applies one update, or changes nothing.
 
@@ -40,18 +46,21 @@ def apply(
       gradients: {path: gradient} of the whole global batch, unscaled; those of `optimizer.trained`.
       settings: config.clip.
       allowed: bool scalar; False changes nothing, as gradients that are not finite do.
+      replicas: each applies the same update to its copy of the weights.
     """
     variables = optimizer.trained
     norm = global_norm(gradients.values())
-    is_finite = tf.math.is_finite(norm)
     before = [variable.read_value() for variable in variables.values()]
+    parameter_norm = global_norm(before)
+    is_finite = tf.math.is_finite(norm) & tf.math.is_finite(parameter_norm)
 
     def update() -> tf.Tensor:
-        optimizer.apply(clip(gradients, variables, settings, norm))
+        clipped = clip(gradients, variables, settings, norm)
+        replicas.run(lambda index: optimizer.apply(clipped))
         return global_norm([v.read_value() - old for v, old in zip(variables.values(), before, strict=True)])
 
     update_norm = tf.cond(is_finite & allowed, update, lambda: tf.zeros([], norm.dtype))
-    return Applied(is_finite, norm, global_norm(before), update_norm)
+    return Applied(is_finite, norm, parameter_norm, update_norm)
 
 
 def when(condition: tf.Tensor, do: Callable[[], None], otherwise: Callable[[], None]) -> None:

@@ -129,7 +129,9 @@ def test_micro_batches_draw_and_weigh_as_one_piece(mode):
             with rng.scope(rng.key(4), 2):
                 passes = []
                 for _ in range(2):
-                    passes.append(gradients_of(one_pass, batch, variables, {}, micro_batches, None, tf.float32))
+                    passes.append(
+                        gradients_of(one_pass, batch, variables, {}, dtype=tf.float32, micro_batches=micro_batches)
+                    )
                     positions[micro_batches].append(rng.position())
                 return passes
 

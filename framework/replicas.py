@@ -1,0 +1,157 @@
+"""The replicas that share a step, on one device or many, on top of `tf.distribute`.
+
+    replicas = Replicas(runtime.make_strategy(config))          # Replicas() is one device, without a strategy
+    with replicas.scope():
+        model = make_model(config)
+    batch = replicas.run(lambda index: parts[index].take(plans[index], i))     # one part on each
+    found = replicas.total(local, batch, mode="xla")                           # the sum, the same number everywhere
+
+A step is written once, as for a single device: it runs outside of the replicas, where an assignment reaches the copy of
+a variable on each of them. What is heavy is sent to them by `run` and `total`. Measured: XLA compiles what is inside a
+replica and has no collective in it; nothing around `strategy.run` and nothing that assigns to a mirrored variable.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from framework import rng
+
+
+class Replicas:
+    """Where the parts of a step are computed.
+
+    Args:
+      strategy: None for one device.
+      wire: dtype in which gradients travel between replicas; None for their own.
+
+    Attributes:
+      count: replicas of all workers.
+      here: those of this process.
+      first: index of the first of these.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None, wire: tf.DType | None = None) -> None:
+        self.strategy, self.wire = strategy, wire
+        self.count = 1 if strategy is None else strategy.num_replicas_in_sync
+        self.here = 1 if strategy is None else len(self.devices)
+        resolver = getattr(strategy, "cluster_resolver", None)
+        worker = getattr(resolver, "task_id", None) or 0
+        self.first = worker * self.here if self.count > self.here else 0
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of this process's devices, one a replica."""
+        return ("",) if self.strategy is None else self.strategy.extended.worker_devices
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.first == 0
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Variables made in here have a copy on every replica."""
+        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+
+    def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
+        """Calls fn(index, *args) on every replica; `index` is its place among all, an int.
+
+        Args:
+          args: nests of tensors, or of what an earlier `run` returned, of which each replica gets its own.
+          mode: 'xla' compiles what each replica does.
+
+        Returns:
+          what the replicas returned, each its own; opaque to all but `run`, `total` and `gather` if they are several.
+        """
+        if self.strategy is None:
+            return fn(0, *args)
+        scope, start = rng.current(), rng.position()
+
+        def on_replica(*args: Any) -> Any:
+            # Each replica traces in a thread of its own, where no scope is open yet.
+            with rng.entered(scope, start):
+                index = self._index()
+                if mode != "xla":
+                    return fn(index, *args)
+                return tf.function(lambda *args: fn(index, *args), jit_compile=True, autograph=False)(*args)
+
+        return self.strategy.run(on_replica, args=args)
+
+    def total(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
+        """The sum over replicas of the nests of tensors that fn(index, *args) returns; one message for each dtype."""
+        if self.count == 1:
+            return self.run(fn, *args, mode=mode)
+        returned: list[Any] = []
+
+        def packed(index: int, *args: Any) -> dict[str, tf.Tensor]:
+            nest = fn(index, *args)
+            flat = [tf.convert_to_tensor(value) for value in tf.nest.flatten(nest)]
+            returned.append(tf.nest.pack_sequence_as(nest, [tf.TensorSpec(x.shape, x.dtype) for x in flat]))
+            dtypes = sorted({x.dtype.name for x in flat})
+            return {d: tf.concat([tf.reshape(x, [-1]) for x in flat if x.dtype.name == d], 0) for d in dtypes}
+
+        assert self.strategy is not None
+        vectors = self.run(packed, *args, mode=mode)
+        sums = {name: self.strategy.reduce("SUM", vector, axis=None) for name, vector in vectors.items()}
+        return _unpacked(returned[-1], sums)
+
+    def gather(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
+        """What fn(index, *args) returns, of all replicas one after the other: [part, …] -> [batch, …]."""
+        found = self.run(fn, *args, mode=mode)
+        if self.strategy is None or self.count == 1:
+            return found
+        return tf.nest.map_structure(lambda value: self.strategy.gather(value, axis=0), found)
+
+    def agree(self, variables: Iterable[tf.Variable]) -> None:
+        """Sets what each replica moved by itself, such as BatchNorm's averages, to the mean over replicas."""
+        for variable in variables if self.count > 1 else ():
+            if variable.synchronization == tf.VariableSynchronization.ON_READ:
+                variable.assign(variable.read_value())
+
+    def alone(self) -> "Replicas":
+        """Replicas that do the work of a single one: each the whole of it, and the first one's result counts."""
+        return _Alone(self.strategy)
+
+    def all_workers(self, value: float, most: bool) -> float:
+        """The largest (or least) of a number that each worker has; every worker must ask."""
+        if self.strategy is None or self.count == self.here:
+            return value
+        # The largest by a sum: each worker writes in a place of its own, on its first replica.
+        workers = self.count // self.here
+        places = self.total(lambda index: value / self.here * tf.one_hot(index // self.here, workers))
+        return float(tf.reduce_max(places) if most else tf.reduce_min(places))
+
+    def _index(self) -> int:
+        context = tf.distribute.get_replica_context()
+        return int(tf.get_static_value(context.replica_id_in_sync_group))
+
+
+class _Alone(Replicas):
+    """See `Replicas.alone`."""
+
+    def __init__(self, strategy: tf.distribute.Strategy | None) -> None:
+        super().__init__(strategy)
+        self.count = self.here = 1
+        self.first = 0
+
+    def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
+        found = super().run(fn, *args, mode=mode)
+        if self.strategy is None:
+            return found
+        return tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], found)
+
+    def _index(self) -> int:
+        return 0
+
+
+def _unpacked(specs: Any, vectors: dict[str, tf.Tensor]) -> Any:
+    """Tensors like `specs`, cut from one vector for each dtype."""
+    places = dict.fromkeys(vectors, 0)
+    flat = []
+    for spec in tf.nest.flatten(specs):
+        name, size = spec.dtype.name, spec.shape.num_elements()
+        flat.append(tf.reshape(vectors[name][places[name] : places[name] + size], spec.shape))
+        places[name] += size
+    return tf.nest.pack_sequence_as(specs, flat)
