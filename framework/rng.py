@@ -78,7 +78,8 @@ def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
             " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
         )
     call = opened.calls[stream]
-    opened.calls[stream] += 1
+    if not _is_layout():
+        opened.calls[stream] += 1
     digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
     counts = -(-per_example // _WORDS_PER_COUNT)
     first = _uint64(opened.first_example) * tf.constant(counts, tf.uint64)
@@ -90,6 +91,14 @@ def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
         dtype=tf.uint32,
     )
     return drawn[:, :per_example]
+
+
+def _is_layout() -> bool:
+    """Whether Keras only lays a network out, in a graph of its own, as Sequential does for each new batch size.
+
+    What is drawn there is never used, and must not number the draws that are: they would depend on what ran before.
+    """
+    return not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name.endswith("_scratch_graph")
 
 
 def current() -> Any:

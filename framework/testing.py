@@ -1,4 +1,4 @@
-"""Checks for layers and losses of your own: are the gradients right, and do all compile modes compute the same?
+"""Checks for layers, losses and experiments of your own: gradients, compile modes, replicas.
 
     layer = MyLayer(dtype="float64")
     testing.check_gradients(lambda x: layer(x, training=True), [x], variables=layer)    # x: float64 [batch, features]
@@ -9,7 +9,7 @@ call of the function starts from the same values of its variables and draws the 
 check ends, however it ends, the variables have the values they had before: all that are given, and all that fn reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ import tensorflow as tf
 
 from framework import paths, rng
 from framework.compile import Compiled
+from framework.config import flatten
+from framework.experiment import load
+from framework.overrides import override
+from framework.run import build
 
 # By dtype: what another order of the same sums may change of a tensor's largest magnitude, and the dtype's eps.
 _BOUNDS = {
@@ -149,6 +153,51 @@ def check_compiled(
             results[mode] = {name: tensor.numpy() for name, tensor in (found | after).items()}
     for mode in ("graph", "xla"):
         _compare(("eager", mode), results["eager"], results[mode], rtol, atol, bitwise)
+
+
+def check_replicas(
+    name: str,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    replicas: int = 2,
+    steps: int = 20,
+    rtol: float | None = None,
+) -> None:
+    """Trains an experiment on one device and on virtual replicas, and compares weights and losses.
+
+    Args:
+      name: as for `framework.build`.
+      overrides: of both runs. `{"train.precision": "float64"}` tells a wrong step from rounding.
+      replicas: virtual CPU devices; TensorFlow must not have started in this process, or with as many.
+      steps: of each.
+      rtol: bound of the relative L2 difference of each variable, and of the loss of each step; by default 1e-11 in
+        float64, 1e-4 in float32, 0.05 in half precision.
+
+    Raises:
+      AssertionError: they disagree; names the worst variable.
+    """
+    settings = override(load(name).get_config(), overrides)
+    bound = rtol or {"float64": 1e-11, "float32": 1e-4}.get(settings.train.precision, 0.05)
+    typed = {key: value for key, value in flatten(settings).items() if not key.startswith("runtime.")}
+    typed["train.block_steps"] = steps
+    many = build(name, typed | {"runtime.strategy": "mirrored", "runtime.virtual_devices": replicas})
+    one = build(name, typed)
+    rows = [run.train_block(steps) for run in (one, many)]
+    found = {path: variable.numpy() for path, variable in paths.trainable(many.model).items()}
+    distances = {}
+    for path, variable in paths.trainable(one.model).items():
+        wanted = variable.numpy().astype(np.float64)
+        distances[path] = float(np.linalg.norm(found[path] - wanted)) / max(float(np.linalg.norm(wanted)), 1e-6)
+    worst = max(distances, key=lambda path: distances[path])
+    if not distances[worst] <= bound:
+        raise AssertionError(
+            f"{replicas} replicas and one device disagree after {steps} steps: relative L2 {distances[worst]:.3g} of"
+            f" '{worst}', the bound is {bound:g}"
+        )
+    for step in range(steps):
+        left, right = (block.row(step)["loss"] for block in rows)
+        if not abs(left - right) <= bound * max(abs(left), abs(right)):
+            raise AssertionError(f"step {step + 1}: the loss is {left:.9g} on one device, {right:.9g} on {replicas}")
 
 
 class _State:

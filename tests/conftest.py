@@ -36,6 +36,15 @@ IMPORT_ENVIRONMENT = {
 # Source files are written by people, who may edit while tests run; folders with a dot are caches.
 SOURCE_SUFFIXES = {".md", ".py", ".pyc", ".toml"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+VIRTUAL_DEVICES = 4
+
+
+def pytest_collection_finish() -> None:
+    """Virtual CPU devices, which stand in for GPUs, can be made only before TensorFlow runs its first op."""
+    if "tensorflow" in sys.modules:
+        config = sys.modules["tensorflow"].config
+        device = config.list_physical_devices("CPU")[0]
+        config.set_logical_device_configuration(device, [config.LogicalDeviceConfiguration()] * VIRTUAL_DEVICES)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
-"""The step against NumPy in float64: compiled or not, in micro-batches or not, over ragged and empty ones.
+"""The step against NumPy in float64: compiled or not, on replicas, in micro-batches or not, ragged and empty ones too.
 
 The product {eager, graph, xla} x {1, 2, 4 micro-batches} x {full, ragged, empty tail} x {no clip, global norm} x {SGD,
-Adam, AdamW}, in float32 and float64, each over 24 updates of a small network with two terms of different masks and L2.
-`make test` runs what is in `QUICK`, in which every pair of settings occurs; `make test-slow` runs the rest.
+Adam, AdamW}, in float32 and float64, and {graph, xla} of it on {2, 4} replicas, each over 24 updates of a small network
+with two terms of different masks and L2. `make test` runs what is in `QUICK` and `QUICK_REPLICAS`, in which every pair
+of settings occurs; `make test-slow` runs the rest. What replicas do beyond that is in `tests/test_replicas.py`.
 """
 
 import functools
@@ -42,6 +43,22 @@ def is_quick(case):
 
 
 QUICK = [case for case in CASES if is_quick(case)]
+REPLICAS = (2, 4)
+REPLICA_CASES = list(itertools.product(REPLICAS, MODES[1:], MICRO, TAILS, CLIPS, RATES, ("float32", "float64")))
+# Found by a greedy search for few cases in which every pair of settings occurs.
+QUICK_REPLICAS = [
+    (2, "graph", 1, "ragged", "global_norm", "adam", "float64"),
+    (2, "graph", 1, "ragged", "none", "adamw", "float32"),
+    (2, "graph", 2, "empty tail", "none", "adam", "float64"),
+    (2, "graph", 4, "empty tail", "none", "adamw", "float64"),
+    (2, "xla", 1, "empty tail", "none", "sgd", "float32"),
+    (2, "xla", 2, "full", "none", "adamw", "float64"),
+    (2, "xla", 2, "ragged", "global_norm", "sgd", "float32"),
+    (4, "graph", 2, "empty tail", "global_norm", "adamw", "float32"),
+    (4, "graph", 4, "full", "global_norm", "sgd", "float64"),
+    (4, "xla", 1, "full", "none", "adam", "float32"),
+    (4, "xla", 4, "ragged", "none", "adam", "float32"),
+]
 
 
 def source(tail):
@@ -81,7 +98,7 @@ def make_loss(cfg):
     return loss
 
 
-def build(mode, micro, tail, clip, optimizer, dtype, **functions):
+def build(mode, micro, tail, clip, optimizer, dtype, replicas=1, settings=(), **functions):
     def make_data(cfg, split):
         return make_batches(source(tail), cfg, training=split == "train", transform=cast(cfg))
 
@@ -89,6 +106,8 @@ def build(mode, micro, tail, clip, optimizer, dtype, **functions):
         return lambda batch: {**batch, "x": tf.cast(batch["x"], cfg.train.precision)}
 
     settings = {
+        **dict(settings),
+        **({"runtime.strategy": "mirrored", "runtime.virtual_devices": replicas} if replicas > 1 else {}),
         "data.batch_size": BATCH,
         "data.remainder": "pad",
         "eval.batch_size": BATCH,
@@ -137,10 +156,11 @@ def batches(tail):
 
 
 @functools.cache
-def trained(*case):
-    built = build(*case)
+def trained(*case, replicas=1):
+    built = build(*case, replicas=replicas)
     block = built.train_block(UPDATES)
     assert int(built.state.updates) == int(built.state.step) == UPDATES
+    assert_copies_agree(built)
     return {path: variable.numpy().astype(np.float64) for path, variable in paths.trainable(built.model).items()}, block
 
 
@@ -205,13 +225,20 @@ def distance(left, right):
     return max(np.linalg.norm(left[path] - right[path]) / np.linalg.norm(right[path]) for path in right)
 
 
-def check(case):
+def assert_copies_agree(built):
+    """Every replica has the same bits."""
+    for path, variable in paths.variables(built.state).items():
+        copies = {copy.numpy().tobytes() for copy in getattr(variable, "values", (variable,))}
+        assert len(copies) == 1, path
+
+
+def check(case, replicas=1):
     mode, micro, tail, clip, optimizer, dtype = case
     bound = BOUNDS.get((dtype, optimizer), 1e-12)
-    weights, block = trained(*case)
+    weights, block = trained(*case, replicas=replicas)
     wanted, rows = reference(tail, clip, optimizer)
     assert distance(weights, wanted) <= bound
-    if micro > 1:
+    if micro > 1 and replicas == 1:
         assert distance(weights, trained(mode, 1, tail, clip, optimizer, dtype)[0]) <= bound
     for step, (loss, norm) in enumerate(rows):
         row = block.row(step)
@@ -225,6 +252,19 @@ def test_the_step_is_that_of_numpy(case):
     check(case)
 
 
+@pytest.mark.parametrize("case", QUICK_REPLICAS, ids=lambda case: "-".join(map(str, case)))
+def test_replicas_take_the_step_of_numpy(case):
+    check(case[1:], replicas=case[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [case for case in REPLICA_CASES if case not in QUICK_REPLICAS], ids=lambda case: "-".join(map(str, case))
+)
+def test_the_rest_of_the_product_on_replicas(case):
+    check(case[1:], replicas=case[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK], ids=lambda c: "-".join(map(str, c)))
 def test_the_rest_of_the_product(case):
@@ -232,9 +272,10 @@ def test_the_rest_of_the_product(case):
 
 
 def test_the_quick_part_has_every_pair_of_settings():
-    for left, right in itertools.combinations(range(6), 2):
-        pairs = {(case[left], case[right]) for case in CASES}
-        assert {(case[left], case[right]) for case in QUICK} == pairs
+    for every, quick in ((CASES, QUICK), (REPLICA_CASES, QUICK_REPLICAS)):
+        for left, right in itertools.combinations(range(len(every[0])), 2):
+            pairs = {(case[left], case[right]) for case in every}
+            assert {(case[left], case[right]) for case in quick} == pairs
 
 
 @pytest.mark.parametrize("tail", TAILS)

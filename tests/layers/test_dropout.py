@@ -179,3 +179,20 @@ def test_a_model_called_twice_in_one_scope_draws_twice_and_repeats_in_the_next()
             pairs.append([model(ones((64, 4)), training=True).numpy() for _ in range(2)])
     assert np.array_equal(pairs[0], pairs[1])
     assert not np.array_equal(pairs[0][0], pairs[0][1])
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_masks_do_not_depend_on_the_batch_sizes_a_model_has_seen(mode):
+    """Sequential lays itself out anew for a new batch size, and calls its layers for that."""
+
+    def masks(*sizes):
+        model = keras.Sequential([keras.layers.Dense(8, kernel_initializer="ones"), Dropout(0.5)])
+
+        def call(size):
+            with rng.scope(rng.key(0), 0):
+                return model(tf.ones([size, 4]), training=True)
+
+        run = call if mode == "eager" else tf.function(call, autograph=False)
+        return [run(size).numpy() for size in sizes][-1]
+
+    assert masks(8).tobytes() == masks(16, 8).tobytes() == masks(16, 8, 8).tobytes()

@@ -17,8 +17,6 @@ SPECS = {
     "weight": tf.TensorSpec([8], tf.float32),
 }
 TABLE = np.array([0.5, 2.0, 3.25], np.float32)
-# Made outside of the trace: a tensor that it captures.
-TENSOR = tf.constant(TABLE)
 
 
 def make_batch(seed=0):
@@ -47,11 +45,13 @@ def terms_of(model, batch):
     """Terms weighted in all the ways that a batch can say."""
     values = losses.sparse_cross_entropy(model(batch["x"], training=True), batch["label"], batch["weight"])
     weight, label = batch["weight"], batch["label"]
+    with tf.init_scope():
+        tensor = tf.constant(TABLE)  # made outside of the trace, which captures it
     chosen = {
         "plain": values.weight,
         "constant": tf.constant(7.0),
         "table": tf.reduce_sum(weight * tf.gather(tf.constant(TABLE), label)),
-        "tensor": tf.reduce_sum(weight * tf.gather(TENSOR, label)),
+        "tensor": tf.reduce_sum(weight * tf.gather(tensor, label)),
         "branch": tf.cond(tf.reduce_sum(weight) > 100, lambda: tf.zeros([]), lambda: tf.reduce_max(weight)),
         "loop": tf.while_loop(lambda i, s: i < 4, lambda i, s: (i + 1, s + weight[i]), (0, tf.zeros([])))[1],
         "inner": tf.function(lambda w: 2 * tf.reduce_sum(w))(weight),
