@@ -23,6 +23,7 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
+from framework.cluster import resolve
 from framework.config import UserError
 
 _PACKAGES = ("tensorflow", "tf-keras", "numpy", "absl-py", "ml-collections", "tensorboard", "ai-edge-litert")
@@ -82,6 +83,9 @@ def make_strategy(config: ConfigDict) -> tf.distribute.Strategy | None:
     if settings.strategy == "mirrored":
         return tf.distribute.MirroredStrategy(_devices(settings), cross_device_ops=_cross_device_ops(settings))
     if settings.strategy == "multi_worker":
+        cluster = resolve(os.environ)
+        os.environ["TF_CONFIG"] = cluster.tf_config()
+        cluster.rendezvous(settings.worker_timeout_seconds)
         kinds = tf.distribute.experimental.CommunicationImplementation
         kind = {"auto": kinds.AUTO, "nccl": kinds.NCCL, "ring": kinds.RING}[settings.all_reduce]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)

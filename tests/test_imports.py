@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("config",),
     ("overrides",),
+    ("cluster",),
     ("runtime",),
     ("paths",),
     ("rng",),
@@ -55,7 +56,7 @@ ROWS = (
     ("failure",),
     ("progress",),
     ("loop",),
-    ("cluster",),
+    ("supervisor",),
     ("modes/*",),
     ("modes",),
     ("testing",),
