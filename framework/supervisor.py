@@ -104,7 +104,8 @@ def _copy(source: IO[str] | None, log: IO[str], prefix: str) -> None:
     for line in source or ():
         log.write(line)
         log.flush()
-        sys.stderr.write(prefix + line)
+        sys.stdout.write(prefix + line)
+        sys.stdout.flush()
     if source is not None:
         source.close()
 
