@@ -16,7 +16,7 @@ class Term(NamedTuple):
 
     Attributes:
       sum: scalar, float32 or float64, sum of weighted values.
-      weight: scalar, same dtype; a function of the batch alone, not of the model.
+      weight: scalar, floating or integer; a function of the batch alone, not of the model.
     """
 
     sum: tf.Tensor

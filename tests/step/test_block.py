@@ -229,6 +229,24 @@ def test_total_is_the_sum_of_means():
     assert float(total(terms)) == 2.0
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_weight_may_be_a_count(precision):
+    """Of tokens, say: an integer, in training and in evaluation."""
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            logits = model(batch["image"], training=training)
+            term = losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])
+            return {"a": losses.Term(term.sum, tf.math.count_nonzero(batch["weight"]))}, {"logits": logits}
+
+        return loss
+
+    settings = {"train.precision": precision, "train.micro_batches": 4}
+    counted, summed = build("graph", {"make_loss": make_loss}, **settings), build("graph", **settings)
+    assert counted.train_block(2).row(1)["loss"] == summed.train_block(2).row(1)["loss"]
+    assert counted.eval_blocks["test"]()["loss"] == summed.eval_blocks["test"]()["loss"]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_block_halts_before_the_step_that_is_not_finite(mode):
     settings = {"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""}
