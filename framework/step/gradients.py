@@ -27,6 +27,8 @@ Loss = Callable[[Any, Batch, bool], tuple[Terms, Mapping[str, tf.Tensor]]]
 
 PENALTY = "penalty"
 
+_FULL = (tf.float32, tf.float64)
+
 
 class Gradients(NamedTuple):
     """What one pass over the global batch gives.
@@ -53,7 +55,7 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
     A term of weight 1 a micro-batch counts once an update: sum and weight both grow with the number of micro-batches.
 
     Raises:
-      UserError: something else was returned, or a term is not in at least float32.
+      UserError: something else was returned, or a term or penalty is not in at least float32.
     """
     if not _is_terms_and_outputs(returned):
         raise UserError(
@@ -62,7 +64,7 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
         )
     terms, outputs = returned
     for name, term in terms.items():
-        if term.sum.dtype not in (tf.float32, tf.float64):
+        if term.sum.dtype not in _FULL:
             raise UserError(
                 f"term '{name}' of the loss is {term.sum.dtype.name}: sums need float32 at least. Cast logits with"
                 " tf.cast(logits, tf.float32), or give the last layer dtype='float32'."
@@ -74,6 +76,12 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
         for penalty in getattr(part, "losses", ())
         if _is_of_this_trace(penalty)
     ]
+    for penalty in penalties:
+        if penalty.dtype not in _FULL:
+            raise UserError(
+                f"a layer adds a loss in {penalty.dtype.name}: sums need float32 at least. Give the layer"
+                " dtype='float32', or make the loss a term of make_loss."
+            )
     if penalties:
         penalty = _sum(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
