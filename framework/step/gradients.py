@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from framework import paths, rng
 from framework.config import UserError
-from framework.losses import Term
+from framework.losses import Coupled, Term
 from framework.metrics import Metric
 from framework.step.weights import Pass, term_weights
 
@@ -116,6 +116,16 @@ def _shown(returned: Any) -> str:
     return type(returned).__name__
 
 
+def refuse_coupled(terms: Mapping[str, Any], micro_batches: int) -> None:
+    """Raises UserError if a term cannot be computed by micro-batches, and there are several."""
+    for name, term in terms.items():
+        if isinstance(term, Coupled) and micro_batches > 1:
+            raise UserError(
+                f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
+                " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
+            )
+
+
 def total(terms: Terms, weights: Mapping[str, tf.Tensor] | None = None) -> tf.Tensor:
     """Sum of the terms, each divided by its weight, scalar; a term of zero weight contributes 0.
 
@@ -159,7 +169,7 @@ def gradients_of(
       dtype: of sums and metric states.
 
     Raises:
-      UserError: a variable that the terms do not depend on.
+      UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
     """
     if micro_batches == 1:
         found = _differentiate(one_pass, batch, None, variables, metrics, scale, dtype)
@@ -221,7 +231,12 @@ def _accumulate(
         with rng.rewound(start), rng.at_example(index * size):
             return fn({name: tf.gather(part, index) for name, part in parts.items()})
 
-    weights_of = term_weights(lambda index: at(index, one_pass), tf.TensorSpec([], tf.int32))
+    def checked(part: Batch) -> tuple[Terms, Mapping[str, Any]]:
+        terms, outputs = one_pass(part)
+        refuse_coupled(terms, micro_batches)
+        return terms, outputs
+
+    weights_of = term_weights(lambda index: at(index, checked), tf.TensorSpec([], tf.int32))
     weights = _summed(1, micro_batches, weights_of(tf.constant(0)), weights_of)
     nothing = Gradients(
         {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in weights},

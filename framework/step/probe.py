@@ -12,9 +12,8 @@ from ml_collections import FrozenConfigDict
 from framework import precision, rng
 from framework.config import UserError
 from framework.data.batches import Batches
-from framework.losses import Coupled
 from framework.metrics import Metric
-from framework.step.gradients import Loss, forward
+from framework.step.gradients import Loss, forward, refuse_coupled
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights
 
@@ -65,7 +64,7 @@ def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batche
         _refuse_stateful_draws(data.graph)
         _refuse_stateful_draws(function.graph)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
-    _refuse_coupled(terms, config.train.micro_batches)
+    refuse_coupled(terms, config.train.micro_batches)
     _check_batch(batch, config.train.micro_batches)
     return Probe(tuple(terms), batch, function.structured_outputs, function.graph, _moved(function.graph))
 
@@ -104,15 +103,6 @@ def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
             f"metric '{name}': update returned shape {state.shape}, but empty() has {len(metric.empty())} numbers."
             " A state is a vector of fixed length, e.g. tf.stack([sum, weight])."
         )
-
-
-def _refuse_coupled(terms: Mapping[str, Any], micro_batches: int) -> None:
-    for name, term in terms.items():
-        if isinstance(term, Coupled) and micro_batches > 1:
-            raise UserError(
-                f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
-                " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
-            )
 
 
 def _check_batch(batch: Mapping[str, tf.TensorSpec], micro_batches: int) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import layers, losses, paths, rng
+from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 from tests.small import BATCH, build
@@ -213,3 +214,32 @@ def test_the_batches_are_what_they_are_called_and_the_semantics_differ():
     for left, right in ((one, two), (two, four), (one, four)):
         for path in ("body/norm/moving_mean", "body/norm/moving_variance", "body/dense/kernel"):
             assert np.linalg.norm(left[path] - right[path]) > 1e-3 * np.linalg.norm(right[path])
+
+
+def make_coupled_loss(cfg):
+    def loss(model, batch, training):
+        terms, outputs = make_loss(cfg)(model, batch, training)
+        return {"matching": losses.Coupled(*terms["cross_entropy"])}, outputs
+
+    return loss
+
+
+def make_step_of_coupled(cfg, tools):
+    def step(state, batch):
+        found = tools.gradients(lambda part: make_coupled_loss(cfg)(state.model, part, True), batch)
+        tools.apply(found.gradients)
+        return found.terms, found.metrics
+
+    return step
+
+
+@pytest.mark.parametrize("own", [{"make_loss": make_coupled_loss}, {"make_step": make_step_of_coupled}], ids=["loss", "step"])
+def test_what_compares_examples_is_not_cut_into_micro_batches(own):
+    functions = {"make_data": make_data, "make_model": lambda cfg: Net(), "make_loss": make_loss, **own}
+    assert build(functions=functions, **SETTINGS).train_block(1).row(0)["loss"] > 0
+    with pytest.raises(UserError) as caught:
+        build(functions=functions, **SETTINGS, **{"train.micro_batches": 4})
+    assert str(caught.value) == (
+        "train.micro_batches=4: term 'matching' compares the examples of a batch with one another, and micro-batches"
+        " would hide most of them. Use --config.train.micro_batches=1."
+    )
