@@ -233,9 +233,9 @@ def make_step_of_coupled(cfg, tools):
     return step
 
 
-@pytest.mark.parametrize("own", [{"make_loss": make_coupled_loss}, {"make_step": make_step_of_coupled}], ids=["loss", "step"])
-def test_what_compares_examples_is_not_cut_into_micro_batches(own):
-    functions = {"make_data": make_data, "make_model": lambda cfg: Net(), "make_loss": make_loss, **own}
+@pytest.mark.parametrize(("name", "make"), [("make_loss", make_coupled_loss), ("make_step", make_step_of_coupled)])
+def test_what_compares_examples_is_not_cut_into_micro_batches(name, make):
+    functions = {"make_data": make_data, "make_model": lambda cfg: Net(), "make_loss": make_loss, name: make}
     assert build(functions=functions, **SETTINGS).train_block(1).row(0)["loss"] > 0
     with pytest.raises(UserError) as caught:
         build(functions=functions, **SETTINGS, **{"train.micro_batches": 4})
