@@ -73,7 +73,7 @@ def base_config() -> ConfigDict:
     config.clip.threshold = (
         1.0  # of the norm or value; adaptive: of the ratio of gradient norm to weight norm, e.g. 0.01
     )
-    config.clip.exclude = ""  # adaptive: regex of parameters left as they are, e.g. 'model/head/.*'; '' = none
+    config.clip.exclude = ""  # adaptive: regex of parameters left as they are, e.g. 'head/.*'; '' = none
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # sgd, adam, adamw, lamb or lion

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import optim, paths, precision
 from framework.config import UserError, base_config, resolve
@@ -291,6 +292,24 @@ def test_what_does_not_fit_several_models_is_refused(make, config, problem):
     with pytest.raises(UserError) as error:
         optim.build_optimizers(make, make_models(), falling, counter(), config)
     assert str(error.value) == problem
+
+
+def test_clipping_that_excludes_nothing_is_refused():
+    def build(exclude, model):
+        config = ConfigDict(make_config().to_dict())
+        config.clip.exclude = exclude
+        return optim.build_optimizers(optim.make_optimizer, model, falling, counter(), FrozenConfigDict(config))
+
+    for exclude in ("head/.*", "body/bias|head", ""):
+        build(exclude, make_model())
+    build("body/.*", make_models())  # a path inside its model
+    for model in (make_model(), make_models()):
+        with pytest.raises(UserError) as error:
+            build("model/head/.*", model)
+        assert str(error.value) == (
+            "clip.exclude='model/head/.*' matches no trained parameter. Parameters: body/kernel, body/bias, head/kernel,"
+            " head/bias. Use --config.clip.exclude='' to leave out none."
+        )
 
 
 def test_a_model_without_trainable_variables_is_refused():
