@@ -174,7 +174,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "loss_scale.initial": (_TINY, _HUGE),
     "loss_scale.growth_interval": (1, _LARGEST),
     "loss_scale.growth_factor": (1, 1024),
-    "loss_scale.backoff_factor": (_TINY, 1),
+    "loss_scale.backoff_factor": (_TINY, 0.99),  # at 1 it would never reach the floor, where runs stop
     "loss_scale.floor": (_TINY, _HUGE),
     "loss_scale.ceiling": (_TINY, _HUGE),
     "loss_scale.patience": (1, _LARGEST),
