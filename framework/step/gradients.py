@@ -55,7 +55,7 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
     A term of weight 1 a micro-batch counts once an update: sum and weight both grow with the number of micro-batches.
 
     Raises:
-      UserError: something else was returned, or a term or penalty is not in at least float32.
+      UserError: something else was returned, or a term or penalty is not a scalar in at least float32.
     """
     if not _is_terms_and_outputs(returned):
         raise UserError(
@@ -68,6 +68,12 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
             raise UserError(
                 f"term '{name}' of the loss is {term.sum.dtype.name}: sums need float32 at least. Cast logits with"
                 " tf.cast(logits, tf.float32), or give the last layer dtype='float32'."
+            )
+        shapes = [tf.convert_to_tensor(part).shape for part in term]
+        if any(shape.rank for shape in shapes):
+            raise UserError(
+                f"term '{name}' of the loss has a sum and a weight of shapes {shapes[0]} and {shapes[1]}. Both are"
+                " scalars, e.g. Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
             )
     # A plain tf.Module has none; Keras may still hold those that a layer added in an earlier trace.
     penalties = [

@@ -316,6 +316,27 @@ def test_a_loss_of_another_form_is_refused(returned, shown):
     )
 
 
+@pytest.mark.parametrize(
+    ("term", "shapes"),
+    [
+        (lambda values, weight: losses.Term(values * weight, tf.reduce_sum(weight)), "(128,) and ()"),
+        (lambda values, weight: losses.Term(tf.reduce_sum(values * weight), weight), "() and (128,)"),
+    ],
+)
+def test_a_term_of_another_shape_is_refused(term, shapes):
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], model(batch["image"]))
+            return {"mine": term(values, batch["weight"])}, {}
+
+        return loss
+
+    assert refusal({"make_loss": make_loss}) == (
+        f"term 'mine' of the loss has a sum and a weight of shapes {shapes}. Both are scalars, e.g."
+        " Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
+    )
+
+
 def test_a_metric_of_another_form_is_refused():
     class Scalar(metrics.Accuracy):
         def update(self, outputs, batch):
