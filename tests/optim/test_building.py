@@ -307,8 +307,8 @@ def test_clipping_that_excludes_nothing_is_refused():
         with pytest.raises(UserError) as error:
             build("model/head/.*", model)
         assert str(error.value) == (
-            "clip.exclude='model/head/.*' matches no trained parameter. Parameters: body/kernel, body/bias, head/kernel,"
-            " head/bias. Use --config.clip.exclude='' to leave out none."
+            "clip.exclude='model/head/.*' matches no trained parameter. Parameters: body/kernel, body/bias,"
+            " head/kernel, head/bias. Use --config.clip.exclude='' to leave out none."
         )
 
 
