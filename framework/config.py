@@ -74,7 +74,7 @@ def base_config() -> ConfigDict:
     config.clip.threshold = (
         1.0  # of the norm or value; adaptive: of the ratio of gradient norm to weight norm, e.g. 0.01
     )
-    config.clip.exclude = ""  # adaptive: regex of parameters left as they are, e.g. 'model/head/.*'; '' = none
+    config.clip.exclude = ""  # adaptive: regex of parameters left as they are, e.g. 'head/.*'; '' = none
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # sgd, adam, adamw, lamb or lion
@@ -185,7 +185,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "loss_scale.initial": (_TINY, _HUGE),
     "loss_scale.growth_interval": (1, _LARGEST),
     "loss_scale.growth_factor": (1, 1024),
-    "loss_scale.backoff_factor": (_TINY, 1),
+    "loss_scale.backoff_factor": (_TINY, 0.99),  # at 1 it would never reach the floor, where runs stop
     "loss_scale.floor": (_TINY, _HUGE),
     "loss_scale.ceiling": (_TINY, _HUGE),
     "loss_scale.patience": (1, _LARGEST),

@@ -16,7 +16,7 @@ class Term(NamedTuple):
 
     Attributes:
       sum: scalar, float32 or float64, sum of weighted values.
-      weight: scalar, same dtype; a function of the batch alone, not of the model.
+      weight: scalar, floating or integer; a function of the batch alone, not of the model.
     """
 
     sum: tf.Tensor
@@ -57,10 +57,12 @@ def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
 
     Args:
       logits: floating [..., classes].
-      labels: integer [...].
+      labels: integer [...]; where the weight is 0, any number, such as -1.
       weight: floating [...]; 0 for padding.
     """
     logits = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
+    labels = tf.convert_to_tensor(labels)
+    labels = tf.where(tf.not_equal(weight, 0), labels, tf.zeros_like(labels))
     values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     weight = tf.cast(weight, values.dtype)
     return Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))

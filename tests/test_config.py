@@ -155,7 +155,7 @@ RANGES = {
     ),
     "loss_scale.growth_interval": (1, LARGEST, "at least 1 and at most 2147483647", SCALE),
     "loss_scale.growth_factor": (1, 1024, "at least 1 and at most 1024", SCALE),
-    "loss_scale.backoff_factor": (TINY, 1, f"at least {TINY} and at most 1", SCALE),
+    "loss_scale.backoff_factor": (TINY, 0.99, f"at least {TINY} and at most 0.99", SCALE),
     "loss_scale.floor": (
         TINY,
         HUGE,

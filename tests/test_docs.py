@@ -42,6 +42,7 @@ NOT_RUN = {
     r"python3 -m venv \.venv": "the copy has its .venv; the Makefile does the same on every fresh machine",
     r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
     r"conda (create|activate) .*": "needs conda",
+    r"python tests/benchmarks/.*": "takes minutes, and is worth something on an idle machine only",
     r"nvidia-smi": "needs an NVIDIA GPU",
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",
@@ -50,8 +51,8 @@ COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 
 LANGUAGES = {"", "bash", "python", "json", "text"}
-# Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip and Docker take.
-FURTHER_FLAGS = {"help", "logdir", "no-deps", "rm"}
+# Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
+FURTHER_FLAGS = {"help", "logdir", "no-deps", "repeats", "rm", "variant"}
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 
 

@@ -60,6 +60,26 @@ def test_padding_changes_nothing():
     assert float(padded.weight) == float(term.weight)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("label", [-1, 255, -100])
+def test_a_label_without_weight_may_be_no_class(mode, label):
+    """As what marks padding and unlabelled pixels in many data sets is; the kernel raises on it, XLA makes it NaN."""
+    logits, labels, weight = example(dtype=np.float64)
+    marked = np.where(weight == 0, label, labels)
+    assert (marked == label).any()
+
+    def term_and_gradient(labels):
+        x = tf.constant(logits)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            term = sparse_cross_entropy(x, labels, weight)
+        return (*term, tape.gradient(term.sum, x))
+
+    compiled = MODES[mode](term_and_gradient)
+    for found, wanted in zip(compiled(tf.constant(marked)), compiled(tf.constant(labels)), strict=True):
+        assert found.numpy().tobytes() == wanted.numpy().tobytes()
+
+
 def test_no_weight_at_all_is_a_term_of_zeros():
     logits, labels, weight = example()
     assert [float(value) for value in sparse_cross_entropy(tf.constant(logits), labels, 0 * weight)] == [0.0, 0.0]

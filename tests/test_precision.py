@@ -151,6 +151,26 @@ def test_terms_in_half_precision_are_refused(name):
 
 
 @pytest.mark.parametrize("name", HALVES)
+def test_penalties_in_half_precision_are_refused(name):
+    """A sum of squares of activations is beyond float16 soon, and then every step would be skipped."""
+    inner = {"activity_regularizer": keras.regularizers.L2(1e-6), "name": "inner"}
+
+    def make_model(cfg):
+        last = keras.layers.Dense(3, dtype="float32", activity_regularizer="l2")
+        return keras.Sequential([keras.layers.Dense(8, **inner), last])
+
+    with pytest.raises(UserError) as caught:
+        small.build(functions={"make_model": make_model}, **{"train.precision": name})
+    assert str(caught.value) == (
+        f"a layer adds a loss in {name}: sums need float32 at least. Give the layer dtype='float32', or make the loss a"
+        " term of make_loss."
+    )
+    inner["dtype"] = "float32"
+    row = small.build(functions={"make_model": make_model}, **{"train.precision": name}).train_block(1).row(0)
+    assert row["loss/penalty"] > 0
+
+
+@pytest.mark.parametrize("name", HALVES)
 def test_a_run_in_half_precision_has_a_state_and_gradients_in_float32(name):
     built = small.build(**{"train.precision": name, "ema.decay": 0.9, "train.micro_batches": 2})
     found = built.train_block.look(built.train_block.batch())

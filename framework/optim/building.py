@@ -7,7 +7,8 @@
 so every optimizer can be grouped, an experiment's own too.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -38,7 +39,8 @@ def build_optimizers(
       config: resolved.
 
     Raises:
-      UserError: groups that do not fit the parameters, names that are no models, an optimizer with a rate of its own.
+      UserError: parameters in half precision, groups or clip.exclude that do not fit them, names that are no models, an
+        optimizer with a rate of its own.
     """
     groups = parse_groups(config.optimizer.groups)
     if make is make_optimizer and config.optimizer.weight_decay == 0:
@@ -51,6 +53,7 @@ def build_optimizers(
     models = paths.models(model)
     schedules = schedules_of(schedule, model)
     trainable = paths.trainable(model)
+    _refuse_half_precision(trainable)
     found: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
     for group, members in zip(groups, assign_groups(groups, list(trainable)), strict=True):
         made = {} if group.frozen else _make(make, model, schedules, updates, config, group)
@@ -68,6 +71,7 @@ def build_optimizers(
                 + (", or leave it out of what make_optimizer returns." if isinstance(model, Mapping) else ".")
             )
     optimizers = {name: Optimizer(pairs) for name, pairs in found.items()}
+    _check_exclude(config.clip.exclude, {path: None for own in optimizers.values() for path in own.trained})
     return optimizers if isinstance(model, Mapping) else optimizers["model"]
 
 
@@ -112,6 +116,25 @@ def _make(
                 " and not used. Pass its argument on: learning_rate=learning_rate."
             )
     return made
+
+
+def _refuse_half_precision(parameters: Mapping[str, tf.Variable]) -> None:
+    for path, variable in parameters.items():
+        kind = variable.dtype.name
+        if kind in ("float16", "bfloat16"):
+            raise UserError(
+                f"the parameter '{path}' is {kind}, in which small updates are lost. Its layer was given"
+                f" dtype='{kind}': leave that out under --config.train.precision={kind}, or give it"
+                f" dtype='mixed_{kind}'."
+            )
+
+
+def _check_exclude(pattern: str, parameters: Collection[str]) -> None:
+    if pattern and not any(re.fullmatch(pattern, path) for path in parameters):
+        raise UserError(
+            f"clip.exclude='{pattern}' matches no trained parameter.{near(pattern, parameters)}"
+            f" Parameters: {', '.join(parameters)}. Use --config.clip.exclude='' to leave out none."
+        )
 
 
 def _check_names(function: str, returned: Mapping[str, Any], models: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from framework import paths, rng
 from framework.config import UserError
-from framework.losses import Term
+from framework.losses import Coupled, Term
 from framework.metrics import Metric
 from framework.replicas import Replicas
 from framework.step.weights import Pass, term_weights
@@ -29,6 +29,8 @@ Batch = Mapping[str, tf.Tensor]
 Loss = Callable[[Any, Batch, bool], tuple[Terms, Mapping[str, tf.Tensor]]]
 
 PENALTY = "penalty"
+
+_FULL = (tf.float32, tf.float64)
 
 
 class Gradients(NamedTuple):
@@ -56,7 +58,8 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
     A term of weight 1 a micro-batch counts once an update: sum and weight both grow with the number of micro-batches.
 
     Raises:
-      UserError: something else was returned, a term is not in at least float32, or has the name of the penalties.
+      UserError: something else was returned, a term or penalty is not a scalar in at least float32, or a term has the
+        name of the penalties.
     """
     if not _is_terms_and_outputs(returned):
         raise UserError(
@@ -65,10 +68,16 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
         )
     terms, outputs = returned
     for name, term in terms.items():
-        if term.sum.dtype not in (tf.float32, tf.float64):
+        if term.sum.dtype not in _FULL:
             raise UserError(
                 f"term '{name}' of the loss is {term.sum.dtype.name}: sums need float32 at least. Cast logits with"
                 " tf.cast(logits, tf.float32), or give the last layer dtype='float32'."
+            )
+        shapes = [tf.convert_to_tensor(part).shape for part in term]
+        if any(shape.rank for shape in shapes):
+            raise UserError(
+                f"term '{name}' of the loss has a sum and a weight of shapes {shapes[0]} and {shapes[1]}. Both are"
+                " scalars, e.g. Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
             )
     # A plain tf.Module has none; Keras may still hold those that a layer added in an earlier trace.
     penalties = [
@@ -81,6 +90,12 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
         raise UserError(
             f"the loss returned a term '{PENALTY}', which is what model.losses are called. Give it another name."
         )
+    for penalty in penalties:
+        if penalty.dtype not in _FULL:
+            raise UserError(
+                f"a layer adds a loss in {penalty.dtype.name}: sums need float32 at least. Give the layer"
+                " dtype='float32', or make the loss a term of make_loss."
+            )
     if penalties:
         penalty = _sum(penalties)
         terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
@@ -113,6 +128,22 @@ def _shown(returned: Any) -> str:
         kinds = sorted({type(value).__name__ for value in returned.values()})
         return f"dict of {' and '.join(kinds)}" if kinds else "an empty dict"
     return type(returned).__name__
+
+
+def refuse_coupled(terms: Mapping[str, Any], micro_batches: int, replicas: int) -> None:
+    """Raises UserError if a term needs the whole batch, and there are several micro-batches or replicas."""
+    for name, term in terms.items():
+        if isinstance(term, Coupled) and replicas > 1:
+            raise UserError(
+                f"term '{name}' compares the examples of a batch with one another, and each of {replicas} replicas sees"
+                " but its own. Gather the features with losses.gathered and set needs_collectives=True on the loss, or"
+                " use --config.runtime.strategy=one_device."
+            )
+        if isinstance(term, Coupled) and micro_batches > 1:
+            raise UserError(
+                f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
+                " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
+            )
 
 
 def total(terms: Terms, weights: Mapping[str, tf.Tensor] | None = None) -> tf.Tensor:
@@ -165,14 +196,20 @@ def gradients_of(
       has_collectives: the pass itself communicates between replicas, so it can be neither compiled nor looped over.
 
     Raises:
-      UserError: a variable that the terms do not depend on.
+      UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
     """
     replicas, start = replicas or Replicas(), rng.position()
     mode = "graph" if has_collectives else mode
     weights: Mapping[str, tf.Tensor] | None = None
     if micro_batches * replicas.count > 1 and not has_collectives:
+
+        def checked(part: Batch) -> tuple[Terms, Mapping[str, Any]]:
+            terms, outputs = one_pass(part)
+            refuse_coupled(terms, micro_batches, replicas.count)
+            return terms, outputs
+
         weights = replicas.total(
-            lambda index, part: _weights_of(one_pass, _parts(part, index, micro_batches, start)), batch
+            lambda index, part: _weights_of(checked, _parts(part, index, micro_batches, start)), batch
         )
 
     def local(index: int, part: Batch) -> Gradients:

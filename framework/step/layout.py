@@ -42,7 +42,8 @@ class Layout:
         if set(terms) != set(self.terms):
             raise ValueError(f"the loss returned terms {sorted(terms)}, but in training {sorted(self.terms)}")
         parts = [scalars[name][tf.newaxis] for name in self.scalars]
-        parts += [tf.stack([terms[name].sum, terms[name].weight]) for name in self.terms]
+        # One by one: a weight may be of another dtype than its sum, such as a count.
+        parts += [tf.reshape(number, [1]) for name in self.terms for number in terms[name]]
         parts += [states[name] for name in self.metrics]
         return tf.concat([tf.cast(part, dtype) for part in parts], axis=0)
 

@@ -12,9 +12,8 @@ from ml_collections import FrozenConfigDict
 from framework import paths, precision, rng
 from framework.config import UserError
 from framework.data.batches import Batches
-from framework.losses import Coupled
 from framework.metrics import Metric
-from framework.step.gradients import Loss, forward
+from framework.step.gradients import Loss, forward, refuse_coupled
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights
 
@@ -76,7 +75,7 @@ def probe(
         _refuse_stateful_draws(function.graph)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     has_collectives = _has_collectives(loss, model)
-    _refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
+    refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
     _check_batch(batch, config.train.micro_batches, replicas)
     if has_collectives:
         _check_collectives(config, replicas)
@@ -144,21 +143,6 @@ def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
             f"metric '{name}': update returned shape {state.shape}, but empty() has {len(metric.empty())} numbers."
             " A state is a vector of fixed length, e.g. tf.stack([sum, weight])."
         )
-
-
-def _refuse_coupled(terms: Mapping[str, Any], micro_batches: int, replicas: int) -> None:
-    for name, term in terms.items():
-        if isinstance(term, Coupled) and replicas > 1:
-            raise UserError(
-                f"term '{name}' compares the examples of a batch with one another, and each of {replicas} replicas sees"
-                " but its own. Gather the features with losses.gathered and set needs_collectives=True on the loss, or"
-                " use --config.runtime.strategy=one_device."
-            )
-        if isinstance(term, Coupled) and micro_batches > 1:
-            raise UserError(
-                f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
-                " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
-            )
 
 
 def _check_batch(batch: Mapping[str, tf.TensorSpec], micro_batches: int, replicas: int) -> None:

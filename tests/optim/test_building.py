@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import optim, paths, precision
 from framework.config import UserError, base_config, resolve
@@ -291,6 +292,39 @@ def test_what_does_not_fit_several_models_is_refused(make, config, problem):
     with pytest.raises(UserError) as error:
         optim.build_optimizers(make, make_models(), falling, counter(), config)
     assert str(error.value) == problem
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_parameters_in_half_precision_are_refused(kind):
+    """A loss scale of 2**17 is infinite in float16, and gradients divided by it are 0: nothing would move."""
+    model = keras.Sequential([keras.layers.Dense(3, dtype=kind), keras.layers.Dense(2, dtype=f"mixed_{kind}")])
+    model.build((None, 4))
+    with pytest.raises(UserError) as error:
+        optim.build_optimizers(optim.make_optimizer, model, falling, counter(), make_config())
+    assert str(error.value) == (
+        f"the parameter 'dense/kernel' is {kind}, in which small updates are lost. Its layer was given dtype='{kind}':"
+        f" leave that out under --config.train.precision={kind}, or give it dtype='mixed_{kind}'."
+    )
+    model.layers[0].trainable = False
+    optim.build_optimizers(optim.make_optimizer, model, falling, counter(), make_config())
+
+
+def test_clipping_that_excludes_nothing_is_refused():
+    def build(exclude, model):
+        config = ConfigDict(make_config().to_dict())
+        config.clip.exclude = exclude
+        return optim.build_optimizers(optim.make_optimizer, model, falling, counter(), FrozenConfigDict(config))
+
+    for exclude in ("head/.*", "body/bias|head", ""):
+        build(exclude, make_model())
+    build("body/.*", make_models())  # a path inside its model
+    for model in (make_model(), make_models()):
+        with pytest.raises(UserError) as error:
+            build("model/head/.*", model)
+        assert str(error.value) == (
+            "clip.exclude='model/head/.*' matches no trained parameter. Parameters: body/kernel, body/bias,"
+            " head/kernel, head/bias. Use --config.clip.exclude='' to leave out none."
+        )
 
 
 def test_a_model_without_trainable_variables_is_refused():

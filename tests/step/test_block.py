@@ -229,6 +229,24 @@ def test_total_is_the_sum_of_means():
     assert float(total(terms)) == 2.0
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_weight_may_be_a_count(precision):
+    """Of tokens, say: an integer, in training and in evaluation."""
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            logits = model(batch["image"], training=training)
+            term = losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])
+            return {"a": losses.Term(term.sum, tf.math.count_nonzero(batch["weight"]))}, {"logits": logits}
+
+        return loss
+
+    settings = {"train.precision": precision, "train.micro_batches": 4}
+    counted, summed = build("graph", {"make_loss": make_loss}, **settings), build("graph", **settings)
+    assert counted.train_block(2).row(1)["loss"] == summed.train_block(2).row(1)["loss"]
+    assert counted.eval_blocks["test"]()["loss"] == summed.eval_blocks["test"]()["loss"]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_block_halts_before_the_step_that_is_not_finite(mode):
     settings = {"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""}
@@ -306,6 +324,27 @@ def test_a_term_of_the_name_of_the_penalties_is_refused():
 
     assert refusal({"make_loss": lambda cfg: loss}) == (
         "the loss returned a term 'penalty', which is what model.losses are called. Give it another name."
+    )
+
+
+@pytest.mark.parametrize(
+    ("term", "shapes"),
+    [
+        (lambda values, weight: losses.Term(values * weight, tf.reduce_sum(weight)), "(128,) and ()"),
+        (lambda values, weight: losses.Term(tf.reduce_sum(values * weight), weight), "() and (128,)"),
+    ],
+)
+def test_a_term_of_another_shape_is_refused(term, shapes):
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], model(batch["image"]))
+            return {"mine": term(values, batch["weight"])}, {}
+
+        return loss
+
+    assert refusal({"make_loss": make_loss}) == (
+        f"term 'mine' of the loss has a sum and a weight of shapes {shapes}. Both are scalars, e.g."
+        " Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
     )
 
 
