@@ -52,6 +52,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     Raises:
       NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
+      RunError: a checkpoint cannot be written, and `checkpoint.on_error` is 'stop' or it is the last one.
     """
     with run.lock():
         return _train(run, overrides)
@@ -67,7 +68,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     run.write_header(overrides)
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, run.checkpoints:
         while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
             start = int(run.state.step)
     result = _result(run, progress)

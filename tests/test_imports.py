@@ -42,6 +42,7 @@ ROWS = (
     ("step.diagnose",),
     ("step",),
     ("hooks", "writers"),
+    ("storage",),
     ("checkpoint",),
     ("export.base",),
     ("export.verify",),

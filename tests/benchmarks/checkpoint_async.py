@@ -1,0 +1,116 @@
+"""What a checkpoint costs the training of 50 million parameters: beside it, and waited for.
+
+    python tests/benchmarks/checkpoint_async.py
+
+Dense layers with Adam, 600 MB of state. Each repetition times 20 steps, 20 with an asynchronous save before the first,
+and a synchronous save; all are flushed to disk. What an asynchronous save costs is the second less the first, and the
+wait for what is not yet written after the 20 steps.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import config, experiment, losses, paths, run, runtime
+from framework.checkpoint import Checkpoints
+from framework.data.batches import make_batches
+from framework.data.sources import Source
+from framework.overrides import override
+
+WIDTH, LAYERS, STEPS = 2672, 7, 20
+
+
+def build(mode: str, batch_size: int) -> run.Run:
+    """Seven square layers."""
+
+    def make_data(cfg, split):
+        x = np.random.default_rng(0).normal(size=(4 * batch_size, WIDTH)).astype(np.float32)
+        return make_batches(Source({"x": x}, origin="noise"), cfg, training=split == "train")
+
+    def make_model(cfg):
+        return keras.Sequential([keras.layers.Dense(WIDTH, "relu", use_bias=False) for _ in range(LAYERS)])
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            squares = tf.reduce_mean(tf.square(model(batch["x"], training=training) - batch["x"]), axis=1)
+            term = losses.Term(tf.reduce_sum(squares * batch["weight"]), tf.reduce_sum(batch["weight"]))
+            return {"squares": term}, {}
+
+        return loss
+
+    loaded = experiment.load("tests/tiny.py")
+    functions = {name: loaded.functions[name] for name in ("get_config", "make_schedule")}
+    functions |= {"make_data": make_data, "make_model": make_model, "make_loss": make_loss}
+    values = {"data.batch_size": batch_size, "eval.batch_size": batch_size, "train.duration": "100000 steps"}
+    values |= {"train.compile": mode, "checkpoint.best_metric": "", "train.block_steps": STEPS}
+    final = config.finalize(override(loaded.get_config(), values))
+    return run.assemble(dataclasses.replace(loaded, functions=functions), final, Path("nowhere"), time.monotonic())
+
+
+def seconds(work) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints a line a repetition, then medians and the ratio."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", default="graph")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--folder", default=None, help="on the disk to be measured; a temporary one by default")
+    options = parser.parse_args()
+    built = build(options.mode, options.batch_size)
+    state, block = built.state, built.train_block
+    size = sum(variable.shape.num_elements() * variable.dtype.size for variable in paths.variables(state).values())
+    facts = runtime.environment()
+    print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, TensorFlow {facts['packages']['tensorflow']}")
+    print(f"{sum(v.shape.num_elements() for v in paths.trainable(built.model).values()):,} parameters, {size:,} bytes")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        beside = Checkpoints(Path(folder, "asynchronous"), keep=1)
+        waited = Checkpoints(Path(folder, "synchronous"), keep=1, asynchronous=False)
+
+        def steps(save: bool = False) -> None:
+            if save:
+                beside.save(state, {})
+            block(STEPS)
+
+        def save_and_wait() -> None:
+            waited.save(state, {})
+
+        for warm_up in (steps, lambda: steps(save=True), save_and_wait):
+            warm_up()
+        rows = []
+        for repetition in range(options.repetitions):
+            took = {}
+            for kind in ("plain", "saving") if repetition % 2 else ("saving", "plain"):
+                took[kind] = seconds(lambda kind=kind: steps(save=kind == "saving"))
+                if kind == "saving":
+                    took["left"] = seconds(beside.steps)  # returns when the write has ended
+            took["synchronous"] = seconds(save_and_wait)
+            rows.append(took)
+            print("  ".join(f"{name} {value:.3f}" for name, value in took.items()), flush=True)
+        beside.close()
+        waited.close()
+    plain, synchronous = (statistics.median(row[name] for row in rows) for name in ("plain", "synchronous"))
+    extra = statistics.median(row["saving"] + row["left"] - row["plain"] for row in rows)
+    print(f"20 steps {plain:.3f} s, asynchronous save +{extra:.3f} s, synchronous save {synchronous:.3f} s")
+    print(f"ratio {extra / synchronous:.3f}")
+
+
+if __name__ == "__main__":
+    main()
