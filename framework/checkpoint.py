@@ -234,7 +234,7 @@ class Checkpoints:
         complete = self._complete()
         last = f"the last complete one is of step {complete[-1]}" if complete else "there is no complete one"
         message = f"{self.folder}: the checkpoint of step {step} could not be saved: {error}; {last}."
-        logging.error("%s%s", message, " Training goes on." if self._goes_on else "")
+        logging.error("%s", message)
         return RunError(f"{message} Mend that and type the same command again.")
 
     def _prune(self) -> None:

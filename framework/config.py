@@ -129,7 +129,7 @@ def base_config() -> ConfigDict:
     config.checkpoint.best_metric = ""  # 'split/metric': the best one is kept as well; '' = off
     config.checkpoint.best_mode = "max"  # min or max is better
     config.checkpoint.asynchronous = True  # written while training goes on; False = training waits
-    config.checkpoint.on_error = "stop"  # stop or continue: what a disk that is full or fails leads to
+    config.checkpoint.on_error = "stop"  # stop or continue: what a full or failing disk leads to, for numbers too
 
     config.export = ConfigDict()
     config.export.checkpoint = "last"  # last or best: what is exported

@@ -169,6 +169,21 @@ def test_a_full_disk_is_passed_over_on_request_but_at_the_end(tmp_path, monkeypa
     assert not (tmp_path / "second" / "result.json").exists()
 
 
+def test_a_full_disk_elsewhere_in_the_run_folder_is_one_line_too(tmp_path, monkeypatch):
+    write = loop.write_json
+
+    def writing(path, value):
+        if path.name == "result.json":
+            path = Path("/dev/full")
+            path.write_text("1" * 100_000)
+        write(path, value)
+
+    monkeypatch.setattr(loop, "write_json", writing)
+    with pytest.raises(RunError) as caught:
+        loop.train(build(tmp_path / "run", **{"train.duration": "2 steps"}))
+    assert str(caught.value) == "[Errno 28] No space left on device. Mend that and type the same command again."
+
+
 def test_an_unsaved_tail_is_written_once(tmp_path, uninterrupted, monkeypatch):
     """A run that dies between a log row and its checkpoint writes that row again, not twice."""
     built = build(tmp_path / "run")

@@ -4,7 +4,8 @@
 
 Dense layers with Adam, 600 MB of state. Each repetition times 20 steps, 20 with an asynchronous save before the first,
 and a synchronous save; all are flushed to disk. What an asynchronous save costs is the second less the first, and the
-wait for what is not yet written after the 20 steps.
+wait for what is not yet written after the 20 steps. A repetition waits for a quiet machine, and does not count if
+other processes took more than a twentieth of it.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from framework.data.sources import Source
 from framework.overrides import override
 
 WIDTH, LAYERS, STEPS = 2672, 7, 20
+SHARE = 0.05
 
 
 def build(mode: str, batch_size: int) -> run.Run:
@@ -66,6 +68,34 @@ def seconds(work) -> float:
     return time.perf_counter() - start
 
 
+class Others:
+    """The share of the processors that other processes took since the last look."""
+
+    def __init__(self) -> None:
+        self._last = self._read()
+
+    def _read(self) -> np.ndarray:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        ticks = os.sysconf("SC_CLK_TCK")
+        idle = (fields[3] + fields[4]) / ticks
+        return np.array([sum(fields) / ticks, idle, time.process_time()])
+
+    def share(self) -> float:
+        """0 .. 1."""
+        now = self._read()
+        whole, idle, own = now - self._last
+        self._last = now
+        return max(0.0, (whole - idle - own) / whole) if whole else 0.0
+
+    def wait(self) -> None:
+        """Returns after a quiet second."""
+        self.share()
+        while True:
+            time.sleep(1)
+            if self.share() < SHARE:
+                return
+
+
 def main() -> None:
     """Prints a line a repetition, then medians and the ratio."""
     parser = argparse.ArgumentParser()
@@ -94,15 +124,17 @@ def main() -> None:
 
         for warm_up in (steps, lambda: steps(save=True), save_and_wait):
             warm_up()
-        rows = []
-        for repetition in range(options.repetitions):
+        rows, others = [], Others()
+        while len(rows) < options.repetitions:
+            others.wait()
             took = {}
-            for kind in ("plain", "saving") if repetition % 2 else ("saving", "plain"):
+            for kind in ("plain", "saving") if len(rows) % 2 else ("saving", "plain"):
                 took[kind] = seconds(lambda kind=kind: steps(save=kind == "saving"))
                 if kind == "saving":
                     took["left"] = seconds(beside.steps)  # returns when the write has ended
             took["synchronous"] = seconds(save_and_wait)
-            rows.append(took)
+            took["others"] = others.share()
+            rows += [took] if took["others"] < SHARE else []
             print("  ".join(f"{name} {value:.3f}" for name, value in took.items()), flush=True)
         beside.close()
         waited.close()
