@@ -4,8 +4,8 @@
     read_arrays(folder)                     # {path: array}; DamagedError if a byte is not the one that was written
     read_manifest(folder)['note']
 
-`state.bin` is the bytes of the arrays, one after the other; `manifest.json` has dtype, shape and offset of each, the
-SHA-256 of `state.bin`, and one of itself.
+`arrays.bin` is the bytes of the arrays, one after the other; `manifest.json` has dtype, shape and offset of each, the
+SHA-256 of `arrays.bin`, and one of itself.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 MANIFEST = "manifest.json"
-_ARRAYS = "state.bin"
+_ARRAYS = "arrays.bin"
 # Small enough that a processor's cache still has what was hashed when it is written.
 _CHUNK_BYTES = 2**20
 

@@ -118,7 +118,7 @@ def test_falls_back_past_a_damaged_checkpoint(tmp_path, damage, caplog):
     whole = snapshot(created)
     created.model.layers[0].kernel.assign_add(tf.ones([4, 3]))
     newest = save_at(checkpoints, created, 2)
-    data = newest / "state.bin"
+    data = newest / "arrays.bin"
     content = bytearray(data.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 1
@@ -138,9 +138,9 @@ def test_falls_back_past_a_damaged_checkpoint(tmp_path, damage, caplog):
     assert checkpoints.restore(other) == {"at": 1}
     assert snapshot(other) == whole
     says = {
-        "flip": "state.bin does not have its SHA-256",
-        "truncate": f"state.bin has {len(content) - 1} bytes, not {len(content)}",
-        "remove": "state.bin is missing",
+        "flip": "arrays.bin does not have its SHA-256",
+        "truncate": f"arrays.bin has {len(content) - 1} bytes, not {len(content)}",
+        "remove": "arrays.bin is missing",
         "half a manifest": "manifest.json: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
         "no manifest": "manifest.json is missing",
         "other manifest": "manifest.json does not have its SHA-256",
@@ -151,11 +151,11 @@ def test_falls_back_past_a_damaged_checkpoint(tmp_path, damage, caplog):
 def test_a_damaged_best_is_refused(tmp_path):
     created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
     folder = save_at(checkpoints, created, 1, is_best=True)
-    (folder / "state.bin").unlink()
+    (folder / "arrays.bin").unlink()
     with pytest.raises(UserError) as caught:
         checkpoints.restore(created, "best")
     assert str(caught.value) == (
-        f"{tmp_path}: the best checkpoint cannot be used: state.bin is missing. Use --config.export.checkpoint=last."
+        f"{tmp_path}: the best checkpoint cannot be used: arrays.bin is missing. Use --config.export.checkpoint=last."
     )
 
 
@@ -213,7 +213,7 @@ def test_who_trains_on_sets_damaged_ones_aside_and_writes_them_anew(tmp_path):
         save_at(checkpoints, created, step)
     for step in (10, 12):
         if (tmp_path / f"step-{step:08d}").exists():
-            (tmp_path / f"step-{step:08d}" / "state.bin").unlink()
+            (tmp_path / f"step-{step:08d}" / "arrays.bin").unlink()
     assert checkpoints.restore(created, repair=True) == {"at": 5}
     assert checkpoints.steps() == [5]
     save_at(checkpoints, created, 12)
@@ -224,7 +224,7 @@ def test_who_trains_on_sets_damaged_ones_aside_and_writes_them_anew(tmp_path):
 def test_who_looks_on_moves_nothing(tmp_path):
     created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
     save_at(checkpoints, created, 1)
-    (save_at(checkpoints, created, 2) / "state.bin").unlink()
+    (save_at(checkpoints, created, 2) / "arrays.bin").unlink()
     before = sorted(path.name for path in tmp_path.iterdir())
     assert checkpoints.restore(created) == {"at": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -265,7 +265,7 @@ def test_bytes_are_on_disk_before_the_name(tmp_path, monkeypatch):
     created.best.step.assign(-1)
     save_at(Checkpoints(tmp_path, 3), created, 1)
     assert happened == [
-        "state.bin",
+        "arrays.bin",
         ".manifest.json.tmp",
         ".step-00000001.tmp",
         "rename to step-00000001",

@@ -49,11 +49,11 @@ def test_every_dtype_and_shape_comes_back(tmp_path):
 
 def test_the_file_is_the_bytes_of_the_arrays(tmp_path):
     folder = write(tmp_path / "a")
-    assert (folder / "state.bin").read_bytes() == b"".join(array.tobytes() for array in ARRAYS.values())
+    assert (folder / "arrays.bin").read_bytes() == b"".join(array.tobytes() for array in ARRAYS.values())
     manifest = read_manifest(folder)
     entry = manifest["variables"]["double"]
     assert entry == {"dtype": "float64", "shape": [2, 1, 3], "offset": 3 * 5 * 4}
-    mapped = np.memmap(folder / "state.bin", entry["dtype"], "r", entry["offset"], tuple(entry["shape"]))
+    mapped = np.memmap(folder / "arrays.bin", entry["dtype"], "r", entry["offset"], tuple(entry["shape"]))
     np.testing.assert_array_equal(mapped, ARRAYS["double"])
     assert manifest["note"] == {"at": 3}
     assert manifest["bytes"] == sum(array.nbytes for array in ARRAYS.values())
@@ -63,7 +63,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
     """In either file; a manifest may read the same in other words, such as another kind of blank."""
     folder = write(tmp_path / "a", value=float("nan"))
     intact = json.dumps(read_manifest(folder))
-    for name in ("state.bin", "manifest.json"):
+    for name in ("arrays.bin", "manifest.json"):
         content = (folder / name).read_bytes()
         for place in range(0, len(content), max(1, len(content) // 300)):
             flipped = bytearray(content)
@@ -78,7 +78,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         (folder / name).write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["state.bin", "manifest.json"])
+@pytest.mark.parametrize("name", ["arrays.bin", "manifest.json"])
 def test_no_length_but_the_whole_is_taken(tmp_path, name):
     folder = write(tmp_path / "a")
     content = (folder / name).read_bytes()

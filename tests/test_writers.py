@@ -390,7 +390,7 @@ class Full(Jsonl):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file.close()
-        self._file = Path("/dev/full").open("a", buffering=1)
+        self._file = Path("/dev/full").open("a", buffering=1)  # noqa: SIM115
 
 
 def test_a_full_disk_stops_or_is_said_and_the_other_writers_go_on(
