@@ -1,63 +1,147 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are whole or not there, written while training goes on.
 
-    checkpoints = Checkpoints(workdir / 'checkpoints', keep=3)
-    checkpoints.save(state, {'wall_seconds': 12.3})     # checkpoints/step-00000469/
-    note = checkpoints.restore(state)                   # the newest whole one; None if there is none
+    with Checkpoints(workdir / 'checkpoints', keep=3) as checkpoints:
+        checkpoints.save(state, {'wall_seconds': 12.3})     # checkpoints/step-00000469/
+        note = checkpoints.restore(state)                   # the newest whole one; None if there is none
+    read_arrays(workdir / 'checkpoints/step-00000469')      # {'model/dense/kernel': array, …}
 
-A checkpoint is written aside, flushed to disk and renamed; `last.json` and `best.json` name one and move after it. The
-tensors are one TensorFlow bundle, keyed by path (`tf.train.load_checkpoint(folder + '/state')` reads it); a manifest
-has the SHA-256 of each file.
+`save` copies every variable to host memory and returns. A thread writes the copy aside, flushes it to disk, renames it,
+moves `last.json` and `best.json`, which name one each, and deletes what is not kept. One write at a time: a save waits
+for the one before it. The files are those of `framework/storage.py`.
 """
 
+import copy
 import hashlib
 import json
 import os
 import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from framework import paths
-from framework.config import UserError
+from framework.config import RunError, UserError
 from framework.state import TrainState
+from framework.storage import (
+    MANIFEST,
+    AbandonedError,
+    DamagedError,
+    bytes_of,
+    read_arrays,
+    read_manifest,
+    sync,
+    write_arrays,
+    write_json,
+)
 
-_MANIFEST = "manifest.json"
 _PREFIX = "step-"
+# Of the writing thread: training comes first on a processor that both want.
+_NICENESS = 19
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and the best."""
+    """The checkpoints of one run. A context, which waits for the last of them to be on disk.
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self._keep = folder, keep
+    Args:
+      folder: where they are.
+      keep: the newest so many are kept, and the best.
+      keep_hours: the first, and then one for every so many hours, is kept for good; 0 = none.
+      asynchronous: whether `save` returns while its copy is being written.
+      on_error: what a failing disk leads to: 'stop' raises at the next save, 'continue' only says so; both raise at
+        the end.
+      clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        keep_hours: float = 0.0,
+        asynchronous: bool = True,
+        on_error: str = "stop",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder = folder
+        self._keep, self._keep_seconds, self._clock = keep, 3600 * keep_hours, clock
+        self._is_asynchronous, self._goes_on = asynchronous, on_error == "continue"
+        self._copy: dict[str, np.ndarray] = {}  # reused: memory that has been touched takes a copy ten times as fast
+        self._newest: tuple[int, int] | None = None  # step and best step of the newest save
+        self._writer: threading.Thread | None = None
+        self._abandoned = threading.Event()
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, KeyboardInterrupt):
+            self._abandoned.set()  # who asked for the end at once does not wait for a disk
+        else:
+            self._join()
+
+    def save(self, state: TrainState, note: dict[str, Any]) -> Path:
+        """Takes a copy of the state, which may change at once, and has it written.
+
+        Args:
+          state: is saved as that of its own step; a step that is there already is not written again.
+          note: JSON that `restore` gives back.
+
+        Returns:
+          The folder in which it will be, complete, after `close` or a next `save`.
+
+        Raises:
+          RunError: the one before (this one, if not asynchronous) could not be written, and `on_error` is 'stop'.
+        """
+        step, best = int(state.step), int(state.best.step)
+        if self._newest == (step, best):
+            return self._path(step)  # on its way: several hooks may save one step
+        self._settle(self._goes_on)
+        is_there = (self._path(step) / MANIFEST).is_file()
+        if not is_there:
+            self._copy = _copied(state, self._copy)
+        facts = {"step": step, "best": best, "saved": self._clock(), "note": copy.deepcopy(note)}
+        self._newest, self._error, self._abandoned = (step, best), None, threading.Event()
+        self._writer = threading.Thread(target=self._write, args=(facts, not is_there), name="checkpoint writer")
+        self._writer.start()
+        if not self._is_asynchronous:
+            self._settle(self._goes_on)
+        return self._path(step)
+
+    def close(self) -> None:
+        """Waits until the newest save is on disk, and lets go of the memory of the copy.
+
+        Raises:
+          RunError: it could not be written, whatever `on_error` says: nothing comes after it.
+        """
+        self._settle(goes_on=False)
+        self._copy = {}
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        names = [path.name for path in self.folder.glob(f"{_PREFIX}*") if (path / _MANIFEST).is_file()]
-        return sorted(int(name.removeprefix(_PREFIX)) for name in names)
+        self._join()
+        return self._complete()
 
-    def save(self, state: TrainState, note: dict[str, Any]) -> Path:
-        """Writes the state of its own step; `note` is JSON that `restore` gives back. Older ones beyond `keep` go."""
-        step = int(state.step)
-        target = self._path(step)
-        if not (target / _MANIFEST).is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            aside = self.folder / f".{target.name}.tmp"
-            aside.mkdir()
-            write_state(state, note, aside)
-            if target.exists():  # without a manifest: half deleted
-                shutil.rmtree(target)
-            aside.rename(target)
-            _sync(self.folder)
-        self._point("last", step)
-        self._point_to_best(state)
-        kept = {*self.steps()[-self._keep :], self.pointed("best")}
-        for old in set(self.steps()) - kept:
-            shutil.rmtree(self._path(old).rename(self.folder / f".{self._path(old).name}.tmp"))
-        return target
+    def pointed(self, name: str) -> int | None:
+        """The step that `last.json` or `best.json` names; without the file, what the newest checkpoint says."""
+        self._join()
+        step = self._pointer(name)
+        for newest in reversed(self._complete() if step is None else []):
+            try:
+                step = read_manifest(self._path(newest))["step" if name == "last" else "best"]
+            except DamagedError:
+                continue
+            return step if step in self._complete() else None
+        return step
 
     def restore(self, state: TrainState, which: str = "last", repair: bool = False) -> dict[str, Any] | None:
         """Sets every variable of `state` and returns the note.
@@ -71,97 +155,187 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another model (both sides are listed), or the best is missing or damaged.
         """
+        self._join()
+        self._newest = None
         if which == "best":
-            step = self.pointed("best")
-            damage = "there is none yet" if step is None else _damage(self._path(step))
-            if step is None or damage:
-                raise UserError(
-                    f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --config.export.checkpoint=last."
-                )
-            return _read(state, self._path(step))
-        for step in reversed(self.steps()):
-            damage = _damage(self._path(step))
-            if not damage:
+            return self._restore_best(state)
+        for step in reversed(self._found()):
+            try:
                 note = _read(state, self._path(step))
+            except DamagedError as damage:
+                logging.error("checkpoint %s is damaged (%s); falling back to the one before", self._path(step), damage)
                 if repair:
-                    self._point_to_best(state)
-                return note
-            logging.error("checkpoint %s is damaged (%s); falling back to the one before", self._path(step), damage)
+                    aside = self.folder / f"damaged-{self._path(step).name}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    self._path(step).rename(aside)
+                continue
             if repair:
-                aside = self.folder / f"damaged-{self._path(step).name}"
-                shutil.rmtree(aside, ignore_errors=True)
-                self._path(step).rename(aside)
+                self._point_to_best(int(state.best.step))
+            return note
         return None
 
-    def pointed(self, name: str) -> int | None:
-        """The step that `last.json` or `best.json` names."""
+    def _restore_best(self, state: TrainState) -> dict[str, Any]:
+        step, damage = self.pointed("best"), "there is none yet"
+        if step is not None:
+            try:
+                return _read(state, self._path(step))
+            except DamagedError as error:
+                damage = str(error)
+        raise UserError(
+            f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --config.export.checkpoint=last."
+        )
+
+    def _join(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _settle(self, goes_on: bool) -> None:
+        """Waits for the write under way; raises its error, unless it is one of the disk and the run goes on."""
+        self._join()
+        error = self._error
+        if error is not None and not (goes_on and isinstance(error, RunError)):
+            self._error = None
+            raise error
+
+    def _write(self, facts: dict[str, Any], is_new: bool) -> None:
+        """What the thread does; nothing here touches TensorFlow."""
+        if self._is_asynchronous and sys.platform == "linux":  # elsewhere it would be that of the process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        step = facts["step"]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            if is_new:
+                self._write_new(self._path(step), facts)
+            self._point("last", step)
+            self._point_to_best(facts["best"])
+            self._prune()
+        except BaseException as error:
+            self._newest = None  # not on its way any more
+            self._error = self._explained(step, error)
+
+    def _write_new(self, target: Path, facts: dict[str, Any]) -> None:
+        aside = self.folder / f".{target.name}.tmp"
+        aside.mkdir()
+        write_arrays(aside, self._copy, facts, self._abandoned)
+        if target.exists():  # without a manifest: half deleted
+            shutil.rmtree(target)
+        aside.rename(target)
+        sync(self.folder)
+
+    def _explained(self, step: int, error: BaseException) -> BaseException | None:
+        """What the run is told of an error of the writer; None if it is meant."""
+        self._remove_leftovers(ignore_errors=True)  # on a full disk, what is half written is in the way
+        if isinstance(error, AbandonedError):
+            return None
+        if not isinstance(error, OSError):
+            return error  # a slip in the code
+        complete = self._complete()
+        last = f"the last complete one is of step {complete[-1]}" if complete else "there is no complete one"
+        message = f"{self.folder}: the checkpoint of step {step} could not be saved: {error}; {last}."
+        logging.error("%s", message)
+        return RunError(f"{message} Mend that and type the same command again.")
+
+    def _prune(self) -> None:
+        steps = self._complete()
+        kept = {*steps[-self._keep :], self._pointer("best"), *self._kept_for_good(steps)}
+        for old in set(steps) - kept:
+            # Renamed first: what a crash leaves of it must not look like a checkpoint.
+            shutil.rmtree(self._path(old).rename(self.folder / f".{self._path(old).name}.tmp"))
+
+    def _kept_for_good(self, steps: Iterable[int]) -> list[int]:
+        """The oldest, and each that was saved `keep_hours` or more after the one kept before it."""
+        kept: list[int] = []
+        due = -np.inf
+        for step in steps if self._keep_seconds else ():
+            try:
+                saved = read_manifest(self._path(step))["saved"]
+            except DamagedError:
+                continue
+            if saved >= due:
+                kept.append(step)
+                due = saved + self._keep_seconds
+        return kept
+
+    def _pointer(self, name: str) -> int | None:
+        """What a pointer file says; None without one that can be read."""
         try:
             return int(json.loads((self.folder / f"{name}.json").read_text())["step"])
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _point_to_best(self, state: TrainState) -> None:
+    def _point_to_best(self, best: int) -> None:
         """The state itself says which step is the best; a pointer written later could be lost to a crash."""
-        best = int(state.best.step)
-        if best != self.pointed("best") and best in self.steps():
+        if best != self._pointer("best") and best in self._complete():
             self._point("best", best)
 
     def _point(self, name: str, step: int) -> None:
         write_json(self.folder / f"{name}.json", {"step": step, "checkpoint": self._path(step).name})
 
+    def _complete(self) -> list[int]:
+        return [step for step in self._found() if (self._path(step) / MANIFEST).is_file()]
+
+    def _found(self) -> list[int]:
+        """Steps of all checkpoint folders, also of those in which something is missing."""
+        names = [path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def _path(self, step: int) -> Path:
         return self.folder / f"{_PREFIX}{step:08d}"
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, ignore_errors: bool = False) -> None:
         for path in self.folder.glob(f".{_PREFIX}*.tmp"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    _sync(path.parent)
+def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
+    """SHA-256, in hex, over path, dtype, shape and bytes of all variables in the order of their paths.
+
+    Two states have the same digest if and only if they have the same bits.
+
+    Args:
+      state: a TrainState, or any module; or {path: array}.
+    """
+    whole = hashlib.sha256()
+    arrays = state if isinstance(state, Mapping) else dict(_arrays(state))
+    for path in sorted(arrays):
+        whole.update(f"{path} {arrays[path].dtype.name}{list(arrays[path].shape)}\n".encode())
+        whole.update(bytes_of(np.ascontiguousarray(arrays[path])))
+    return whole.hexdigest()
 
 
 def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
-    """Writes the tensors and the manifest into an empty folder, flushed to disk."""
-    variables = paths.variables(state)
-    tf.raw_ops.SaveV2(
-        prefix=str(folder / "state"),
-        tensor_names=list(variables),
-        shape_and_slices=[""] * len(variables),
-        tensors=[variable.read_value() for variable in variables.values()],
-    )
-    files = sorted(folder.iterdir())
-    for file in files:
-        _sync(file)
-    manifest = {
-        "step": int(state.step),
-        "note": note,
-        "variables": {path: _describe(variable) for path, variable in variables.items()},
-        "sha256": {file.name: _sha256(file) for file in files},
-    }
-    write_json(folder / _MANIFEST, manifest)
+    """Writes the state into an empty folder in the form of a checkpoint; returns when it is on disk."""
+    write_arrays(folder, dict(_arrays(state)), {"step": int(state.step), "note": note})
+
+
+def _arrays(state: tf.Module) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, array) of every variable; an array shares memory with its variable where it can."""
+    for path, variable in paths.variables(state).items():
+        yield path, np.asarray(paths.local(variable).read_value())
+
+
+def _copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A copy of every variable, in the memory of an earlier copy where that fits."""
+    copied = {}
+    for path, array in _arrays(state):
+        if array.dtype.hasobject:
+            raise UserError(f"the variable '{path}' holds text; a checkpoint holds numbers.")
+        target = memory.get(path)
+        if target is None or (target.shape, target.dtype) != (array.shape, array.dtype):
+            target = np.empty_like(array)
+        np.copyto(target, array)
+        copied[path] = target
+    return copied
 
 
 def _read(state: TrainState, folder: Path) -> dict[str, Any]:
-    manifest = json.loads((folder / _MANIFEST).read_text())
-    variables = paths.variables(state)
-    _check_same(manifest["variables"], {path: _describe(variable) for path, variable in variables.items()}, folder)
-    tensors = tf.raw_ops.RestoreV2(
-        prefix=str(folder / "state"),
-        tensor_names=list(variables),
-        shape_and_slices=[""] * len(variables),
-        dtypes=[variable.dtype for variable in variables.values()],
-    )
-    for variable, tensor in zip(variables.values(), tensors, strict=True):
-        variable.assign(tensor)
+    manifest, variables = read_manifest(folder), paths.variables(state)
+    saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in manifest["variables"].items()}
+    _check_same(saved, {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}, folder)
+    for path, array in read_arrays(folder).items():
+        variables[path].assign(array)
     return manifest["note"]
 
 
@@ -174,35 +348,3 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> 
     ]
     if differing:
         raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. Use another --workdir.")
-
-
-def _describe(variable: tf.Variable) -> str:
-    return f"{variable.dtype.name}{variable.shape.as_list()}"
-
-
-def _damage(folder: Path) -> str:
-    """What is wrong with a checkpoint's files; '' if nothing."""
-    try:
-        wanted = json.loads((folder / _MANIFEST).read_text())["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{_MANIFEST}: {error}"
-    for name, digest in wanted.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if _sha256(folder / name) != digest:
-            return f"{name} does not have its SHA-256"
-    return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,10 @@ class UserError(Exception):
     """Bad input. `launch.py` prints it as one line and exits with status 2."""
 
 
+class RunError(Exception):
+    """What ends a run from outside, such as a full disk. `launch.py` prints it as one line and exits with status 1."""
+
+
 # An entry of eval.splits that ends in it is evaluated on the averaged weights.
 AVERAGED = "@ema"
 
@@ -122,8 +126,11 @@ def base_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1 epoch"  # and at the end; '' = only at the end
     config.checkpoint.keep = 3  # newest checkpoints kept
+    config.checkpoint.keep_hours = 0.0  # the first and then one for every so many hours stay for good; 0 = none
     config.checkpoint.best_metric = ""  # 'split/metric': the best one is kept as well; '' = off
     config.checkpoint.best_mode = "max"  # min or max is better
+    config.checkpoint.asynchronous = True  # written while training goes on; False = training waits
+    config.checkpoint.on_error = "stop"  # stop or continue: what a full or failing disk leads to, for numbers too
 
     config.export = ConfigDict()
     config.export.checkpoint = "last"  # last or best: what is exported
@@ -161,6 +168,7 @@ _CHOICES = {
     "runtime.strategy": ("one_device", "mirrored", "multi_worker", "tpu"),
     "runtime.all_reduce": ("auto", "nccl", "hierarchical", "one_device", "ring"),
     "runtime.all_reduce_dtype": ("full", "bfloat16"),
+    "checkpoint.on_error": ("stop", "continue"),
     "export.checkpoint": ("last", "best"),
     "export.weights": ("model", "ema"),
 }
@@ -207,6 +215,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "early_stopping.min_delta": (0, None),
     "log.images": (0, 400),
     "checkpoint.keep": (1, _LARGEST),
+    "checkpoint.keep_hours": (0, None),
     "export.examples": (1, _LARGEST),
     "runtime.threads": (0, 1024),
     "runtime.devices": (0, 1024),

@@ -34,7 +34,7 @@ def rewind_or_raise(run: Run, block: Block) -> None:
         raise report(run, block)
     bad, listed = int(run.state.step), skip_list.numpy()
     listed[np.flatnonzero(listed < 0)[0]] = bad
-    run.restore()
+    run.restore(repair=True)
     skip_list.assign(listed)
     logging.warning("step %d is not finite: going back to step %d and leaving it out", bad + 1, int(run.state.step))
 

@@ -9,6 +9,7 @@ What happens beside the step is a list of hooks in `_hooks`: add yours there.
 """
 
 import enum
+import errno
 import json
 import math
 import time
@@ -21,7 +22,7 @@ from absl import logging
 
 from framework import paths, precision
 from framework.checkpoint import write_json
-from framework.config import AVERAGED, UserError, base_split
+from framework.config import AVERAGED, RunError, UserError, base_split
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
@@ -35,6 +36,8 @@ from framework.step.gradients import forward
 from framework.writers import Console, Jsonl, TensorBoard, Writers
 
 _BLOCK_SECONDS = 2.0
+# A disk that is full, read-only or broken: not a slip in the code.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -52,9 +55,15 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     Raises:
       NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
+      RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or it is the end that cannot be written.
     """
-    with run.lock():
-        return _train(run, overrides)
+    try:
+        with run.lock():
+            return _train(run, overrides)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise RunError(f"{error}. Mend that and type the same command again.") from error
 
 
 def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     run.write_header(overrides)
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, run.checkpoints:
         while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
             start = int(run.state.step)
     result = _result(run, progress)
@@ -222,7 +231,8 @@ def _writers(run: Run, start: int) -> Writers:
             Jsonl(run.workdir / "metrics.jsonl", start),
             TensorBoard(run.workdir / "tensorboard", start),
             Console(run.total_steps, start),
-        ]
+        ],
+        run.resolved.checkpoint.on_error,
     )
 
 

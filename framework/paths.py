@@ -43,6 +43,12 @@ def variables(root: Any) -> dict[str, tf.Variable]:
     return {path: child for path, child in objects(root).items() if isinstance(child, tf.Variable)}
 
 
+def local(variable: tf.Variable) -> tf.Variable:
+    """The variable itself; of one with a copy on every replica, the first copy of this process."""
+    copies = getattr(variable, "values", None)
+    return copies[0] if copies else variable
+
+
 def models(model: Any) -> dict[str, Any]:
     """What `make_model` returned as {name: model}; a single model is called 'model'."""
     return dict(model) if isinstance(model, Mapping) else {"model": model}

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -44,11 +45,12 @@ from framework.step.layout import Layout
 from framework.step.probe import Probe, probe, probe_step
 from framework.step.tools import Step, Tools, standard_step
 
-# Where the data lies may differ between two machines of one run; what it holds is checked by hash.
-# What a step is shared by may, too: the global batches are the same, and sums the same up to rounding.
+# Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
+# kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
 _MAY_DIFFER = (
     "data.dir",
-    *(f"runtime.{key}" for key in ("strategy", "devices", "virtual_devices", "all_reduce", "worker_timeout_seconds")),
+    *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
+    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce", "worker_timeout_seconds")),
 )
 
 
@@ -107,10 +109,13 @@ class Run:
         """Length of the run."""
         return self.resolved.train.duration
 
-    @property
+    @functools.cached_property
     def checkpoints(self) -> checkpoint.Checkpoints:
         """Those of the run folder."""
-        return checkpoint.Checkpoints(self.workdir / "checkpoints", self.resolved.checkpoint.keep)
+        settings = self.resolved.checkpoint
+        return checkpoint.Checkpoints(
+            self.workdir / "checkpoints", settings.keep, settings.keep_hours, settings.asynchronous, settings.on_error
+        )
 
     def open(self) -> int:
         """Makes or enters the run folder and restores the newest checkpoint; returns the step to go on from.
@@ -132,13 +137,16 @@ class Run:
         logging.info("%s: %s", self.workdir, f"resuming at step {step}" if step else "starting from scratch")
         return step
 
-    def restore(self, which: str = "last") -> int:
+    def restore(self, which: str = "last", repair: bool = False) -> int:
         """Restores a checkpoint of the run folder, 'last' or 'best', and returns its step.
+
+        Args:
+          which: see `Checkpoints.restore`; repair: the same.
 
         Raises:
           UserError: there is none.
         """
-        restored = self.checkpoints.restore(self.state, which)
+        restored = self.checkpoints.restore(self.state, which, repair)
         if restored is None:
             raise UserError(f"--workdir={self.workdir} has no checkpoint. Train first: --mode=train.")
         self.note = restored

@@ -23,8 +23,11 @@ from typing import Any, TextIO
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tqdm import tqdm
+
+from framework.config import RunError
 
 # An event file is a sequence of TFRecords: length and its checksum, the event, its checksum.
 _RECORD_HEAD = struct.Struct("<QI")
@@ -57,44 +60,53 @@ class Writer:
 
 
 class Writers:
-    """Hands every call to each of `writers`, in order; a context that closes them."""
+    """Hands every call to each of `writers`, in order; a context that closes them.
 
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = tuple(writers)
+    Args:
+      writers: what is written to.
+      on_error: what a full or failing disk leads to: 'stop' raises RunError, 'continue' only says so, each time.
+    """
+
+    def __init__(self, writers: Sequence[Writer], on_error: str = "stop") -> None:
+        self._writers, self._goes_on = tuple(writers), on_error == "continue"
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for writer in self._writers:
-            writer.scalars(step, values)
+        self._each(lambda writer: writer.scalars(step, values))
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        for writer in self._writers:
-            writer.histograms(step, arrays)
+        self._each(lambda writer: writer.histograms(step, arrays))
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
-        for writer in self._writers:
-            writer.images(step, name, images)
+        self._each(lambda writer: writer.images(step, name, images))
 
     def graph(self, graph: tf.Graph) -> None:
-        for writer in self._writers:
-            writer.graph(graph)
+        self._each(lambda writer: writer.graph(graph))
 
     def text(self, step: int, name: str, text: str) -> None:
-        for writer in self._writers:
-            writer.text(step, name, text)
+        self._each(lambda writer: writer.text(step, name, text))
 
     def flush(self) -> None:
-        for writer in self._writers:
-            writer.flush()
+        self._each(lambda writer: writer.flush())
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        self._each(lambda writer: writer.close())
 
     def __enter__(self) -> "Writers":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._goes_on = self._goes_on or kind is not None  # the first error is the one to be seen
         self.close()
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
+        for writer in self._writers:
+            try:
+                call(writer)
+            except (OSError, tf.errors.OpError) as error:
+                message = f"{type(writer).__name__} cannot write: {' '.join(str(error).split())}."
+                if not self._goes_on:
+                    raise RunError(f"{message} Mend that and type the same command again.") from error
+                logging.error("%s", message)
 
 
 class Jsonl(Writer):
@@ -123,8 +135,10 @@ class Jsonl(Writer):
 
     def close(self) -> None:
         if not self._file.closed:
-            self.flush()
-            self._file.close()
+            try:
+                self.flush()
+            finally:
+                self._file.close()
 
 
 class TensorBoard(Writer):

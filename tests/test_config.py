@@ -112,6 +112,7 @@ CHOICES = {
     "schedule.name": ("constant", "cosine", "piecewise", "polynomial", "restarts", "inverse_sqrt", "one_cycle"),
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
+    "checkpoint.on_error": ("stop", "continue"),
     "export.checkpoint": ("last", "best"),
     "export.weights": ("model", "ema"),
 }
@@ -187,6 +188,7 @@ RANGES = {
     "early_stopping.min_delta": (0, None, "finite and at least 0", {}),
     "log.images": (0, 400, "at least 0 and at most 400", {}),
     "checkpoint.keep": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "checkpoint.keep_hours": (0, None, "finite and at least 0", {}),
     "export.examples": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
     "runtime.threads": (0, 1024, "at least 0 and at most 1024", {}),
 }
@@ -389,7 +391,7 @@ PLAIN = (
         (drop("compile"), "get_config dropped 'train.compile'. Start from base_config(), which sets it to 'xla'."),
         (
             ConfigDict(),
-            "get_config dropped 'checkpoint.best_metric'. Start from base_config(), which sets it to ''.",
+            "get_config dropped 'checkpoint.asynchronous'. Start from base_config(), which sets it to True.",
         ),
         (retype("seed", 1.5), "seed=1.5 is of type float, not int. Write e.g. config.seed = 0."),
         (retype("seed", True), "seed=True is of type bool, not int. Write e.g. config.seed = 0."),

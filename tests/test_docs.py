@@ -46,6 +46,7 @@ NOT_RUN = {
     r"nvidia-smi": "needs an NVIDIA GPU",
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",
+    r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
 }
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200

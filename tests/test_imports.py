@@ -45,6 +45,7 @@ ROWS = (
     ("step.diagnose",),
     ("step",),
     ("hooks", "writers"),
+    ("storage",),
     ("checkpoint",),
     ("export.base",),
     ("export.verify",),

@@ -3,15 +3,16 @@
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from framework import loop, paths, run
-from framework.checkpoint import Checkpoints
-from framework.config import UserError
+from framework import checkpoint, loop, paths, run, storage
+from framework.checkpoint import Checkpoints, digest, read_arrays
+from framework.config import RunError, UserError
 from framework.failure import NonFiniteError
 
 TINY = "tests/tiny.py"
@@ -38,20 +39,28 @@ def uninterrupted(tmp_path_factory):
     return built, result, workdir
 
 
-def interrupt_at(built, step):
-    """Sends SIGTERM to ourselves from within the block that reaches `step`."""
+def before_blocks(built, action):
+    """Calls action(first step, steps) before every block."""
     train_block = built.train_block
 
-    class Interrupting:
+    class Watched:
         block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
 
         def __call__(self, k):
-            block = train_block(k)
-            if block.first_step < step <= block.first_step + k:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return block
+            action(int(built.state.step), k)
+            return train_block(k)
 
-    built.train_block = Interrupting()
+    built.train_block = Watched()
+
+
+def interrupt_at(built, step):
+    """Sends SIGTERM to ourselves from within the block that reaches `step`."""
+
+    def interrupt(first, k):
+        if first < step <= first + k:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before_blocks(built, interrupt)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,103 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops
     assert loop.train(built)["status"] == "finished"
     assert snapshot(built) == expected
     assert rows(tmp_path / "run", "examples_per_second") == expected_rows
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, uninterrupted, monkeypatch):
+    """Step 20 is written when training is beyond it, and holds the bits of step 20."""
+    built, beyond, written_at = build(tmp_path / "run"), threading.Event(), []
+    parts = storage._parts
+
+    def waiting(array):
+        assert beyond.wait(60)
+        written_at.append(int(built.state.step))
+        return parts(array)
+
+    monkeypatch.setattr(storage, "_parts", waiting)
+    before_blocks(built, lambda first, k: beyond.set() if first > 24 else None)
+    loop.train(built)
+    assert written_at[0] > 24
+    for step in (20, 40):
+        ours, whole = (read_arrays(built_.checkpoints._path(step)) for built_ in (built, uninterrupted[0]))
+        assert ours["step"] == step and digest(ours) == digest(whole)
+    assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint writer"]
+
+
+def test_a_signal_during_a_write_saves_its_own_step_too(tmp_path, uninterrupted, monkeypatch):
+    built, parts = build(tmp_path / "run"), storage._parts
+
+    def slow(array):
+        time.sleep(0.05)  # about two seconds a checkpoint
+        return parts(array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_parts", slow)
+        interrupt_at(built, 21)
+        result = loop.train(built)
+    assert (result["status"], built.checkpoints.steps()) == ("interrupted", [20, result["step"]])
+    assert 21 <= result["step"] < 40
+    again = build(tmp_path / "run")
+    assert loop.train(again)["status"] == "finished"
+    assert snapshot(again) == snapshot(uninterrupted[0])
+
+
+def full_disk_at(monkeypatch, step):
+    """The checkpoint of that step, and no other, goes to the device that is always full."""
+    write = checkpoint.write_arrays
+
+    def writing(folder, arrays, facts, abandoned):
+        with monkeypatch.context() as patch:
+            if facts["step"] == step:
+                patch.setattr(storage, "_ARRAYS", "/dev/full")
+            write(folder, arrays, facts, abandoned)
+
+    monkeypatch.setattr(checkpoint, "write_arrays", writing)
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(tmp_path, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        full_disk_at(patch, 20)
+        with pytest.raises(RunError) as caught:
+            loop.train(build(tmp_path / "run", **{"checkpoint.every": "10 steps"}))
+    assert str(caught.value) == (
+        f"{tmp_path / 'run' / 'checkpoints'}: the checkpoint of step 20 could not be saved: [Errno 28] No space left on"
+        " device; the last complete one is of step 10. Mend that and type the same command again."
+    )
+    assert not (tmp_path / "run" / "result.json").exists()
+    again = build(tmp_path / "run", **{"checkpoint.every": "10 steps"})
+    loop.train(again)
+    assert snapshot(again) == snapshot(uninterrupted[0])
+    assert rows(tmp_path / "run", "examples_per_second") == rows(uninterrupted[2], "examples_per_second")
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_is_passed_over_on_request_but_at_the_end(tmp_path, monkeypatch, asynchronous):
+    settings = {"checkpoint.every": "10 steps", "checkpoint.on_error": "continue"}
+    settings |= {"checkpoint.asynchronous": asynchronous}
+    with monkeypatch.context() as patch:
+        full_disk_at(patch, 20)
+        first = build(tmp_path / "first", **settings)
+        assert loop.train(first)["status"] == "finished"
+    assert first.checkpoints.steps() == [10, 30, 40]
+    full_disk_at(monkeypatch, 40)
+    with pytest.raises(RunError, match=r"of step 40 could not .*; the last complete one is of step 30\."):
+        loop.train(build(tmp_path / "second", **settings))
+    assert not (tmp_path / "second" / "result.json").exists()
+
+
+def test_a_full_disk_elsewhere_in_the_run_folder_is_one_line_too(tmp_path, monkeypatch):
+    write = loop.write_json
+
+    def writing(path, value):
+        if path.name == "result.json":
+            path = Path("/dev/full")
+            path.write_text("1" * 100_000)
+        write(path, value)
+
+    monkeypatch.setattr(loop, "write_json", writing)
+    with pytest.raises(RunError) as caught:
+        loop.train(build(tmp_path / "run", **{"train.duration": "2 steps"}))
+    assert str(caught.value) == "[Errno 28] No space left on device. Mend that and type the same command again."
 
 
 def test_an_unsaved_tail_is_written_once(tmp_path, uninterrupted, monkeypatch):

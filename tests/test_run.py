@@ -1,6 +1,7 @@
 """Putting a run together: what it refuses, and what it leaves alone."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -141,6 +142,31 @@ def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
     assert loop.train(built)["status"] == "finished"
 
 
+def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path):
+    """Killed, it had no time to clean up: its number stays in the file, and is nobody's."""
+    workdir = tmp_path / "run"
+    hold = (
+        "import os, sys, fcntl; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX);"
+        " f.write(f'{os.getpid()} on host\\n'); f.flush(); os.kill(os.getpid(), 9)"
+    )
+    built = run.build(TINY, {}, workdir)
+    workdir.mkdir()
+    done = subprocess.run([sys.executable, "-c", hold, str(workdir / ".lock")])
+    assert done.returncode == -9 and (workdir / ".lock").read_text().endswith(" on host\n")
+    with built.lock():
+        assert (workdir / ".lock").read_text() == f"{os.getpid()} on {os.uname().nodename}\n"
+
+
+def test_how_checkpoints_are_kept_may_change(tmp_path):
+    """A run that a full disk stopped goes on with fewer of them."""
+    first = run.build(TINY, {}, tmp_path / "run")
+    first.open()
+    first.write_header(())
+    settings = {"keep": 1, "keep_hours": 2.0, "asynchronous": False, "on_error": "continue"}
+    again = run.build(TINY, {f"checkpoint.{name}": value for name, value in settings.items()}, tmp_path / "run")
+    assert again.open() == 0
+
+
 def test_a_changed_experiment_file_is_kept_beside_the_first_one(tmp_path):
     source = tmp_path / "tiny_copy.py"
     source.write_bytes(Path(TINY).read_bytes())
@@ -148,6 +174,7 @@ def test_a_changed_experiment_file_is_kept_beside_the_first_one(tmp_path):
     first.open()
     first.train_block(1)
     first.checkpoints.save(first.state, {})
+    first.checkpoints.close()
     first.write_header([])
     original = source.read_text()
     source.write_text(original + "\n# changed\n")

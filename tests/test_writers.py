@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from framework.config import RunError
 from framework.writers import Console, Jsonl, TensorBoard, Writers, image_grid
 
 
@@ -381,6 +382,43 @@ def test_writers_close_when_training_fails(tmp_path: Path) -> None:
         writer.scalars(1, {"loss": math.nan})
         raise ArithmeticError
     assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+class Full(Jsonl):
+    """Its rows go to the device that is always full."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file.close()
+        self._file = Path("/dev/full").open("a", buffering=1)  # noqa: SIM115
+
+
+def test_a_full_disk_stops_or_is_said_and_the_other_writers_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    with (
+        pytest.raises(RunError) as caught,
+        Writers([Full(tmp_path / "m.jsonl"), recorder]) as writer,
+    ):
+        writer.scalars(1, {"loss": 1.0})
+    assert str(caught.value) == (
+        "Full cannot write: [Errno 28] No space left on device. Mend that and type the same command again."
+    )
+    caplog.clear()
+    with Writers([Full(tmp_path / "m.jsonl"), recorder], "continue") as writer:
+        writer.scalars(1, {"loss": 1.0})
+    assert recorder.calls == [("close",), ("scalars", 1, {"loss": 1.0}), ("close",)]
+    said = ["Full cannot write: [Errno 28] No space left on device."] * 2  # the row, and what is left of it at the end
+    assert [record.getMessage() for record in caplog.records] == said
+
+
+def test_an_error_of_tensorboard_is_one_of_the_disk(tmp_path: Path) -> None:
+    """Its folder is gone, and a file is in the place."""
+    writer = Writers([TensorBoard(tmp_path / "tb")])
+    (tmp_path / "tb").write_text("")
+    with pytest.raises(RunError, match=r"^TensorBoard cannot write: .* Mend that and type the same command again\.$"):
+        writer.scalars(1, {"loss": 1.0})
 
 
 @pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 2, 2), (4, 2, 2), (5, 2, 3), (16, 4, 4)])

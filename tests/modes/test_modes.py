@@ -179,10 +179,28 @@ def test_sigterm_finishes_the_step_saves_and_the_same_command_goes_on(tmp_path):
     assert not os.path.exists(workdir / "exports")
 
 
+def test_a_full_disk_is_one_line_and_status_1(tmp_path, monkeypatch, capsys):
+    """The device that is always full, in the place of the file."""
+    from framework import storage
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_ARRAYS", "/dev/full")
+        assert call(f"--workdir={workdir}", "--config.train.duration=2 steps") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {workdir / 'checkpoints'}: the checkpoint of step 2 could not be saved: [Errno 28] No space left on"
+        " device; there is no complete one. Mend that and type the same command again."
+    )
+    assert list((workdir / "checkpoints").iterdir()) == []
+    assert call(f"--workdir={workdir}", "--config.train.duration=2 steps") == 0
+
+
 def test_the_best_model_is_what_export_best_exports(tmp_path):
     """At a learning rate that ruins it again, the best step is not the last."""
     import numpy as np
     import tensorflow as tf
+
+    from framework.checkpoint import read_arrays
 
     workdir = tmp_path / "run"
     ruin = ["--config.eval.every=5 steps", "--config.export.checkpoint=best", "--config.schedule.name=piecewise"]
@@ -192,12 +210,10 @@ def test_the_best_model_is_what_export_best_exports(tmp_path):
     assert best < 40
     reports = json.loads((workdir / "exports" / "report.json").read_text())
     assert [report["step"] for report in reports] == [best, best]
-    saved = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{best:08d}" / "state"))
+    saved = read_arrays(workdir / "checkpoints" / f"step-{best:08d}")
     image = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28)
-    hidden = np.maximum(
-        image.reshape(1, 784) @ saved.get_tensor("model/dense/kernel") + saved.get_tensor("model/dense/bias"), 0
-    )
-    logits = hidden @ saved.get_tensor("model/dense_1/kernel") + saved.get_tensor("model/dense_1/bias")
+    hidden = np.maximum(image.reshape(1, 784) @ saved["model/dense/kernel"] + saved["model/dense/bias"], 0)
+    logits = hidden @ saved["model/dense_1/kernel"] + saved["model/dense_1/bias"]
     served = tf.saved_model.load(str(workdir / "exports" / "saved_model" / "1")).signatures["serving_default"]
     np.testing.assert_allclose(served(image=tf.constant(image))["logits"], logits, rtol=1e-4, atol=1e-4)
 
@@ -211,6 +227,7 @@ def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
     built.write_header([])
     built.train_block(1)
     built.checkpoints.save(built.state, {})
+    built.checkpoints.close()
     loop.export_run(built)
     assert call(f"--workdir={workdir}", "--config.train.duration=20 steps") == 0
     reports = json.loads((workdir / "exports" / "report.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from framework import loop, paths
+from framework.checkpoint import read_arrays
 from framework.data.sources import Source
 from framework.failure import NonFiniteError
 from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
@@ -116,11 +117,11 @@ def test_stop_says_why_and_writes_down_batch_indices_and_state(tmp_path):
         assert set(batch) == {*source, "weight"}
         for name, array in source.items():
             np.testing.assert_array_equal(batch[name], array)
-    reader = tf.train.load_checkpoint(str(folder / "state"))
+    saved = read_arrays(folder)
     four = build()
     four.train_block(4)
     for path, variable in paths.variables(four.state).items():
-        assert np.asarray(reader.get_tensor(path)).tobytes() == variable.numpy().tobytes(), path
+        assert saved[path].tobytes() == variable.numpy().tobytes(), path
 
 
 def test_skip_gives_up_after_so_many_in_a_row(tmp_path):
@@ -148,15 +149,19 @@ def poisoned(bad):
     return built
 
 
+def knew_and_trained(bad):
+    knew = poisoned(bad)
+    knew.train_block(10)
+    return knew
+
+
 @pytest.mark.parametrize("bad", [(0,), (3, 8), (4, 5)])
 def test_rewind_ends_as_a_run_that_knew_from_the_start(tmp_path, bad):
     built = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
     result = loop.train(built)
     assert (result["status"], result["step"], result["updates"]) == ("finished", 10, 10 - len(bad))
     assert result["skipped"] == len(bad)
-    knew = poisoned(bad)
-    knew.train_block(10)
-    assert differing(snapshot(built), snapshot(knew)) == set()
+    assert differing(snapshot(built), snapshot(knew_and_trained(bad))) == set()
     trained = [line["step"] for line in rows(built) if "loss" in line]
     assert trained == list(range(1, 11))  # rows of what was gone back from are written once
 
@@ -169,6 +174,22 @@ def test_rewind_gives_up_when_the_list_is_full(tmp_path):
         "step 8 cannot be taken after 2 rewinds (train.nonfinite_limit): term 'cross_entropy' of the loss is not finite"
     )
     assert built.state.skip_list.numpy().tolist() == [2, 5]
+
+
+def test_rewind_past_a_damaged_checkpoint_writes_it_anew(tmp_path, monkeypatch):
+    built = build(tmp_path / "run", heat={(5, 2): HOT}, **REWIND, **{"checkpoint.keep": 9})
+    original, folder = loop.rewind_or_raise, tmp_path / "run" / "checkpoints"
+
+    def damage(*given):
+        built.checkpoints.steps()  # the write under way
+        (folder / "step-00000004" / "arrays.bin").write_bytes(b"")
+        original(*given)
+
+    monkeypatch.setattr(loop, "rewind_or_raise", damage)
+    loop.train(built)
+    assert differing(snapshot(built), snapshot(knew_and_trained((5,)))) == set()
+    assert built.checkpoints.steps() == [0, 2, 4, 6, 8, 10] and (folder / "damaged-step-00000004").exists()
+    assert read_arrays(folder / "step-00000004")["step"] == 4
 
 
 @pytest.mark.parametrize("rewinds", [1, 2])
