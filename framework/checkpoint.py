@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -117,6 +119,23 @@ class Checkpoints:
             shutil.rmtree(path)
 
 
+def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
+    """SHA-256, in hex, over path, dtype, shape and bytes of all variables in the order of their paths.
+
+    Two states have the same digest if and only if they have the same bits.
+
+    Args:
+      state: a TrainState, or any module; or {path: array}.
+    """
+    whole = hashlib.sha256()
+    arrays: Mapping[str, Any] = state if isinstance(state, Mapping) else paths.variables(state)
+    for path in sorted(arrays):
+        array = arrays[path] if isinstance(arrays[path], np.ndarray) else np.asarray(arrays[path].numpy())
+        whole.update(f"{path} {array.dtype.name}{list(array.shape)}\n".encode())
+        whole.update(_bytes(np.ascontiguousarray(array)))
+    return whole.hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
     aside = path.with_name(f".{path.name}.tmp")
@@ -197,6 +216,11 @@ def _damage(folder: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, not copied; a memoryview of bfloat16 itself does not exist."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there, keep what they say, and give back every bit."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -258,6 +259,31 @@ def test_bytes_are_on_disk_before_the_name(tmp_path, monkeypatch):
         ".last.json.tmp",
         tmp_path.name,
     ]
+
+
+def test_a_digest_is_that_of_paths_types_shapes_and_bytes():
+    module = tf.Module()
+    module.b = tf.Variable([[1.5, -0.0]], dtype=tf.bfloat16)
+    module.a = tf.Variable(7, dtype=tf.int64)
+    module.none = tf.Variable(tf.zeros([0, 3], tf.float64))
+    module.flag = tf.Variable([True, False])
+    content = (
+        b"a int64[]\n" + (7).to_bytes(8, "little") + b"b bfloat16[1, 2]\n" + bytes.fromhex("c03f0080")
+        + b"flag bool[2]\n\x01\x00" + b"none float64[0, 3]\n"
+    )  # fmt: skip
+    assert checkpoint.digest(module) == hashlib.sha256(content).hexdigest()
+    arrays = {path: np.asarray(variable.numpy()) for path, variable in paths.variables(module).items()}
+    assert checkpoint.digest(arrays) == checkpoint.digest(module)
+
+
+def test_a_digest_tells_one_bit_apart():
+    created = make_state()
+    before = checkpoint.digest(created)
+    assert checkpoint.digest(make_state()) == before
+    created.best.value.assign(np.array(-0.0))
+    minus = checkpoint.digest(created)
+    created.best.value.assign(np.array(0.0))
+    assert len({before, minus, checkpoint.digest(created)}) == 3
 
 
 def test_write_json_never_shows_half_a_file(tmp_path, monkeypatch):
