@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("config",),
     ("overrides",),
+    ("command",),
     ("runtime",),
     ("paths",),
     ("rng",),
@@ -53,6 +54,7 @@ ROWS = (
     ("failure",),
     ("progress",),
     ("loop",),
+    ("replay",),
     ("cluster",),
     ("modes/*",),
     ("modes",),
