@@ -1,7 +1,7 @@
 """Replay: a step of a trained run once more, bit for bit, and all there is to know about it.
 
     run = framework.build('experiments/mnist_mlp.py', workdir='runs/mnist', of_workdir=True)
-    shown = replay(run, 120, eager=True)
+    shown = replay_step(run, 120, eager=True)
     shown.scalars, shown.logged           # {'loss': 0.2134, …}, what metrics.jsonl has of that step
     shown.gradient_norms['dense/kernel'], shown.indices['index'], shown.finding
 
@@ -61,7 +61,7 @@ class Replay:
         return [name for name, value in self.logged.items() if replayed.get(name, math.nan) != value]
 
 
-def replay(run: Run, step: int, eager: bool = False) -> Replay:
+def replay_step(run: Run, step: int, eager: bool = False) -> Replay:
     """Runs a step of a run folder once more.
 
     Args:

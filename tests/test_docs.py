@@ -45,6 +45,7 @@ NOT_RUN = {
     r"nvidia-smi": "needs an NVIDIA GPU",
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",
+    r"python tests/benchmarks/\w+\.py.*": "measures for minutes, on a quiet machine",
 }
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200

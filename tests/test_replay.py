@@ -16,7 +16,7 @@ from framework.config import UserError, finalize
 from framework.experiment import load
 from framework.failure import NonFiniteError
 from framework.overrides import override
-from framework.replay import replay
+from framework.replay import replay_step
 from framework.run import assemble
 from framework.step.diagnose import look
 from tests import small
@@ -66,7 +66,7 @@ def test_the_logged_numbers_exactly_and_nothing_is_written(half):
     with built.lock():  # as if it were training
         before = contents(workdir)
         for step, start in {3: 0, 7: 0, 8: 7, 19: 14, 24: 21, skipped: (skipped - 1) // 7 * 7}.items():
-            shown = replay(built, step)
+            shown = replay_step(built, step)
             expected = {name: logged[step][name] for name in logged[step].keys() - {"step", "examples_per_second"}}
             assert shown.logged == expected
             assert {name: v if math.isfinite(v) else None for name, v in shown.scalars.items()} == expected
@@ -75,7 +75,7 @@ def test_the_logged_numbers_exactly_and_nothing_is_written(half):
             assert int(built.state.step) == step
     assert contents(workdir) == before
     # The last one was of an earlier step. At the end of the run the state is that of the run as well.
-    replay(built, 24)
+    replay_step(built, 24)
     assert digest(built.state) == digest(original.state)
 
 
@@ -133,7 +133,7 @@ def test_eager_agrees_and_draws_the_same(tmp_path, mode):
     built = assemble(loaded, final, tmp_path / "run", 0.0)
     loop.train(built)
     for step in (5, 18):
-        shown = replay(built, step, eager=True)
+        shown = replay_step(built, step, eager=True)
         assert shown.differing == [] and shown.finding == ""
         assert set(shown.eager) == {"loss", "gradient_norm"}
         for name, value in shown.eager.items():
@@ -168,10 +168,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, monkeypatch
     with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
         log.write('{"step": 9, "lo')  # and in the middle of a line
     fresh = again(tmp_path / "run")
-    shown = replay(fresh, 6)
+    shown = replay_step(fresh, 6)
     assert (shown.start, shown.differing, len(shown.logged)) == (0, [], 9)
     with pytest.raises(UserError) as caught:
-        replay(fresh, 7)
+        replay_step(fresh, 7)
     assert str(caught.value) == (f"--step=7 was not trained yet: {tmp_path / 'run'} has come to step 6. Use --step=6.")
 
 
@@ -183,7 +183,7 @@ def test_a_step_that_the_run_left_out_is_left_out_again(tmp_path):
     assert 7 in built.state.skip_list.numpy()
     fresh = small.build(tmp_path / "run", {(7, 3): small.HOT}, **settings)
     for step, outcome in {8: "left out: it is on the skip list", 9: "applied", 10: "applied"}.items():
-        shown = replay(fresh, step)
+        shown = replay_step(fresh, step)
         assert (shown.start, shown.outcome, shown.differing) == (5, outcome, [])
         assert shown.logged["skipped"] == 1
     assert digest(fresh.state) == digest(built.state)
@@ -194,13 +194,13 @@ def test_the_step_that_ended_a_run(tmp_path):
     built = small.build(tmp_path / "run", {(6, 3): small.HOT})
     with pytest.raises(NonFiniteError):
         loop.train(built)
-    shown = replay(small.build(tmp_path / "run", {(6, 3): small.HOT}), 7, eager=True)
+    shown = replay_step(small.build(tmp_path / "run", {(6, 3): small.HOT}), 7, eager=True)
     assert (shown.start, shown.logged) == (0, {})
     assert shown.outcome == "not taken: it is not finite, and train.on_nonfinite='stop'"
     assert shown.finding == "term 'cross_entropy' of the loss is not finite, and no layer's output is to blame"
     assert shown.scalars["loss"] == shown.eager["loss"] == math.inf
     with pytest.raises(UserError, match="--step=8 was not trained yet"):
-        replay(built, 8)
+        replay_step(built, 8)
 
 
 def test_a_re_run_that_is_not_the_run_says_so(tmp_path):
@@ -209,7 +209,7 @@ def test_a_re_run_that_is_not_the_run_says_so(tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n')
     changed = small.build(tmp_path / "run", {(6, 3): small.HOT})
     with pytest.raises(UserError) as caught:
-        replay(changed, 9)
+        replay_step(changed, 9)
     assert str(caught.value) == (
         "--step=9: the re-run from step 0 cannot pass step 7, which is not finite, although the run did: its config or"
         " experiment file is another one."
@@ -248,7 +248,7 @@ def test_several_models(tmp_path):
     functions = {"make_step": make_step, "make_model": make_model, "make_loss": make_loss}
     built = small.build(tmp_path / "run", functions=functions)
     loop.train(built)
-    shown = replay(built, 4, eager=True)
+    shown = replay_step(built, 4, eager=True)
     assert shown.differing == [] and "gradient_norm/left" in shown.logged
     assert list(shown.weight_norms) == list(shown.gradient_norms)
 
@@ -269,5 +269,5 @@ def test_no_such_step(tmp_path):
         1: f"--step=1 was not trained yet: {tmp_path / 'run'} has come to step 0. Train first: --mode=train.",
     }.items():
         with pytest.raises(UserError) as caught:
-            replay(built, step)
+            replay_step(built, step)
         assert str(caught.value) == expected

@@ -7,13 +7,13 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from framework.replay import Replay, replay
+from framework.replay import Replay, replay_step
 from framework.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> int:
     """Prints the step; 1 if it is not exactly what the run logged, with the config that the run had."""
-    shown = replay(run, step, eager)
+    shown = replay_step(run, step, eager)
     begin = f"the checkpoint of step {shown.start}" if shown.start else "scratch"
     print(f"step {step} of {run.workdir}, re-run from {begin}: {shown.outcome}")
     for section in (_scalars, _eager, _variables, _batch):
