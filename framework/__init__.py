@@ -6,6 +6,7 @@
     framework.train(run)
     framework.evaluate(run)
     framework.export_run(run)
+    framework.replay_step(run, 120)
 
 `launch.py` does the same from a command line; README.md of this folder is the way through the house.
 """
@@ -21,6 +22,7 @@ _PUBLIC = {
     "build": "framework.run",
     "evaluate": "framework.loop",
     "export_run": "framework.loop",
+    "replay_step": "framework.replay",
     "train": "framework.loop",
 }
 

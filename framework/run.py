@@ -195,6 +195,7 @@ def build(
     overrides: Mapping[str, Any] | Iterable[str] = (),
     workdir: str | os.PathLike[str] | None = None,
     of_workdir: bool = False,
+    restore: bool = True,
 ) -> Run:
     """Puts an experiment together; what launch.py calls, and what a notebook uses.
 
@@ -203,7 +204,8 @@ def build(
       overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
       workdir: the run folder; a fresh one below runs/ by default.
       of_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
-        newest checkpoint is restored.
+        newest checkpoint is restored. Nothing is written there.
+      restore: False leaves the state of a trained run's folder untrained.
 
     Raises:
       UserError: bad input, found before a device is initialised: also a workdir that holds a run of another config or
@@ -211,7 +213,8 @@ def build(
     """
     started = time.monotonic()
     workdir = Path(workdir) if workdir else fresh_workdir(name)
-    check_workdir(workdir)
+    if not of_workdir:
+        check_workdir(workdir)
     loaded = experiment.load(name)
     start = loaded.get_config()
     stored = _stored_config(workdir) if of_workdir else None
@@ -225,7 +228,8 @@ def build(
     run = assemble(loaded, final, workdir, started)
     if of_workdir:
         _warn_of_change(workdir, loaded)
-        run.restore()
+        if restore:
+            run.restore()
     return run
 
 

@@ -42,7 +42,6 @@ NOT_RUN = {
     r"python3 -m venv \.venv": "the copy has its .venv; the Makefile does the same on every fresh machine",
     r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
     r"conda (create|activate) .*": "needs conda",
-    r"python tests/benchmarks/.*": "takes minutes, and is worth something on an idle machine only",
     r"nvidia-smi": "needs an NVIDIA GPU",
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("config",),
     ("overrides",),
+    ("command",),
     ("cluster",),
     ("runtime",),
     ("paths",),
@@ -57,6 +58,7 @@ ROWS = (
     ("failure",),
     ("progress",),
     ("loop",),
+    ("replay",),
     ("supervisor",),
     ("modes/*",),
     ("modes",),

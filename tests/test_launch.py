@@ -47,6 +47,7 @@ def make_loss(cfg): ...
 def make_schedule(cfg, total_steps): ...
 """
 CHECK = "--mode=check prints every key."
+MODES = "train, evaluate, export, check, replay, verify_resume"
 
 
 class Reached(Exception):
@@ -102,13 +103,14 @@ def accepted(*arguments):
         (["--config.seed=1"], "--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more)."),
         (
             ["--config=x.py", "--mode=trian"],
-            "--mode=trian is not one of train, evaluate, export, check. Did you mean 'train'?",
+            f"--mode=trian is not one of {MODES}. Did you mean 'train'?",
         ),
         (
             ["--config=x.py", "--mode=Check"],
-            "--mode=Check is not one of train, evaluate, export, check. Did you mean 'check'?",
+            f"--mode=Check is not one of {MODES}. Did you mean 'check'?",
         ),
-        (["--config=x.py", "--mode="], "--mode= is not one of train, evaluate, export, check."),
+        (["--config=x.py", "--mode=reply"], f"--mode=reply is not one of {MODES}. Did you mean 'replay'?"),
+        (["--config=x.py", "--mode="], f"--mode= is not one of {MODES}."),
         *[
             (
                 ["--config=x.py", f"--mode={mode}"],
@@ -116,6 +118,43 @@ def accepted(*arguments):
             )
             for mode in ("evaluate", "export")
         ],
+        (
+            ["--config=x.py", "--mode=replay", "--step=3"],
+            "--mode=replay needs the --workdir of a trained run, e.g. --workdir=runs/mnist.",
+        ),
+        (
+            ["--config=x.py", "--mode=replay", "--workdir=r", "--eager"],
+            "--mode=replay needs the step to show. Type e.g. --step=120.",
+        ),
+        (
+            ["--config=x.py", "--mode=replay", "--workdir=nothing", "--step=3"],
+            "--workdir=nothing has no checkpoint. Train first: --mode=train.",
+        ),
+        *[
+            (
+                ["--config=x.py", *mode, flag],
+                f"--{name} has no effect with --mode={shown}. Use --mode={owner}, or leave it out.",
+            )
+            for flag, name, mode, shown, owner in (
+                ("--step=3", "step", [], "train", "replay"),
+                ("--step=3", "step", ["--mode=check"], "check", "replay"),
+                ("--eager", "eager", ["--mode=verify_resume"], "verify_resume", "replay"),
+                ("--noeager", "eager", ["--mode=export"], "export", "replay"),
+                ("--kills=3", "kills", ["--mode=replay"], "replay", "verify_resume"),
+                ("--kills=3", "kills", [], "train", "verify_resume"),
+            )
+        ],
+        *[
+            (
+                ["--config=x.py", f"--mode={mode}", f"--{name}={value}"],
+                f"--{name}={value} is out of range: it must be at least 1.",
+            )
+            for mode, name, value in (("replay", "step", 0), ("replay", "step", -3), ("verify_resume", "kills", 0))
+        ],
+        (
+            ["--config=x.py", "--mode=verify_resume", "--kills=many"],
+            "--kills=many: 'many' is not of type int. Type e.g. --kills=1.",
+        ),
         (
             ["--config=x.py", "--workdir="],
             "--workdir='' is no folder. Type e.g. --workdir=runs/first, or leave it out.",
@@ -469,10 +508,11 @@ def test_an_edited_experiment_goes_on_with_a_warning(caplog):
     assert [record.getMessage() for record in caplog.records] == ["x.py has changed since r was started"]
 
 
-@pytest.mark.parametrize("mode", ["evaluate", "export"])
+@pytest.mark.parametrize("mode", ["evaluate", "export", "replay"])
 def test_looking_back_takes_the_config_of_the_run(mode):
     started_run(small_config(seed=3, eval__splits=("a", "b")))
-    final = accepted("--config=x.py", "--workdir=r", f"--mode={mode}", "--config.eval.batch_size=7")
+    step = ["--step=3"] if mode == "replay" else []
+    final = accepted("--config=x.py", "--workdir=r", f"--mode={mode}", "--config.eval.batch_size=7", *step)
     assert (final.seed, final.model.width, final.eval.splits, final.eval.batch_size) == (3, 4, ("a", "b"), 7)
 
 
@@ -566,15 +606,18 @@ def test_help():
     done = process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "Trains, evaluates, exports or checks an experiment."
+    assert lines[0].startswith("Trains, evaluates, exports or checks an experiment, replays a step of a run, or proves")
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
-    assert len(examples) == 4
+    assert len(examples) == 6
     for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
         assert any(wanted in example for example in examples), wanted
     assert lines[lines.index("Flags:") + 1 :] == [
         "  --config    Experiment file, FILE.py or FILE.py:PRESET.",
         "  --workdir   Run folder; a fresh one below runs/ by default.",
-        "  --mode      What to do: train, evaluate, export, check. [train]",
+        f"  --mode      What to do: {MODES}. [train]",
+        "  --step      replay: the step to show.",
+        "  --eager     replay: compute the step eagerly as well, every layer checked for NaN.",
+        "  --kills     verify_resume: how often a short run is killed. [5]",
         "  --data_dir  Folder with the data; short for --config.data.dir.",
         "  --seed      Short for --config.seed.",
         "  --debug     Show the traceback of an error.",

@@ -88,7 +88,7 @@ class TrainBlock:
         self.block_steps = min(config.train.block_steps, config.train.duration)
         self.layout = layout
         self.compiled = Compiled(self._run, config.train.compile, "train", in_parts=replicas.strategy is not None)
-        self._inspect = Compiled(self._gradients, "eager" if config.train.compile == "eager" else "graph", "inspect")
+        self._inspect: dict[str, Compiled] = {}
         self._state, self._step, self._tools, self._guarded = state, step, tools, guarded
         self._batches, self._schedules, self._config = batches, schedules, config
         self._replicas, self._parts = replicas, parts_of(batches, replicas)
@@ -119,12 +119,18 @@ class TrainBlock:
             return {name: variable.read_value() for name, variable in self._seen.items()}
         return self._batches.at(self._state.step.read_value())
 
-    def inspect(self) -> dict[str, np.ndarray]:
-        """{path: gradient} that the next step will have; changes nothing."""
+    def inspect(self, mode: str = "graph") -> dict[str, np.ndarray]:
+        """{path: gradient} that the next step will have; changes nothing.
+
+        Args:
+          mode: how this is compiled, as in `train.compile`; an eager run stays eager.
+        """
+        mode = "eager" if self.compiled.mode == "eager" else mode
+        compiled = self._inspect.setdefault(mode, Compiled(self._gradients, mode, "inspect"))
         with self.untouched():
             # Inside the graph where batches can be made there: a streamed one comes from the host.
             batch = {} if self._batches.is_resident else self.batch()
-            return {path: gradient.numpy() for path, gradient in self._inspect(batch).items()}
+            return {path: gradient.numpy() for path, gradient in compiled(batch).items()}
 
     def look(self, batch: Batch) -> Gradients:
         """What the next step would report and apply on `batch`; eagerly, if called so."""

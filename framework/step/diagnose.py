@@ -1,9 +1,11 @@
 """What went bad first in a step: an eager re-run of it, on the same batch, with the same draws, watched layer by layer.
 
 diagnose(train_block)        # "layer 'dense_1': its output is not finite, its inputs are"
+look(train_block).found      # its terms and gradients
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,10 +15,30 @@ import tf_keras as keras
 from framework import paths
 from framework.state import TrainState
 from framework.step.block import TrainBlock
+from framework.step.gradients import Gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """An eager run of a step that changed nothing.
+
+    Attributes:
+      found: its terms, metric states and gradients.
+      finding: a sentence that names the first tensor that is not finite; '' if all are.
+    """
+
+    found: Gradients
+    finding: str
 
 
 def diagnose(block: TrainBlock) -> str:
-    """One sentence that names the first tensor that is not finite, in the step after `state.step`; changes nothing.
+    """One sentence that names the first tensor that is not finite, in the step after `state.step`; changes nothing."""
+    otherwise = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
+    return look(block).finding or otherwise
+
+
+def look(block: TrainBlock) -> Look:
+    """Runs the step after `state.step` eagerly, with every tensor looked at; applies and changes nothing.
 
     In this order: the batch, the variables, layers as they run, the terms of the loss, the gradients that pass layers
     backwards, the gradients of the parameters.
@@ -25,25 +47,22 @@ def diagnose(block: TrainBlock) -> str:
     backwards: list[str] = []
     with block.untouched():
         batch = block.batch()
-        bad = _first_bad(batch)
-        if bad:
-            return f"'{bad}' of the batch is not finite"
-        bad = _first_bad({path: v for path, v in block.state.learned.items() if v.dtype.is_floating})
-        if bad:
-            return f"the variable '{bad}' was not finite before the step"
+        variable = _first_bad({path: v for path, v in block.state.learned.items() if v.dtype.is_floating})
         with _watched(block.state, forwards, backwards):
             found = block.look(batch)
+    if bad := _first_bad(batch):
+        return Look(found, f"'{bad}' of the batch is not finite")
+    if variable:
+        return Look(found, f"the variable '{variable}' was not finite before the step")
     if forwards:
-        return forwards[0]
-    bad = _first_bad({name: term.sum for name, term in found.terms.items()})
-    if bad:
-        return f"term '{bad}' of the loss is not finite, and no layer's output is to blame"
+        return Look(found, forwards[0])
+    if bad := _first_bad({name: term.sum for name, term in found.terms.items()}):
+        return Look(found, f"term '{bad}' of the loss is not finite, and no layer's output is to blame")
     if backwards:
-        return backwards[0]
-    bad = _first_bad(found.gradients)
-    if bad:
-        return f"the gradient of '{bad}' is not finite, those that pass between layers are"
-    return "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
+        return Look(found, backwards[0])
+    if bad := _first_bad(found.gradients):
+        return Look(found, f"the gradient of '{bad}' is not finite, those that pass between layers are")
+    return Look(found, "")
 
 
 def _first_bad(tensors: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,86 @@ def test_a_workdir_without_a_checkpoint_is_refused(tmp_path, mode, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: --workdir={tmp_path / 'empty'} has no checkpoint. Train first: --mode=train."
     )
+
+
+def contents(folder):
+    """{path: (bytes, time of change)} of a folder's files, and its folders' times."""
+    return {
+        path: (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def test_replay_shows_a_step_as_it_was_logged(trained, capsys):
+    """Also without the overrides that the run had; with a line for each number, variable and example."""
+    before = contents(trained)
+    assert launch.main(["launch.py", TINY, f"--workdir={trained}", "--mode=replay", "--step=25", "--eager"]) == 0
+    out = capsys.readouterr().out
+    assert contents(trained) == before
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row["step"] == 25 and "loss" in row)
+    lines = out.splitlines()
+    assert lines[0] == f"step 25 of {trained}, re-run from the checkpoint of step 20: applied"
+    for name, value in row.items():
+        if name not in ("step", "examples_per_second"):
+            assert f"  {name:<24} {value!r:<24} {value!r}" in lines
+    assert "  batch, layers, terms and gradients of the eager run are all finite" in lines
+    (begin,) = [
+        number for number, line in enumerate(lines) if line.endswith("relative difference from the compiled step")
+    ]
+    for name, line in zip(("loss", "gradient_norm"), lines[begin + 1 :], strict=False):
+        shown, eager, difference = line.split()
+        assert (shown, float(eager)) == (name, pytest.approx(row[name], rel=1e-5))
+        assert float(difference) == pytest.approx(abs(float(eager) - row[name]) / row[name], rel=0.1)
+    assert sum(line.startswith("  dense") for line in lines) == 4
+    examples = out[out.index("as source:index") :].split("*weight where it is not 1")[1].split("exactly")[0].split()
+    assert len(examples) == 128 and all(example.startswith("0:") for example in examples)
+    assert lines[-1] == "exactly the row of metrics.jsonl"
+
+
+def test_replay_of_a_step_without_a_row(trained, capsys):
+    assert call(f"--workdir={trained}", "--mode=replay", "--step=1") == 0
+    out = capsys.readouterr().out
+    assert f"step 1 of {trained}, re-run from scratch: applied\n" in out
+    assert out.endswith("metrics.jsonl has no row of this step\n")
+
+
+def test_replay_that_differs_is_status_1_under_the_same_config(trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    log = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        if "loss" in row:
+            row["loss"] = row["loss"] * (1 + 1e-12)
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert call(f"--workdir={workdir}", "--mode=replay", "--step=40") == 1
+    out = capsys.readouterr().out
+    assert out.count("  DIFFERS\n") == 1
+    assert out.endswith("NOT the row of metrics.jsonl, in loss: on another machine or by another version?\n")
+    assert call(f"--workdir={workdir}", "--mode=replay", "--step=40", "--config.seed=1") == 0
+    out = capsys.readouterr().out
+    assert "NOT the row of metrics.jsonl, in loss, " in out and out.endswith(": under another config?\n")
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(41, "--step=41 is out of range: {} has steps 1 to 40."), (40, "")], ids=["over", "last"]
+)
+def test_replay_past_the_end(trained, capsys, step, expected):
+    assert call(f"--workdir={trained}", "--mode=replay", f"--step={step}") == (2 if expected else 0)
+    err = capsys.readouterr().err.splitlines()
+    assert not expected or err[-1] == f"error: {expected.format(trained)}"
+
+
+def test_replay_of_a_folder_that_cannot_be_written(trained, capsys):
+    """Evaluating and replaying look at a folder; a colleague's is read-only."""
+    trained.chmod(0o555)
+    try:
+        if os.access(trained, os.W_OK):
+            pytest.skip("root may write everywhere")
+        assert call(f"--workdir={trained}", "--mode=replay", "--step=40") == 0
+    finally:
+        trained.chmod(0o755)
 
 
 def test_a_failing_export_shows_in_the_exit_status(tmp_path, monkeypatch, capsys):

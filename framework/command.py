@@ -1,0 +1,129 @@
+"""The command line: flags, modes, and what is wrong with them before anything is loaded.
+
+    values, overrides = parse(['launch.py', '--config=tests/tiny.py', '--config.train.compile=graph', '--seed=1'])
+    values.mode, overrides                # 'train', ['--config.train.compile=graph', '--config.seed=1']
+    own_flags(values)                     # what the mode takes beside run and overrides, e.g. {'step': 120}
+
+Nothing here imports TensorFlow.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from framework.config import UserError, base_config, flatten, near
+
+# Modes, each with the flags that no other mode takes.
+MODES: dict[str, tuple[str, ...]] = {
+    "train": (),
+    "evaluate": (),
+    "export": (),
+    "check": (),
+    "replay": ("step", "eager"),
+    "verify_resume": ("kills",),
+}
+LOOK_BACK = ("evaluate", "export", "replay")  # these need a trained run
+FLAGS = (
+    (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
+    (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
+    (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
+    (flags.DEFINE_integer, "step", None, "replay: the step to show."),
+    (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, every layer checked for NaN."),
+    (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
+    (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
+    (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
+    (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
+)
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether the help is wanted instead of anything else."""
+    return bool({"--help", "-h", "-help"} & set(_split(argv)[0]))
+
+
+def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Our own flags, and the overrides of the config as they were typed; --seed and --data_dir are among these.
+
+    Raises:
+      UserError: a flag, its value, or flags that do not go together.
+    """
+    values = flags.FlagValues()  # of our own, not absl's process-wide ones: a launch may be called any number of times
+    for define, name, default, text in FLAGS:
+        define(name, default, text, flag_values=values)
+    own, overrides = _split(argv)
+    _parse(values, own)
+    _check(values)
+    short = {"data.dir": values.data_dir, "seed": values.seed}
+    return values, overrides + [f"--config.{key}={value}" for key, value in short.items() if value is not None]
+
+
+def own_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """{name: value} of what was typed of the flags that only this mode takes."""
+    return {name: values[name].value for name in MODES[values.mode] if values[name].present}
+
+
+def help_text(introduction: str) -> str:
+    """What --help prints."""
+    lines = [introduction.strip(), "", "Flags:", *(f"  --{name:<9} {text}" for _, name, _, text in FLAGS)]
+    lines.append("  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.")
+    return "\n".join(lines)
+
+
+def _check(values: flags.FlagValues) -> None:
+    """What is wrong with the flags together."""
+    mode, workdir = values.mode, values.workdir
+    if values.config is None:
+        raise UserError("--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more).")
+    if mode not in MODES:
+        raise UserError(f"--mode={mode} is not one of {', '.join(MODES)}.{near(mode, MODES)}")
+    for owner, name in ((owner, name) for owner, names in MODES.items() for name in names if values[name].present):
+        if owner != mode:
+            raise UserError(f"--{name} has no effect with --mode={mode}. Use --mode={owner}, or leave it out.")
+        if values[name].value < 1 and values[name].flag_type() == "int":
+            raise UserError(f"--{name}={values[name].value} is out of range: it must be at least 1.")
+    if mode == "replay" and values.step is None:
+        raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
+    if mode in LOOK_BACK and workdir is None:
+        raise UserError(f"--mode={mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
+    if workdir is not None and (not workdir or workdir.startswith("--")):
+        raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
+    if mode in LOOK_BACK and not Path(str(workdir), "config.json").is_file():
+        raise UserError(f"--workdir={workdir} has no checkpoint. Train first: --mode=train.")
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates our own flags from overrides (--config.KEY=VALUE, --config.KEY VALUE, --noconfig.KEY)."""
+    own, overrides = list(argv[:1]), []
+    rest = list(argv[1:])
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith(("-config.", "--config.", "-noconfig.", "--noconfig.")):
+            own.append(argument)
+        elif "=" in argument or "noconfig." in argument or not rest or rest[0].startswith("--"):
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={rest.pop(0)}")
+    return own, overrides
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    for argument in argv[1:]:
+        if argument.lstrip("-").startswith(("flagfile", "undefok")):  # absl's own ways round these checks
+            raise UserError(f"{argument}: there is no such flag. --help lists them.")
+    try:
+        left = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [f"--{name}" for name in (*values, *(f"config.{key}" for key in flatten(base_config())))]
+        hint = near(f"--{error.flagname}", known)
+        raise UserError(f"--{error.flagname}: there is no such flag.{hint} --help lists them.") from error
+    except flags.IllegalFlagValueError as error:
+        name, _, value = str(error).removeprefix("flag --").partition(": ")[0].partition("=")
+        kind = values[name].flag_type()
+        typed = "=1" if kind == "int" else ""
+        raise UserError(f"--{name}={value}: '{value}' is not of type {kind}. Type e.g. --{name}{typed}.") from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(f"{' '.join(str(error).split())}. --help shows examples.") from error
+    if left:
+        raise UserError(f"'{left[0]}' is not a flag. Overrides look like --config.train.compile=graph.")

@@ -1,0 +1,67 @@
+"""--mode=replay --step=N: a step of a trained run once more, bit for bit, with all there is to know about it.
+
+python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
+"""
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from framework.replay import Replay, replay_step
+from framework.run import Run
+
+
+def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> int:
+    """Prints the step; 1 if it is not exactly what the run logged, with the config that the run had."""
+    shown = replay_step(run, step, eager)
+    begin = f"the checkpoint of step {shown.start}" if shown.start else "scratch"
+    print(f"step {step} of {run.workdir}, re-run from {begin}: {shown.outcome}")
+    for section in (_scalars, _eager, _variables, _batch):
+        lines = list(section(shown))
+        print("\n".join(lines), end="\n\n" if lines else "")
+    if not shown.logged:
+        print("metrics.jsonl has no row of this step")
+    elif not shown.differing:
+        print("exactly the row of metrics.jsonl")
+    else:
+        is_own = json.loads((run.workdir / "config.json").read_text()) == json.loads(json.dumps(run.config.to_dict()))
+        why = "on another machine or by another version" if is_own else "under another config"
+        print(f"NOT the row of metrics.jsonl, in {', '.join(shown.differing)}: {why}?")
+        return 1 if is_own else 0
+    return 0
+
+
+def _scalars(shown: Replay) -> Iterator[str]:
+    yield f"  {'':<24} {'replayed':<24} {'logged' if shown.logged else ''}"
+    for name, value in shown.scalars.items():
+        logged = shown.logged.get(name, "")
+        yield f"  {name:<24} {value!r:<24} {'not finite' if logged is None else logged}{_mark(shown, name)}"
+
+
+def _mark(shown: Replay, name: str) -> str:
+    return "  DIFFERS" if name in shown.differing else ""
+
+
+def _eager(shown: Replay) -> Iterator[str]:
+    if not shown.eager:
+        return
+    yield f"  {'':<24} {'eager':<24} relative difference from the compiled step"
+    for name, value in shown.eager.items():
+        compiled = shown.scalars[name]
+        yield f"  {name:<24} {value!r:<24} {abs(value - compiled) / abs(compiled) if compiled else abs(value):.2g}"
+    yield f"  {shown.finding or 'batch, layers, terms and gradients of the eager run are all finite'}"
+
+
+def _variables(shown: Replay) -> Iterator[str]:
+    yield f"  {'':<32} {'gradient norm':<16} weight norm"
+    for path, norm in shown.gradient_norms.items():
+        yield f"  {path:<32} {norm:<16.6g} {shown.weight_norms[path]:.6g}"
+
+
+def _batch(shown: Replay) -> Iterator[str]:
+    if not shown.indices:
+        return
+    rows = zip(*(shown.indices[name].tolist() for name in ("source", "index", "weight")), strict=True)
+    examples = [f"{source}:{index}{'' if weight == 1 else f'*{weight:g}'}" for source, index, weight in rows]
+    yield "  batch, as source:index, and *weight where it is not 1"
+    yield from textwrap.wrap(" ".join(examples), 116, initial_indent="  ", subsequent_indent="  ")
