@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -110,7 +111,7 @@ class Checkpoints:
         write_json(self.folder / f"{name}.json", {"step": step, "checkpoint": self._path(step).name})
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"{_PREFIX}{step:08d}"
+        return self.folder / name_of(step)
 
     def _remove_leftovers(self) -> None:
         for path in self.folder.glob(f".{_PREFIX}*.tmp"):
@@ -150,10 +151,12 @@ def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
     write_json(folder / _MANIFEST, manifest)
 
 
-def _read(state: TrainState, folder: Path) -> dict[str, Any]:
+def _read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") -> dict[str, Any]:
     manifest = json.loads((folder / _MANIFEST).read_text())
     variables = paths.variables(state)
-    _check_same(manifest["variables"], {path: _describe(variable) for path, variable in variables.items()}, folder)
+    _check_same(
+        manifest["variables"], {path: _describe(variable) for path, variable in variables.items()}, folder, hint
+    )
     tensors = tf.raw_ops.RestoreV2(
         prefix=str(folder / "state"),
         tensor_names=list(variables),
@@ -165,7 +168,7 @@ def _read(state: TrainState, folder: Path) -> dict[str, Any]:
     return manifest["note"]
 
 
-def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
+def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path, hint: str) -> None:
     """Raises UserError with both sides of every difference."""
     differing = [
         f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the run"
@@ -173,7 +176,7 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> 
         if saved.get(path) != wanted.get(path)
     ]
     if differing:
-        raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. Use another --workdir.")
+        raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. {hint}")
 
 
 def _describe(variable: tf.Variable) -> str:
@@ -206,3 +209,77 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def find(key: str, text: str) -> Path:
+    """The checkpoint that a config key names: a checkpoint's own folder, or of a run folder the newest whole one.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    folder = Path(text)
+    damages = {}
+    for path in [folder] if (folder / _MANIFEST).is_file() else _newest_first(folder):
+        damages[path] = _damage(path)
+        if not damages[path]:
+            return path
+        logging.error("checkpoint %s is damaged (%s)", path, damages[path])
+    if damages:
+        raise UserError(
+            f"{key}='{text}': {'; '.join(f'{path} is damaged ({damage})' for path, damage in damages.items())}."
+        )
+    raise UserError(
+        f"{key}='{text}' is neither a checkpoint nor a run folder with one."
+        f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/{_PREFIX}00000469."
+    )
+
+
+def name_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"{_PREFIX}{step:08d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is an undamaged checkpoint."""
+    return not _damage(folder)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder, 1)
+    return [checkpoints._path(step) for step in reversed(checkpoints.steps())]
+
+
+def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
+    """Sets every variable of `state` from a checkpoint outside of the run folder and returns the note.
+
+    Raises:
+      UserError: it is of another model or optimizer; ends with `hint`.
+    """
+    return _read(state, folder, hint)
+
+
+def adopt(source: Path, folder: Path) -> None:
+    """Copies a checkpoint into the folder of another run's checkpoints: whole or not at all."""
+    manifest = json.loads((source / _MANIFEST).read_text())
+    target = folder / name_of(manifest["step"])
+    aside = folder / f".{target.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in (*manifest["sha256"], _MANIFEST):
+        shutil.copyfile(source / name, aside / name)
+        _sync(aside / name)
+    aside.rename(target)
+    _sync(folder)
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """{path in the state: values} of a checkpoint.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    damage = _damage(folder)
+    if damage:
+        raise UserError(f"checkpoint {folder} is damaged ({damage}).")
+    reader = tf.train.load_checkpoint(str(folder / "state"))
+    return {path: reader.get_tensor(path) for path in json.loads((folder / _MANIFEST).read_text())["variables"]}

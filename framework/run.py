@@ -25,7 +25,7 @@ import tf_keras as keras
 from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import checkpoint, config, experiment, optim, paths, precision, runtime, state
+from framework import checkpoint, config, experiment, optim, origin, paths, precision, runtime, state, transfer
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import Batches
@@ -106,24 +106,15 @@ class Run:
         return checkpoint.Checkpoints(self.workdir / "checkpoints", self.resolved.checkpoint.keep)
 
     def open(self) -> int:
-        """Makes or enters the run folder and restores the newest checkpoint; returns the step to go on from.
+        """Makes or enters the run folder and sets the state to go on from (`origin`); returns its step.
 
         Raises:
-          UserError: the folder has become that of another run since `build`, or the checkpoint is of another model.
+          UserError: the folder has become that of another run since `build`, or the state cannot be had.
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        restored = self.checkpoints.restore(self.state, repair=True)
-        step = int(self.state.step)
-        if restored is not None:
-            self.note = restored
-        elif step:
-            raise UserError(
-                f"the state in memory is at step {step}, but {self.workdir} has no checkpoint of it."
-                " Build the run anew."
-            )
-        logging.info("%s: %s", self.workdir, f"resuming at step {step}" if step else "starting from scratch")
-        return step
+        note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir)
+        self.note = self.note if note is None else note
+        return int(self.state.step)
 
     def restore(self, which: str = "last") -> int:
         """Restores a checkpoint of the run folder, 'last' or 'best', and returns its step.
@@ -217,6 +208,7 @@ def build(
 def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
     """Config -> data -> durations -> model -> loss -> state -> step."""
     optim.parse_groups(final.optimizer.groups)
+    transfer.parse_map(final.init_map)
     runtime.setup(final)
     make = loaded.functions
     data: Batches = make["make_data"](final, "train")
