@@ -20,7 +20,7 @@ from types import ModuleType
 from absl import flags, logging
 
 from framework import experiment
-from framework.config import UserError, base_config, flatten, near
+from framework.config import DataError, UserError, base_config, flatten, near
 
 MODES = ("train", "evaluate", "export", "check")
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return 128 + 2
     except (ZeroDivisionError, OverflowError, FloatingPointError):
         raise  # a slip in somebody's code, unlike a loss that is not finite
-    except (UserError, ArithmeticError) as error:
+    except (UserError, ArithmeticError, DataError) as error:
         if {"--debug", "-debug", "--debug=true", "--debug=1"} & {argument.lower() for argument in argv}:
             traceback.print_exc()
         else:

@@ -21,6 +21,10 @@ class UserError(Exception):
     """Bad input. `launch.py` prints it as one line and exits with status 2."""
 
 
+class DataError(Exception):
+    """A source that cannot be read any more. `launch.py` prints it as one line and exits with status 1."""
+
+
 # An entry of eval.splits that ends in it is evaluated on the averaged weights.
 AVERAGED = "@ema"
 
@@ -49,6 +53,8 @@ def base_config() -> ConfigDict:
     config.data.resident_limit_mb = 2048  # auto: larger sources are streamed
     config.data.parallel_calls = 2  # stream: batches prepared side by side
     config.data.prefetch_batches = 8  # stream: batches ready ahead of the step
+    config.data.retries = 3  # stream: further tries of a read that fails (OSError) before the run stops
+    config.data.retry_seconds = 1.0  # stream: wait before the first of them; doubles with each
 
     config.model = ConfigDict()  # the experiment's own keys
 
@@ -175,6 +181,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.resident_limit_mb": (0, _LARGEST),
     "data.parallel_calls": (1, 1024),
     "data.prefetch_batches": (1, 1024),
+    "data.retries": (0, 30),
+    "data.retry_seconds": (0, 3600),
     "train.block_steps": (1, 100_000),
     "train.micro_batches": (1, _LARGEST),
     "train.nonfinite_limit": (1, 1000),

@@ -153,6 +153,8 @@ RANGES = {
     "data.resident_limit_mb": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
     "data.parallel_calls": (1, 1024, "at least 1 and at most 1024", {}),
     "data.prefetch_batches": (1, 1024, "at least 1 and at most 1024", {}),
+    "data.retries": (0, 30, "at least 0 and at most 30", {}),
+    "data.retry_seconds": (0, 3600, "at least 0 and at most 3600", {}),
     "train.block_steps": (1, 100_000, "at least 1 and at most 100000", {}),
     "train.micro_batches": (1, LARGEST, "at least 1 and at most 2147483647", {"data.batch_size": LARGEST}),
     "train.nonfinite_limit": (1, 1000, "at least 1 and at most 1000", {"train.on_nonfinite": "skip"}),

@@ -18,7 +18,7 @@ ROWS = (
     ("rng",),
     ("compile",),
     ("data.sources",),
-    ("data.mnist",),
+    ("data.mnist", "data.reading"),
     ("data.batches",),
     ("data.augment", "data.text"),
     ("data",),
