@@ -40,7 +40,7 @@ from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout
-from framework.step.probe import Probe, probe, probe_step
+from framework.step.probe import Probe, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash.
@@ -244,6 +244,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
     _check_metric_names(resolved, metrics, layout.scalars)
+    for batches in eval_data.values():
+        probe_evaluation(loss, model, batches, resolved)
     evaluations = {
         split: EvalBlock(model, loss, metrics, batches, resolved, found.terms) for split, batches in eval_data.items()
     }

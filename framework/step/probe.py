@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import precision, rng
@@ -61,9 +62,8 @@ def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batche
     data = tf.function(first, autograph=False).get_concrete_function()
     batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
-    if config.runtime.deterministic:
-        _refuse_stateful_draws(data.graph)
-        _refuse_stateful_draws(function.graph)
+    check_draws(data.graph, config)
+    check_draws(function.graph, config)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     _refuse_coupled(terms, config.train.micro_batches)
     _check_batch(batch, config.train.micro_batches)
@@ -85,9 +85,22 @@ def probe_step(
             terms.extend(tools.look(step, batch).terms)
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
-    if config.runtime.deterministic:
-        _refuse_stateful_draws(function.graph)
+    check_draws(function.graph, config)
     return tuple(terms)
+
+
+def probe_evaluation(loss: Loss, model: Any, batches: Batches, config: FrozenConfigDict) -> None:
+    """Traces the forward pass of one evaluation batch, which is not run.
+
+    Raises:
+      UserError: a random draw, by which a resumed run would see another best step or stop elsewhere.
+    """
+
+    def trace() -> None:
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+            forward(loss, model, dict(batches.at(0)), training=False)
+
+    check_draws(tf.function(trace, autograph=False).get_concrete_function().graph, config)
 
 
 def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
@@ -137,20 +150,30 @@ def _moved(graph: Any) -> tuple[tf.Variable, ...]:
     )
 
 
-# Ops that draw from a generator of the process, which no checkpoint holds.
+# Ops that draw from a generator of the process, or of the op, which no checkpoint holds.
 _STATEFUL_DRAW = re.compile(
     r"(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal"
-    r"|ParameterizedTruncatedNormal|Multinomial|RngReadAndSkip|RngSkip"
+    r"|ParameterizedTruncatedNormal|Multinomial|RngReadAndSkip|RngSkip|\w+CandidateSampler|SampleDistortedBoundingBox(V2)?"
     r"|Stateful(Uniform(FullInt|Int)?|StandardNormal(V2)?|TruncatedNormal|RandomBinomial))"
 )
 
 
-def _refuse_stateful_draws(graph: tf.Graph) -> None:
+def check_draws(graph: tf.Graph, config: FrozenConfigDict) -> None:
+    """Looks for draws that a resumed run would not repeat, in a trace and all functions that it calls.
+
+    What Python code draws inside `tf.numpy_function` cannot be seen.
+
+    Raises:
+      UserError: there is one, and `runtime.deterministic` is set; else it is logged.
+    """
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     for node in nodes:
         if _STATEFUL_DRAW.fullmatch(node.op):
-            raise UserError(
-                f"'{node.name}' draws random numbers ({node.op}) that a resumed run would not draw again. Use"
-                " framework.layers.Dropout or framework.rng, or --config.runtime.deterministic=False."
-            )
+            what = f"'{node.name}' draws random numbers ({node.op}) that a resumed run would not draw again"
+            if config.runtime.deterministic:
+                raise UserError(
+                    f"{what}. Use framework.layers.Dropout or framework.rng, or --config.runtime.deterministic=False."
+                )
+            logging.warning("%s: if this run is interrupted, it will not end in the same bits", what)
+            return
