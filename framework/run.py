@@ -40,7 +40,7 @@ from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout
-from framework.step.probe import Probe, probe, probe_evaluation, probe_step
+from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash.
@@ -240,6 +240,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
             data=data if isinstance(data, tf.Module) else None,
             skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
         )
+        check_saved(found.graph, created)
         tools = Tools(created, metrics, resolved)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
@@ -280,7 +281,7 @@ def _step(
             )
         return standard_step(loss, tools), found.terms, found.moved
     step = make["make_step"](resolved, tools)
-    return step, probe_step(step, tools, found.batch, resolved), list(created.learned.values())
+    return step, probe_step(step, tools, found.batch, resolved, created), list(created.learned.values())
 
 
 def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], scalars: Iterable[str]) -> None:

@@ -10,11 +10,12 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import FrozenConfigDict
 
-from framework import precision, rng
+from framework import paths, precision, rng
 from framework.config import UserError
 from framework.data.batches import Batches
 from framework.losses import Coupled
 from framework.metrics import Metric
+from framework.state import TrainState
 from framework.step.gradients import Loss, forward
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights
@@ -71,12 +72,13 @@ def probe(loss: Loss, model: Any, metrics: Mapping[str, Metric], batches: Batche
 
 
 def probe_step(
-    step: Step, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict
+    step: Step, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict, state: TrainState
 ) -> tuple[str, ...]:
     """Traces an experiment's own step, which is not run; returns the names of its terms.
 
     Raises:
-      UserError: a draw that a resumed run would not draw again, or what the step returns cannot be reported.
+      UserError: a draw that a resumed run would not draw again, a variable that no checkpoint would have, or what the
+        step returns cannot be reported.
     """
     terms: list[str] = []
 
@@ -86,6 +88,7 @@ def probe_step(
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
     check_draws(function.graph, config)
+    check_saved(function.graph, state)
     return tuple(terms)
 
 
@@ -149,6 +152,25 @@ def _moved(graph: Any) -> tuple[tf.Variable, ...]:
         if id(outer) in handles and any(consumer.type not in reads for consumer in inner.consumers())
     )
 
+
+def check_saved(graph: Any, state: TrainState) -> None:
+    """Raises UserError if a trace changes a variable that is not in the state: a resumed run would not have its value.
+
+    Only what the trace does itself is looked at, not what it calls: there, reading looks like changing.
+    """
+    saved = {id(variable.handle) for variable in paths.variables(state).values()}
+    named = {id(variable.handle): variable.name for variable in graph.variables}
+    for outer, inner in graph.captures:
+        is_changed = any(_CHANGE.match(consumer.type) for consumer in inner.consumers())
+        if is_changed and id(outer) in named.keys() - saved:
+            raise UserError(
+                f"a step changes the variable '{named[id(outer)]}', which no checkpoint has: a resumed run would start"
+                " with another value. Make it an attribute of a layer of the model, or return it in"
+                " make_state(cfg, model)."
+            )
+
+
+_CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)")
 
 # Ops that draw from a generator of the process, or of the op, which no checkpoint holds.
 _STATEFUL_DRAW = re.compile(

@@ -182,3 +182,73 @@ def test_without_determinism_they_pass_with_a_warning(monkeypatch, caplog):
         " it will not end in the same bits"
     ]
     assert built.train_block(1).row(0)["loss"] > 0
+
+
+# --- what a checkpoint would not have ---------------------------------------------------------------------------------
+
+
+def counting(where):
+    """A loss that counts its calls in a variable: of its own, or of a layer of the model."""
+
+    def make_loss(cfg):
+        loss, own = small.make_loss(cfg), tf.Variable(0.0, name="calls")
+
+        def call(model, batch, training):
+            found = loss(model, batch, training)
+            calls = own if where == "loss" else model.layers[1].moving_mean
+            calls.assign_add(tf.ones_like(calls))
+            return found
+
+        return call
+
+    return {"make_loss": make_loss}
+
+
+UNSAVED = (
+    "a step changes the variable 'calls:0', which no checkpoint has: a resumed run would start with another value. Make"
+    " it an attribute of a layer of the model, or return it in make_state(cfg, model)."
+)
+
+
+def test_a_changed_variable_that_no_checkpoint_has_is_refused():
+    with pytest.raises(UserError) as caught:
+        small.build(functions=counting("loss"))
+    assert str(caught.value) == UNSAVED
+    small.build(functions=counting("layer"))
+
+
+def test_a_variable_that_is_only_read_is_a_constant():
+    def make_loss(cfg):
+        loss, factor = small.make_loss(cfg), tf.Variable(0.5)
+        return lambda model, batch, training: loss(model, {**batch, "x": factor * batch["x"]}, training)
+
+    small.build(functions={"make_loss": make_loss})
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_step_that_changes_a_variable_must_return_it_in_make_state(is_saved):
+    calls = tf.Variable(0.0, name="calls")
+
+    def make_state(cfg, model):
+        extra = tf.Module()
+        extra.calls = calls if is_saved else tf.Variable(0.0)
+        return extra
+
+    def make_step(cfg, tools):
+        loss = small.make_loss(cfg)
+
+        def step(state, batch):
+            calls.assign_add(1.0)
+            found = tools.gradients(lambda part: loss(state.model, part, True), batch)
+            tools.apply(found.gradients)
+            return found.terms, found.metrics
+
+        return step
+
+    functions = {"make_state": make_state, "make_step": make_step}
+    if is_saved:
+        small.build(functions=functions)
+        return
+    with pytest.raises(UserError) as caught:
+        small.build(functions=functions)
+    assert str(caught.value) == UNSAVED
