@@ -282,7 +282,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"{_PREFIX}{step:08d}"
+        return self.folder / name_of(step)
 
     def _remove_leftovers(self, ignore_errors: bool = False) -> None:
         for path in self.folder.glob(f".{_PREFIX}*.tmp"):
@@ -313,7 +313,7 @@ def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
 def _arrays(state: tf.Module) -> Iterator[tuple[str, np.ndarray]]:
     """(path, array) of every variable; an array shares memory with its variable where it can."""
     for path, variable in paths.variables(state).items():
-        yield path, np.asarray(paths.local(variable).read_value())
+        yield path, np.asarray(paths.copies(variable)[0].read_value())
 
 
 def _copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -330,16 +330,16 @@ def _copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np
     return copied
 
 
-def _read(state: TrainState, folder: Path) -> dict[str, Any]:
+def _read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") -> dict[str, Any]:
     manifest, variables = read_manifest(folder), paths.variables(state)
     saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in manifest["variables"].items()}
-    _check_same(saved, {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}, folder)
+    _check_same(saved, {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}, folder, hint)
     for path, array in read_arrays(folder).items():
         variables[path].assign(array)
     return manifest["note"]
 
 
-def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
+def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path, hint: str) -> None:
     """Raises UserError with both sides of every difference."""
     differing = [
         f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the run"
@@ -347,4 +347,71 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> 
         if saved.get(path) != wanted.get(path)
     ]
     if differing:
-        raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. Use another --workdir.")
+        raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. {hint}")
+
+
+def find(key: str, text: str) -> Path:
+    """The checkpoint that a config key names: a checkpoint's own folder, or of a run folder the newest whole one.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    folder = Path(text)
+    damages = {}
+    for path in [folder] if (folder / MANIFEST).is_file() else _newest_first(folder):
+        try:
+            read_arrays(path)
+        except DamagedError as damage:
+            logging.error("checkpoint %s is damaged (%s)", path, damage)
+            damages[path] = damage
+        else:
+            return path
+    if damages:
+        raise UserError(
+            f"{key}='{text}': {'; '.join(f'{path} is damaged ({damage})' for path, damage in damages.items())}."
+        )
+    raise UserError(
+        f"{key}='{text}' is neither a checkpoint nor a run folder with one."
+        f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/{_PREFIX}00000469."
+    )
+
+
+def name_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"{_PREFIX}{step:08d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is an undamaged checkpoint."""
+    try:
+        read_arrays(folder)
+    except DamagedError:
+        return False
+    return True
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder, 1)
+    return [checkpoints._path(step) for step in reversed(checkpoints._found())]
+
+
+def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
+    """Sets every variable of `state` from a checkpoint outside of the run folder and returns the note.
+
+    Raises:
+      UserError: it is of another model or optimizer; ends with `hint`.
+    """
+    return _read(state, folder, hint)
+
+
+def adopt(source: Path, folder: Path) -> None:
+    """Copies a checkpoint into the folder of another run's checkpoints: whole or not at all."""
+    target = folder / name_of(read_manifest(source)["step"])
+    aside = folder / f".{target.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside)
+    for path in aside.iterdir():
+        sync(path)
+    sync(aside)
+    aside.rename(target)
+    sync(folder)

@@ -25,6 +25,10 @@ class RunError(Exception):
     """What ends a run from outside, such as a full disk. `launch.py` prints it as one line and exits with status 1."""
 
 
+class DataError(RunError):
+    """A source that cannot be read any more."""
+
+
 # An entry of eval.splits that ends in it is evaluated on the averaged weights.
 AVERAGED = "@ema"
 
@@ -37,6 +41,12 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # data order, initial weights, dropout and augmentation all follow from it
 
+    # Where training starts from while its own folder has no checkpoint.
+    config.resume_from = ""  # run folder or checkpoint that is gone on from, as a whole, in a new folder
+    config.init_from = ""  # run folder or checkpoint whose weights are taken; the rest starts afresh, at step 0
+    config.init_map = ()  # init_from: ('REGEX -> REPLACEMENT', …) rewrite whole paths of its variables; '' drops them
+    config.init_weights = "model"  # init_from: model or ema, its weights themselves or their average
+
     config.data = ConfigDict()
     config.data.name = ""  # which data set, e.g. 'mnist'
     config.data.dir = ""  # folder with the files, before $DATA_DIR and downloads; --data_dir sets it
@@ -48,6 +58,8 @@ def base_config() -> ConfigDict:
     config.data.resident_limit_mb = 2048  # auto: larger sources are streamed
     config.data.parallel_calls = 2  # stream: batches prepared side by side
     config.data.prefetch_batches = 8  # stream: batches ready ahead of the step
+    config.data.retries = 3  # stream: further tries of a read that fails (OSError) before the run stops
+    config.data.retry_seconds = 1.0  # stream: wait before the first of them; doubles with each
 
     config.model = ConfigDict()  # the experiment's own keys
 
@@ -154,6 +166,7 @@ def base_config() -> ConfigDict:
 
 
 _CHOICES = {
+    "init_weights": ("model", "ema"),
     "data.remainder": ("carry", "pad", "drop"),
     "data.placement": ("auto", "resident", "stream"),
     "train.compile": ("xla", "graph", "eager"),
@@ -187,6 +200,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.resident_limit_mb": (0, _LARGEST),
     "data.parallel_calls": (1, 1024),
     "data.prefetch_batches": (1, 1024),
+    "data.retries": (0, 30),
+    "data.retry_seconds": (0, 3600),
     "train.block_steps": (1, 100_000),
     "train.micro_batches": (1, _LARGEST),
     "train.nonfinite_limit": (1, 1000),
@@ -443,6 +458,7 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
                 f"{key}='{flat[key]}' is not split/metric with a split of eval.splits={splits}."
                 f" Type e.g. --config.{key}={example}."
             )
+    _check_origin(flat)
     if flat["early_stopping.metric"] and not flat["eval.every"]:
         raise UserError(
             f"early_stopping.metric='{flat['early_stopping.metric']}' needs evaluations during training, but"
@@ -470,6 +486,21 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
     _check_replicas(flat)
     _check_loss_scale(flat)
     _check_schedule(flat)
+
+
+def _check_origin(flat: Mapping[str, Any]) -> None:
+    if flat["resume_from"] and flat["init_from"]:
+        raise UserError(
+            f"resume_from='{flat['resume_from']}' goes on from a whole state and init_from='{flat['init_from']}' starts"
+            " from weights alone. Use one of them: --config.resume_from= or --config.init_from=."
+        )
+    base = flatten(base_config())
+    for key in ("init_map", "init_weights"):
+        if flat[key] != base[key] and not flat["init_from"]:
+            raise UserError(
+                f"{key}={flat[key]!r} has no effect without init_from."
+                f" Type e.g. --config.init_from=runs/first, or --config.{key}={typed(base[key])}."
+            )
 
 
 def _check_step(flat: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from absl import logging
 
 from framework import paths, precision
 from framework.checkpoint import write_json
-from framework.config import AVERAGED, RunError, UserError, base_split
+from framework.config import AVERAGED, DataError, RunError, UserError, base_split
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
@@ -56,6 +56,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
     Raises:
       NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
       RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or it is the end that cannot be written.
+      DataError: a streamed source could not be read; what was trained until then is saved, unless an evaluation failed.
     """
     try:
         with run.lock():
@@ -102,7 +103,11 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
             _save(run, writer, progress)
         while _status(run) == "interrupted" and not interrupt.is_requested:
-            block = progress.timed(run.train_block, _block_length(run, hooks, step, progress))
+            try:
+                block = progress.timed(run.train_block, _block_length(run, hooks, step, progress))
+            except DataError as error:  # of a block that was not begun: the state is that after the last one
+                _save(run, writer, progress)
+                raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error
             if block.is_halted:
                 rewind_or_raise(run, block)
                 return Ended.TO_REWIND

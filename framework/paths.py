@@ -43,10 +43,9 @@ def variables(root: Any) -> dict[str, tf.Variable]:
     return {path: child for path, child in objects(root).items() if isinstance(child, tf.Variable)}
 
 
-def local(variable: tf.Variable) -> tf.Variable:
-    """The variable itself; of one with a copy on every replica, the first copy of this process."""
-    copies = getattr(variable, "values", None)
-    return copies[0] if copies else variable
+def copies(variable: tf.Variable) -> tuple[tf.Variable, ...]:
+    """The copies of a variable on the replicas of this process; of one without copies, itself."""
+    return tuple(getattr(variable, "values", (variable,)))
 
 
 def models(model: Any) -> dict[str, Any]:

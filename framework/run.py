@@ -26,7 +26,7 @@ import tf_keras as keras
 from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import checkpoint, config, experiment, optim, paths, precision, runtime, state
+from framework import checkpoint, config, experiment, optim, origin, paths, precision, runtime, state, transfer
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import Batches
@@ -42,7 +42,7 @@ from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout
-from framework.step.probe import Probe, probe, probe_step
+from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
@@ -118,24 +118,15 @@ class Run:
         )
 
     def open(self) -> int:
-        """Makes or enters the run folder and restores the newest checkpoint; returns the step to go on from.
+        """Makes or enters the run folder and sets the state to go on from (`origin`); returns its step.
 
         Raises:
-          UserError: the folder has become that of another run since `build`, or the checkpoint is of another model.
+          UserError: the folder has become that of another run since `build`, or the state cannot be had.
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        restored = self.checkpoints.restore(self.state, repair=True)
-        step = int(self.state.step)
-        if restored is not None:
-            self.note = restored
-        elif step:
-            raise UserError(
-                f"the state in memory is at step {step}, but {self.workdir} has no checkpoint of it."
-                " Build the run anew."
-            )
-        logging.info("%s: %s", self.workdir, f"resuming at step {step}" if step else "starting from scratch")
-        return step
+        note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir)
+        self.note = self.note if note is None else note
+        return int(self.state.step)
 
     def restore(self, which: str = "last", repair: bool = False) -> int:
         """Restores a checkpoint of the run folder, 'last' or 'best', and returns its step.
@@ -236,6 +227,7 @@ def build(
 def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
     """Config -> data -> durations -> model -> loss -> state -> step."""
     optim.parse_groups(final.optimizer.groups)
+    transfer.parse_map(final.init_map)
     runtime.setup(final)
     wire = tf.bfloat16 if final.runtime.all_reduce_dtype == "bfloat16" else None
     replicas = Replicas(runtime.make_strategy(final), wire)
@@ -272,11 +264,14 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
     )
+    check_saved(found.graph, created)
     with precision.scope(resolved.train.precision):
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
     _check_metric_names(resolved, metrics, layout.scalars)
+    for batches in eval_data.values():
+        probe_evaluation(loss, model, batches, resolved)
     evaluations = {
         split: EvalBlock(model, loss, metrics, batches, resolved, found.terms, replicas, found.has_collectives)
         for split, batches in eval_data.items()
@@ -313,7 +308,7 @@ def _step(
             )
         return standard_step(loss, tools), found.terms, found.moved
     step = make["make_step"](resolved, tools)
-    return step, probe_step(step, tools, found.batch, resolved), list(created.learned.values())
+    return step, probe_step(step, tools, found.batch, resolved, created), list(created.learned.values())
 
 
 def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], scalars: Iterable[str]) -> None:

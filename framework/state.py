@@ -45,6 +45,12 @@ class Best(tf.Module):
             self.waited.assign_add(1)
         return improved
 
+    def forget(self) -> None:
+        """As before the first evaluation."""
+        self.value.assign(math.nan)
+        self.step.assign(-1)
+        self.waited.assign(0)
+
 
 class TrainState(tf.Module):
     """What a checkpoint holds.

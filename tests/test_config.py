@@ -35,8 +35,16 @@ def message(call, *args, **kwargs):
 # --- every key has a rule ---------------------------------------------------------------------------------------------
 
 REGEXES = {"train.remat", "clip.exclude"}
-FREE_TEXT = {"data.name", "data.dir", "early_stopping.metric", "checkpoint.best_metric", *REGEXES}
-SEQUENCES = {"schedule.boundaries", "schedule.factors", "eval.splits", "optimizer.groups"}
+FREE_TEXT = {
+    "resume_from",
+    "init_from",
+    "data.name",
+    "data.dir",
+    "early_stopping.metric",
+    "checkpoint.best_metric",
+    *REGEXES,
+}
+SEQUENCES = {"schedule.boundaries", "schedule.factors", "eval.splits", "optimizer.groups", "init_map"}
 
 
 def test_base_config_is_valid():
@@ -101,6 +109,7 @@ def test_near(word, words, hint):
 # --- finalize: one wrong value ----------------------------------------------------------------------------------------
 
 CHOICES = {
+    "init_weights": ("model", "ema"),
     "data.remainder": ("carry", "pad", "drop"),
     "data.placement": ("auto", "resident", "stream"),
     "train.compile": ("xla", "graph", "eager"),
@@ -145,6 +154,8 @@ RANGES = {
     "data.resident_limit_mb": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
     "data.parallel_calls": (1, 1024, "at least 1 and at most 1024", {}),
     "data.prefetch_batches": (1, 1024, "at least 1 and at most 1024", {}),
+    "data.retries": (0, 30, "at least 0 and at most 30", {}),
+    "data.retry_seconds": (0, 3600, "at least 0 and at most 3600", {}),
     "train.block_steps": (1, 100_000, "at least 1 and at most 100000", {}),
     "train.micro_batches": (1, LARGEST, "at least 1 and at most 2147483647", {"data.batch_size": LARGEST}),
     "train.nonfinite_limit": (1, 1000, "at least 1 and at most 1000", {"train.on_nonfinite": "skip"}),
@@ -442,6 +453,21 @@ def test_ints_do_for_floats():
                 ("tset/accuracy", "accuracy"),
             ]
         ],
+        (
+            {"resume_from": "runs/a", "init_from": "runs/b"},
+            "resume_from='runs/a' goes on from a whole state and init_from='runs/b' starts from weights alone. Use one"
+            " of them: --config.resume_from= or --config.init_from=.",
+        ),
+        (
+            {"init_map": ("head/.* -> ",)},
+            "init_map=('head/.* -> ',) has no effect without init_from."
+            " Type e.g. --config.init_from=runs/first, or --config.init_map='()'.",
+        ),
+        (
+            {"init_weights": "ema", "resume_from": "runs/a"},
+            "init_weights='ema' has no effect without init_from."
+            " Type e.g. --config.init_from=runs/first, or --config.init_weights=model.",
+        ),
         (
             {"early_stopping.metric": "test/loss", "eval.every": ""},
             "early_stopping.metric='test/loss' needs evaluations during training, but eval.every=''."

@@ -10,6 +10,7 @@ at once. Resident batches plan inside the compiled block; streamed ones on the h
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 
 from framework import rng
 from framework.config import UserError
+from framework.data.reading import Reader
 from framework.data.sources import Source
 
 Batch = dict[str, tf.Tensor]
@@ -239,13 +241,20 @@ class Streamed(_Ordered):
     is_resident = False
 
     def __init__(
-        self, sources: Sequence[Source], order: Order, transform: Transform | None, parallel_calls: int, prefetch: int
+        self,
+        sources: Sequence[Source],
+        order: Order,
+        transform: Transform | None,
+        parallel_calls: int,
+        prefetch: int,
+        make_reader: Callable[[], Reader],
     ) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
         self.origin = _origin(sources)
         self._sources, self._order, self._transform = sources, order, transform
         self._key = rng.key(order.seed)
         self._parallel_calls, self._prefetch = parallel_calls, prefetch
+        self._make_reader = make_reader
         self._open()
 
     def part(self, first: int, count: int) -> "Streamed":
@@ -256,8 +265,9 @@ class Streamed(_Ordered):
         return part
 
     def _open(self) -> None:
-        order, sources = self._order, self._sources
-        example = _take(sources, np.zeros(1, np.int32), np.zeros(1, np.int64))
+        order = self._order
+        self._reader = self._make_reader()
+        example = self._take(np.zeros(1, np.int32), np.zeros(1, np.int64), 0)
         self._specs = {
             name: tf.TensorSpec((order.places, *array.shape[1:]), array.dtype) for name, array in example.items()
         }
@@ -272,14 +282,31 @@ class Streamed(_Ordered):
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
         first, count = int(first_step), int(steps)
         if first != self._next_step:
+            self._close()
             self._iterator = iter(self._dataset(first))
         self._next_step = first + count
-        batches = [next(self._iterator) for _ in range(count)]
+        batches = self._next(count)
         filled = batches + [batches[-1]] * (size - count)
         return {name: tf.stack([batch[name] for batch in filled]) for name in batches[0]}
 
     def take(self, plan: Batch, index: tf.Tensor) -> Batch:
         return {name: tf.gather(rows, index) for name, rows in plan.items()}
+
+    def _next(self, count: int) -> list[Batch]:
+        try:
+            return [next(self._iterator) for _ in range(count)]
+        except tf.errors.OpError as error:
+            failure = self._reader.failure()
+            self._close()
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _close(self) -> None:
+        """Ends reading ahead, which would hold its threads; the next `plan` starts anew."""
+        self._reader.stop()
+        self._iterator, self._next_step = iter(()), -1
+        self._reader = self._make_reader()
 
     def _dataset(self, first_step: int) -> tf.data.Dataset:
         steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
@@ -289,8 +316,8 @@ class Streamed(_Ordered):
     def _prepare(self, step: tf.Tensor) -> Batch:
         source, index, weight = (rows[0] for rows in self._order.at(step[tf.newaxis]))
         arrays = tf.numpy_function(
-            lambda s, i: list(_take(self._sources, s, i).values()),
-            (source, index),
+            lambda *given: list(self._take(*given).values()),
+            (source, index, step),
             [s.dtype for s in self._specs.values()],
             stateful=False,  # under op determinism tf.data would run a stateful one batch after the other
         )
@@ -300,6 +327,17 @@ class Streamed(_Ordered):
         }
         with rng.scope(self._key, step, self._order.first):
             return _finish(batch, weight, self._transform)
+
+    def _take(self, source: np.ndarray, index: np.ndarray, step: int) -> dict[str, np.ndarray]:
+        """Rows of the sources for the batch of a step, in the order asked for."""
+        if len(self._sources) == 1:
+            return self._reader.read(self._sources[0], index, int(step))
+        rows: dict[str, np.ndarray] = {}
+        for number in np.unique(source):
+            here = source == number
+            for name, array in self._reader.read(self._sources[number], index[here], int(step)).items():
+                rows.setdefault(name, np.empty((len(index), *array.shape[1:]), array.dtype))[here] = array
+        return rows
 
 
 def make_batches(
@@ -343,7 +381,8 @@ def make_batches(
         config.data.placement == "auto" and sum(part.nbytes for part in parts) <= config.data.resident_limit_mb * 2**20
     ):
         return Resident(parts, order, transform)
-    return Streamed(parts, order, transform, config.data.parallel_calls, config.data.prefetch_batches)
+    make_reader = functools.partial(Reader, config.data.retries, config.data.retry_seconds)
+    return Streamed(parts, order, transform, config.data.parallel_calls, config.data.prefetch_batches, make_reader)
 
 
 def epoch_steps(batches: Batches) -> int:
@@ -392,18 +431,6 @@ def _check_order(order: Order) -> None:
             f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"
             f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=carry."
         )
-
-
-def _take(sources: Sequence[Source], source: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of several sources, in the order asked for."""
-    if len(sources) == 1:
-        return sources[0].take(index)
-    rows: dict[str, np.ndarray] = {}
-    for number in np.unique(source):
-        here = source == number
-        for name, array in sources[number].take(index[here]).items():
-            rows.setdefault(name, np.empty((len(index), *array.shape[1:]), array.dtype))[here] = array
-    return rows
 
 
 def _finish(batch: Batch, weight: tf.Tensor, transform: Transform | None) -> Batch:

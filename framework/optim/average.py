@@ -52,6 +52,11 @@ class Average(tf.Module):
             # The first is the weights to the last bit, whatever stood there before.
             average.assign(tf.where(count > 1, moved, weights))
 
+    def restart(self) -> None:
+        """The averages are the weights, as before the first update."""
+        for path, variable in self._averaged.items():
+            self.averages[path].assign(variable)
+
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has its averaged weights in here, and its own to the last bit afterwards."""

@@ -24,7 +24,7 @@ from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.gradients import Gradients, total
 from framework.step.layout import Layout
-from framework.step.probe import scopes
+from framework.step.probe import check_draws, scopes
 from framework.step.tools import NORMS, Step, Tools
 
 
@@ -150,7 +150,10 @@ class TrainBlock:
 
     def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         plans = plans or [part.plan(self._state.step, k, self.block_steps) for part in self._parts]
-        return repeat(lambda i: self._counted(plans, i), k, self.block_steps, self.layout.width, self._dtype)
+        done = repeat(lambda i: self._counted(plans, i), k, self.block_steps, self.layout.width, self._dtype)
+        if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
+            check_draws(tf.compat.v1.get_default_graph(), self._config)
+        return done
 
     def _counted(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One step with its counters: (row, whether to halt)."""

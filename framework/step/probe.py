@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
 from framework.config import UserError
 from framework.data.batches import Batches
 from framework.metrics import Metric
+from framework.state import TrainState
 from framework.step.gradients import Loss, forward, refuse_coupled
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights
@@ -70,9 +72,8 @@ def probe(
     data = tf.function(first, autograph=False).get_concrete_function()
     batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
-    if config.runtime.deterministic:
-        _refuse_stateful_draws(data.graph)
-        _refuse_stateful_draws(function.graph)
+    check_draws(data.graph, config)
+    check_draws(function.graph, config)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     has_collectives = _has_collectives(loss, model)
     refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
@@ -110,12 +111,13 @@ def _check_collectives(config: FrozenConfigDict, replicas: int) -> None:
 
 
 def probe_step(
-    step: Step, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict
+    step: Step, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict, state: TrainState
 ) -> tuple[str, ...]:
     """Traces an experiment's own step, which is not run; returns the names of its terms.
 
     Raises:
-      UserError: a draw that a resumed run would not draw again, or what the step returns cannot be reported.
+      UserError: a draw that a resumed run would not draw again, a variable that no checkpoint would have, or what the
+        step returns cannot be reported.
     """
     terms: list[str] = []
 
@@ -124,9 +126,23 @@ def probe_step(
             terms.extend(tools.look(step, batch).terms)
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
-    if config.runtime.deterministic:
-        _refuse_stateful_draws(function.graph)
+    check_draws(function.graph, config)
+    check_saved(function.graph, state)
     return tuple(terms)
+
+
+def probe_evaluation(loss: Loss, model: Any, batches: Batches, config: FrozenConfigDict) -> None:
+    """Traces the forward pass of one evaluation batch, which is not run.
+
+    Raises:
+      UserError: a random draw, by which a resumed run would see another best step or stop elsewhere.
+    """
+
+    def trace() -> None:
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+            forward(loss, model, dict(batches.at(0)), training=False)
+
+    check_draws(tf.function(trace, autograph=False).get_concrete_function().graph, config)
 
 
 def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
@@ -161,7 +177,7 @@ def _moved(graph: Any, model: Any) -> tuple[tf.Variable, ...]:
     """Variables that something else than a read takes the handle of."""
     handles = {id(variable.handle): variable for variable in graph.variables if not hasattr(variable, "values")}
     for variable in paths.variables(model).values():  # of several replicas, each copy leads to the whole
-        handles |= {id(copy.handle): variable for copy in getattr(variable, "values", (variable,))}
+        handles |= {id(copy.handle): variable for copy in paths.copies(variable)}
     reads = ("ReadVariableOp", "ResourceGather", "VariableShape")
     moved = {
         id(handles[id(outer)]): handles[id(outer)]
@@ -171,20 +187,49 @@ def _moved(graph: Any, model: Any) -> tuple[tf.Variable, ...]:
     return tuple(moved.values())
 
 
-# Ops that draw from a generator of the process, which no checkpoint holds.
+def check_saved(graph: Any, state: TrainState) -> None:
+    """Raises UserError if a trace changes a variable that is not in the state: a resumed run would not have its value.
+
+    Only what the trace does itself is looked at, not what it calls: there, reading looks like changing.
+    """
+    saved = {id(copy.handle) for variable in paths.variables(state).values() for copy in paths.copies(variable)}
+    named = {id(copy.handle): variable.name for variable in graph.variables for copy in paths.copies(variable)}
+    for outer, inner in graph.captures:
+        is_changed = any(_CHANGE.match(consumer.type) for consumer in inner.consumers())
+        if is_changed and id(outer) in named.keys() - saved:
+            raise UserError(
+                f"a step changes the variable '{named[id(outer)]}', which no checkpoint has: a resumed run would start"
+                " with another value. Make it an attribute of a layer of the model, or return it in"
+                " make_state(cfg, model)."
+            )
+
+
+_CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)")
+
+# Ops that draw from a generator of the process, or of the op, which no checkpoint holds.
 _STATEFUL_DRAW = re.compile(
     r"(Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal"
-    r"|ParameterizedTruncatedNormal|Multinomial|RngReadAndSkip|RngSkip"
+    r"|ParameterizedTruncatedNormal|Multinomial|RngReadAndSkip|RngSkip|\w+CandidateSampler|SampleDistortedBoundingBox(V2)?"
     r"|Stateful(Uniform(FullInt|Int)?|StandardNormal(V2)?|TruncatedNormal|RandomBinomial))"
 )
 
 
-def _refuse_stateful_draws(graph: tf.Graph) -> None:
+def check_draws(graph: tf.Graph, config: FrozenConfigDict) -> None:
+    """Looks for draws that a resumed run would not repeat, in a trace and all functions that it calls.
+
+    What Python code draws inside `tf.numpy_function` cannot be seen.
+
+    Raises:
+      UserError: there is one, and `runtime.deterministic` is set; else it is logged.
+    """
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     for node in nodes:
         if _STATEFUL_DRAW.fullmatch(node.op):
-            raise UserError(
-                f"'{node.name}' draws random numbers ({node.op}) that a resumed run would not draw again. Use"
-                " framework.layers.Dropout or framework.rng, or --config.runtime.deterministic=False."
-            )
+            what = f"'{node.name}' draws random numbers ({node.op}) that a resumed run would not draw again"
+            if config.runtime.deterministic:
+                raise UserError(
+                    f"{what}. Use framework.layers.Dropout or framework.rng, or --config.runtime.deterministic=False."
+                )
+            logging.warning("%s: if this run is interrupted, it will not end in the same bits", what)
+            return

@@ -1,0 +1,124 @@
+"""Where training starts from: the one place that decides it, and says so.
+
+    note = begin(state, checkpoints, config, workdir)
+
+In this order: the newest whole checkpoint of the run's own folder; `resume_from`, a state that is gone on from as a
+whole; `init_from`, weights alone; scratch. What comes first is taken, and the others are not looked at.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import FrozenConfigDict
+
+from framework import checkpoint, paths, transfer
+from framework.checkpoint import Checkpoints, write_json
+from framework.config import UserError
+from framework.state import TrainState
+
+
+def begin(
+    state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path
+) -> dict[str, Any] | None:
+    """Sets `state`, makes the run folder, and returns the note of the checkpoint that is gone on from, if one is.
+
+    Args:
+      config: resolved; reads resume_from, init_from, init_map, init_weights.
+
+    Raises:
+      UserError: a source that is no checkpoint, is of another model, or has nothing for this one.
+    """
+    note = checkpoints.restore(state, repair=True)
+    other = next((f"{key}={config[key]}" for key in ("resume_from", "init_from") if config[key]), "")
+    if note is not None:
+        unread = f"; {other} is not read" if other else ""
+        logging.info("%s: resuming at step %d, its own newest checkpoint%s", workdir, int(state.step), unread)
+        return note
+    if int(state.step):
+        raise UserError(
+            f"the state in memory is at step {int(state.step)}, but {workdir} has no checkpoint of it."
+            " Build the run anew."
+        )
+    if config.resume_from:
+        return _resume(state, checkpoints, config, workdir)
+    if config.init_from:
+        _initialise(state, config, workdir)
+        return None
+    workdir.mkdir(parents=True, exist_ok=True)
+    logging.info("%s: starting from scratch: no checkpoint, and neither resume_from nor init_from is set", workdir)
+    return None
+
+
+def _resume(state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
+    source = checkpoint.find("resume_from", config.resume_from)
+    hint = f"To take what fits, with a fresh optimizer, type --config.resume_from= --config.init_from={source}."
+    note = checkpoint.restore_from(state, source, hint)
+    if int(state.step) >= config.train.duration:
+        raise UserError(
+            f"resume_from='{config.resume_from}' is at step {int(state.step)}, and train.duration ends at step"
+            f" {config.train.duration}. Type e.g. --config.train.duration='{2 * int(state.step)} steps'."
+        )
+    changed = _forget_other_goals(state, source, config)
+    checkpoints.save(state, note)  # the run's own from here on: it can go back to it, and the source may go
+    checkpoints.steps()  # waits for it: if only the best one were there, that would be gone on from
+    _keep_best(state, source, checkpoints)
+    logging.info(
+        "%s: going on at step %d from %s (resume_from; no checkpoint of its own)%s",
+        workdir,
+        int(state.step),
+        source,
+        "".join(f"; {key} is another, so its best value so far is forgotten" for key in changed),
+    )
+    return note
+
+
+def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDict) -> list[str]:
+    """Best values of a metric that the run goes by no longer say nothing; returns the keys that have changed."""
+    path = source.resolve().parents[1] / "config.json"
+    if not path.is_file():  # a checkpoint that was copied away from its run: taken as of the same goals
+        return []
+    stored, changed = json.loads(path.read_text()), []
+    for best, section, names in (
+        (state.best, "checkpoint", ("best_metric", "best_mode")),
+        (state.early, "early_stopping", ("metric", "mode")),
+    ):
+        if any(stored[section][name] != config[section][name] for name in names):
+            best.forget()
+            changed.append(f"{section}.{names[0]}")
+    return changed
+
+
+def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints) -> None:
+    """The best checkpoint goes with the state that knows of it."""
+    best = source.with_name(checkpoint.name_of(int(state.best.step)))
+    if int(state.best.step) in (-1, int(state.step)):
+        return
+    if checkpoint.is_whole(best):
+        checkpoint.adopt(best, checkpoints.folder)
+    else:
+        logging.warning("the best checkpoint so far, %s, is not there: only a better one will be kept", best)
+
+
+def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path) -> None:
+    source = checkpoint.find("init_from", config.init_from)
+    arrays = transfer.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
+    target = paths.variables(state.model)
+    found = transfer.match(arrays, target, transfer.parse_map(config.init_map), str(source))
+    transfer.assign(found, arrays, target)
+    if state.ema is not None:
+        state.ema.restart()
+    workdir.mkdir(parents=True, exist_ok=True)
+    report = {"from": str(source), "weights": config.init_weights, "taken": found.sources}
+    write_json(workdir / "init.json", report | {"left": found.left, "initial": found.initial})
+    logging.info(
+        "%s: starting at step 0 from %s (init_from; no checkpoint of its own): %d of %d variables taken;"
+        " with their initial values: %s; not taken: %s",
+        workdir,
+        source,
+        len(found.sources),
+        len(target),
+        ", ".join(found.initial) or "none",
+        ", ".join(found.left) or "none",
+    )
