@@ -5,6 +5,7 @@
     python launch.py --config=experiments/mnist_mlp.py --mode=check
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
+    python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
 
 The same command again resumes the run, or says that it is finished. Exit status: 0 done (or stopped and saved),
@@ -54,6 +55,9 @@ def _launch(argv: Sequence[str]) -> int:
     flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
+    if values.local_workers:
+        _import_run()
+        return importlib.import_module("framework.supervisor").main(values, overrides)
     looks_back, restore = values.mode in command.LOOK_BACK, values.mode != "replay"
     built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore)
     mode = importlib.import_module(f"framework.modes.{values.mode}")

@@ -17,7 +17,7 @@ from framework.config import UserError, base_config, flatten, near
 
 # Modes, each with the flags that no other mode takes.
 MODES: dict[str, tuple[str, ...]] = {
-    "train": (),
+    "train": ("local_workers",),
     "evaluate": (),
     "export": (),
     "check": (),
@@ -29,6 +29,7 @@ FLAGS = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
     (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
     (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
+    (flags.DEFINE_integer, "local_workers", None, "train: so many worker processes on this machine share each step."),
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, every layer checked for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
@@ -66,7 +67,7 @@ def own_flags(values: flags.FlagValues) -> dict[str, Any]:
 
 def help_text(introduction: str) -> str:
     """What --help prints."""
-    lines = [introduction.strip(), "", "Flags:", *(f"  --{name:<9} {text}" for _, name, _, text in FLAGS)]
+    lines = [introduction.strip(), "", "Flags:", *(f"  --{name:<13} {text}" for _, name, _, text in FLAGS)]
     lines.append("  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.")
     return "\n".join(lines)
 

@@ -158,6 +158,7 @@ def base_config() -> ConfigDict:
     config.runtime.all_reduce = "auto"  # auto, nccl, hierarchical or one_device; multi_worker: auto, nccl or ring
     config.runtime.all_reduce_dtype = "full"  # full, or bfloat16: gradients travel in half the bytes
     config.runtime.worker_timeout_seconds = 120  # multi_worker: how long the start waits for the other workers
+    config.runtime.max_restarts = 0  # --local_workers: how often the cluster starts again after a worker died
 
     config.lock()
     for section in FREE_SECTIONS:
@@ -236,6 +237,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "runtime.devices": (0, 1024),
     "runtime.virtual_devices": (0, 64),
     "runtime.worker_timeout_seconds": (1, 86_400),
+    "runtime.max_restarts": (0, 1_000_000),
 }
 
 # Durations; True = may be '' (never).
@@ -277,6 +279,7 @@ _ONLY_WITH = {
     "runtime.all_reduce": ("runtime.strategy", ("mirrored", "multi_worker")),
     "runtime.all_reduce_dtype": ("runtime.strategy", ("mirrored", "multi_worker", "tpu")),
     "runtime.worker_timeout_seconds": ("runtime.strategy", ("multi_worker",)),
+    "runtime.max_restarts": ("runtime.strategy", ("multi_worker",)),
 }
 
 _PLAIN = (bool, int, float, str)

@@ -8,6 +8,7 @@ state before the step in the form of a checkpoint.
 
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -34,7 +35,7 @@ def rewind_or_raise(run: Run, block: Block) -> None:
         raise report(run, block)
     bad, listed = int(run.state.step), skip_list.numpy()
     listed[np.flatnonzero(listed < 0)[0]] = bad
-    run.restore(repair=True)
+    run.replicas.take_turns(lambda: run.restore(repair=run.replicas.is_chief))
     skip_list.assign(listed)
     logging.warning("step %d is not finite: going back to step %d and leaving it out", bad + 1, int(run.state.step))
 
@@ -46,6 +47,12 @@ def report(run: Run, block: Block) -> NonFiniteError:
     run.state.step.assign(step)  # one that was skipped has changed nothing else of what it is computed from
     finding = diagnose(run.train_block)
     folder = run.workdir / "failure" / f"step-{step:08d}"
+    if run.replicas.is_chief:
+        _write_down(run, folder, step, row, finding)
+    return NonFiniteError(f"{_what_happened(run, row, finding)} Batch, indices and state are in {folder}.")
+
+
+def _write_down(run: Run, folder: Path, step: int, row: dict[str, float], finding: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     batch = {name: tensor.numpy() for name, tensor in run.train_block.batch().items()}
@@ -59,7 +66,6 @@ def report(run: Run, block: Block) -> NonFiniteError:
     }
     checkpoint.write_state(run.state, run.note, folder)
     write_json(folder / "failure.json", facts)
-    return NonFiniteError(f"{_what_happened(run, row, finding)} Batch, indices and state are in {folder}.")
 
 
 def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:

@@ -8,6 +8,7 @@
 What happens beside the step is a list of hooks in `_hooks`: add yours there.
 """
 
+import contextlib
 import enum
 import errno
 import json
@@ -59,7 +60,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
       DataError: a streamed source could not be read; what was trained until then is saved, unless an evaluation failed.
     """
     try:
-        with run.lock():
+        with run.lock() if run.replicas.is_chief else contextlib.nullcontext():
             return _train(run, overrides)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -68,20 +69,23 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
-    start = run.open()
+    run.replicas.take_turns(run.open)
+    start = int(run.state.step)
     ended = run.workdir / "result.json"
     if _status(run) != "interrupted" and ended.exists():
         result = json.loads(ended.read_text())
         if (result["status"], result["step"]) == (_status(run), start):  # else it is of an earlier interruption
             return result
-    run.write_header(overrides)
+    if run.replicas.is_chief:
+        run.write_header(overrides)
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
     with Interrupt() as interrupt, run.checkpoints:
         while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
             start = int(run.state.step)
     result = _result(run, progress)
-    write_json(ended, result)
+    if run.replicas.is_chief:
+        write_json(ended, result)
     run.started = None  # a next call counts from its own start
     return result
 
@@ -102,9 +106,12 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
         step, is_warned = start, False
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
             _save(run, writer, progress)
-        while _status(run) == "interrupted" and not interrupt.is_requested:
+        # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
+        everywhere = run.replicas.all_workers
+        while _status(run) == "interrupted" and not everywhere(float(interrupt.is_requested), most=True):
+            length = int(everywhere(_block_length(run, hooks, step, progress), most=False))
             try:
-                block = progress.timed(run.train_block, _block_length(run, hooks, step, progress))
+                block = progress.timed(run.train_block, length)
             except DataError as error:  # of a block that was not begun: the state is that after the last one
                 _save(run, writer, progress)
                 raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error
@@ -141,6 +148,7 @@ def export_run(run: Run) -> list[ExportReport]:
     """
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
+    run = run.on_one_device()
     folder, step = run.workdir / "exports", int(run.state.step)
     with run.weights(run.resolved.export.weights):
         return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
@@ -212,6 +220,8 @@ def _block_length(run: Run, hooks: Sequence[Hook], step: int, progress: Progress
 
 
 def _save(run: Run, writer: Writers, progress: Progress) -> None:
+    if not run.replicas.is_chief:
+        return
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
     run.checkpoints.save(run.state, progress.note())
 
@@ -231,6 +241,9 @@ def _modes(run: Run) -> dict[str, str]:
 
 
 def _writers(run: Run, start: int) -> Writers:
+    """Those of the chief; other workers write nothing."""
+    if not run.replicas.is_chief:
+        return Writers([])
     return Writers(
         [
             Jsonl(run.workdir / "metrics.jsonl", start),
@@ -269,6 +282,7 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
         "wall_seconds": progress.wall_seconds(),
         "time_to_first_step_seconds": progress.time_to_first_step,
         "examples_per_second": _or_none(rate),
+        "replicas": run.replicas.count,
         "compile": compiled.mode,
         "traces": compiled.traces,
         "compilations": compiled.compilations,

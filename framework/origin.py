@@ -20,17 +20,18 @@ from framework.state import TrainState
 
 
 def begin(
-    state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path
+    state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path, writes: bool = True
 ) -> dict[str, Any] | None:
     """Sets `state`, makes the run folder, and returns the note of the checkpoint that is gone on from, if one is.
 
     Args:
       config: resolved; reads resume_from, init_from, init_map, init_weights.
+      writes: False for a worker that is not the chief, which has left everything on disk already.
 
     Raises:
       UserError: a source that is no checkpoint, is of another model, or has nothing for this one.
     """
-    note = checkpoints.restore(state, repair=True)
+    note = checkpoints.restore(state, repair=writes)
     other = next((f"{key}={config[key]}" for key in ("resume_from", "init_from") if config[key]), "")
     if note is not None:
         unread = f"; {other} is not read" if other else ""
@@ -44,7 +45,7 @@ def begin(
     if config.resume_from:
         return _resume(state, checkpoints, config, workdir)
     if config.init_from:
-        _initialise(state, config, workdir)
+        _initialise(state, config, workdir, writes)
         return None
     workdir.mkdir(parents=True, exist_ok=True)
     logging.info("%s: starting from scratch: no checkpoint, and neither resume_from nor init_from is set", workdir)
@@ -101,7 +102,7 @@ def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints) -> Non
         logging.warning("the best checkpoint so far, %s, is not there: only a better one will be kept", best)
 
 
-def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path) -> None:
+def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path, writes: bool) -> None:
     source = checkpoint.find("init_from", config.init_from)
     arrays = transfer.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
     target = paths.variables(state.model)
@@ -109,9 +110,10 @@ def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path) -> N
     transfer.assign(found, arrays, target)
     if state.ema is not None:
         state.ema.restart()
-    workdir.mkdir(parents=True, exist_ok=True)
-    report = {"from": str(source), "weights": config.init_weights, "taken": found.sources}
-    write_json(workdir / "init.json", report | {"left": found.left, "initial": found.initial})
+    if writes:
+        workdir.mkdir(parents=True, exist_ok=True)
+        report = {"from": str(source), "weights": config.init_weights, "taken": found.sources}
+        write_json(workdir / "init.json", report | {"left": found.left, "initial": found.initial})
     logging.info(
         "%s: starting at step 0 from %s (init_from; no checkpoint of its own): %d of %d variables taken;"
         " with their initial values: %s; not taken: %s",

@@ -12,10 +12,12 @@ replica and has no collective in it; nothing around `strategy.run` and nothing t
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from framework import rng
 
@@ -118,10 +120,27 @@ class Replicas:
         """The largest (or least) of a number that each worker has; every worker must ask."""
         if self.strategy is None or self.count == self.here:
             return value
-        # The largest by a sum: each worker writes in a place of its own, on its first replica.
-        workers = self.count // self.here
-        places = self.total(lambda index: value / self.here * tf.one_hot(index // self.here, workers))
+        places = self._by_worker(tf.constant(value, tf.float32))
         return float(tf.reduce_max(places) if most else tf.reduce_min(places))
+
+    @functools.cached_property
+    def _by_worker(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """A number of each worker -> [workers], by a sum in which each has a place of its own."""
+        workers = self.count // self.here
+
+        def places(index: int, value: tf.Tensor) -> tf.Tensor:
+            return value / self.here * tf.one_hot(index // self.here, workers)
+
+        return tf.function(lambda value: self.total(places, value), autograph=False)
+
+    def take_turns(self, fn: Callable[[], object]) -> None:
+        """Calls `fn` on the chief, and then on the other workers, which see what it left on disk."""
+        if self.is_chief:
+            fn()
+        self.all_workers(0.0, most=True)
+        if not self.is_chief:
+            fn()
+            logging.info("worker with replicas from %d on: ready", self.first)
 
     def _index(self) -> int:
         context = tf.distribute.get_replica_context()

@@ -50,7 +50,8 @@ from framework.step.tools import Step, Tools, standard_step
 _MAY_DIFFER = (
     "data.dir",
     *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
-    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce", "worker_timeout_seconds")),
+    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
+    *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts")),
 )
 
 
@@ -124,9 +125,23 @@ class Run:
           UserError: the folder has become that of another run since `build`, or the state cannot be had.
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
-        note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir)
+        note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, self.replicas.is_chief)
         self.note = self.note if note is None else note
         return int(self.state.step)
+
+    def on_one_device(self) -> "Run":
+        """The same run and state without replicas, to be exported or looked at; itself if it has none."""
+        if self.replicas.strategy is None:
+            return self
+        final = self.config.copy_and_resolve_references().unlock()
+        final.runtime = config.base_config().runtime
+        for name in ("deterministic", "threads"):
+            final.runtime[name] = self.config.runtime[name]
+        alone = assemble(self.experiment, config.locked(final), self.workdir, time.monotonic())
+        for path, variable in paths.variables(alone.state).items():
+            variable.assign(paths.copies(paths.variables(self.state)[path])[0].read_value())
+        alone.note = self.note
+        return alone
 
     def restore(self, which: str = "last", repair: bool = False) -> int:
         """Restores a checkpoint of the run folder, 'last' or 'best', and returns its step.
@@ -203,6 +218,26 @@ def build(
         experiment (the differing keys are listed). Later: data that cannot be had.
     """
     started = time.monotonic()
+    loaded, final, workdir = settle(name, overrides, workdir, of_workdir)
+    run = assemble(loaded, final, workdir, started)
+    if of_workdir:
+        _warn_of_change(workdir, loaded)
+        if restore:
+            run.restore()
+    return run
+
+
+def settle(
+    name: str,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    workdir: str | os.PathLike[str] | None = None,
+    of_workdir: bool = False,
+) -> tuple[Experiment, ConfigDict, Path]:
+    """The first half of `build`, with its arguments: experiment, final config and run folder, all checked.
+
+    Raises:
+      UserError: bad input that can be found before a device is initialised.
+    """
     workdir = Path(workdir) if workdir else fresh_workdir(name)
     if not of_workdir:
         check_workdir(workdir)
@@ -211,17 +246,15 @@ def build(
     stored = _stored_config(workdir) if of_workdir else None
     if stored is not None:
         start = restored(start, stored)
+        if start.runtime.strategy == "multi_worker":  # who looks back is alone
+            start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides))
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
     if not of_workdir:
-        _refuse_other_run(workdir, loaded, final)
-    run = assemble(loaded, final, workdir, started)
-    if of_workdir:
-        _warn_of_change(workdir, loaded)
-        if restore:
-            run.restore()
-    return run
+        # Given by the replica, the batch size is known when these are; `open` looks again.
+        _refuse_other_run(workdir, loaded, final, ("data.batch_size",) if final.data.replica_batch_size else ())
+    return loaded, final, workdir
 
 
 def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
@@ -377,7 +410,7 @@ def _stored_config(workdir: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> None:
+def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
     stored, copy = _stored_config(workdir), workdir / loaded.path.name
     if stored is None:
         return
@@ -387,7 +420,7 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict) -> N
     differing = [
         f"{key}: {earlier.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
         for key in sorted({*earlier, *ours})
-        if earlier.get(key) != ours.get(key) and key not in _MAY_DIFFER
+        if earlier.get(key) != ours.get(key) and key not in (*_MAY_DIFFER, *unknown)
     ]
     if not copy.exists():
         differing.append(f"experiment: {copy.name} now, another file there")

@@ -86,6 +86,7 @@ def make_strategy(config: ConfigDict) -> tf.distribute.Strategy | None:
         cluster = resolve(os.environ)
         os.environ["TF_CONFIG"] = cluster.tf_config()
         cluster.rendezvous(settings.worker_timeout_seconds)
+        tf.get_logger().setLevel("WARNING")  # it tells of every collective that is traced
         kinds = tf.distribute.experimental.CommunicationImplementation
         kind = {"auto": kinds.AUTO, "nccl": kinds.NCCL, "ring": kinds.RING}[settings.all_reduce]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)

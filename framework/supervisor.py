@@ -20,11 +20,24 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from absl import logging
+from absl import flags, logging
 
 from framework.cluster import Cluster
+from framework.run import settle
 
 _GRACE_SECONDS = 10.0
+
+
+def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
+    """--local_workers=N: checks the input once, and runs N workers; returns the exit status.
+
+    Raises:
+      UserError: bad input that can be found before a worker starts.
+    """
+    overrides = [*overrides, "--config.runtime.strategy=multi_worker"]
+    _, final, workdir = settle(values.config, overrides, values.workdir)
+    command = [sys.argv[0], f"--config={values.config}", f"--workdir={workdir}", *overrides]
+    return run_local(values.local_workers, command, workdir, final.runtime.max_restarts)
 
 
 def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from framework.loop import train
 from framework.modes.export import print_reports
@@ -12,6 +13,14 @@ from framework.run import Run
 def main(run: Run, overrides: Sequence[str]) -> int:
     """Returns 0, or 1 if an export failed its checks."""
     result = train(run, overrides)
+    status = 0
+    if run.replicas.is_chief:
+        status = _report(run, overrides, result)
+    run.replicas.all_workers(0.0, most=True)  # a worker that leaves early would be a lost one to the chief
+    return status
+
+
+def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
     if result["status"] == "interrupted":
         print(f"stopped at step {result['step']} of {run.total_steps} and saved; the same command goes on from there:")
         print(f"  {_command(run, overrides)}")

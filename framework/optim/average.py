@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 
+from framework import paths
+
 
 class Average(tf.Module):
     """Average of w_1 … w_t with the weights (1 - decay) * decay**(t - i) / (1 - decay**t), which sum to 1.
@@ -34,7 +36,8 @@ class Average(tf.Module):
             {path: variable for path, variable in variables.items() if variable.dtype.is_floating}
         )
         self.averages = {
-            path: tf.Variable(variable.read_value(), trainable=False) for path, variable in self._averaged.items()
+            path: tf.Variable(paths.copies(variable)[0].read_value(), trainable=False)
+            for path, variable in self._averaged.items()
         }
 
     def update(self, count: tf.Tensor) -> None:
@@ -47,7 +50,7 @@ class Average(tf.Module):
         passed = -tf.math.expm1(tf.cast(count, tf.float64) * tf.constant(math.log(self.decay), tf.float64))
         share = tf.constant(1 - self.decay, tf.float64) / passed
         for path, variable in self._averaged.items():
-            average, weights = self.averages[path], variable.read_value()
+            average, weights = self.averages[path], paths.copies(variable)[0].read_value()
             moved = average + tf.cast(share, average.dtype) * (weights - average)
             # The first is the weights to the last bit, whatever stood there before.
             average.assign(tf.where(count > 1, moved, weights))
@@ -55,12 +58,12 @@ class Average(tf.Module):
     def restart(self) -> None:
         """The averages are the weights, as before the first update."""
         for path, variable in self._averaged.items():
-            self.averages[path].assign(variable)
+            self.averages[path].assign(paths.copies(variable)[0])
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has its averaged weights in here, and its own to the last bit afterwards."""
-        own = {path: variable.read_value() for path, variable in self._averaged.items()}
+        own = {path: paths.copies(variable)[0].read_value() for path, variable in self._averaged.items()}
         try:
             for path, variable in self._averaged.items():
                 variable.assign(self.averages[path])

@@ -141,7 +141,7 @@ class TrainBlock:
     def untouched(self) -> Iterator[None]:
         """Puts back what looking at a step moves: averages such as BatchNorm's, batches that have a state."""
         data = {} if self._state.data is None else paths.variables(self._state.data)
-        before = [(variable, variable.numpy()) for variable in (*self._guarded, *data.values())]
+        before = [(variable, paths.copies(variable)[0].numpy()) for variable in (*self._guarded, *data.values())]
         try:
             yield
         finally:
