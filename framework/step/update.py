@@ -19,7 +19,7 @@ class Applied(NamedTuple):
     """What `apply` did.
 
     Attributes:
-      is_finite: bool scalar; the gradients' norm is a number, so each of them is.
+      is_finite: bool scalar; the norms of gradients and weights are numbers, so each of them is.
       gradient_norm: of all gradients, before clipping.
       parameter_norm: of the weights at which they were taken.
       update_norm: of what was added to the weights; 0 if nothing was.
@@ -43,15 +43,17 @@ def apply(
     """
     variables = optimizer.trained
     norm = global_norm(gradients.values())
-    is_finite = tf.math.is_finite(norm)
     before = [variable.read_value() for variable in variables.values()]
+    length = global_norm(before)
+    # Gradients alone do not tell: oneDNN's relu makes 0 of NaN, so a unit of weights that are NaN has none.
+    is_finite = tf.math.is_finite(norm) & tf.math.is_finite(length)
 
     def update() -> tf.Tensor:
         optimizer.apply(clip(gradients, variables, settings, norm))
         return global_norm([v.read_value() - old for v, old in zip(variables.values(), before, strict=True)])
 
     update_norm = tf.cond(is_finite & allowed, update, lambda: tf.zeros([], norm.dtype))
-    return Applied(is_finite, norm, global_norm(before), update_norm)
+    return Applied(is_finite, norm, length, update_norm)
 
 
 def when(condition: tf.Tensor, do: Callable[[], None], otherwise: Callable[[], None]) -> None:
