@@ -11,6 +11,7 @@ from framework import loop, paths
 from framework.checkpoint import read_arrays
 from framework.data.sources import Source
 from framework.failure import NonFiniteError
+from framework.step.update import apply
 from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
 
 MODES = ("xla", "graph", "eager")
@@ -62,6 +63,19 @@ def test_an_overflow_of_float16_changes_counters_and_scale_alone(mode, place):
     assert row["loss_scale"] == 512  # that of the step, not of the next
     assert (float(built.state.loss_scale.scale), int(built.state.loss_scale.good)) == (256, 0)
     assert [int(v) for v in (built.state.step, built.state.updates, built.state.skipped)] == [5, 4, 1]
+
+
+def test_a_weight_that_is_not_finite_is_found_where_gradients_are():
+    """A kernel may make 0 of relu(NaN): loss and gradients are finite then, and the unit would be lost in silence."""
+    built = build()
+    gradients = {path: tf.ones_like(variable) for path, variable in built.state.optimizer.trained.items()}
+    kernel = built.model.get_layer("first").kernel
+    kernel.assign(tf.tensor_scatter_nd_update(kernel, [[0, 1]], [math.nan]))
+    before = snapshot(built)
+    applied = apply(built.state.optimizer, gradients, built.resolved.clip, tf.constant(True))
+    assert math.isfinite(applied.gradient_norm) and math.isnan(applied.parameter_norm)
+    assert not applied.is_finite
+    assert differing(before, snapshot(built)) == set()
 
 
 def test_a_skipped_step_is_as_if_its_learning_rate_had_not_been_asked_for():
