@@ -43,6 +43,9 @@ NOT_RUN = {
     r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
     r"conda (create|activate) .*": "needs conda",
     r"nvidia-smi": "needs an NVIDIA GPU",
+    r".* --config\.runtime\.devices=4": "needs four GPUs",
+    r"export TF_CONFIG=.*": "names hosts that are not there",
+    r".*/shared/mnist .*": "runs on hosts that are not there",
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
@@ -50,9 +53,9 @@ NOT_RUN = {
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 
-LANGUAGES = {"", "bash", "python", "json", "text"}
+LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
-FURTHER_FLAGS = {"help", "logdir", "no-deps", "repeats", "rm", "variant"}
+FURTHER_FLAGS = {"help", "logdir", "no-deps", "nodes", "ntasks-per-node", "repeats", "rm", "variant"}
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 
 
