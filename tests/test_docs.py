@@ -51,8 +51,8 @@ COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 
 LANGUAGES = {"", "bash", "python", "json", "text"}
-# Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip and Docker take.
-FURTHER_FLAGS = {"help", "logdir", "no-deps", "rm"}
+# Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
+FURTHER_FLAGS = {"help", "logdir", "no-deps", "others", "rm"}
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 
 
