@@ -108,8 +108,8 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             _save(run, writer, progress)
         # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
         everywhere = run.replicas.all_workers
-        while _status(run) == "interrupted" and not everywhere(float(interrupt.is_requested), most=True):
-            length = int(everywhere(_block_length(run, hooks, step, progress), most=False))
+        while _status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
+            length = everywhere(_block_length(run, hooks, step, progress), most=False)
             try:
                 block = progress.timed(run.train_block, length)
             except DataError as error:  # of a block that was not begun: the state is that after the last one

@@ -16,7 +16,8 @@ class Term(NamedTuple):
 
     Attributes:
       sum: scalar, float32 or float64, sum of weighted values.
-      weight: scalar, floating or integer; a function of the batch alone, not of the model.
+      weight: scalar, floating or integer; a function of the batch alone, not of the model. Micro-batches and replicas
+        see parts of a batch, whose sums and weights add up: a weight is a sum over examples, not a constant.
     """
 
     sum: tf.Tensor

@@ -116,12 +116,12 @@ class Replicas:
         """Replicas that do the work of a single one: each the whole of it, and the first one's result counts."""
         return _Alone(self.strategy)
 
-    def all_workers(self, value: float, most: bool) -> float:
-        """The largest (or least) of a number that each worker has; every worker must ask."""
+    def all_workers(self, value: int, most: bool) -> int:
+        """The largest (or least) of a number below 2**24 that each worker has; every worker must ask."""
         if self.strategy is None or self.count == self.here:
             return value
         places = self._by_worker(tf.constant(value, tf.float32))
-        return float(tf.reduce_max(places) if most else tf.reduce_min(places))
+        return round(float(tf.reduce_max(places) if most else tf.reduce_min(places)))
 
     @functools.cached_property
     def _by_worker(self) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -137,7 +137,7 @@ class Replicas:
         """Calls `fn` on the chief, and then on the other workers, which see what it left on disk."""
         if self.is_chief:
             fn()
-        self.all_workers(0.0, most=True)
+        self.all_workers(0, most=True)
         if not self.is_chief:
             fn()
             logging.info("worker with replicas from %d on: ready", self.first)

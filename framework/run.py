@@ -190,7 +190,11 @@ class Run:
         shutil.copyfile(self.experiment.path, copy)
         header = self.workdir / "environment.json"
         earlier = json.loads(header.read_text())["starts"] if header.exists() else []
-        now = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": int(self.state.step)}
+        now: dict[str, Any] = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "step": int(self.state.step),
+        }
+        now["replicas"] = self.replicas.count
         write_json(header, {"starts": [*earlier, now | runtime.environment()]})
         # Last: a folder with a config.json is one that a run can be compared with.
         write_json(self.workdir / "config.json", self.config.to_dict())

@@ -10,6 +10,7 @@ again. NaN and infinity are values like others; no writer raises because of them
 """
 
 import datetime
+import errno
 import json
 import math
 import os
@@ -121,6 +122,7 @@ class Jsonl(Writer):
         path = Path(path)
         if path.exists():
             _replace(path, _kept_lines(path, resume_step))
+        self._path = path
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -130,8 +132,15 @@ class Jsonl(Writer):
         self._file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
+        """Waits until all rows are on disk.
+
+        Raises:
+          OSError: also if the file was deleted meanwhile, and the rows with it.
+        """
         self._file.flush()
         os.fsync(self._file.fileno())
+        if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            raise OSError(errno.EIO, "deleted or replaced while the run was writing it", str(self._path))
 
     def close(self) -> None:
         if not self._file.closed:

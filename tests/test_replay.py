@@ -15,6 +15,7 @@ from framework.checkpoint import digest
 from framework.config import UserError, finalize
 from framework.experiment import load
 from framework.failure import NonFiniteError
+from framework.modes import replay as replay_mode
 from framework.overrides import override
 from framework.replay import replay_step
 from framework.run import assemble
@@ -288,4 +289,20 @@ def test_a_run_that_set_out_from_another_is_replayed_from_there(tmp_path):
         replay_step(again(tmp_path / "whole"), 3)
     assert str(error.value) == (
         f"--step=3 is of the run that this one went on from at step 9: {tmp_path}/first. Use the --workdir of that one."
+    )
+
+
+@pytest.mark.parametrize("mode", ["xla", "graph"])
+def test_a_step_of_replicas_exactly_and_on_one_device_it_is_said_why_not(tmp_path, mode, capsys):
+    mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
+    trained(tmp_path / "run", mode, "tests/tiny.py", **mirrored, **{"log.every": "1 step", "log.histograms_every": ""})
+    shown = replay_step(again(tmp_path / "run", "tests/tiny.py"), 10)
+    assert shown.logged["loss"] == shown.scalars["loss"] and shown.differing == []
+    alone = run.build("tests/tiny.py", {"runtime.strategy": "one_device", "runtime.virtual_devices": 0},
+                      tmp_path / "run", of_workdir=True, restore=False)  # fmt: skip
+    assert replay_mode.main(alone, (), 10) == 0  # another config than the run's was asked for
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith(": it was of 2 replicas. Type --config.runtime.strategy=mirrored --config.runtime.virtual_devices=2.")
     )

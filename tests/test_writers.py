@@ -431,3 +431,19 @@ def test_image_grid_places_pictures_row_by_row(n: int, rows: int, columns: int) 
         row, column = divmod(place, columns)
         cell = grid[0, row * 2 : row * 2 + 2, column * 3 : column * 3 + 3]
         np.testing.assert_array_equal(cell, images[place] if place < n else np.zeros([2, 3, 4]))
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_rows_of_a_file_that_is_gone_are_not_lost_in_silence(tmp_path, how):
+    path = tmp_path / "metrics.jsonl"
+    writer = Jsonl(path)
+    writer.scalars(1, {"loss": 1.0})
+    writer.flush()
+    path.unlink()
+    if how == "replaced":
+        path.write_text("")
+    with pytest.raises(OSError) as error:
+        writer.flush()
+    assert str(error.value) == f"[Errno 5] deleted or replaced while the run was writing it: '{path}'"
+    with pytest.raises(OSError):
+        writer.close()

@@ -25,10 +25,20 @@ def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> 
         print("exactly the row of metrics.jsonl")
     else:
         is_own = json.loads((run.workdir / "config.json").read_text()) == json.loads(json.dumps(run.config.to_dict()))
-        why = "on another machine or by another version" if is_own else "under another config"
-        print(f"NOT the row of metrics.jsonl, in {', '.join(shown.differing)}: {why}?")
+        why = "on another machine or by another version?" if is_own else "under another config?"
+        replicas = _replicas_then(run, step)
+        if replicas != run.replicas.count:
+            devices = f"=mirrored --config.runtime.virtual_devices={replicas}" if replicas > 1 else "=one_device"
+            why = f"it was of {replicas} replicas. Type --config.runtime.strategy{devices}."
+        print(f"NOT the row of metrics.jsonl, in {', '.join(shown.differing)}: {why}")
         return 1 if is_own else 0
     return 0
+
+
+def _replicas_then(run: Run, step: int) -> int:
+    """Of the start of the run that took the step."""
+    starts = json.loads((run.workdir / "environment.json").read_text())["starts"]
+    return next(start["replicas"] for start in reversed(starts) if start["step"] < step)
 
 
 def _scalars(shown: Replay) -> Iterator[str]:

@@ -16,7 +16,7 @@ def main(run: Run, overrides: Sequence[str]) -> int:
     status = 0
     if run.replicas.is_chief:
         status = _report(run, overrides, result)
-    run.replicas.all_workers(0.0, most=True)  # a worker that leaves early would be a lost one to the chief
+    run.replicas.all_workers(0, most=True)  # a worker that leaves early would be a lost one to the chief
     return status
 
 

@@ -126,7 +126,8 @@ class TrainBlock:
           mode: how this is compiled, as in `train.compile`; an eager run stays eager.
         """
         mode = "eager" if self.compiled.mode == "eager" else mode
-        compiled = self._inspect.setdefault(mode, Compiled(self._gradients, mode, "inspect"))
+        in_parts = self._replicas.strategy is not None
+        compiled = self._inspect.setdefault(mode, Compiled(self._gradients, mode, "inspect", in_parts))
         with self.untouched():
             # Inside the graph where batches can be made there: a streamed one comes from the host.
             batch = {} if self._batches.is_resident else self.batch()

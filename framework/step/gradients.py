@@ -302,7 +302,14 @@ def _differentiate(
 
 def _weights_of(one_pass: Pass, parts: _Parts) -> dict[str, tf.Tensor]:
     """{term: its weight over all micro-batches}, without a forward pass."""
-    weights_of = term_weights(lambda index: parts.at(index, one_pass), tf.TensorSpec([], tf.int32))
+    names: list[str] = []
+
+    def named(index: tf.Tensor) -> Any:
+        terms, outputs = parts.at(index, one_pass)
+        names.extend(name for name in terms if name != PENALTY)
+        return terms, outputs
+
+    weights_of = term_weights(named, tf.TensorSpec([], tf.int32), of_a_part=names)
     return _summed(1, parts.count, weights_of(tf.constant(0)), weights_of)
 
 

@@ -8,7 +8,7 @@ differentiated. Weights are functions of the batch alone, so only the operations
 trace of the loss: no forward pass is run, nothing is drawn twice, no moving average moves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -20,24 +20,28 @@ from framework.losses import Term
 Pass = Callable[[Mapping[str, tf.Tensor]], tuple[Mapping[str, Term], Mapping[str, tf.Tensor]]]
 
 
-def term_weights(run: Callable[..., Any], *specs: Any) -> Callable[..., dict[str, tf.Tensor]]:
+def term_weights(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str] = ()) -> Callable[..., Any]:
     """A function of the same arguments as `run` that returns {term: weight, scalar} alone.
 
     Args:
       run: tensors -> (terms, outputs); traced once.
       specs: nests of tf.TensorSpec, its arguments.
+      of_a_part: terms of which `run` sees but a part of the examples; their weights must grow with it.
 
     Raises:
-      UserError: a weight is computed from a variable of the model.
+      UserError: a weight is computed from a variable of the model, or is the same for each part.
     """
     weights: dict[str, tf.Tensor] = {}
+    sums: dict[str, tf.Tensor] = {}
 
     def trace(*args: Any) -> None:
         terms, _ = run(*args)
         weights.update({name: tf.identity(term.weight) for name, term in terms.items()})
+        sums.update({name: tf.identity(term.sum) for name, term in terms.items()})
 
     graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
     check_weights(graph, weights)
+    _refuse_constant(graph, len(tf.nest.flatten(specs)), {name: (sums[name], weights[name]) for name in of_a_part})
     operations = set().union(*(ancestors(weight) for weight in weights.values()))
     inputs = [*graph.inputs[: len(tf.nest.flatten(specs))], *(inner for _, inner in graph.captures)]
     outers = [outer for outer, _ in graph.captures]
@@ -57,6 +61,24 @@ def term_weights(run: Callable[..., Any], *specs: Any) -> Callable[..., dict[str
     return tf.function(pruned, autograph=False)
 
 
+def _refuse_constant(graph: Any, given: int, terms: Mapping[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
+    """Raises UserError if a term's sum is of the examples of a part and its weight is not: it would count once a part.
+
+    What both are of alike is fine: a penalty on the weights is the same in each part, and so is its weight.
+    """
+    # What a trace of a part is given, or captures of the trace around it: the examples, but for scalars such as a step.
+    examples = {inner.op for inner in graph.inputs[:given]} | {
+        inner.op for outer, inner in graph.captures if tf.is_symbolic_tensor(outer) and inner.shape.rank
+    }
+    for name, (total, weight) in terms.items():
+        if ancestors(total) & examples and not ancestors(weight) & examples:
+            raise UserError(
+                f"the weight of term '{name}' is the same for each micro-batch and replica, but its sum is of the"
+                " examples of each: the weights would add up to a multiple. Use a weight of the examples, e.g."
+                " tf.reduce_sum(batch['weight']), and put a constant into Term.sum."
+            )
+
+
 def ancestors(tensor: tf.Tensor) -> set[tf.Operation]:
     """The operations that `tensor` is computed by, its own included; control edges do not count."""
     found: set[tf.Operation] = set()
@@ -74,7 +96,13 @@ def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
     handles = {id(variable.handle): variable for variable in graph.variables}
     read = {inner.op: handles[id(outer)] for outer, inner in graph.captures if id(outer) in handles}
     for name, weight in weights.items():
-        for operation in ancestors(weight) & read.keys():
+        operations = ancestors(weight)
+        for operation in operations & read.keys():
+            if any(operation.type.endswith("PartitionedCall") for operation in operations):
+                raise UserError(
+                    f"the weight of term '{name}' comes out of a tf.function, which hides whether it is computed from"
+                    f" the variable '{read[operation].name}'. Take tf.function off the loss: steps are compiled anyway."
+                )
             raise UserError(
                 f"the weight of term '{name}' is computed from the variable '{read[operation].name}'. A weight is a"
                 " function of the batch alone: put factors that depend on the model into Term.sum."

@@ -168,6 +168,12 @@ MESSAGE = (
 )
 
 
+HIDDEN = (
+    "the weight of term 'mine' comes out of a tf.function, which hides whether it is computed from the variable '{}'."
+    " Take tf.function off the loss: steps are compiled anyway."
+)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
     ("variable_of", "name"),
@@ -181,7 +187,8 @@ def test_a_weight_that_depends_on_the_model_is_refused(variable_of, name, nested
     loss = weighted_by(variable_of, nested)
     with pytest.raises(UserError) as caught, rng.scope(rng.key(0), 0):
         term_weights(lambda batch: loss(model, batch, True), SPECS)
-    assert str(caught.value) == MESSAGE.format(variable_of(model).name)
+    message = HIDDEN if nested else MESSAGE
+    assert str(caught.value) == message.format(variable_of(model).name)
 
 
 def test_a_weight_that_depends_on_the_output_is_refused():
@@ -202,3 +209,38 @@ def test_building_a_run_refuses_it_too(micro_batches):
     with pytest.raises(UserError) as caught:
         build(functions={"make_loss": lambda cfg: loss}, **{"train.micro_batches": micro_batches})
     assert str(caught.value) == MESSAGE.format("first/kernel:0")
+
+
+@pytest.mark.parametrize("mode", ["xla", "graph", "eager"])
+@pytest.mark.parametrize("settings", [{"train.micro_batches": 4}, {"runtime.strategy": "mirrored"}])
+def test_a_constant_weight_of_examples_is_refused_where_there_are_parts(mode, settings):
+    """It would be counted once for each of them, and the term divided by a multiple."""
+    if settings == {"runtime.strategy": "mirrored"}:
+        settings = {**settings, "runtime.virtual_devices": 2}
+        mode = "graph" if mode == "eager" else mode  # eagerly, examples are tensors like any others
+
+    def make_loss(weight, total):
+        def loss(model, batch, training):
+            logits = model(batch["x"], training=training)
+            term = losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])
+            other = total(model, logits)
+            return {"fine": term, "mine": losses.Term(other, weight)}, {}
+
+        return {"make_loss": lambda cfg: loss}
+
+    def weights_alone(model, logits):
+        return tf.reduce_sum(tf.square(model.layers[0].kernel))
+
+    settings = {**settings, "train.compile": mode}
+    bad = build(functions=make_loss(16.0 * tf.ones([]), lambda model, logits: tf.reduce_sum(logits)), **settings)
+    with pytest.raises(UserError) as caught:
+        bad.train_block(1)
+    assert str(caught.value) == (
+        "the weight of term 'mine' is the same for each micro-batch and replica, but its sum is of the examples of"
+        " each: the weights would add up to a multiple. Use a weight of the examples, e.g."
+        " tf.reduce_sum(batch['weight']), and put a constant into Term.sum."
+    )
+    penalty = build(functions=make_loss(tf.ones([]), weights_alone), **settings)
+    kernel = penalty.model.layers[0].kernel.numpy()
+    row = penalty.train_block(1).row(0)
+    assert row["loss/mine"] == pytest.approx((kernel.astype(np.float64) ** 2).sum(), rel=1e-5)
