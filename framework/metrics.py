@@ -21,9 +21,9 @@ Tensors = Mapping[str, Any]
 class Metric(Protocol):
     """A quantity that is computed from sums over examples.
 
-    A state is a floating vector of fixed length. Over the parts of a batch, replicas and micro-batches, states are added;
-    over steps they go through `merge`, which is the place for a metric that forgets. A maximum has no sum: it is that of
-    one device and one micro-batch alone.
+    A state is a floating vector of fixed length. Over the parts of a batch (replicas, micro-batches) states are added;
+    over steps they go through `merge`, which is the place for a metric that forgets. A maximum has no sum: it is right
+    on one device in one micro-batch alone.
 
     Attributes:
       mode: 'max' or 'min', which results are better.
