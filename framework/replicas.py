@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from framework import rng
+from framework import paths, rng
 
 
 class Replicas:
@@ -96,8 +96,7 @@ class Replicas:
 
         assert self.strategy is not None
         vectors = self.run(packed, *args, mode=mode)
-        sums = {name: self.strategy.reduce("SUM", vector, axis=None) for name, vector in vectors.items()}
-        return _unpacked(returned[-1], sums)
+        return _unpacked(returned[-1], {name: self._summed(vector) for name, vector in vectors.items()})
 
     def gather(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
         """What fn(index, *args) returns, of all replicas one after the other: [part, …] -> [batch, …]."""
@@ -108,9 +107,14 @@ class Replicas:
 
     def agree(self, variables: Iterable[tf.Variable]) -> None:
         """Sets what each replica moved by itself, such as BatchNorm's averages, to the mean over replicas."""
-        for variable in variables if self.count > 1 else ():
-            if variable.synchronization == tf.VariableSynchronization.ON_READ:
-                variable.assign(variable.read_value())
+        moved = [v for v in variables if v.synchronization == tf.VariableSynchronization.ON_READ]
+        if self.count == 1 or not moved:
+            return
+        sums = self.total(lambda index: [variable.read_value() for variable in moved])
+        for variable, value in zip(moved, sums, strict=True):
+            mean = tf.cast(value / self.count, variable.dtype)
+            for copy in paths.copies(variable):
+                copy.assign(mean)
 
     def alone(self) -> "Replicas":
         """Replicas that do the work of a single one: each the whole of it, and the first one's result counts."""
@@ -141,6 +145,12 @@ class Replicas:
         if not self.is_chief:
             fn()
             logging.info("worker with replicas from %d on: ready", self.first)
+
+    def _summed(self, values: Any) -> tf.Tensor:
+        """The sum over replicas of what `run` returned."""
+        assert self.strategy is not None
+        # To the devices it comes from: to a single other one, as `strategy.reduce` does, nothing is all-reduced.
+        return self.strategy.experimental_local_results(self.strategy.extended.reduce_to("SUM", values, values))[0]
 
     def _index(self) -> int:
         context = tf.distribute.get_replica_context()
