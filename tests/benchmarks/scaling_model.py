@@ -2,8 +2,8 @@
 
     python tests/benchmarks/scaling_model.py
 
-Prints the tables of the page: what the model says of this machine beside what scaling_measured.py measured on it, and of
-hosts of eight H100. Each constant says whether it was measured, published by its vendor, or is an assumption of ours.
+Prints the tables of the page: what the model says of the machine that scaling_measured.py measured, and of hosts of
+eight H100. Each constant says whether it was measured, published by its vendor, or is an assumption of ours.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class System:
     Attributes:
       batch: examples of a replica.
       flops: of forward and backward pass of an example: 6 a weight and use, 2 of them forward.
-      weights: all are trained; `variables` hold them.
+      weights: all are trained.
       kernels: launches of a step on a GPU, an assumption: about 20 a convolution, 10 a dense layer, 3 a variable.
       messages: sums over replicas in a step: weights of terms, gradients, BatchNorm's averages.
       gathered: floats of an example that every replica needs of all others, for in-batch negatives.
@@ -28,19 +28,18 @@ class System:
     batch: int
     flops: float
     weights: int
-    variables: int
     kernels: int
     messages: int = 2
     gathered: int = 0
 
 
 SYSTEMS = {
-    "MNIST net": System(128, 6 * 101_632, 101_770, 4, 60),
-    "ResNet-20": System(128, 6 * 40.6e6, 269_722, 59, 600, messages=3),
+    "MNIST net": System(128, 6 * 101_632, 101_770, 60),
+    "ResNet-20": System(128, 6 * 40.6e6, 269_722, 600, messages=3),
     # 64 pairs of 32 + 32 tokens, one table of embeddings for both sides and the output.
-    "transformer": System(64, 6 * 32 * (393e3 + 524e3 + 512e3), 1_436_000, 70, 900),
+    "transformer": System(64, 6 * 32 * (393e3 + 524e3 + 512e3), 1_436_000, 900),
     # Two tables and a layer of 64 x 64 for each side; the tables' gradients travel dense.
-    "two towers": System(1024, 6 * 8_192, 9_994 * 64 + 8_320, 6, 90, gathered=128),
+    "two towers": System(1024, 6 * 8_192, 9_994 * 64 + 8_320, 90, gathered=128),
 }
 
 # NVIDIA's data sheets: H100 SXM, dense TF32, NVLink 4 in one direction; Quantum-2 InfiniBand NDR, 400 Gb/s a GPU.
@@ -71,7 +70,7 @@ def parts(system: System, replicas: int, batch: float) -> dict[str, float]:
         "compute": batch * (system.flops + pairs) / (SHARE * PEAK),
         "latency": latency,
         "bytes": ring,
-        "copies": (here - 1) * (system.variables * HOP + size / link),
+        "copies": (here - 1) * (HOP + size / link),
         "features": gather,
     }
 
@@ -99,19 +98,19 @@ def gpu_table(is_weak: bool) -> None:
 
 # {batch: ms of a step on one device}
 STEPS = {
-    "ResNet-20": {16: 41.453, 32: 77.183, 64: 145.061, 128: 285.136},
-    "MNIST net": {32: 0.763, 128: 1.097, 512: 2.594, 2048: 8.147},
+    "ResNet-20": {16: 44.501, 32: 81.587, 64: 153.645, 128: 292.631},
+    "MNIST net": {32: 0.79, 128: 1.206, 512: 2.704, 2048: 9.496},
 }
 # {where: {kB: ms of a sum}}
 SUMS = {
-    "2 virtual devices": {1: 0.022, 400: 0.084, 1000: 0.249, 2600: 0.492, 10_000: 1.597, 40_000: 5.987},
-    "4 virtual devices": {1: 0.053, 400: 0.172, 1000: 0.425, 2600: 0.891, 10_000: 3.110, 40_000: 21.159},
-    "2 local workers": {1: 1.152, 400: 2.734, 1000: 4.298, 2600: 8.973, 10_000: 31.511, 40_000: 163.889},
+    "2 virtual devices": {1: 0.022, 400: 0.088, 1000: 0.282, 2600: 0.577, 10000: 1.652, 40000: 6.195},
+    "4 virtual devices": {1: 0.058, 400: 0.174, 1000: 0.468, 2600: 0.984, 10000: 3.173, 40000: 21.665},
+    "2 local workers": {1: 1.227, 400: 3.337, 1000: 5.387, 2600: 10.576, 10000: 35.453, 40000: 160.595},
 }
 # {where: ms of a step of global batch 128}
 MEASURED = {
-    "ResNet-20": {"2 virtual devices": 296.889, "4 virtual devices": 308.735, "2 local workers": 306.091},
-    "MNIST net": {"2 virtual devices": 2.057, "4 virtual devices": 3.270, "2 local workers": 5.552},
+    "ResNet-20": {"2 virtual devices": 301.533, "4 virtual devices": 313.663, "2 local workers": 312.969},
+    "MNIST net": {"2 virtual devices": 2.107, "4 virtual devices": 3.379, "2 local workers": 6.622},
 }
 
 
