@@ -88,16 +88,13 @@ class Replicas:
         returned: list[Any] = []
 
         def packed(index: int, *args: Any) -> dict[str, tf.Tensor]:
-            nest = fn(index, *args)
-            flat = [tf.convert_to_tensor(value) for value in tf.nest.flatten(nest)]
-            returned.append(tf.nest.pack_sequence_as(nest, [tf.TensorSpec(x.shape, x.dtype) for x in flat]))
-            dtypes = sorted({x.dtype.name for x in flat})
-            return {d: tf.concat([tf.reshape(x, [-1]) for x in flat if x.dtype.name == d], 0) for d in dtypes}
+            specs, vectors = _packed(fn(index, *args))
+            returned.append(specs)
+            return vectors
 
         assert self.strategy is not None
         vectors = self.run(packed, *args, mode=mode)
-        sums = {name: self.strategy.reduce("SUM", vector, axis=None) for name, vector in vectors.items()}
-        return _unpacked(returned[-1], sums)
+        return _unpacked(returned[-1], {name: self._summed(vector) for name, vector in vectors.items()})
 
     def gather(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
         """What fn(index, *args) returns, of all replicas one after the other: [part, …] -> [batch, …]."""
@@ -106,11 +103,22 @@ class Replicas:
             return found
         return tf.nest.map_structure(lambda value: self.strategy.gather(value, axis=0), found)
 
+    def spread(self, fn: Callable[[Any], Any], nest: Any) -> None:
+        """Calls fn(nest) on every replica, where it changes variables; the tensors travel in one message a dtype."""
+        if self.here == 1:
+            self.run(lambda index: fn(nest))
+            return
+        specs, vectors = _packed(nest)
+        self.run(lambda index: fn(_unpacked(specs, vectors)))
+
     def agree(self, variables: Iterable[tf.Variable]) -> None:
         """Sets what each replica moved by itself, such as BatchNorm's averages, to the mean over replicas."""
-        for variable in variables if self.count > 1 else ():
-            if variable.synchronization == tf.VariableSynchronization.ON_READ:
-                variable.assign(variable.read_value())
+        moved = [v for v in variables if v.synchronization == tf.VariableSynchronization.ON_READ]
+        if self.count == 1 or not moved:
+            return
+        sums = self.total(lambda index: [variable.read_value() for variable in moved])
+        means = [tf.cast(value / self.count, value.dtype) for value in sums]
+        self.spread(lambda means: [v.assign(mean) for v, mean in zip(moved, means, strict=True)], means)
 
     def alone(self) -> "Replicas":
         """Replicas that do the work of a single one: each the whole of it, and the first one's result counts."""
@@ -142,6 +150,12 @@ class Replicas:
             fn()
             logging.info("worker with replicas from %d on: ready", self.first)
 
+    def _summed(self, values: Any) -> tf.Tensor:
+        """The sum over replicas of what `run` returned."""
+        assert self.strategy is not None
+        # To the devices it comes from: to a single other one, as `strategy.reduce` does, nothing is all-reduced.
+        return self.strategy.experimental_local_results(self.strategy.extended.reduce_to("SUM", values, values))[0]
+
     def _index(self) -> int:
         context = tf.distribute.get_replica_context()
         return int(tf.get_static_value(context.replica_id_in_sync_group))
@@ -163,6 +177,14 @@ class _Alone(Replicas):
 
     def _index(self) -> int:
         return 0
+
+
+def _packed(nest: Any) -> tuple[Any, dict[str, tf.Tensor]]:
+    """A nest of tensors as that of their specs, and one vector for each dtype."""
+    flat = [tf.convert_to_tensor(value) for value in tf.nest.flatten(nest)]
+    specs = tf.nest.pack_sequence_as(nest, [tf.TensorSpec(x.shape, x.dtype) for x in flat])
+    dtypes = sorted({x.dtype.name for x in flat})
+    return specs, {d: tf.concat([tf.reshape(x, [-1]) for x in flat if x.dtype.name == d], 0) for d in dtypes}
 
 
 def _unpacked(specs: Any, vectors: dict[str, tf.Tensor]) -> Any:

@@ -34,7 +34,7 @@ from framework import config, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "BUILD.md", "framework/README.md", "experiments/README.md"]
-PAGES += [page for page in ["tests/benchmarks/README.md"] if (ROOT / page).exists()]
+PAGES += ["tests/benchmarks/README.md", "tests/benchmarks/SCALING.md"]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
 NOT_RUN = {
@@ -55,7 +55,18 @@ PAGE_SECONDS = 1200
 
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
-FURTHER_FLAGS = {"help", "logdir", "no-deps", "nodes", "ntasks-per-node", "others", "repeats", "rm", "variant"}
+FURTHER_FLAGS = {
+    "devices",
+    "help",
+    "logdir",
+    "no-deps",
+    "nodes",
+    "ntasks-per-node",
+    "others",
+    "repeats",
+    "rm",
+    "variant",
+}
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 
 

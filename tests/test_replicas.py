@@ -326,6 +326,44 @@ def test_totals_are_sums_and_gathered_parts_stand_in_order():
     assert Replicas().total(lambda index: tf.constant(index + 2)).numpy() == 2
 
 
+def test_sums_go_to_the_devices_they_come_from(monkeypatch):
+    """With any other destination TensorFlow copies all to one device, and NCCL is never asked."""
+    ops = tf.distribute.ReductionToOneDevice
+    reduce, destinations = ops.reduce_implementation, []
+
+    def recorded(self, reduce_op, value, destination, options):
+        destinations.append([tensor.device for tensor in destination.values])
+        return reduce(self, reduce_op, value, destination, options)
+
+    replicas = build(**on(4)).replicas
+    monkeypatch.setattr(ops, "reduce_implementation", recorded)
+    found = tf.function(lambda: replicas.total(lambda index: (tf.constant(index), tf.constant(0.5))))()
+    assert [int(found[0]), float(found[1])] == [6, 2.0]
+    assert destinations == [list(replicas.devices)] * 2
+
+
+def test_replicas_agree_on_the_mean_of_what_each_moved():
+    replicas = build(**on(4)).replicas
+    kinds = {tf.VariableAggregation.MEAN: tf.float32, tf.VariableAggregation.SUM: tf.float64}
+    on_read = tf.VariableSynchronization.ON_READ
+    with replicas.scope():
+        moved = [
+            tf.Variable(tf.zeros([2], dtype), trainable=False, synchronization=on_read, aggregation=kind)
+            for kind, dtype in kinds.items()
+        ]
+        shared = tf.Variable(7.0, trainable=False)
+
+    @tf.function(autograph=False)
+    def move():
+        replicas.run(lambda index: [variable.assign([index, -index]) for variable in moved])
+        replicas.agree([moved[0], shared, moved[1]])
+
+    move()
+    for variable in moved:
+        assert [copy.numpy().tolist() for copy in paths.copies(variable)] == [[1.5, -1.5]] * 4
+    assert shared.numpy() == 7.0
+
+
 def test_check_replicas_of_an_experiment():
     testing.check_replicas("tests/tiny.py", {"train.precision": "float64"}, replicas=2, steps=6)
 

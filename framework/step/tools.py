@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import precision, rng
+from framework import paths, precision, rng
 from framework.config import UserError, near
 from framework.metrics import Metric
 from framework.replicas import Replicas
@@ -148,7 +148,7 @@ class Tools:
           what the step returned.
         """
         self._finite, self._applied, self._allowed, self._looked = [], {}, allowed, None
-        before = [variable.read_value() for variable in guarded]
+        before = [(copy, copy.read_value()) for variable in guarded for copy in paths.copies(variable)]
         returned = self._checked(step(self._state, batch))
         state, is_good = self._state, self.is_finite() & allowed
         empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in returned[0].values())
@@ -161,8 +161,8 @@ class Tools:
                 state.ema.update(state.updates.read_value())
 
         def put_back() -> None:
-            for variable, value in zip(guarded, before, strict=True):
-                variable.assign(value)
+            for copy, value in before:
+                copy.assign(value)
 
         when(is_good, keep, put_back)
         return returned

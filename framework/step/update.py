@@ -56,7 +56,7 @@ def apply(
 
     def update() -> tf.Tensor:
         clipped = clip(gradients, variables, settings, norm)
-        replicas.run(lambda index: optimizer.apply(clipped))
+        replicas.spread(optimizer.apply, clipped)
         return global_norm([v.read_value() - old for v, old in zip(variables.values(), before, strict=True)])
 
     update_norm = tf.cond(is_finite & allowed, update, lambda: tf.zeros([], norm.dtype))
