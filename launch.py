@@ -58,6 +58,10 @@ def _launch(argv: Sequence[str]) -> int:
     if values.local_workers:
         _import_run()
         return importlib.import_module("framework.supervisor").main(values, overrides)
+    if values.mode == "train" and "TF_CONFIG" in os.environ:
+        _import_run()
+        if importlib.import_module("framework.server").main(values, overrides):
+            return 0
     looks_back, restore = values.mode in command.LOOK_BACK, values.mode != "replay"
     built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
