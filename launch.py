@@ -83,5 +83,20 @@ def _import_run() -> ModuleType:
         os.close(stderr)
 
 
+def _leave_at_once() -> None:
+    """The end of a task beside parameter servers: torn down, TensorFlow may wait for ever for a worker that is lost."""
+    status = EXIT_FAILED
+    try:
+        status = main(sys.argv)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
+    if '"ps"' in os.environ.get("TF_CONFIG", ""):
+        _leave_at_once()
     sys.exit(main(sys.argv))

@@ -94,8 +94,8 @@ class Cluster:
         except OSError as error:
             own.close()
             raise UserError(
-                f"{self.name(self.index)} cannot listen on port {port} of TF_CONFIG: {error.strerror}. Stop what uses it,"
-                " or give the workers other ports."
+                f"{self.name(self.index)} cannot listen on port {port} of TF_CONFIG: {error.strerror}. Stop what uses"
+                " it, or give the workers other ports."
             ) from error
         return own
 

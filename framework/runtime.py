@@ -106,11 +106,16 @@ def _connected(cluster: Cluster, timeout_seconds: float) -> tf.distribute.Strate
     """A process connects to one cluster, once."""
     cluster.await_servers(timeout_seconds)
     os.environ["GRPC_FAIL_FAST"] = "use_caller"
-    tf.get_logger().setLevel("WARNING")
+    tf.get_logger().setLevel("WARNING")  # it tells of every block
+    verbosity = logging.get_verbosity()
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(cluster.jobs()), task_type="chief", task_id=0, rpc_layer="grpc"
     )
-    return tf.distribute.ParameterServerStrategy(resolver)
+    logging.set_verbosity(logging.WARNING)  # connecting prints a page of settings
+    try:
+        return tf.distribute.ParameterServerStrategy(resolver)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _devices(settings: ConfigDict) -> list[str]:
