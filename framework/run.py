@@ -388,7 +388,7 @@ def fresh_workdir(name: str) -> Path:
 def check_workdir(workdir: Path) -> None:
     """Raises UserError if the run folder cannot be made or written; leaves nothing behind."""
     made: list[Path] = []
-    trial = workdir / ".trial"
+    trial = workdir / f".trial-{secrets.token_hex(4)}"  # of this process: several may start at once
     try:
         made = [path for path in (workdir, *workdir.parents) if not path.exists()]
         workdir.mkdir(parents=True, exist_ok=True)

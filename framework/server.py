@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 from absl import flags, logging
 
+from framework import config, experiment
 from framework.cluster import Cluster, resolve_servers
-from framework.run import settle
+from framework.overrides import override
 
 # A step waits in one of these for variables that another task of the same process may hold.
 _LEAST_THREADS = 8
@@ -24,7 +25,8 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> bool:
     Raises:
       UserError: bad input, or the chief does not come.
     """
-    _, final, _ = settle(values.config, overrides, values.workdir)
+    loaded = experiment.load(values.config)
+    final = config.finalize(override(loaded.get_config(), overrides))
     if final.runtime.strategy != "parameter_server":
         return False
     cluster = resolve_servers(os.environ)
