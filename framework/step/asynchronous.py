@@ -3,9 +3,8 @@
     train = AsynchronousBlock(state, step, tools, layout, batches, schedules, config, guarded, replicas, loss)
     block = train(k)                      # k steps, each by the worker that is free; returns when all are done
 
-A step reads the weights as they are, differentiates its batch and applies its update, while other workers do the same:
-between what it read and what it changes lie at most as many updates of others as there are other workers. Each worker
-takes one step at a time, so with a single one this is training on one device.
+A step reads the weights as they are, differentiates its batch and applies its update, while other workers do the same.
+Each takes one step at a time, so with a single worker this is training on one device.
 """
 
 from collections.abc import Mapping
