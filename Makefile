@@ -33,7 +33,7 @@ test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(DEV_STAMP)  ## the tests marked slow
-	@$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist=load -m slow $(ARGS)
 
 format: $(DEV_STAMP)  ## let ruff fix and format the code
 	@$(BIN)/python -m ruff check --fix .

@@ -143,7 +143,9 @@ class Checkpoints:
             return step if step in self._complete() else None
         return step
 
-    def restore(self, state: TrainState, which: str = "last", repair: bool = False) -> dict[str, Any] | None:
+    def restore(
+        self, state: TrainState, which: str = "last", repair: bool = False, until: int | None = None
+    ) -> dict[str, Any] | None:
         """Sets every variable of `state` and returns the note.
 
         Args:
@@ -151,6 +153,7 @@ class Checkpoints:
           which: 'last' falls back, loudly, past damaged checkpoints to the newest whole one; 'best' does not.
           repair: for who trains on: damaged ones are set aside as damaged-step-…, so that they are written anew and
             never count among the newest; a best pointer that a crash left behind is moved.
+          until: later steps are passed over.
 
         Raises:
           UserError: the checkpoint is of another model (both sides are listed), or the best is missing or damaged.
@@ -160,6 +163,8 @@ class Checkpoints:
         if which == "best":
             return self._restore_best(state)
         for step in reversed(self._found()):
+            if until is not None and step > until:
+                continue
             try:
                 note = _read(state, self._path(step))
             except DamagedError as damage:

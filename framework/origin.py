@@ -52,6 +52,14 @@ def begin(
     return None
 
 
+def set_out(state: TrainState, config: FrozenConfigDict) -> None:
+    """Sets a fresh state to what a run without a checkpoint of its own starts from; nothing is written or said."""
+    if config.resume_from:
+        checkpoint.restore_from(state, checkpoint.find("resume_from", config.resume_from), "")
+    elif config.init_from:
+        _take_weights(state, config)
+
+
 def _resume(state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
     source = checkpoint.find("resume_from", config.resume_from)
     hint = f"To take what fits, with a fresh optimizer, type --config.resume_from= --config.init_from={source}."
@@ -103,13 +111,7 @@ def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints) -> Non
 
 
 def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path, writes: bool) -> None:
-    source = checkpoint.find("init_from", config.init_from)
-    arrays = transfer.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
-    target = paths.variables(state.model)
-    found = transfer.match(arrays, target, transfer.parse_map(config.init_map), str(source))
-    transfer.assign(found, arrays, target)
-    if state.ema is not None:
-        state.ema.restart()
+    source, found, total = _take_weights(state, config)
     if writes:
         workdir.mkdir(parents=True, exist_ok=True)
         report = {"from": str(source), "weights": config.init_weights, "taken": found.sources}
@@ -120,7 +122,19 @@ def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path, writ
         workdir,
         source,
         len(found.sources),
-        len(target),
+        total,
         ", ".join(found.initial) or "none",
         ", ".join(found.left) or "none",
     )
+
+
+def _take_weights(state: TrainState, config: FrozenConfigDict) -> tuple[Path, transfer.Match, int]:
+    """Sets the weights that `init_from` has for this model; (checkpoint, what matched, variables of the model)."""
+    source = checkpoint.find("init_from", config.init_from)
+    arrays = transfer.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
+    target = paths.variables(state.model)
+    found = transfer.match(arrays, target, transfer.parse_map(config.init_map), str(source))
+    transfer.assign(found, arrays, target)
+    if state.ema is not None:
+        state.ema.restart()
+    return source, found, len(target)

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import optim, paths
-from framework.checkpoint import Checkpoints
+from framework import optim, origin, paths
 from framework.config import UserError
 from framework.run import Run, assemble
 from framework.step.block import Block
@@ -100,26 +99,21 @@ def replay_step(run: Run, step: int, eager: bool = False) -> Replay:
     )
 
 
-class _Until(Checkpoints):
-    """The checkpoints of a run up to a step."""
-
-    def __init__(self, run: Run, last: int) -> None:
-        super().__init__(run.checkpoints.folder, run.resolved.checkpoint.keep)
-        self._last = last
-
-    def steps(self) -> list[int]:
-        return [step for step in super().steps() if step <= self._last]
-
-
 def _go_back(run: Run, step: int) -> int:
     """Takes the run to the newest checkpoint up to `step`, or to its start; returns which step that is."""
     # What the run came to leave out, it left out: an earlier checkpoint does not know yet.
     run.checkpoints.restore(run.state)
     listed = None if run.state.skip_list is None else run.state.skip_list.numpy()
-    if _Until(run, step).restore(run.state) is None:
+    if run.checkpoints.restore(run.state, until=step) is None:
         untrained = paths.variables(assemble(run.experiment, run.config, run.workdir, time.monotonic()).state)
         for path, variable in paths.variables(run.state).items():
-            variable.assign(untrained[path])
+            variable.assign(paths.copies(untrained[path])[0])
+        origin.set_out(run.state, run.resolved)
+        if int(run.state.step) > step:
+            raise UserError(
+                f"--step={step + 1} is of the run that this one went on from at step {int(run.state.step)}:"
+                f" {run.resolved.resume_from}. Use the --workdir of that one."
+            )
     start = int(run.state.step)
     if run.state.skip_list is not None:
         run.state.skip_list.assign(listed)

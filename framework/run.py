@@ -139,7 +139,7 @@ class Run:
         final.runtime = config.base_config().runtime
         for name in ("deterministic", "threads"):
             final.runtime[name] = self.config.runtime[name]
-        alone = assemble(self.experiment, config.locked(final), self.workdir, time.monotonic())
+        alone = assemble(self.experiment, config.locked(final), self.workdir, time.monotonic(), data_of=self)
         for path, variable in paths.variables(alone.state).items():
             variable.assign(paths.copies(paths.variables(self.state)[path])[0].read_value())
         alone.note = self.note
@@ -259,8 +259,12 @@ def settle(
     return loaded, final, workdir
 
 
-def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float) -> Run:
-    """Config -> data -> durations -> model -> loss -> state -> step."""
+def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float, data_of: Run | None = None) -> Run:
+    """Config -> data -> durations -> model -> loss -> state -> step.
+
+    Args:
+      data_of: a run of the same experiment, whose data need not be read again.
+    """
     optim.parse_groups(final.optimizer.groups)
     transfer.parse_map(final.init_map)
     runtime.setup(final)
@@ -270,9 +274,9 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     replicas = ParameterServers(strategy) if is_asynchronous else Replicas(strategy, wire)
     final = config.with_replicas(final, replicas.count)
     make = loaded.functions
-    data: Batches = make["make_data"](final, "train")
+    data: Batches = make["make_data"](final, "train") if data_of is None else data_of.data
     bases = dict.fromkeys(map(config.base_split, final.eval.splits))
-    eval_data = {split: make["make_data"](final, split) for split in bases}
+    eval_data = {split: data_of.eval_data[split] if data_of else make["make_data"](final, split) for split in bases}
     resolved = config.resolve(final, data.steps_per_epoch)
 
     with replicas.counter_scope():

@@ -122,6 +122,9 @@ CHOICES = {
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
     "checkpoint.on_error": ("stop", "continue"),
+    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "tpu"),
+    "runtime.all_reduce": ("auto", "nccl", "hierarchical", "one_device", "ring"),
+    "runtime.all_reduce_dtype": ("full", "bfloat16"),
     "export.checkpoint": ("last", "best"),
     "export.weights": ("model", "ema"),
 }
@@ -145,12 +148,14 @@ def test_not_one_of_the_choices(key):
 TINY, HUGE = 2.0**-100, 2.0**100
 LARGEST = 2**31 - 1
 SCALE = {"loss_scale.name": "dynamic"}
+WORKERS = {"runtime.strategy": "multi_worker"}
 RESTARTS = {"schedule.name": "restarts", "schedule.period": "1 epoch"}
 
 # Key: lowest, highest, how the error puts it, other keys that the value needs.
 RANGES = {
     "seed": (0, 2**63 - 1, "at least 0 and at most 9223372036854775807", {}),
     "data.batch_size": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
+    "data.replica_batch_size": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
     "data.resident_limit_mb": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
     "data.parallel_calls": (1, 1024, "at least 1 and at most 1024", {}),
     "data.prefetch_batches": (1, 1024, "at least 1 and at most 1024", {}),
@@ -202,6 +207,10 @@ RANGES = {
     "checkpoint.keep_hours": (0, None, "finite and at least 0", {}),
     "export.examples": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
     "runtime.threads": (0, 1024, "at least 0 and at most 1024", {}),
+    "runtime.devices": (0, 1024, "at least 0 and at most 1024", {"runtime.strategy": "mirrored"}),
+    "runtime.virtual_devices": (0, 64, "at least 0 and at most 64", {"runtime.strategy": "mirrored"}),
+    "runtime.worker_timeout_seconds": (1, 86_400, "at least 1 and at most 86400", WORKERS),
+    "runtime.max_restarts": (0, 1_000_000, "at least 0 and at most 1000000", WORKERS),
 }
 
 
@@ -481,6 +490,20 @@ def test_ints_do_for_floats():
         (
             {"optimizer.name": "sgd", "optimizer.nesterov": True},
             "optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.",
+        ),
+        (
+            {"runtime.devices": 2},
+            "runtime.devices=2 has no effect with runtime.strategy='one_device'."
+            " Use --config.runtime.strategy=mirrored or --config.runtime.devices=0.",
+        ),
+        (
+            {"runtime.strategy": "mirrored", "runtime.devices": 4, "runtime.virtual_devices": 2},
+            "runtime.devices=4 is more than runtime.virtual_devices=2. Use --config.runtime.virtual_devices=4.",
+        ),
+        (
+            {"runtime.strategy": "mirrored", "runtime.all_reduce": "ring"},
+            "runtime.all_reduce='ring' is not one that runtime.strategy='mirrored' has: auto, nccl, hierarchical,"
+            " one_device. Use --config.runtime.all_reduce=auto.",
         ),
         (
             {"optimizer.nesterov": True},

@@ -55,7 +55,7 @@ PAGE_SECONDS = 1200
 
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
-FURTHER_FLAGS = {"help", "logdir", "no-deps", "nodes", "ntasks-per-node", "repeats", "rm", "variant"}
+FURTHER_FLAGS = {"help", "logdir", "no-deps", "nodes", "ntasks-per-node", "others", "repeats", "rm", "variant"}
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 
 

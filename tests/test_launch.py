@@ -142,6 +142,7 @@ def accepted(*arguments):
                 ("--noeager", "eager", ["--mode=export"], "export", "replay"),
                 ("--kills=3", "kills", ["--mode=replay"], "replay", "verify_resume"),
                 ("--kills=3", "kills", [], "train", "verify_resume"),
+                ("--local_workers=2", "local_workers", ["--mode=evaluate"], "evaluate", "train"),
             )
         ],
         *[
@@ -608,19 +609,20 @@ def test_help():
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Trains, evaluates, exports or checks an experiment, replays a step of a run, or proves")
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
-    assert len(examples) == 6
+    assert len(examples) == 7
     for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
         assert any(wanted in example for example in examples), wanted
     assert lines[lines.index("Flags:") + 1 :] == [
-        "  --config    Experiment file, FILE.py or FILE.py:PRESET.",
-        "  --workdir   Run folder; a fresh one below runs/ by default.",
-        f"  --mode      What to do: {MODES}. [train]",
-        "  --step      replay: the step to show.",
-        "  --eager     replay: compute the step eagerly as well, every layer checked for NaN.",
-        "  --kills     verify_resume: how often a short run is killed. [5]",
-        "  --data_dir  Folder with the data; short for --config.data.dir.",
-        "  --seed      Short for --config.seed.",
-        "  --debug     Show the traceback of an error.",
+        "  --config        Experiment file, FILE.py or FILE.py:PRESET.",
+        "  --workdir       Run folder; a fresh one below runs/ by default.",
+        f"  --mode          What to do: {MODES}. [train]",
+        "  --local_workers train: so many worker processes on this machine share each step.",
+        "  --step          replay: the step to show.",
+        "  --eager         replay: compute the step eagerly as well, every layer checked for NaN.",
+        "  --kills         verify_resume: how often a short run is killed. [5]",
+        "  --data_dir      Folder with the data; short for --config.data.dir.",
+        "  --seed          Short for --config.seed.",
+        "  --debug         Show the traceback of an error.",
         "  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.",
     ]
     assert max(map(len, lines)) <= 120

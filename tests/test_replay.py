@@ -271,3 +271,21 @@ def test_no_such_step(tmp_path):
         with pytest.raises(UserError) as caught:
             replay_step(built, step)
         assert str(caught.value) == expected
+
+
+def test_a_run_that_set_out_from_another_is_replayed_from_there(tmp_path):
+    """Weights alone, and the whole state: before the first checkpoint of its own."""
+    quiet = {"checkpoint.keep": 1, "checkpoint.every": "", "log.every": "1 step"}
+    trained(tmp_path / "first", "graph", **quiet, **{"train.duration": "9 steps"})
+    tuned = {**quiet, "train.duration": "14 steps", "seed": 3}
+    trained(tmp_path / "weights", "graph", **tuned, init_from=str(tmp_path / "first"))
+    shown = replay_step(again(tmp_path / "weights"), 2)
+    assert (shown.start, shown.differing) == (0, []) and shown.logged["loss"] == shown.scalars["loss"]
+    trained(tmp_path / "whole", "graph", **tuned, resume_from=str(tmp_path / "first"))
+    shown = replay_step(again(tmp_path / "whole"), 11)
+    assert (shown.start, shown.differing) == (9, []) and shown.logged["loss"] == shown.scalars["loss"]
+    with pytest.raises(UserError) as error:
+        replay_step(again(tmp_path / "whole"), 3)
+    assert str(error.value) == (
+        f"--step=3 is of the run that this one went on from at step 9: {tmp_path}/first. Use the --workdir of that one."
+    )

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import layers, losses, paths, rng, testing
-from framework.checkpoint import Checkpoints
+from framework.checkpoint import Checkpoints, digest
 from framework.config import UserError
 from framework.replicas import Replicas
 from tests.small import HOT, HOT_IN_HALF, build, differing, snapshot
@@ -350,3 +350,15 @@ def test_check_replicas_finds_a_loss_that_is_a_mean_of_its_own_part(tmp_path):
     overrides = {"train.precision": "float64", "checkpoint.best_metric": ""}
     with pytest.raises(AssertionError, match=r"2 replicas and one device disagree after 3 steps: .* of 'dense"):
         testing.check_replicas(str(wrong), overrides, replicas=2, steps=3)
+
+
+def test_alone_it_is_the_same_state_from_the_same_data():
+    """What exports are made of."""
+    norm = model_with(lambda: keras.layers.BatchNormalization(name="norm"))
+    many = build(functions=norm, **on(2, **{"ema.decay": 0.9}))
+    many.train_block(3)
+    alone = many.on_one_device()
+    assert alone.replicas.strategy is None and alone.on_one_device() is alone
+    assert alone.data is many.data
+    assert digest(alone.state) == digest(many.state)
+    assert alone.eval_blocks["test"]() == pytest.approx(many.eval_blocks["test"](), rel=1e-5)

@@ -10,6 +10,7 @@ which other processes do not change.
 
 import argparse
 import dataclasses
+import gc
 import os
 import statistics
 import sys
@@ -48,7 +49,8 @@ def build(placement: str, mode: str, workdir: Path, image: np.ndarray) -> run.Ru
 
 
 def seconds(work, step: int) -> tuple[float, float]:
-    """Of the clock and of our processor time."""
+    """Of the clock and of our processor time; earlier runs are cleared away before."""
+    gc.collect()
     wall, own = time.perf_counter(), time.process_time()
     work(step)
     return time.perf_counter() - wall, time.process_time() - own
@@ -74,7 +76,7 @@ def measure(placement: str, mode: str, repetitions: int, folder: Path) -> None:
     def first_batch(step: int) -> None:
         go_on(compiled, step)
 
-    for name, work, times in (("start", start, repetitions), ("first batch", first_batch, 10 * repetitions)):
+    for name, work, times in (("start", start, repetitions), ("first batch", first_batch, 3 * repetitions)):
         work(STEPS[0])  # what the process does only once
         took: dict[int, list[tuple[float, float]]] = {step: [] for step in STEPS}
         for repetition in range(times):

@@ -167,17 +167,6 @@ def test_replay_past_the_end(trained, capsys, step, expected):
     assert not expected or err[-1] == f"error: {expected.format(trained)}"
 
 
-def test_replay_of_a_folder_that_cannot_be_written(trained, capsys):
-    """Evaluating and replaying look at a folder; a colleague's is read-only."""
-    trained.chmod(0o555)
-    try:
-        if os.access(trained, os.W_OK):
-            pytest.skip("root may write everywhere")
-        assert call(f"--workdir={trained}", "--mode=replay", "--step=40") == 0
-    finally:
-        trained.chmod(0o755)
-
-
 def test_a_failing_export_shows_in_the_exit_status(tmp_path, monkeypatch, capsys):
     from framework.export.lite import Lite
 

@@ -44,7 +44,8 @@ class Memory(tf.Module):
         super().__init__("memory")
         self.slow = make_model(cfg)
         self.slow.set_weights(model.get_weights())
-        self.queue = tf.Variable(tf.math.l2_normalize(tf.random.stateless_normal([QUEUE, WIDTH], [cfg.seed, 1]), 1))
+        start = tf.random.stateless_normal([QUEUE, WIDTH], [cfg.seed, 1], dtype=keras.backend.floatx())
+        self.queue = tf.Variable(tf.math.l2_normalize(start, 1))
 
     def update(self, model, keys):
         fast = paths.variables(model)
@@ -59,7 +60,7 @@ def make_state(cfg, model):
 
 def two_views(images):
     """Each picture under two draws of noise."""
-    noise = rng.uniform("views", tf.shape(images)[0], 2 * 28 * 28)
+    noise = tf.cast(rng.uniform("views", tf.shape(images)[0], 2 * 28 * 28), images.dtype)
     first, second = tf.unstack(tf.reshape(noise, [-1, 2, 28, 28]), axis=1)
     return images + first, images + second
 
@@ -76,7 +77,7 @@ def make_loss(cfg):
 
     def loss(model, batch, training):
         apart = 1 - tf.reduce_sum(model(batch["image"]) * model(0.5 * batch["image"]), axis=1)
-        weight = batch["weight"]
+        weight = tf.cast(batch["weight"], apart.dtype)
         return {"apart": losses.Term(tf.reduce_sum(apart * weight), tf.reduce_sum(weight))}, {}
 
     return loss
@@ -85,16 +86,19 @@ def make_loss(cfg):
 def make_step(cfg, tools):
     def step(state, batch):
         memory = state.extra
-        first, second = two_views(batch["image"])
-        keys = memory.slow(second)
+
+        def prepared(part):
+            first, second = two_views(part["image"])
+            return {"view": first, "key": memory.slow(second), "weight": part["weight"]}
 
         def one_pass(part):
             term = contrast(state.model(part["view"]), part["key"], memory.queue, part["weight"])
             return {"contrast": term}, {}
 
-        found = tools.gradients(one_pass, {"view": first, "key": keys, "weight": batch["weight"]})
+        views = tools.each(prepared, batch)
+        found = tools.gradients(one_pass, views)
         tools.apply(found.gradients)
-        memory.update(state.model, keys)
+        memory.update(state.model, tools.gather(views)["key"])
         return found.terms, found.metrics
 
     return step

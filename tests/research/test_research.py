@@ -14,6 +14,7 @@ import tensorflow as tf
 import framework
 from framework import paths, rng
 from framework.checkpoint import Checkpoints
+from framework.config import UserError
 from framework.experiment import load
 from framework.run import assemble
 from tests import small
@@ -147,6 +148,29 @@ def test_gradient_penalty_is_that_of_plain_eager_code(mode, micro_batches):
     for name, model in run.model.items():
         assert distance(numbers(model), w[name]) <= 1e-9, name
     assert set(run.train_block.layout.widths) >= {"loss/critic", "loss/slope", "gradient_norm/generator"}
+
+
+@pytest.mark.parametrize(("name", "mode"), [("sam", "xla"), ("gan", "graph"), ("moco", "graph"), ("moco", "xla")])
+def test_on_two_replicas_it_is_the_step_of_one_device(name, mode):
+    mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
+    one = build(name, mode, **{"train.precision": "float64"})
+    two = build(name, mode, **{"train.precision": "float64"}, **mirrored)
+    rows, found = one.train_block(10), two.train_block(10)
+    for step in range(10):
+        assert found.row(step) == pytest.approx(rows.row(step), rel=1e-9, abs=1e-12)
+    for path, variable in one.state.learned.items():
+        np.testing.assert_allclose(
+            two.state.learned[path].numpy(), variable.numpy(), rtol=1e-9, atol=1e-11, err_msg=path
+        )
+
+
+def test_an_environment_lives_on_one_device():
+    with pytest.raises(UserError) as error:
+        build("dqn", "graph", **{"runtime.strategy": "mirrored", "runtime.virtual_devices": 2})
+    assert str(error.value) == (
+        "batches that have a state live on one device, but there are 2 replicas."
+        " Use --config.runtime.strategy=one_device."
+    )
 
 
 def test_the_gan_finds_the_ring():
