@@ -58,6 +58,10 @@ def _launch(argv: Sequence[str]) -> int:
     if values.local_workers:
         _import_run()
         return importlib.import_module("framework.supervisor").main(values, overrides)
+    if values.mode == "train" and "TF_CONFIG" in os.environ:
+        _import_run()
+        if importlib.import_module("framework.server").main(values, overrides):
+            return 0
     looks_back, restore = values.mode in command.LOOK_BACK, values.mode != "replay"
     built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
@@ -79,5 +83,20 @@ def _import_run() -> ModuleType:
         os.close(stderr)
 
 
+def _leave_at_once() -> None:
+    """The end of a task beside parameter servers: torn down, TensorFlow may wait for ever for a worker that is lost."""
+    status = EXIT_FAILED
+    try:
+        status = main(sys.argv)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
+    if '"ps"' in os.environ.get("TF_CONFIG", ""):
+        _leave_at_once()
     sys.exit(main(sys.argv))

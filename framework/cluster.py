@@ -1,7 +1,10 @@
-"""Several worker processes: who they are, and whether all of them are there before anything waits for them.
+"""Several processes: who they are, and whether all of them are there before anything waits for them.
 
-    cluster = resolve(os.environ)              # TF_CONFIG, or what Slurm sets; None without either
+    cluster = resolve(os.environ)              # TF_CONFIG, or what Slurm sets
     cluster.rendezvous(timeout_seconds=120)    # returns on all workers at once, or says who is missing
+
+    cluster = resolve_servers(os.environ)      # TF_CONFIG with a chief, workers and parameter servers
+    cluster.await_servers(timeout_seconds=120) # on the chief: returns when all of them serve, or says who does not
 
 Nothing here imports TensorFlow, whose own start waits for an absent worker without a word.
 """
@@ -11,7 +14,8 @@ import json
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from framework.config import UserError
 
@@ -19,26 +23,53 @@ _EXAMPLE = (
     'Set e.g. TF_CONFIG=\'{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker",'
     ' "index": 0}}\'.'
 )
+_SERVERS_EXAMPLE = (
+    'Set e.g. TF_CONFIG=\'{"cluster": {"chief": ["host0:2222"], "worker": ["host1:2222", "host2:2222"], "ps":'
+    ' ["host3:2222"]}, "task": {"type": "chief", "index": 0}}\'.'
+)
 _SLURM_PORT = 12_222
+_LOST_SECONDS = 5.0  # without a chief: it restarts, or is between two listeners
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run.
+    """The processes of a run.
 
     Attributes:
-      workers: 'host:port' of each.
+      tasks: 'host:port' of each.
       index: which of them this process is; 0 is the chief, which writes.
+      servers: how many of the last ones are parameter servers. With these the chief is no worker; without, all are.
     """
 
-    workers: tuple[str, ...]
+    tasks: tuple[str, ...]
     index: int
+    servers: int = 0
 
     def tf_config(self) -> str:
         """As TensorFlow reads it from the environment."""
-        return json.dumps(
-            {"cluster": {"worker": [*self.workers]}, "task": {"type": "worker", "index": self.index}}, sort_keys=True
-        )
+        kind, index = self.role(self.index)
+        return json.dumps({"cluster": self.jobs(), "task": {"type": kind, "index": index}}, sort_keys=True)
+
+    def jobs(self) -> dict[str, list[str]]:
+        """{'worker': ['host:port', …]}, or those of chief, worker and ps."""
+        jobs: dict[str, list[str]] = {}
+        for index, task in enumerate(self.tasks):
+            jobs.setdefault(self.role(index)[0], []).append(task)
+        return jobs
+
+    def role(self, index: int) -> tuple[str, int]:
+        """What a process is, and which of these: ('worker', 1)."""
+        first = len(self.tasks) - self.servers
+        if not self.servers:
+            return "worker", index
+        if index == 0:
+            return "chief", 0
+        return ("worker", index - 1) if index < first else ("ps", index - first)
+
+    def name(self, index: int) -> str:
+        """'worker 1', or 'chief' where there is one beside the workers."""
+        kind, number = self.role(index)
+        return kind if kind == "chief" else f"{kind} {number}"
 
     def rendezvous(self, timeout_seconds: float) -> None:
         """Waits until every worker is there; the chief counts them on its own port, and lets all go at once.
@@ -56,31 +87,27 @@ class Cluster:
     def _listening(self) -> socket.socket:
         own = socket.socket()
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        port = int(self.workers[self.index].rpartition(":")[2])
+        port = int(self.tasks[self.index].rpartition(":")[2])
         try:
             own.bind(("", port))
-            own.listen(len(self.workers))
+            own.listen(len(self.tasks))
         except OSError as error:
             own.close()
             raise UserError(
-                f"worker {self.index} cannot listen on port {port} of TF_CONFIG: {error.strerror}. Stop what uses it,"
-                " or give the workers other ports."
+                f"{self.name(self.index)} cannot listen on port {port} of TF_CONFIG: {error.strerror}. Stop what uses"
+                " it, or give the workers other ports."
             ) from error
         return own
 
     def _await_workers(self, own: socket.socket, deadline: float, timeout_seconds: float) -> None:
         here: dict[int, socket.socket] = {}
         try:
-            while missing := {*range(1, len(self.workers))} - here.keys():
+            while missing := {*range(1, len(self.tasks))} - here.keys():
                 own.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     connection, _ = own.accept()
                 except OSError:  # nobody came
-                    names = ", ".join(f"worker {index} ({self.workers[index]})" for index in sorted(missing))
-                    raise UserError(
-                        f"{names} of {len(self.workers)} did not come within {timeout_seconds:g} s. Start all of them,"
-                        " or wait longer: --config.runtime.worker_timeout_seconds=N."
-                    ) from None
+                    raise self._missing(missing, timeout_seconds) from None
                 index = _said_by(connection)
                 if index in missing:
                     here[index] = connection
@@ -93,7 +120,7 @@ class Cluster:
                 connection.close()
 
     def _report_to_chief(self, deadline: float, timeout_seconds: float) -> None:
-        host, _, port = self.workers[0].rpartition(":")
+        host, _, port = self.tasks[0].rpartition(":")
         while True:
             try:
                 with socket.create_connection((host, int(port)), timeout=1) as chief:
@@ -106,12 +133,67 @@ class Cluster:
             except OSError:
                 pass
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"worker {self.index} did not get word from the chief ({self.workers[0]}) within"
-                    f" {timeout_seconds:g} s. Look at the chief's log, or wait longer:"
-                    " --config.runtime.worker_timeout_seconds=N."
-                )
+                raise self._unheard(timeout_seconds)
             time.sleep(0.1)
+
+    def await_servers(self, timeout_seconds: float) -> None:
+        """On the chief: waits until every other process listens.
+
+        Raises:
+          UserError: its own port is in use, or a process does not listen in time.
+        """
+        self.check_port()
+        deadline = time.monotonic() + timeout_seconds
+        missing = {*range(1, len(self.tasks))}
+        while missing := {index for index in missing if not is_open(self.tasks[index])}:
+            if time.monotonic() > deadline:
+                raise self._missing(missing, timeout_seconds)
+            time.sleep(0.1)
+
+    def outlive_chief(self, timeout_seconds: float) -> None:
+        """On the others: waits until the chief has been there, and is gone.
+
+        Raises:
+          UserError: it did not come in time.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while not is_open(self.tasks[0]):
+            if time.monotonic() > deadline:
+                raise self._unheard(timeout_seconds)
+            time.sleep(0.2)
+        seen = time.monotonic()
+        while time.monotonic() < seen + _LOST_SECONDS:
+            time.sleep(0.5)
+            if is_open(self.tasks[0]):
+                seen = time.monotonic()
+
+    def check_port(self) -> None:
+        """Raises UserError if another process listens on the port of this one."""
+        self._listening().close()
+
+    def _missing(self, missing: Iterable[int], timeout_seconds: float) -> UserError:
+        names = ", ".join(f"{self.name(index)} ({self.tasks[index]})" for index in sorted(missing))
+        return UserError(
+            f"{names} of {len(self.tasks)} did not come within {timeout_seconds:g} s. Start all of them,"
+            " or wait longer: --config.runtime.worker_timeout_seconds=N."
+        )
+
+    def _unheard(self, timeout_seconds: float) -> UserError:
+        return UserError(
+            f"{self.name(self.index)} did not get word from the chief ({self.tasks[0]}) within"
+            f" {timeout_seconds:g} s. Look at the chief's log, or wait longer:"
+            " --config.runtime.worker_timeout_seconds=N."
+        )
+
+
+def is_open(address: str) -> bool:
+    """Whether somebody listens at 'host:port'."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _said_by(connection: socket.socket) -> int:
@@ -139,27 +221,63 @@ def resolve(environment: Mapping[str, str]) -> Cluster:
     )
 
 
+def resolve_servers(environment: Mapping[str, str]) -> Cluster:
+    """The cluster of chief, workers and parameter servers that TF_CONFIG describes.
+
+    Raises:
+      UserError: it is not there, or not what it should be.
+    """
+    if "TF_CONFIG" not in environment:
+        raise UserError(
+            "runtime.strategy='parameter_server' needs TF_CONFIG. To try it on this machine: --local_workers=2."
+        )
+    jobs, kind, index = _parsed(environment["TF_CONFIG"], ("chief", "worker", "ps"), _SERVERS_EXAMPLE)
+    if len(jobs["chief"]) != 1 or not jobs["worker"] or not jobs["ps"]:
+        raise UserError(
+            f"TF_CONFIG has {len(jobs['chief'])} chiefs, {len(jobs['worker'])} workers and {len(jobs['ps'])} ps. There"
+            f" is one chief, and at least one of each of the others. {_SERVERS_EXAMPLE}"
+        )
+    if kind not in jobs or type(index) is not int or not 0 <= index < len(jobs[kind]):
+        raise UserError(
+            f"TF_CONFIG: task {kind!r} {index!r} is none of the cluster. The type is 'chief', 'worker' or 'ps', the"
+            " index counts from 0 among those of its type."
+        )
+    first = {"chief": 0, "worker": 1, "ps": 1 + len(jobs["worker"])}[kind]
+    return Cluster((*jobs["chief"], *jobs["worker"], *jobs["ps"]), first + index, len(jobs["ps"]))
+
+
 def _from_tf_config(text: str) -> Cluster:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"TF_CONFIG={text!r} is not JSON: {error}. {_EXAMPLE}") from error
-    try:
-        workers = tuple(config["cluster"]["worker"])
-        kind, index = config["task"]["type"], config["task"]["index"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"TF_CONFIG={text!r} has no cluster.worker, task.type and task.index. {_EXAMPLE}") from error
-    for worker in workers:
-        if not re.fullmatch(r"\S+:[0-9]+", str(worker)):
-            raise UserError(f"TF_CONFIG: the worker {worker!r} is not host:port. {_EXAMPLE}")
-    if len(set(workers)) != len(workers):
-        raise UserError(f"TF_CONFIG names a worker twice: {', '.join(workers)}. Each needs a host or port of its own.")
+    jobs, kind, index = _parsed(text, ("worker",), _EXAMPLE)
+    workers = tuple(jobs["worker"])
     if kind != "worker" or type(index) is not int or not 0 <= index < len(workers):
         raise UserError(
             f"TF_CONFIG: task {kind!r} {index!r} is none of the {len(workers)} workers. The type is 'worker', the index"
             f" 0 to {len(workers) - 1}."
         )
     return Cluster(workers, index)
+
+
+def _parsed(text: str, kinds: Sequence[str], example: str) -> tuple[dict[str, list[str]], Any, Any]:
+    """({kind: addresses}, type and index of this process's task)."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"TF_CONFIG={text!r} is not JSON: {error}. {example}") from error
+    try:
+        jobs = {kind: list(config["cluster"][kind]) for kind in kinds}
+        kind, index = config["task"]["type"], config["task"]["index"]
+    except (KeyError, TypeError) as error:
+        wanted = ", ".join(f"cluster.{kind}" for kind in kinds)
+        raise UserError(f"TF_CONFIG={text!r} has no {wanted}, task.type and task.index. {example}") from error
+    addresses = [(kind, address) for kind, job in jobs.items() for address in job]
+    for job, address in addresses:
+        if not re.fullmatch(r"\S+:[0-9]+", str(address)):
+            raise UserError(f"TF_CONFIG: the {job} {address!r} is not host:port. {example}")
+    if len({address for _, address in addresses}) != len(addresses):
+        named = ", ".join(address for _, address in addresses)
+        what = "a worker" if len(kinds) == 1 else "an address"
+        raise UserError(f"TF_CONFIG names {what} twice: {named}. Each needs a host or port of its own.")
+    return jobs, kind, index
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:

@@ -152,12 +152,13 @@ def base_config() -> ConfigDict:
     config.runtime = ConfigDict()
     config.runtime.deterministic = True  # TensorFlow's op determinism: same run, same bits
     config.runtime.threads = 0  # threads of one op; 0 = all cores
-    config.runtime.strategy = "one_device"  # one_device, mirrored (one process), multi_worker, tpu
+    config.runtime.strategy = "one_device"  # one_device, mirrored (one process), multi_worker, parameter_server, tpu
     config.runtime.devices = 0  # replicas in this process; 0 = one for each device
     config.runtime.virtual_devices = 0  # mirrored: so many virtual CPU devices stand in for GPUs; 0 = none
     config.runtime.all_reduce = "auto"  # auto, nccl, hierarchical or one_device; multi_worker: auto, nccl or ring
     config.runtime.all_reduce_dtype = "full"  # full, or bfloat16: gradients travel in half the bytes
-    config.runtime.worker_timeout_seconds = 120  # multi_worker: how long the start waits for the other workers
+    config.runtime.worker_timeout_seconds = 120  # how long the start waits for other processes
+    config.runtime.parameter_servers = 1  # --local_workers: processes that hold the weights of a parameter_server run
     config.runtime.max_restarts = 0  # --local_workers: how often the cluster starts again after a worker died
 
     config.lock()
@@ -179,7 +180,7 @@ _CHOICES = {
     "schedule.name": ("constant", "cosine", "piecewise", "polynomial", "restarts", "inverse_sqrt", "one_cycle"),
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
-    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "tpu"),
+    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "parameter_server", "tpu"),
     "runtime.all_reduce": ("auto", "nccl", "hierarchical", "one_device", "ring"),
     "runtime.all_reduce_dtype": ("full", "bfloat16"),
     "checkpoint.on_error": ("stop", "continue"),
@@ -237,6 +238,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "runtime.devices": (0, 1024),
     "runtime.virtual_devices": (0, 64),
     "runtime.worker_timeout_seconds": (1, 86_400),
+    "runtime.parameter_servers": (1, 1024),
     "runtime.max_restarts": (0, 1_000_000),
 }
 
@@ -278,8 +280,9 @@ _ONLY_WITH = {
     "runtime.virtual_devices": ("runtime.strategy", ("mirrored",)),
     "runtime.all_reduce": ("runtime.strategy", ("mirrored", "multi_worker")),
     "runtime.all_reduce_dtype": ("runtime.strategy", ("mirrored", "multi_worker", "tpu")),
-    "runtime.worker_timeout_seconds": ("runtime.strategy", ("multi_worker",)),
-    "runtime.max_restarts": ("runtime.strategy", ("multi_worker",)),
+    "runtime.worker_timeout_seconds": ("runtime.strategy", ("multi_worker", "parameter_server")),
+    "runtime.max_restarts": ("runtime.strategy", ("multi_worker", "parameter_server")),
+    "runtime.parameter_servers": ("runtime.strategy", ("parameter_server",)),
 }
 
 _PLAIN = (bool, int, float, str)
@@ -487,6 +490,7 @@ def _check_contradictions(flat: Mapping[str, Any]) -> None:
         raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
     _check_step(flat)
     _check_replicas(flat)
+    _check_asynchronous(flat)
     _check_loss_scale(flat)
     _check_schedule(flat)
 
@@ -538,6 +542,24 @@ def _check_replicas(flat: Mapping[str, Any]) -> None:
             f"runtime.devices={devices} is more than runtime.virtual_devices={virtual}."
             f" Use --config.runtime.virtual_devices={devices}."
         )
+
+
+def _check_asynchronous(flat: Mapping[str, Any]) -> None:
+    """What needs that all see the same weights after the same step, or variables on the device that computes."""
+    if flat["runtime.strategy"] != "parameter_server":
+        return
+    for key, legal, why in (
+        ("train.compile", ("graph",), "XLA cannot read weights that lie on another device"),
+        ("ema.decay", (0,), "an average would read all weights after every update"),
+        ("train.on_nonfinite", ("stop", "skip"), "what other workers did meanwhile cannot be undone"),
+        ("loss_scale.name", ("auto", "none"), "updates are not in the order that a loss scale counts"),
+        ("train.precision", ("float32", "float64", "bfloat16"), "float16 needs a loss scale"),
+    ):
+        if flat[key] not in legal:
+            raise UserError(
+                f"{key}={flat[key]!r} cannot be had with runtime.strategy='parameter_server': {why}."
+                f" Use --config.{key}={legal[0]}."
+            )
 
 
 def with_replicas(config: ConfigDict, replicas: int) -> ConfigDict:

@@ -57,6 +57,10 @@ class Replicas:
         """Variables made in here have a copy on every replica."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
+    def counter_scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Counters are one, beside the replicas."""
+        return contextlib.nullcontext()
+
     def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
         """Calls fn(index, *args) on every replica; `index` is its place among all, an int.
 
@@ -159,6 +163,37 @@ class Replicas:
     def _index(self) -> int:
         context = tf.distribute.get_replica_context()
         return int(tf.get_static_value(context.replica_id_in_sync_group))
+
+
+class ParameterServers(Replicas):
+    """One replica whose weights, slots and counter of updates lie on other processes; any worker computes it.
+
+    Attributes:
+      coordinator: sends a step to a worker that is free, and again to another if that one is lost.
+    """
+
+    def __init__(self, strategy: tf.distribute.ParameterServerStrategy) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where this is called: on a worker, or on the chief that evaluates."""
+        return ("",)
+
+    def counter_scope(self) -> contextlib.AbstractContextManager[Any]:
+        """A schedule reads the counter of updates on a worker."""
+        return self.scope()
+
+    def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
+        """See `Replicas.run`; `mode` is 'graph', as XLA cannot read what lies on another device."""
+        with tf.distribute.ReplicaContext(self.strategy, 0):  # tf_keras' optimizers ask for one
+            return fn(0, *args)
+
+    def alone(self) -> Replicas:
+        """Itself: it is."""
+        return self
 
 
 class _Alone(Replicas):

@@ -36,14 +36,16 @@ from framework.layers import rematerialise
 from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.overrides import override, restored
-from framework.replicas import Replicas
+from framework.replicas import ParameterServers, Replicas
 from framework.state import TrainState
+from framework.step import asynchronous
+from framework.step.asynchronous import AsynchronousBlock
 from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout
 from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
-from framework.step.tools import Step, Tools, standard_step
+from framework.step.tools import NORMS, Step, Tools, standard_step
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
 # kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
@@ -51,7 +53,7 @@ _MAY_DIFFER = (
     "data.dir",
     *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
     *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
-    *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts")),
+    *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
 )
 
 
@@ -250,7 +252,7 @@ def settle(
     stored = _stored_config(workdir) if of_workdir else None
     if stored is not None:
         start = restored(start, stored)
-        if start.runtime.strategy == "multi_worker":  # who looks back is alone
+        if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides))
     if "check_config" in loaded.functions:
@@ -271,7 +273,9 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     transfer.parse_map(final.init_map)
     runtime.setup(final)
     wire = tf.bfloat16 if final.runtime.all_reduce_dtype == "bfloat16" else None
-    replicas = Replicas(runtime.make_strategy(final), wire)
+    strategy = runtime.make_strategy(final)
+    is_asynchronous = final.runtime.strategy == "parameter_server"
+    replicas = ParameterServers(strategy) if is_asynchronous else Replicas(strategy, wire)
     final = config.with_replicas(final, replicas.count)
     make = loaded.functions
     data: Batches = make["make_data"](final, "train") if data_of is None else data_of.data
@@ -279,7 +283,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     eval_data = {split: data_of.eval_data[split] if data_of else make["make_data"](final, split) for split in bases}
     resolved = config.resolve(final, data.steps_per_epoch)
 
-    updates = state.new_counter()
+    with replicas.counter_scope():
+        updates = state.new_counter()
     # Weights and slots have a copy on every replica; counters, loss scale and average are one.
     with precision.scope(resolved.train.precision), replicas.scope():
         keras.utils.set_random_seed(_numpy_seed(resolved.seed))
@@ -290,6 +295,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
         # Tracing the loss creates the variables of models that wait for their first input.
         found = probe(loss, model, metrics, data, resolved, replicas.count)
+        if is_asynchronous:
+            asynchronous.check(make, model, data, found)
         schedules = optim.schedules_of(make["make_schedule"](resolved, resolved.train.duration), model)
         optimizer = optim.build_optimizers(
             make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved
@@ -309,7 +316,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     with precision.scope(resolved.train.precision):
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
-    layout = Layout(scalars_of(created), terms, metrics)
+    norms = asynchronous.NORMS if is_asynchronous else NORMS
+    layout = Layout(scalars_of(created, norms), terms, metrics)
     _check_metric_names(resolved, metrics, layout.scalars)
     for batches in eval_data.values():
         probe_evaluation(loss, model, batches, resolved)
@@ -317,6 +325,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         split: EvalBlock(model, loss, metrics, batches, resolved, found.terms, replicas, found.has_collectives)
         for split, batches in eval_data.items()
     }
+    parts = (created, step, tools, layout, data, schedules, resolved, guarded, replicas)
     return Run(
         experiment=loaded,
         config=final,
@@ -330,7 +339,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         probe=found,
         replicas=replicas,
         state=created,
-        train_block=TrainBlock(created, step, tools, layout, data, schedules, resolved, guarded, replicas),
+        train_block=AsynchronousBlock(*parts, loss=loss) if is_asynchronous else TrainBlock(*parts),
         eval_blocks={split: evaluations[config.base_split(split)] for split in final.eval.splits},
         exports=make["make_exports"](resolved) if "make_exports" in make else [],
         started=started,
@@ -387,7 +396,7 @@ def fresh_workdir(name: str) -> Path:
 def check_workdir(workdir: Path) -> None:
     """Raises UserError if the run folder cannot be made or written; leaves nothing behind."""
     made: list[Path] = []
-    trial = workdir / ".trial"
+    trial = workdir / f".trial-{secrets.token_hex(4)}"  # of this process: several may start at once
     try:
         made = [path for path in (workdir, *workdir.parents) if not path.exists()]
         workdir.mkdir(parents=True, exist_ok=True)

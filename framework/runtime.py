@@ -7,6 +7,7 @@ These settings belong to the process, not to a run: TensorFlow has one of each. 
 same values, which is what a second `framework.build` of a notebook does.
 """
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -23,7 +24,7 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
-from framework.cluster import resolve
+from framework.cluster import Cluster, resolve, resolve_servers
 from framework.config import UserError
 
 _PACKAGES = ("tensorflow", "tf-keras", "numpy", "absl-py", "ml-collections", "tensorboard", "ai-edge-litert")
@@ -91,10 +92,30 @@ def make_strategy(config: ConfigDict) -> tf.distribute.Strategy | None:
         kind = {"auto": kinds.AUTO, "nccl": kinds.NCCL, "ring": kinds.RING}[settings.all_reduce]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    if settings.strategy == "parameter_server":
+        cluster = resolve_servers(os.environ)
+        return _connected(cluster, settings.worker_timeout_seconds)
     if settings.strategy == "tpu":  # as documented; this project's machines have none
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
         return tf.distribute.TPUStrategy(resolver)
     return None
+
+
+@functools.cache
+def _connected(cluster: Cluster, timeout_seconds: float) -> tf.distribute.Strategy:
+    """A process connects to one cluster, once."""
+    cluster.await_servers(timeout_seconds)
+    os.environ["GRPC_FAIL_FAST"] = "use_caller"
+    tf.get_logger().setLevel("WARNING")  # it tells of every block
+    verbosity = logging.get_verbosity()
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster.jobs()), task_type="chief", task_id=0, rpc_layer="grpc"
+    )
+    logging.set_verbosity(logging.WARNING)  # connecting prints a page of settings
+    try:
+        return tf.distribute.ParameterServerStrategy(resolver)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _devices(settings: ConfigDict) -> list[str]:

@@ -1,10 +1,12 @@
-"""A cluster of worker processes on this machine, for development: started, watched, ended and restarted together.
+"""A cluster of processes on this machine, for development: started, watched, ended and restarted together.
 
     status = run_local(2, command, workdir, max_restarts=1)
+    status = run_local(2, command, workdir, max_restarts=1, servers=1)     # a chief and a parameter server beside them
 
-Each worker runs `command` with a TF_CONFIG of its own on 127.0.0.1. What they print comes out here with their name in
+Each process runs `command` with a TF_CONFIG of its own on 127.0.0.1. What they print comes out here with their name in
 front, and is kept in workdir/workers/. When one fails, all are ended, and the whole cluster starts again from the last
-checkpoint: a worker that lost the others cannot go on by itself. (On a real cluster Slurm or Kubernetes does this.)
+checkpoint: a worker that lost the others cannot go on by itself. With parameter servers it can: a worker that is lost
+is started again while the others go on. (On a real cluster Slurm or Kubernetes does this.)
 """
 
 import contextlib
@@ -22,10 +24,13 @@ from typing import IO, Any
 
 from absl import flags, logging
 
+from framework import experiment
 from framework.cluster import Cluster
+from framework.overrides import override
 from framework.run import settle
 
 _GRACE_SECONDS = 10.0
+_BAD_INPUT = 2  # the status of a process that was given it, which does not get better
 
 
 def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
@@ -34,105 +39,138 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
     Raises:
       UserError: bad input that can be found before a worker starts.
     """
-    overrides = [*overrides, "--config.runtime.strategy=multi_worker"]
+    strategy = override(experiment.load(values.config).get_config(), overrides).runtime.strategy
+    if strategy != "parameter_server":
+        overrides = [*overrides, "--config.runtime.strategy=multi_worker"]
     _, final, workdir = settle(values.config, overrides, values.workdir)
     command = [sys.argv[0], f"--config={values.config}", f"--workdir={workdir}", *overrides]
-    return run_local(values.local_workers, command, workdir, final.runtime.max_restarts)
+    servers = final.runtime.parameter_servers if strategy == "parameter_server" else 0
+    return run_local(values.local_workers, command, workdir, final.runtime.max_restarts, servers)
 
 
-def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts: int) -> int:
+def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts: int, servers: int = 0) -> int:
     """Runs a cluster to its end.
 
     Args:
-      workers: how many processes.
+      workers: how many processes share the steps.
       command: of each, without the name of the interpreter.
       workdir: the run folder.
-      max_restarts: how often the cluster is started again after a worker failed.
+      max_restarts: how often the cluster is started again after a process failed.
+      servers: how many processes hold the weights; 0 for workers that hold them all.
 
     Returns:
-      0 if all workers ended well, else the exit status of the first that did not.
+      0 if all workers ended well (with servers: the chief did), else the exit status of the first that did not.
     """
     for attempt in range(max_restarts + 1):
-        status, asked = _once(workers, command, workdir)
-        if status == 0 or asked or status == 2:  # bad input does not get better
+        status, asked = _once(workers, command, workdir, servers)
+        if status == 0 or asked or status == _BAD_INPUT:
             return status
         if attempt < max_restarts:
             logging.warning("starting all workers again (%d of %d restarts)", attempt + 1, max_restarts)
     return status
 
 
-def _once(workers: int, command: Sequence[str], workdir: Path) -> tuple[int, bool]:
+def _once(workers: int, command: Sequence[str], workdir: Path, servers: int) -> tuple[int, bool]:
     """One life of the cluster: (exit status, whether a signal asked it to end)."""
-    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers))
-    logs = workdir / "workers"
-    logs.mkdir(parents=True, exist_ok=True)
-    processes: list[subprocess.Popen[str]] = []
-    with contextlib.ExitStack() as stack:
-        asked = stack.enter_context(_forwarded(processes))
-        for index in range(workers):
-            log = stack.enter_context((logs / f"worker-{index}.log").open("a"))
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                env={**os.environ, "TF_CONFIG": Cluster(addresses, index).tf_config()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C reaches us alone, and is passed on once
-            )
-            processes.append(process)
-            reader = threading.Thread(target=_copy, args=(process.stdout, log, f"[worker {index}] "))
-            reader.start()
-            stack.callback(reader.join)
-        try:
-            return _first_failure(processes), bool(asked)
-        finally:
-            _end(processes)
+    tasks = workers + servers + bool(servers)
+    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(tasks))
+    processes = [_Process(Cluster(addresses, index, servers), command, workdir) for index in range(tasks)]
+    # The chief needs the others to finish its block.
+    with contextlib.ExitStack() as stack, _forwarded(processes[:1] if servers else processes) as asked:
+        for process in processes:
+            process.start()
+            stack.callback(process.end)
+        return _first_failure(processes), bool(asked)
 
 
-def _first_failure(processes: Sequence[subprocess.Popen[str]]) -> int:
-    """Waits for all; as soon as one fails, returns its status, of a signal as a shell would say it."""
+class _Process:
+    """One process of the cluster, and what it prints."""
+
+    def __init__(self, cluster: Cluster, command: Sequence[str], workdir: Path) -> None:
+        self.name, self.has_servers = cluster.name(cluster.index), cluster.servers > 0
+        self.kind = cluster.role(cluster.index)[0]
+        self._command, self._environment = command, {**os.environ, "TF_CONFIG": cluster.tf_config()}
+        self._log = workdir / "workers" / f"{self.name.replace(' ', '-')}.log"
+
+    def start(self) -> None:
+        """Starts it, or starts it again."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, *self._command],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches us alone, and is passed on once
+        )
+        arguments = (self._process.stdout, self._log, f"[{self.name}] ")
+        self._reader = threading.Thread(target=_copy, args=arguments)
+        self._reader.start()
+
+    def status(self) -> int | None:
+        """Its exit status, of a signal as a shell would say it; None while it runs."""
+        status = self._process.poll()
+        return status if status is None or status >= 0 else 128 - status
+
+    def how(self) -> str:
+        """How it ended."""
+        status = self._process.returncode
+        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def send(self, number: int) -> None:
+        """Passes a signal on, if it runs."""
+        if self.status() is None:
+            self._process.send_signal(number)
+
+    def end(self) -> None:
+        """A worker whose peer is gone waits in a collective and does not hear SIGTERM for long: it is killed."""
+        if self.status() is None:
+            self._process.kill()
+        self._process.wait(_GRACE_SECONDS)
+        self._reader.join()
+
+
+def _first_failure(processes: Sequence[_Process]) -> int:
+    """Waits for all, or for the chief of parameter servers; as soon as one fails, returns its status."""
     while True:
-        statuses = [process.poll() for process in processes]
-        for index, status in enumerate(statuses):
-            if status:
-                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-                logging.error("worker %d %s: ending all workers", index, how)
-                return status if status > 0 else 128 - status
+        statuses = [process.status() for process in processes]
+        if processes[0].has_servers and statuses[0] == 0:
+            return 0
+        for process, status in zip(processes, statuses, strict=True):
+            is_served = process.has_servers and process.kind == "worker"
+            if status is not None and is_served and status != _BAD_INPUT:
+                logging.warning("%s %s: starting it again, the others go on", process.name, process.how())
+                process.end()
+                process.start()
+            elif status or (status == 0 and process.kind == "ps"):
+                logging.error("%s %s: ending all workers", process.name, process.how())
+                return status or 1
         if all(status == 0 for status in statuses):
             return 0
         time.sleep(0.1)
 
 
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """A worker whose peer is gone waits in a collective and does not hear SIGTERM for long: then it is killed."""
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-    for process in processes:
-        process.wait(_GRACE_SECONDS)
-
-
-def _copy(source: IO[str] | None, log: IO[str], prefix: str) -> None:
-    for line in source or ():
-        log.write(line)
-        log.flush()
-        sys.stdout.write(prefix + line)
-        sys.stdout.flush()
+def _copy(source: IO[str] | None, path: Path, prefix: str) -> None:
+    with path.open("a") as log:
+        for line in source or ():
+            log.write(line)
+            log.flush()
+            sys.stdout.write(prefix + line)
+            sys.stdout.flush()
     if source is not None:
         source.close()
 
 
 @contextlib.contextmanager
-def _forwarded(processes: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
-    """Passes SIGTERM and SIGINT on to all workers; yields the list of those that came."""
+def _forwarded(processes: Sequence[_Process]) -> Iterator[list[int]]:
+    """Passes SIGTERM and SIGINT on to `processes`; yields the list of those that came."""
     came: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         came.append(number)
         for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+            process.send(number)
 
     before: dict[int, Any] = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -122,7 +122,7 @@ CHOICES = {
     "early_stopping.mode": ("min", "max"),
     "checkpoint.best_mode": ("min", "max"),
     "checkpoint.on_error": ("stop", "continue"),
-    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "tpu"),
+    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "parameter_server", "tpu"),
     "runtime.all_reduce": ("auto", "nccl", "hierarchical", "one_device", "ring"),
     "runtime.all_reduce_dtype": ("full", "bfloat16"),
     "export.checkpoint": ("last", "best"),
@@ -210,6 +210,12 @@ RANGES = {
     "runtime.devices": (0, 1024, "at least 0 and at most 1024", {"runtime.strategy": "mirrored"}),
     "runtime.virtual_devices": (0, 64, "at least 0 and at most 64", {"runtime.strategy": "mirrored"}),
     "runtime.worker_timeout_seconds": (1, 86_400, "at least 1 and at most 86400", WORKERS),
+    "runtime.parameter_servers": (
+        1,
+        1024,
+        "at least 1 and at most 1024",
+        {"runtime.strategy": "parameter_server", "train.compile": "graph"},
+    ),
     "runtime.max_restarts": (0, 1_000_000, "at least 0 and at most 1000000", WORKERS),
 }
 

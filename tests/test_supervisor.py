@@ -104,17 +104,17 @@ def test_only_the_chief_writes_and_every_log_is_kept(cluster):
     assert all(report["passed"] for report in json.loads((workdir / "exports" / "report.json").read_text()))
 
 
-def worker_of(supervisor, index):
-    """The process id of a worker."""
+def worker_of(supervisor, task):
+    """The process id of a worker: of the one whose TF_CONFIG has this text."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int(re.search(r"PPid:\s+(\d+)", (path / "status").read_text())[1])
             environment = (path / "environ").read_bytes()
         except OSError:
             continue
-        if parent == supervisor.pid and f'"index": {index}'.encode() in environment:
+        if parent == supervisor.pid and task.encode() in environment:
             return int(path.name)
-    raise AssertionError(f"no worker {index}")
+    raise AssertionError(f"no process {task}")
 
 
 def wait_for_step(workdir, step, process):
@@ -129,7 +129,7 @@ def test_a_killed_worker_costs_a_restart_and_no_bit(cluster, tmp_path):
     workdir = tmp_path / "run"
     process = launch(workdir, "--local_workers=2", "--config.runtime.max_restarts=1")
     wait_for_step(workdir, 45, process)
-    os.kill(worker_of(process, 1), signal.SIGKILL)
+    os.kill(worker_of(process, '"index": 1'), signal.SIGKILL)
     status, output = ended(process)
     assert status == 0, output
     assert "worker 1 was killed by SIGKILL: ending all workers" in output
@@ -142,7 +142,7 @@ def test_a_killed_worker_without_restarts_ends_the_run_with_its_status(tmp_path)
     workdir = tmp_path / "run"
     process = launch(workdir, "--local_workers=2")
     wait_for_step(workdir, 5, process)
-    os.kill(worker_of(process, 1), signal.SIGKILL)
+    os.kill(worker_of(process, '"index": 1'), signal.SIGKILL)
     status, output = ended(process)
     assert status == 128 + signal.SIGKILL, output
 

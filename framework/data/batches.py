@@ -218,6 +218,17 @@ class Resident(_Ordered):
         part._examples = {name: tf.identity(examples) for name, examples in self._examples.items()}
         return part
 
+    @property
+    def examples(self) -> Batch:
+        """All of them, [examples, ...]."""
+        return self._examples
+
+    def of(self, examples: Batch) -> "Resident":
+        """The same batches, of the same `examples` on another device."""
+        other = copy.copy(self)
+        other._examples = examples
+        return other
+
     def at(self, step: Any) -> Batch:
         step = tf.cast(step, tf.int64)
         with rng.scope(self._key, step):

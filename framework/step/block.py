@@ -50,10 +50,10 @@ class Block:
         return self.layout.results(self.layout.unpack(self.rows[index]))
 
 
-def scalars_of(state: TrainState) -> tuple[str, ...]:
-    """What a step reports beside terms and metrics."""
+def scalars_of(state: TrainState, norms: Sequence[str] = NORMS) -> tuple[str, ...]:
+    """What a step reports beside terms and metrics, the `norms` of each model among it."""
     names = ["" if name == "model" else f"/{name}" for name in state.optimizers]
-    scalars = ["loss", *(f"{key}{name}" for key in ("learning_rate", *NORMS) for name in names)]
+    scalars = ["loss", *(f"{key}{name}" for key in ("learning_rate", *norms) for name in names)]
     return (*scalars, "skipped", "empty_terms", *(("loss_scale",) if state.loss_scale else ()))
 
 

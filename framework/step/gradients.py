@@ -39,7 +39,7 @@ class Gradients(NamedTuple):
     Attributes:
       terms: {name: Term}, sums and weights of the whole batch.
       metrics: {name: state}; zeros if the pass has no outputs.
-      gradients: {path: tensor}, dense, of the total of the terms, not scaled.
+      gradients: {path: tensor}, of the total of the terms, not scaled; dense unless sparse ones were asked for.
     """
 
     terms: dict[str, Term]
@@ -177,6 +177,7 @@ def gradients_of(
     replicas: Replicas | None = None,
     mode: str = "graph",
     has_collectives: bool = False,
+    keep_sparse: bool = False,
 ) -> Gradients:
     """Differentiates the total of a pass's terms over a batch, in one piece or by replicas and micro-batches.
 
@@ -194,6 +195,7 @@ def gradients_of(
       replicas: None is one device.
       mode: how each of several replicas is compiled.
       has_collectives: the pass itself communicates between replicas, so it can be neither compiled nor looped over.
+      keep_sparse: of one micro-batch on one replica, gradients of what is looked up stay tf.IndexedSlices.
 
     Raises:
       UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
@@ -218,7 +220,9 @@ def gradients_of(
             found = _accumulate(one_pass, parts, weights or {}, variables, metrics, scale, dtype)
         else:
             here = _all_reduced if has_collectives and replicas.count > 1 else weights
-            found = parts.at(0, lambda part: _differentiate(one_pass, part, here, variables, metrics, scale, dtype))
+            found = parts.at(
+                0, lambda part: _differentiate(one_pass, part, here, variables, metrics, scale, dtype, keep_sparse)
+            )
         if replicas.wire is None:
             return found
         return found._replace(gradients={p: tf.cast(g, replicas.wire) for p, g in found.gradients.items()})
@@ -276,6 +280,7 @@ def _differentiate(
     metrics: Mapping[str, Metric],
     scale: tf.Tensor | None,
     dtype: tf.DType,
+    keep_sparse: bool = False,
 ) -> Gradients:
     """One micro-batch; `weights` are those of the whole batch, or make them of its own; None if this is all of it."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -296,7 +301,7 @@ def _differentiate(
     return Gradients(
         {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
         {name: tf.cast(state, dtype) for name, state in states.items()},
-        {path: tf.convert_to_tensor(gradient) for path, gradient in gradients.items()},
+        {path: g if keep_sparse else tf.convert_to_tensor(g) for path, g in gradients.items()},
     )
 
 
