@@ -26,6 +26,7 @@ from absl import flags, logging
 
 from framework import experiment
 from framework.cluster import Cluster
+from framework.config import UserError, with_replicas
 from framework.overrides import override
 from framework.run import settle
 
@@ -39,13 +40,21 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
     Raises:
       UserError: bad input that can be found before a worker starts.
     """
+    workers = values.local_workers
     strategy = override(experiment.load(values.config).get_config(), overrides).runtime.strategy
-    if strategy != "parameter_server":
+    if strategy in ("one_device", "multi_worker"):
         overrides = [*overrides, "--config.runtime.strategy=multi_worker"]
+    elif strategy != "parameter_server":
+        raise UserError(
+            f"--local_workers={workers} starts several processes, but runtime.strategy='{strategy}' is one."
+            " Leave one of them out."
+        )
     _, final, workdir = settle(values.config, overrides, values.workdir)
+    if strategy != "parameter_server":
+        with_replicas(final, workers)
     command = [sys.argv[0], f"--config={values.config}", f"--workdir={workdir}", *overrides]
     servers = final.runtime.parameter_servers if strategy == "parameter_server" else 0
-    return run_local(values.local_workers, command, workdir, final.runtime.max_restarts, servers)
+    return run_local(workers, command, workdir, final.runtime.max_restarts, servers)
 
 
 def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts: int, servers: int = 0) -> int:

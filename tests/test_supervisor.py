@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from framework.checkpoint import digest, read_arrays
+from launch import main as launch_main
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 120
@@ -177,3 +178,24 @@ def test_a_worker_that_does_not_come_is_named(tmp_path):
         "error: worker 1 (127.0.0.1:45614) of 2 did not come within 1 s. Start all of them, or wait longer:"
         " --config.runtime.worker_timeout_seconds=N."
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config.runtime.strategy=mirrored"],
+            "--local_workers=2 starts several processes, but runtime.strategy='mirrored' is one."
+            " Leave one of them out.",
+        ),
+        (
+            ["--config.data.batch_size=25", "--config.train.micro_batches=1"],
+            "data.batch_size=25 is not divisible by 2 replicas (runtime.strategy='multi_worker')."
+            " Use --config.data.batch_size=24 or 26.",
+        ),
+    ],
+)
+def test_what_workers_cannot_do_is_said_before_they_start(tmp_path, capsys, arguments, message):
+    assert launch_main(["launch.py", f"--workdir={tmp_path}/run", *SETTINGS, "--local_workers=2", *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"
+    assert not (tmp_path / "run").exists()
