@@ -192,6 +192,7 @@ def test_resumed_on_fewer_replicas_it_goes_on_within_rounding(tmp_path):
         checkpoints.restore(part.state)
         part.train_block(steps)
         checkpoints.save(part.state, {})
+        checkpoints.close()
     assert int(part.state.step) == 24
     assert distance(weights(part), weights(whole)) <= 1e-12
 
@@ -205,6 +206,7 @@ def test_stopped_on_replicas_and_resumed_on_as_many_it_ends_in_the_same_bits(mod
     whole.train_block(4)
     checkpoints.save(whole.state, {})
     whole.train_block(6)
+    checkpoints.close()
     resumed = build(functions=norm, **settings)
     checkpoints.restore(resumed.state)
     resumed.train_block(6)

@@ -38,6 +38,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(name, mode, tmp_path):
     whole.train_block(7)
     checkpoints.save(whole.state, {})
     rows = whole.train_block(12).rows
+    checkpoints.close()
     assert whole.train_block.compiled.traces == 1
     resumed = build(name, mode)
     assert differing(snapshot(whole), snapshot(resumed)) >= {"step", "updates"}

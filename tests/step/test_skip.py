@@ -72,7 +72,7 @@ def test_a_weight_that_is_not_finite_is_found_where_gradients_are():
     kernel = built.model.get_layer("first").kernel
     kernel.assign(tf.tensor_scatter_nd_update(kernel, [[0, 1]], [math.nan]))
     before = snapshot(built)
-    applied = apply(built.state.optimizer, gradients, built.resolved.clip, tf.constant(True))
+    applied = apply(built.state.optimizer, gradients, built.resolved.clip, tf.constant(True), built.replicas)
     assert math.isfinite(applied.gradient_norm) and math.isnan(applied.parameter_norm)
     assert not applied.is_finite
     assert differing(before, snapshot(built)) == set()
