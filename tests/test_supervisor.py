@@ -74,7 +74,7 @@ def assert_same_run(one, two):
     assert left.keys() == right.keys()
     for path in left:
         there, here = (np.nan_to_num(values[path].astype(np.float64), nan=-1.0) for values in (right, left))
-        assert np.linalg.norm(there - here) <= 1e-11 * max(np.linalg.norm(here), 1e-3), path
+        assert np.linalg.norm(there - here) <= 1e-12 * max(np.linalg.norm(here), 1e-3), path
     assert len(rows(one)) == len(rows(two))
     for row, other in zip(rows(one), rows(two), strict=True):
         assert {name for name, value in other.items() if value is None} == {n for n, v in row.items() if v is None}
