@@ -1,0 +1,85 @@
+"""How `compare.py` talks to a process that trains: JSON lines over pipes, so that all peers take turns in one run.
+
+    serve(prepare)          # at the end of every peer's script
+
+`prepare(workload, precision)` builds, compiles and warms up, and returns a `Peer`. Nothing here imports a framework.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+WORKLOADS = ("mlp", "cnn", "transformer", "two_tower")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class Peer:
+    """What a process measures.
+
+    Attributes:
+      steps: called with n; makes n steps of training with all that belongs to them, and returns when they are done.
+      versions: {package: version}.
+      variant: which of its ways of running the peer took, as its experts would; '' if there is one.
+      variants: {variant: ms a step}, of those that were tried.
+      loss: called after steps; the loss of the last one, to see that the peer trains.
+    """
+
+    steps: Callable[[int], Any]
+    versions: dict[str, str]
+    loss: Callable[[], float]
+    variant: str = ""
+    variants: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def serve(prepare: Callable[..., Peer]) -> None:
+    """Reads `--workload`, `--precision` and `--option`, then commands 'run N' from stdin, until it is closed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workload", choices=WORKLOADS, required=True)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--option", default="", help="what a script with several peers in it is to be")
+    options = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")  # what a framework prints does not come between
+    os.dup2(2, 1)
+    started = time.perf_counter()
+    peer = prepare(options.workload, options.precision, options.option)
+    ready = {"versions": peer.versions, "variant": peer.variant, "variants": peer.variants}
+    _say(answers, {**ready, "prepare_seconds": time.perf_counter() - started})
+    for line in sys.stdin:
+        count = int(line.removeprefix("run "))
+        started = time.perf_counter()
+        peer.steps(count)
+        milliseconds = 1e3 * (time.perf_counter() - started) / count
+        _say(answers, {"ms": milliseconds, "loss": peer.loss()})
+
+
+def _say(to: Any, what: dict[str, Any]) -> None:
+    to.write(json.dumps(what) + "\n")
+    to.flush()
+
+
+def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> tuple[str, dict[str, float]]:
+    """The variant with the least time a step, and the ms of each; the first call of each compiles and is not counted.
+
+    Args:
+      variants: {name: function of n that makes n steps}.
+      seconds: how long each is measured, at least two calls.
+    """
+    found = {}
+    for name, steps in variants.items():
+        steps(1)
+        started = time.perf_counter()
+        steps(1)
+        count = max(1, int(seconds / 2 / (time.perf_counter() - started)))
+        times = []
+        for _ in range(2):
+            started = time.perf_counter()
+            steps(count)
+            times.append(1e3 * (time.perf_counter() - started) / count)
+        found[name] = min(times)
+    return min(found, key=found.get), found
