@@ -19,7 +19,7 @@ def make_block(variable, data):
         variable.assign_add(1)
         return tf.stack([tf.reduce_sum(row), tf.cast(index, tf.float32)]), tf.constant(False)
 
-    return lambda k: repeat(step, k, SIZE, 2, tf.float32)[0]
+    return lambda k: repeat(step, k, SIZE, 2, tf.float32).rows
 
 
 @pytest.mark.parametrize("mode", module.MODES)

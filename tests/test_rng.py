@@ -206,9 +206,24 @@ def test_uniform_has_the_moments_and_the_spread_of_a_uniform(seed):
     assert abs(chi_square - 255) < 4.5 * np.sqrt(2 * 255)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999, 1 - 2.0**-32, 1 - 1e-15])
-def test_threshold_is_the_rate_in_units_of_a_word(rate):
-    assert abs(int(rng.threshold(rate)) / 2**32 - rate) <= (2**-33 if rate <= 1 - 2**-32 else 2**-32)
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999, 1 - 2.0**-16, 1 - 1e-15])
+def test_threshold_is_the_rate_in_units_of_half_a_word(rate):
+    assert 0 <= rng.threshold(rate) < 2**16
+    assert abs(rng.threshold(rate) / 2**16 - rate) <= (2**-17 if rate <= 1 - 2**-16 else 2**-16)
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+@pytest.mark.parametrize("per_example", [1, 6, 7])
+def test_halves_are_those_of_the_words_in_every_mode(per_example, jit_compile):
+    words = reference("a", 3, (per_example + 1) // 2, step=4)
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def drawn():
+        with rng.scope(KEY, 4):
+            return rng.halves("a", 3, per_example)
+
+    assert drawn().dtype == tf.uint16
+    assert np.array_equal(drawn(), np.concatenate([words % 2**16, words // 2**16], axis=1)[:, :per_example])
 
 
 def test_name_streams_names_only_what_draws():

@@ -14,12 +14,12 @@ from framework import rng
 
 
 class Dropout(keras.layers.Layer):
-    """Zeroes each element with probability `rate` in training and scales the others by 1 / (1 - rate).
+    """Zeroes each element with probability `rate` in training and scales the others so that the mean stays.
 
     Source: Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from overfitting".
 
     Args:
-      rate: 0 <= rate < 1, kept to a resolution of 2**-32.
+      rate: 0 <= rate < 1; the nearest multiple of 2**-16 is what is drawn and scaled by.
 
     Call: x, floating, [batch, ...] with all but the batch dimension static -> same shape and dtype. `training=True`
     needs an open `rng.scope` (the step opens one), else RuntimeError.
@@ -39,9 +39,11 @@ class Dropout(keras.layers.Layer):
         per_example = inputs.shape[1:].num_elements()
         if per_example is None:
             raise ValueError(f"Dropout needs static dimensions after the first, but its input is {inputs.shape}")
-        words = rng.words(self.rng_stream or "dropout", shape[0], per_example)
-        keep = tf.reshape(words >= rng.threshold(self.rate), shape)
-        return tf.where(keep, inputs * tf.constant(1 / (1 - self.rate), inputs.dtype), tf.zeros([], inputs.dtype))
+        threshold = rng.threshold(self.rate)
+        halves = rng.halves(self.rng_stream or "dropout", shape[0], per_example)
+        keep = tf.reshape(halves >= tf.constant(threshold, tf.uint16), shape)
+        scale = tf.constant(2**16 / (2**16 - threshold), inputs.dtype)
+        return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate}

@@ -11,6 +11,7 @@ the loop goes around the replicas, of which each gathers its part of a batch.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,7 @@ from ml_collections import FrozenConfigDict
 from framework import paths, precision, rng
 from framework.compile import Compiled
 from framework.data.batches import Batch, Batches
-from framework.optim import Schedule
+from framework.optim import Schedule, global_norm
 from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.gradients import Gradients, total
@@ -38,16 +39,19 @@ class Block:
       layout: of a row.
       is_halted: the last row is of a step that must not be passed over: something was not finite, and the policy is not
         to skip it (the step is not counted then, and the state is that before it), or was skipped too often.
+      update_norms: {'update_norm': of what the last step added to a model's trained weights}.
     """
 
     first_step: int
     rows: np.ndarray
     layout: Layout
     is_halted: bool = False
+    update_norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def row(self, index: int) -> dict[str, float]:
-        """The numbers of the step that made the counter `first_step + index + 1`."""
-        return self.layout.results(self.layout.unpack(self.rows[index]))
+        """The numbers of the step that made the counter `first_step + index + 1`; for the last, `update_norms` too."""
+        results = self.layout.results(self.layout.unpack(self.rows[index]))
+        return {**results, **(self.update_norms if index == len(self.rows) - 1 else {})}
 
 
 def scalars_of(state: TrainState, norms: Sequence[str] = NORMS) -> tuple[str, ...]:
@@ -104,9 +108,10 @@ class TrainBlock:
             raise ValueError(f"k={k} is not between 1 and block_steps={self.block_steps}")
         first = int(self._state.step)
         plans = [] if self._batches.is_resident else [part.plan(first, k, self.block_steps) for part in self._parts]
-        rows, count, is_halted = self.compiled(tf.constant(k), plans)
+        rows, count, is_halted, norms = self.compiled(tf.constant(k), plans)
         self._is_halted = bool(is_halted)
-        return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted)
+        norms = {name: float(norm) for name, norm in norms.items()}
+        return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted, norms)
 
     @property
     def state(self) -> TrainState:
@@ -149,12 +154,36 @@ class TrainBlock:
             for variable, value in before:
                 variable.assign(value)
 
-    def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         plans = plans or [part.plan(self._state.step, k, self.block_steps) for part in self._parts]
-        done = repeat(lambda i: self._counted(plans, i), k, self.block_steps, self.layout.width, self._dtype)
+
+        def part(last: tf.Tensor, steps: Steps, norms: dict[str, tf.Tensor]) -> tuple[tf.Tensor, Any, Any]:
+            before = self._trained()
+            steps = advance(lambda i: self._counted(plans, i), k - 1 + last, steps)
+            return last + 1, steps, self._moved(before)
+
+        # All steps but the last, then the last: to compare weights around each step, XLA would copy them each time.
+        steps = Steps(tf.constant(0), tf.zeros([self.block_steps, self.layout.width], self._dtype), tf.constant(False))
+        start = (tf.constant(0), steps, self._moved(self._trained()))
+        _, steps, norms = tf.while_loop(lambda last, *_: last < 2, part, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
             check_draws(tf.compat.v1.get_default_graph(), self._config)
-        return done
+        return steps.rows, steps.count, steps.is_halted, norms
+
+    def _trained(self) -> dict[str, list[tf.Tensor]]:
+        return {
+            name: [variable.read_value() for variable in optimizer.trained.values()]
+            for name, optimizer in self._state.optimizers.items()
+        }
+
+    def _moved(self, before: dict[str, list[tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """{'update_norm': of the way from `before` to the weights}; with several models 'update_norm/generator', …."""
+        return {
+            "update_norm" if name == "model" else f"update_norm/{name}": tf.cast(
+                global_norm(new - old for new, old in zip(now, before[name], strict=True)), self._dtype
+            )
+            for name, now in self._trained().items()
+        }
 
     def _counted(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One step with its counters: (row, whether to halt)."""
@@ -226,22 +255,36 @@ def _places_for(batches: Batches) -> dict[str, tf.Variable]:
     return {name: tf.Variable(tf.zeros(spec.shape, spec.dtype), trainable=False) for name, spec in shapes.items()}
 
 
-def repeat(
-    step: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], k: tf.Tensor, size: int, width: int, dtype: tf.DType
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Calls `step(0) … step(k - 1)`, which return a row and whether to halt.
+class Steps(NamedTuple):
+    """Steps that were made.
 
-    The buffer's size is fixed and `k` is a tensor, so no `k` recompiles. (A TensorArray sized by `k`, or autograph's
-    `for i in tf.range(k)`, makes XLA compile anew for every `k`, silently.)
-
-    Returns:
-      rows [size, width], how many were made, and whether the last of them halted.
+    Attributes:
+      count: int32 scalar.
+      rows: [size, width], of which `count` are filled.
+      is_halted: bool scalar; the last of them halted.
     """
 
-    def body(index: tf.Tensor, rows: tf.Tensor, halted: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        row, halted = step(index)
-        return index + 1, tf.tensor_scatter_nd_update(rows, [[index]], row[tf.newaxis]), halted
+    count: tf.Tensor
+    rows: tf.Tensor
+    is_halted: tf.Tensor
 
-    start = (tf.constant(0), tf.zeros([size, width], dtype), tf.constant(False))
-    count, rows, halted = tf.while_loop(lambda i, rows, halted: (i < k) & ~halted, body, start, parallel_iterations=1)
-    return rows, count, halted
+
+def repeat(
+    step: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], k: tf.Tensor, size: int, width: int, dtype: tf.DType
+) -> Steps:
+    """Calls `step(0) … step(k - 1)`, which return a row and whether to halt."""
+    return advance(step, k, Steps(tf.constant(0), tf.zeros([size, width], dtype), tf.constant(False)))
+
+
+def advance(step: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], end: tf.Tensor, steps: Steps) -> Steps:
+    """Goes on with `step(steps.count) … step(end - 1)`.
+
+    The buffer's size is fixed and `end` is a tensor, so no number of steps recompiles. (A TensorArray sized by it, or
+    autograph's `for i in tf.range(k)`, makes XLA compile anew for every `k`, silently.)
+    """
+
+    def body(count: tf.Tensor, rows: tf.Tensor, is_halted: tf.Tensor) -> Steps:
+        row, is_halted = step(count)
+        return Steps(count + 1, tf.tensor_scatter_nd_update(rows, [[count]], row[tf.newaxis]), is_halted)
+
+    return Steps(*tf.while_loop(lambda i, rows, halted: (i < end) & ~halted, body, tuple(steps), parallel_iterations=1))

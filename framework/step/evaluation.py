@@ -71,7 +71,7 @@ class EvalBlock:
                 batch = take_parts(self._replicas, self._parts, plans, index)
                 return self._replicas.total(self._row, batch, mode=self._mode), tf.constant(False)
 
-        return repeat(step, k, self._block_steps, self._layout.width, self._dtype)[0]
+        return repeat(step, k, self._block_steps, self._layout.width, self._dtype).rows
 
     def _row(self, index: int, batch: Batch) -> tf.Tensor:
         """Sums over the examples of one replica."""

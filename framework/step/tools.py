@@ -104,7 +104,9 @@ class Tools:
         if self._looked is not None:
             self._looked |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
             return
-        applied = apply(optimizer, gradients, self._config.clip, self.is_finite() & self._allowed, self._replicas)
+        allowed = self.is_finite() & self._allowed
+        mode = self._config.train.compile if self._replicas.strategy is None else "graph"
+        applied = apply(optimizer, gradients, self._config.clip, allowed, self._replicas, mode)
         self._finite.append(applied.is_finite)
         self._applied[to] = applied
 
@@ -136,7 +138,11 @@ class Tools:
         }
 
     def run(
-        self, step: Step, batch: Mapping[str, tf.Tensor], guarded: Sequence[tf.Variable], allowed: tf.Tensor
+        self,
+        step: Step,
+        batch: Mapping[str, tf.Tensor],
+        guarded: Sequence[tf.Variable],
+        allowed: tf.Tensor,
     ) -> Any:
         """Runs a step as a whole or not at all.
 
@@ -155,8 +161,6 @@ class Tools:
 
         def keep() -> None:
             self._replicas.agree(guarded)
-            state.updates.assign_add(1)
-            state.empty_terms.assign_add(empty)
             if state.ema is not None:
                 state.ema.update(state.updates.read_value())
 
@@ -164,7 +168,12 @@ class Tools:
             for copy, value in before:
                 copy.assign(value)
 
-        when(is_good, keep, put_back)
+        # Arithmetic where there is a choice: a conditional takes time, whether compiled or not.
+        counted = tf.cast(is_good, tf.int64)
+        state.updates.assign_add(counted)
+        state.empty_terms.assign_add(counted * empty)
+        if guarded or state.ema is not None:
+            when(is_good, keep, put_back)
         return returned
 
     def look(self, step: Step, batch: Mapping[str, tf.Tensor]) -> Gradients:
@@ -206,7 +215,7 @@ class Tools:
         return name
 
 
-NORMS = ("gradient_norm", "parameter_norm", "update_norm")
+NORMS = ("gradient_norm", "parameter_norm")
 
 
 def _at_its_place(index: int, part: Any, fn: Callable[[Any], Any]) -> Any:

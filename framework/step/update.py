@@ -1,6 +1,6 @@
 """From gradients to new weights: finite, norm, clip, apply.
 
-    applied = apply(optimizer, gradients, config.clip, allowed, replicas)
+    applied = apply(optimizer, gradients, config.clip, allowed, replicas, mode='graph')
     applied.is_finite, applied.gradient_norm
 
 Nothing else in the framework changes a weight.
@@ -24,13 +24,11 @@ class Applied(NamedTuple):
         may leave no trace in the loss: fused kernels of some CPUs make relu(NaN) 0.
       gradient_norm: of all gradients, before clipping.
       parameter_norm: of the weights at which they were taken.
-      update_norm: of what was added to the weights; 0 if nothing was.
     """
 
     is_finite: tf.Tensor
     gradient_norm: tf.Tensor
     parameter_norm: tf.Tensor
-    update_norm: tf.Tensor
 
 
 def apply(
@@ -39,6 +37,7 @@ def apply(
     settings: ConfigDict,
     allowed: tf.Tensor,
     replicas: Replicas,
+    mode: str,
 ) -> Applied:
     """Clips and applies one update, or changes nothing.
 
@@ -47,20 +46,19 @@ def apply(
       settings: config.clip.
       allowed: bool scalar; False changes nothing, as gradients that are not finite do.
       replicas: each applies the same update to its copy of the weights.
+      mode: 'xla' inside of a program that XLA compiles as a whole.
     """
     variables = optimizer.trained
     norm = global_norm(gradients.values())
-    before = [variable.read_value() for variable in variables.values()]
-    parameter_norm = global_norm(before)
+    parameter_norm = global_norm(variable.read_value() for variable in variables.values())
     is_finite = tf.math.is_finite(norm) & tf.math.is_finite(parameter_norm)
 
-    def update() -> tf.Tensor:
-        clipped = clip(gradients, variables, settings, norm)
-        replicas.spread(optimizer.apply, clipped)
-        return global_norm([v.read_value() - old for v, old in zip(variables.values(), before, strict=True)])
-
-    update_norm = tf.cond(is_finite & allowed, update, lambda: tf.zeros([], norm.dtype))
-    return Applied(is_finite, norm, parameter_norm, update_norm)
+    clipped = clip(gradients, variables, settings, norm)
+    if mode == "xla" and optimizer.is_maskable:
+        optimizer.apply(clipped, is_finite & allowed)
+    else:
+        when(is_finite & allowed, lambda: replicas.spread(optimizer.apply, clipped), lambda: None)
+    return Applied(is_finite, norm, parameter_norm)
 
 
 def when(condition: tf.Tensor, do: Callable[[], None], otherwise: Callable[[], None]) -> None:

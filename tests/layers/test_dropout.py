@@ -33,10 +33,17 @@ def dropped(rate, x, step=0, first_example=0, dtype="float32"):
 
 
 def reference_mask(rate, shape, step=0, stream="tower/dropout"):
-    """True where kept: the word's fraction of 2**32 is not below the rate."""
+    """True where kept: half a word's fraction of 2**16 is not below the rate. Low halves first, then high ones."""
+    per_example = int(np.prod(shape[1:]))
     with rng.scope(KEY, step):
-        words = rng.words(stream, shape[0], int(np.prod(shape[1:]))).numpy()
-    return (words.astype(np.float64) / 2**32 >= rate).reshape(shape)
+        words = rng.words(stream, shape[0], (per_example + 1) // 2).numpy()
+    halves = np.concatenate([words % 2**16, words // 2**16], axis=1)[:, :per_example]
+    return (halves.astype(np.float64) >= round(rate * 2**16)).reshape(shape)
+
+
+def reference_scale(rate):
+    """What keeps the mean with the rate that is drawn, a multiple of 2**-16."""
+    return 1 / (1 - round(rate * 2**16) / 2**16)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.75, 0.99])
@@ -44,12 +51,14 @@ def reference_mask(rate, shape, step=0, stream="tower/dropout"):
 def test_output_is_the_mask_of_the_words_times_the_scale(rate, shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     found = dropped(rate, tf.constant(x), step=3).numpy()
-    assert np.array_equal(found, np.where(reference_mask(rate, shape, step=3), x * np.float32(1 / (1 - rate)), 0))
+    assert np.array_equal(
+        found, np.where(reference_mask(rate, shape, step=3), x * np.float32(reference_scale(rate)), 0)
+    )
 
 
-def test_the_word_at_the_threshold_is_kept(monkeypatch):
-    words = tf.constant([[2**30 - 1, 2**30, 2**30 + 1, 0, 2**32 - 1]], tf.uint32)
-    monkeypatch.setattr(rng, "words", lambda *_: words)
+def test_what_is_at_the_threshold_is_kept(monkeypatch):
+    halves = tf.constant([[2**14 - 1, 2**14, 2**14 + 1, 0, 2**16 - 1]], tf.uint16)
+    monkeypatch.setattr(rng, "halves", lambda *_: halves)
     assert (make_layer(0.25)(ones((1, 5)), training=True).numpy() != 0).tolist() == [[False, True, True, False, True]]
 
 
@@ -58,7 +67,7 @@ def test_the_word_at_the_threshold_is_kept(monkeypatch):
 def test_mask_is_the_same_in_every_mode_and_dtype(mode, dtype):
     found = MODES[mode](lambda x: dropped(0.3, x, step=tf.constant(5, tf.int64), dtype=dtype))(ones(dtype=dtype))
     assert found.dtype == dtype
-    scale = tf.constant(1 / 0.7, dtype)
+    scale = tf.constant(reference_scale(0.3), dtype)
     assert np.array_equal(found, tf.where(reference_mask(0.3, (6, 5, 3), step=5), scale, tf.zeros([], dtype)))
 
 

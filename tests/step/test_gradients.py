@@ -128,7 +128,7 @@ def start():
 def mask(step):
     """Bool [BATCH, HIDDEN]: what dropout leaves of the batch of a step, drawn in one piece."""
     with rng.scope(rng.key(0), step):
-        return (rng.words("body/drop", BATCH, HIDDEN) >= rng.threshold(DROP)).numpy()
+        return rng.halves("body/drop", BATCH, HIDDEN).numpy() >= rng.threshold(DROP)
 
 
 def one_micro_batch(w, batch, kept, weight):
