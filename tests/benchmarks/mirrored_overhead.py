@@ -26,7 +26,7 @@ from framework import runtime
 from framework.run import Run
 
 WORKLOADS = {
-    "cnn-graph": ("tests/benchmarks/resnet20.py", 3, {"train.compile": "graph"}),
+    "cnn-graph": ("tests/benchmarks/workloads/cnn.py", 3, {"train.compile": "graph"}),
     "mlp-graph": ("tests/tiny.py", 200, {"train.compile": "graph"}),
     "mlp-xla": ("tests/tiny.py", 200, {"train.compile": "xla"}),
 }

@@ -1,0 +1,59 @@
+"""tests/benchmarks/workloads: what peers of tf_keras train is what the framework trains."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import config, experiment, paths, precision
+from tests.benchmarks.workloads import arrays, models
+
+PARAMETERS = {
+    "mlp": 784 * 128 + 128 + 128 * 10 + 10,
+    "cnn": 269_722,
+    "two_tower": (6_041 + 3_953) * 64,
+    # Tables; 2 + 4 attentions, 4 networks, 4 + 6 + 2 norms; the logits.
+    "transformer": 2 * 4000 * 128 + 6 * 4 * (128 * 128 + 128) + 4 * (2 * 128 * 512 + 640) + 12 * 256 + 129 * 4000,
+}
+
+
+def example(workload):
+    return {name: tf.constant(array[:2]) for name, array in arrays.arrays(workload).items()}
+
+
+@pytest.mark.parametrize("workload", PARAMETERS)
+def test_the_experiment_trains_the_model_of_the_peers(workload):
+    """Same variables in the same order, so same outputs from the same weights."""
+    loaded = experiment.load(f"tests/benchmarks/workloads/{workload}.py")
+    cfg = config.finalize(loaded.get_config())
+    ours, plain = loaded.functions["make_model"](cfg), models.make(workload, keras.layers.Dropout)
+    assert sum(v.shape.num_elements() for v in paths.trainable(ours).values()) == PARAMETERS[workload]
+    plain.set_weights(ours.get_weights())
+    batch = example(workload)
+    left, right = (model(models.inputs(workload, batch)) for model in (ours, plain))
+    np.testing.assert_allclose(left, right, rtol=0, atol=1e-5)
+    weight = tf.ones([2])
+    terms, _ = loaded.functions["make_loss"](cfg)(ours, {**batch, "weight": weight}, False)
+    ((total, count),) = terms.values()
+    assert float(count) == (64 if workload == "transformer" else 2)
+    assert float(total / count) == pytest.approx(float(models.loss(workload, right, batch)), rel=1e-5)
+
+
+@pytest.mark.parametrize("workload", ["cnn", "transformer"])
+def test_logits_of_half_precision_are_full(workload):
+    with precision.scope("bfloat16"):
+        model = models.make(workload, keras.layers.Dropout)
+        assert model(models.inputs(workload, example(workload))).dtype == tf.float32
+    assert {layer.compute_dtype for layer in model.layers} >= {"bfloat16"}
+
+
+def test_the_plain_transformer_drops_where_the_framework_does():
+    rates = []
+
+    def dropout(rate):
+        rates.append(rate)
+        return keras.layers.Dropout(rate)
+
+    models.transformer(dropout)
+    # Two embeddings; probabilities and outputs of 6 attentions; outputs of 4 networks.
+    assert rates == [0.1] * (2 + 2 * 6 + 4)
