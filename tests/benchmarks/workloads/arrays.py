@@ -1,6 +1,6 @@
 """The examples and sizes of the four workloads, the same for every peer. Made up from a fixed seed, with NumPy alone.
 
-    arrays('mlp')      # {'image': float32 [60000, 784], 'label': int32 [60000]}
+arrays('mlp')      # {'image': float32 [60000, 784], 'label': int32 [60000]}
 """
 
 import numpy as np
