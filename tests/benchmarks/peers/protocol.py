@@ -84,7 +84,7 @@ def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> 
 
 
 def _milliseconds(steps: Callable[[int], Any], seconds: float) -> float:
-    """Of a step: the better of two calls with so many steps that each takes half of `seconds`."""
+    """Of a step: the better of two calls that take about half of `seconds`; where one step takes long, of one call."""
     steps(1)
     count, times = 1, []
     while len(times) < 2:
@@ -92,7 +92,7 @@ def _milliseconds(steps: Callable[[int], Any], seconds: float) -> float:
         steps(count)
         took = time.perf_counter() - started
         if took >= seconds / 4:
-            times.append(1e3 * took / count)
+            times += [1e3 * took / count] * (2 if took > 2 * seconds else 1)
         else:  # what a call costs beside its steps must not decide
             count = max(2 * count, min(10 * count, int(count * seconds / 2 / took)))
     return min(times)
