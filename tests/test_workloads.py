@@ -1,10 +1,15 @@
 """tests/benchmarks/workloads: what peers of tf_keras train is what the framework trains."""
 
+import importlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+import framework
 from framework import config, experiment, paths, precision
 from tests.benchmarks.workloads import arrays, models
 
@@ -57,3 +62,27 @@ def test_the_plain_transformer_drops_where_the_framework_does():
     models.transformer(dropout)
     # Two embeddings; probabilities and outputs of 6 attentions; outputs of 4 networks.
     assert rates == [0.1] * (2 + 2 * 6 + 4)
+
+
+def test_a_run_that_pauses_is_the_run_that_does_not(tmp_path, monkeypatch):
+    """Turns of any length are made exactly, with the same numbers logged at the same steps."""
+    monkeypatch.syspath_prepend(str(Path(models.__file__).parents[1] / "peers"))
+    ours = importlib.import_module("ours")
+    settings = {"train.compile": "graph", "log.every": "5 steps", "train.duration": "40 steps"}
+    framework.train(framework.build("tests/tiny.py", settings, tmp_path / "plain"))
+
+    run = framework.build("tests/tiny.py", settings, tmp_path / "paused")
+    gate = ours.Gate(lambda gate: framework.train(run))
+    run.train_block = ours.GatedBlock(run.train_block, gate)
+    for count, step in ((2, 2), (1, 3), (21, 24), (15, 39)):
+        gate.steps(count)
+        assert int(run.state.step) == step
+        assert gate.left == 0
+    with pytest.raises(RuntimeError, match="the loop ended"):
+        gate.steps(1)
+
+    def rows(name):
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [{key: value for key, value in line.items() if "second" not in key and key != "time"} for line in lines]
+
+    assert rows("paused") == rows("plain") and len(rows("plain")) >= 8

@@ -208,7 +208,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def compare(options: argparse.Namespace, start: Start = start_peer) -> list[str]:
+def compare(options: argparse.Namespace) -> list[str]:
     """Measures, prints and writes everything that was asked for; returns what failed, a line each."""
     print(machine())
     print(f"{options.repetitions} repetitions; ms a step: median (least to most); ratio: ours / peer [95 %]\n")
@@ -220,7 +220,7 @@ def compare(options: argparse.Namespace, start: Start = start_peer) -> list[str]
     failures: list[str] = []
     for workload, precision in options.work:
         steps = (QUICK_STEPS if options.quick else STEPS)[workload]
-        found, failed = measure(workload, precision, options.peers, start, steps, options.repetitions)
+        found, failed = measure(workload, precision, options.peers, start_peer, steps, options.repetitions)
         for result in found:
             print(result.line(), flush=True)
         results += found

@@ -9,6 +9,7 @@ A process speaks as `peers/protocol.py` does.
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -60,13 +61,16 @@ class Process:
         """Lets it make `count` steps; milliseconds of each.
 
         Raises:
-          PeerError: it ended, or is not done in time.
+          PeerError: it ended, is not done in time, or its loss is not finite.
         """
         self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):  # it has ended, which the answer tells
             self._process.stdin.write(f"run {count}\n")
             self._process.stdin.flush()
-        return self._answer(TURN_SECONDS)["ms"]
+        answer = self._answer(TURN_SECONDS)
+        if not math.isfinite(answer["loss"]):
+            raise PeerError(f"its loss is {answer['loss']}")
+        return answer["ms"]
 
     def __enter__(self) -> "Process":
         return self
