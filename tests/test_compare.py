@@ -24,7 +24,7 @@ import json, sys
 from pathlib import Path
 
 ready = {"versions": {"fake": sys.argv[1]}, "variant": "fast", "variants": {"fast": 1.0, "slow": 2.5}}
-print(json.dumps({**ready, "prepare_seconds": float(sys.argv[2])}), flush=True)
+print(json.dumps({**ready, "compile_seconds": float(sys.argv[2])}), flush=True)
 for line, number in zip(sys.stdin, sys.argv[3:]):
     if number == "break":
         sys.exit("RuntimeError: out of\\n  Error: memory\\n\\n")
@@ -215,7 +215,7 @@ def test_protocol_over_pipes(tmp_path):
         command, input="run 3\nrun 4\n", capture_output=True, text=True, env=environment, timeout=60, check=True
     )
     ready, first, second = map(json.loads, done.stdout.splitlines())
-    assert ready["versions"] == {"fake": "cnn bfloat16 eager"} and ready["prepare_seconds"] < 60
+    assert ready["versions"] == {"fake": "cnn bfloat16 eager"} and ready["compile_seconds"] < 60
     assert (first["loss"], second["loss"]) == (3, 7) and first["ms"] > 0
     assert done.stderr == "noise of a framework\n"
 
@@ -236,6 +236,7 @@ def test_the_fastest_way_is_taken_whatever_a_call_costs(monkeypatch):
     name, times = protocol.fastest({"eager": way(0.0, 2e-3), "fit": way(0.05, 1e-3), "broken": broken})
     assert name == "fit" and set(times) == {"eager", "fit"}
     assert times["eager"] == pytest.approx(2) and 1 < times["fit"] < 1.15
+    assert protocol.compile_seconds["fit"] == pytest.approx(0.051)
     with pytest.raises(ValueError, match="no such op"):
         protocol.fastest({"broken": broken})
 

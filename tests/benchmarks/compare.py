@@ -87,7 +87,7 @@ class Result:
 
     def line(self) -> str:
         """A row of the table."""
-        row, seconds = self.row(), self.ready["prepare_seconds"]
+        row, seconds = self.row(), self.ready["compile_seconds"]
         slow = f"; {seconds:.0f} s to compile" if seconds > SLOW_COMPILE_SECONDS else ""
         cells = [self.workload, self.precision, self.peer, f"{self.ready['variant']}{slow}", _shown(self.theirs)]
         cells += [self.ours_ready["variant"], _shown(self.ours)]

@@ -1,7 +1,7 @@
 """Processes that train by turns: while one is at work, all others are stopped and take no processor.
 
     with Process([python, "tests/benchmarks/peers/bare.py", "--workload=mlp"]) as process:
-        process.ready()                   # {'versions': …, 'variant': 'xla block', 'prepare_seconds': 9.0, …}
+        process.ready()                   # {'versions': …, 'variant': 'xla block', 'compile_seconds': 9.0, …}
         process.run(4000)                 # milliseconds a step
 
 A process speaks as `peers/protocol.py` does.

@@ -18,6 +18,10 @@ WORKLOADS = ("mlp", "cnn", "transformer", "two_tower")
 PRECISIONS = ("float32", "bfloat16")
 
 
+# {variant: seconds of its first call}, which `fastest` fills in.
+compile_seconds: dict[str, float] = {}
+
+
 @dataclasses.dataclass
 class Peer:
     """What a process measures.
@@ -48,8 +52,9 @@ def serve(prepare: Callable[..., Peer]) -> None:
     os.dup2(2, 1)
     started = time.perf_counter()
     peer = prepare(options.workload, options.precision, options.option)
+    prepare_seconds = time.perf_counter() - started  # the search among variants is in it
     ready = {"versions": peer.versions, "variant": peer.variant, "variants": peer.variants}
-    _say(answers, {**ready, "prepare_seconds": time.perf_counter() - started})
+    _say(answers, {**ready, "compile_seconds": compile_seconds.get(peer.variant, prepare_seconds)})
     for line in sys.stdin:
         count = int(line.removeprefix("run "))
         started = time.perf_counter()
@@ -74,6 +79,9 @@ def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> 
     errors = []
     for name, steps in variants.items():
         try:
+            started = time.perf_counter()
+            steps(1)
+            compile_seconds[name] = time.perf_counter() - started
             found[name] = _milliseconds(steps, seconds)
         except Exception as error:
             errors.append(error)
@@ -85,7 +93,6 @@ def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> 
 
 def _milliseconds(steps: Callable[[int], Any], seconds: float) -> float:
     """Of a step: the better of two calls that take about half of `seconds`; where one step takes long, of one call."""
-    steps(1)
     count, times = 1, []
     while len(times) < 2:
         started = time.perf_counter()
