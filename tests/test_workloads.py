@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import framework
-from framework import config, experiment, paths, precision
+from framework import config, experiment, optim, paths, precision
 from tests.benchmarks.workloads import arrays, models
 
 PARAMETERS = {
@@ -64,10 +64,45 @@ def test_the_plain_transformer_drops_where_the_framework_does():
     assert rates == [0.1] * (2 + 2 * 6 + 4)
 
 
-def test_a_run_that_pauses_is_the_run_that_does_not(tmp_path, monkeypatch):
-    """Turns of any length are made exactly, with the same numbers logged at the same steps."""
+@pytest.mark.parametrize("workload", PARAMETERS)
+def test_the_optimizer_of_the_peers_is_that_of_the_experiment(workload):
+    cfg = config.finalize(experiment.load(f"tests/benchmarks/workloads/{workload}.py").get_config())
+    ours, theirs = optim.make_optimizer(cfg, 1.0).get_config(), models.make_optimizer(workload).get_config()
+    assert theirs.pop("learning_rate") == pytest.approx(cfg.schedule.learning_rate)
+    assert ours == {**theirs, "learning_rate": 1.0, "is_legacy_optimizer": False}
+    assert (cfg.schedule.name, cfg.data.shuffle, cfg.data.batch_size) == ("constant", True, arrays.BATCH[workload])
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """Imports a script of a peer, which imports those beside it."""
     monkeypatch.syspath_prepend(str(Path(models.__file__).parents[1] / "peers"))
-    ours = importlib.import_module("ours")
+    return importlib.import_module
+
+
+def test_the_bare_loop_sees_each_example_once_an_epoch(peer):
+    blocks = peer("bare").indices(examples=10, batch=4, block=3)
+    seen = np.concatenate([next(blocks).ravel() for _ in range(5)])  # [60]
+    assert next(blocks).shape == (3, 4)
+    epochs = seen.reshape(6, 10)
+    assert np.array_equal(np.sort(epochs), np.tile(np.arange(10), (6, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_the_pipeline_gathers_whole_batches_of_a_permutation(peer, monkeypatch):
+    made_up = {"image": np.arange(10, dtype=np.float32), "label": np.arange(10, dtype=np.int32)}
+    monkeypatch.setattr(arrays, "arrays", lambda workload: made_up)
+    monkeypatch.setattr(arrays, "BATCH", {"mlp": 4})
+    batches = list(peer("pipeline").batches("mlp").take(6).as_numpy_iterator())
+    assert all(np.array_equal(batch["image"], batch["label"]) for batch in batches)
+    epochs = np.concatenate([batch["label"] for batch in batches]).reshape(3, 8)  # 2 of 10 do not fill a batch
+    assert [len(set(epoch)) for epoch in epochs] == [8, 8, 8]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_run_that_pauses_is_the_run_that_does_not(tmp_path, peer):
+    """Turns of any length are made exactly, with the same numbers logged at the same steps."""
+    ours = peer("ours")
     settings = {"train.compile": "graph", "log.every": "5 steps", "train.duration": "40 steps"}
     framework.train(framework.build("tests/tiny.py", settings, tmp_path / "plain"))
 
