@@ -15,13 +15,23 @@ UNFINISHED := $(VENV)/.unfinished
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-data.txt | cksum | cut -d ' ' -f 1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt | cksum | cut -d ' ' -f 1)
 
+# The other frameworks of tests/benchmarks, apart from what the project itself needs.
+PEERS := .venv-peers
+PEERS_NEED := tests/benchmarks/requirements.txt
+PEERS_NEED_ALONE := tests/benchmarks/requirements-no-deps.txt
+PEERS_PIP := $(PEERS)/bin/python -m pip install -q --disable-pip-version-check
+PEERS_STAMP := $(PEERS)/.peers-$(shell cat $(PEERS_NEED) $(PEERS_NEED_ALONE) | cksum | cut -d ' ' -f 1)
+
 # A moved folder or an upgraded Python leaves stamps behind but no working interpreter.
 ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)
 .PHONY: $(RUN_STAMP) $(DEV_STAMP)
 endif
+ifneq ($(shell $(PEERS)/bin/python -c "print('works')" 2>/dev/null),works)
+.PHONY: $(PEERS_STAMP)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow format clean help
+.PHONY: run test test-slow format peers clean help
 
 run: $(RUN_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
@@ -39,8 +49,10 @@ format: $(DEV_STAMP)  ## let ruff fix and format the code
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
-clean:  ## remove .venv and caches; runs stay
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+peers: $(PEERS_STAMP)  ## .venv-peers with the frameworks that tests/benchmarks compares with
+
+clean:  ## remove .venv, .venv-peers and caches; runs stay
+	@rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -64,3 +76,12 @@ $(DEV_STAMP): $(RUN_STAMP)
 	@echo "Installing requirements-dev.txt"
 	@$(PIP) -r requirements.txt -r requirements-dev.txt
 	@rm -f $(UNFINISHED) $(VENV)/.dev-* && touch $@
+
+# Without a stamp the folder is made anew. torch is installed first, by its name, so that nothing else decides its build.
+$(PEERS_STAMP):
+	@echo "Creating $(PEERS) (3.6 GB on disk)"
+	@rm -rf $(PEERS) && $(PYTHON) -m venv $(PEERS)
+	@$(PEERS_PIP) "$$(grep '^torch==' $(PEERS_NEED))"
+	@$(PEERS_PIP) -r $(PEERS_NEED)
+	@$(PEERS_PIP) --no-deps -r $(PEERS_NEED_ALONE)
+	@touch $@

@@ -39,6 +39,7 @@ PAGES += ["tests/benchmarks/README.md", "tests/benchmarks/SCALING.md"]
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
 NOT_RUN = {
     r"make test": "is what runs this test",
+    r"make peers": "installs 3.6 GB of other frameworks",
     r"python3 -m venv \.venv": "the copy has its .venv; the Makefile does the same on every fresh machine",
     r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
     r"conda (create|activate) .*": "needs conda",
@@ -58,14 +59,19 @@ LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 FURTHER_FLAGS = {
     "devices",
     "help",
+    "json",
     "logdir",
     "no-deps",
     "nodes",
     "ntasks-per-node",
     "others",
+    "peers",
+    "precisions",
+    "quick",
     "repeats",
     "rm",
     "variant",
+    "workloads",
 }
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 

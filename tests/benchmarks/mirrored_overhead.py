@@ -24,9 +24,10 @@ import numpy as np
 import framework
 from framework import runtime
 from framework.run import Run
+from tests.benchmarks.ratios import interval
 
 WORKLOADS = {
-    "cnn-graph": ("tests/benchmarks/resnet20.py", 3, {"train.compile": "graph"}),
+    "cnn-graph": ("tests/benchmarks/workloads/cnn.py", 3, {"train.compile": "graph"}),
     "mlp-graph": ("tests/tiny.py", 200, {"train.compile": "graph"}),
     "mlp-xla": ("tests/tiny.py", 200, {"train.compile": "xla"}),
 }
@@ -48,13 +49,6 @@ def seconds(run: Run, steps: int) -> np.ndarray:
     wall, own = time.perf_counter(), time.process_time()
     run.train_block(steps)
     return np.array([time.perf_counter() - wall, time.process_time() - own]) / steps
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Bootstrap interval of 95 % of the median of [repetitions] ratios."""
-    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def shown(times: list[float]) -> str:

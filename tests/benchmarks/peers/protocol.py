@@ -18,6 +18,10 @@ WORKLOADS = ("mlp", "cnn", "transformer", "two_tower")
 PRECISIONS = ("float32", "bfloat16")
 
 
+# {variant: seconds of its first call}, which `fastest` fills in.
+compile_seconds: dict[str, float] = {}
+
+
 @dataclasses.dataclass
 class Peer:
     """What a process measures.
@@ -48,8 +52,9 @@ def serve(prepare: Callable[..., Peer]) -> None:
     os.dup2(2, 1)
     started = time.perf_counter()
     peer = prepare(options.workload, options.precision, options.option)
+    prepare_seconds = time.perf_counter() - started  # the search among variants is in it
     ready = {"versions": peer.versions, "variant": peer.variant, "variants": peer.variants}
-    _say(answers, {**ready, "prepare_seconds": time.perf_counter() - started})
+    _say(answers, {**ready, "compile_seconds": compile_seconds.get(peer.variant, prepare_seconds)})
     for line in sys.stdin:
         count = int(line.removeprefix("run "))
         started = time.perf_counter()
@@ -67,19 +72,34 @@ def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> 
     """The variant with the least time a step, and the ms of each; the first call of each compiles and is not counted.
 
     Args:
-      variants: {name: function of n that makes n steps}.
-      seconds: how long each is measured, at least two calls.
+      variants: {name: function of n that makes n steps}. One that raises is left out, as long as another does not.
+      seconds: how long each is measured.
     """
     found = {}
+    errors = []
     for name, steps in variants.items():
-        steps(1)
-        started = time.perf_counter()
-        steps(1)
-        count = max(1, int(seconds / 2 / (time.perf_counter() - started)))
-        times = []
-        for _ in range(2):
+        try:
             started = time.perf_counter()
-            steps(count)
-            times.append(1e3 * (time.perf_counter() - started) / count)
-        found[name] = min(times)
-    return min(found, key=found.get), found
+            steps(1)
+            compile_seconds[name] = time.perf_counter() - started
+            found[name] = _milliseconds(steps, seconds)
+        except Exception as error:
+            errors.append(error)
+            print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+    if not found:
+        raise errors[0]
+    return min(found, key=lambda name: found[name]), found
+
+
+def _milliseconds(steps: Callable[[int], Any], seconds: float) -> float:
+    """Of a step: the better of two calls that take about half of `seconds`; where one step takes long, of one call."""
+    count, times = 1, []
+    while len(times) < 2:
+        started = time.perf_counter()
+        steps(count)
+        took = time.perf_counter() - started
+        if took >= seconds / 4:
+            times += [1e3 * took / count] * (2 if took > 2 * seconds else 1)
+        else:  # what a call costs beside its steps must not decide
+            count = max(2 * count, min(10 * count, int(count * seconds / 2 / took)))
+    return min(times)
