@@ -5,7 +5,6 @@
 Tried at the start: both loops, each with several generators of dropout's bits.
 """
 
-import ctypes
 import importlib.metadata
 from typing import Any
 
@@ -23,9 +22,7 @@ GENERATORS = ("unsafe_rbg", "threefry2x32")
 
 def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     """Trains in the fastest of the ways that suit the workload."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-4, 0)  # M_MMAP_MAX: else glibc takes and returns the pages of every large array
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    protocol.keep_pages()
     data = {name: jnp.asarray(array) for name, array in arrays.arrays(workload).items()}
     generators = GENERATORS if workload in ("mlp", "transformer") else GENERATORS[:1]
     ways = {}

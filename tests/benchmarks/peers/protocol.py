@@ -6,6 +6,7 @@
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -63,23 +64,33 @@ def _say(to: Any, what: dict[str, Any]) -> None:
     to.flush()
 
 
+def keep_pages() -> None:
+    """Lets glibc keep freed memory: else the pages of every large array are taken from the kernel anew at each step."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> tuple[str, dict[str, float]]:
-    """The variant with the least time a step, and the ms of each; the first call of each compiles and is not counted.
+    """The variant with the least time a step, and the ms of each; compilation is not counted.
 
     Args:
       variants: {name: function of n that makes n steps}.
-      seconds: how long each is measured, at least two calls.
+      seconds: about how long each is measured. The number of steps of a call grows until calls take a fourth of it, so
+        that what belongs to a call and not to its steps does not decide.
     """
     found = {}
     for name, steps in variants.items():
-        steps(1)
-        started = time.perf_counter()
-        steps(1)
-        count = max(1, int(seconds / 2 / (time.perf_counter() - started)))
-        times = []
-        for _ in range(2):
-            started = time.perf_counter()
-            steps(count)
-            times.append(1e3 * (time.perf_counter() - started) / count)
-        found[name] = min(times)
+        count, taken = 1, _seconds(steps, 1)
+        while taken < seconds / 4 or count == 1:
+            count *= 4
+            taken = min(_seconds(steps, count) for _ in range(2))  # the first of a new length may compile
+        count = max(count, int(count * seconds / 2 / taken))
+        found[name] = 1e3 * min(_seconds(steps, count) for _ in range(2)) / count
     return min(found, key=found.get), found
+
+
+def _seconds(steps: Callable[[int], Any], count: int) -> float:
+    started = time.perf_counter()
+    steps(count)
+    return time.perf_counter() - started

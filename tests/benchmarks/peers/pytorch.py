@@ -2,11 +2,10 @@
 
     .venv-peers/bin/python -m tests.benchmarks.peers.pytorch --workload mlp --option compile
 
-`eager`: index_select of a permutation, fused optimizer, channels_last, autocast. `compile`: loss and gradient are compiled
-as one; of the small models the whole step, Adam included, or five of them (`torch.func`).
+`eager`: index_select of a permutation, fused optimizer, channels_last, autocast. `compile`: loss and gradient are
+compiled as one; of the small models the whole step, Adam included, or five of them (`torch.func`).
 """
 
-import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -45,9 +44,7 @@ def _tune() -> None:
     """As PyTorch's guide to performance on CPUs asks: all cores, no denormals, an allocator that keeps its pages."""
     torch.set_num_threads(os.cpu_count())
     torch.set_flush_denormal(True)
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-4, 0)  # M_MMAP_MAX: else glibc takes and returns the pages of every large tensor
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    protocol.keep_pages()
     # In compiled code: vectorised recomputation instead of masks of bool, whose stores are not vectorised ...
     torch._functorch.config.aggressive_recomputation = True
 
