@@ -6,6 +6,7 @@
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -68,8 +69,15 @@ def _say(to: Any, what: dict[str, Any]) -> None:
     to.flush()
 
 
+def keep_pages() -> None:
+    """Lets glibc keep freed memory: else the pages of every large array are taken from the kernel anew at each step."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> tuple[str, dict[str, float]]:
-    """The variant with the least time a step, and the ms of each; the first call of each compiles and is not counted.
+    """The variant with the least time a step, and the ms of each; compilation is not counted.
 
     Args:
       variants: {name: function of n that makes n steps}. One that raises is left out, as long as another does not.

@@ -1,0 +1,124 @@
+"""JAX with Flax and Optax: resident data, donated state; a scan of several steps in a call, or a call for each step.
+
+    .venv-peers/bin/python -m tests.benchmarks.peers.jax_flax --workload mlp
+
+Tried at the start: both loops, each with several generators of dropout's bits.
+"""
+
+import importlib.metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tests.benchmarks.peers import jax_models, protocol
+from tests.benchmarks.workloads import arrays
+
+CHUNK = {"mlp": 100, "cnn": 4, "transformer": 4, "two_tower": 100}
+GENERATORS = ("unsafe_rbg", "threefry2x32")
+
+
+def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
+    """Trains in the fastest of the ways that suit the workload."""
+    protocol.keep_pages()
+    data = {name: jnp.asarray(array) for name, array in arrays.arrays(workload).items()}
+    generators = GENERATORS if workload in ("mlp", "transformer") else GENERATORS[:1]
+    ways = {}
+    for generator in generators:
+        training = Training(workload, precision, data, generator)
+        ways |= {f"scan, {generator}": training.scan, f"step by step, {generator}": training.loop}
+    variant, variants = protocol.fastest(ways)
+    last = []
+
+    def steps(count: int) -> None:
+        last[:] = [ways[variant](count).block_until_ready()]
+
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+    return protocol.Peer(steps, versions, lambda: float(last[0]), variant, variants)
+
+
+class Order:
+    """Rows of indices, one a batch: a permutation for every epoch, without its last partial batch."""
+
+    def __init__(self, examples: int, batch: int):
+        self.examples, self.batch = examples, batch
+        self.rng = np.random.default_rng(0)
+        self.left = np.empty([0, batch], np.int32)
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` rows, int32 [count, batch]."""
+        while len(self.left) < count:
+            shuffled = self.rng.permutation(np.arange(self.examples, dtype=np.int32))
+            rows = shuffled[: self.examples // self.batch * self.batch].reshape(-1, self.batch)
+            self.left = np.concatenate([self.left, rows])
+        taken, self.left = self.left[:count], self.left[count:]
+        return taken
+
+
+class Training:
+    """State of a training and its two compiled loops.
+
+    Attributes:
+      state: step int32 [], key, variables, optimizer's state.
+    """
+
+    def __init__(self, workload: str, precision: str, data: dict[str, jax.Array], generator: str):
+        self.data, self.chunk = data, CHUNK[workload]
+        self.order = Order(len(next(iter(data.values()))), arrays.BATCH[workload])
+        self.model = jax_models.make_model(workload, precision)
+        self.optimizer = _optimizer(workload)
+        self.state = self._initial(jax.random.key(0, impl=generator))
+        self.one = jax.jit(self._step, donate_argnums=0)
+        self.many = jax.jit(self._scan, donate_argnums=0)
+
+    def scan(self, count: int) -> jax.Array:
+        """Makes whole chunks in one call each, and the rest step by step; returns the last loss."""
+        for _ in range(count // self.chunk):
+            self.state, loss = self.many(self.state, self.data, self.order.take(self.chunk))
+        return self.loop(count % self.chunk) if count % self.chunk else loss.block_until_ready()
+
+    def loop(self, count: int) -> jax.Array:
+        """Makes one step a call; returns the last loss."""
+        for indices in self.order.take(count):
+            self.state, loss = self.one(self.state, self.data, indices)
+        return loss.block_until_ready()
+
+    def _initial(self, key: jax.Array) -> dict[str, Any]:
+        batch = {name: array[: self.order.batch] for name, array in self.data.items()}
+        variables = self.model.init({"params": key, "dropout": key}, batch)
+        optimizer = self.optimizer.init(variables["params"])
+        return {"step": jnp.zeros((), jnp.int32), "key": key, "variables": variables, "optimizer": optimizer}
+
+    def _scan(self, state: dict[str, Any], data: jax_models.Batch, rows: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+        state, losses = jax.lax.scan(lambda state, indices: self._step(state, data, indices), state, rows)
+        return state, losses[-1]
+
+    def _step(
+        self, state: dict[str, Any], data: jax_models.Batch, indices: jax.Array
+    ) -> tuple[dict[str, Any], jax.Array]:
+        dropout_key = jax.random.fold_in(state["key"], state["step"])
+        batch = {name: array[indices] for name, array in data.items()}
+        rest = {name: value for name, value in state["variables"].items() if name != "params"}
+
+        def loss_of(weights: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": weights, **rest}
+            return self.model.apply(variables, batch, rngs={"dropout": dropout_key}, mutable=["batch_stats"])
+
+        weights = state["variables"]["params"]
+        (loss, changed), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights)
+        updates, optimizer = self.optimizer.update(gradients, state["optimizer"], weights)
+        variables = {"params": optax.apply_updates(weights, updates), **changed}
+        return {**state, "step": state["step"] + 1, "variables": variables, "optimizer": optimizer}, loss
+
+
+def _optimizer(workload: str) -> optax.GradientTransformation:
+    if workload == "cnn":
+        return optax.sgd(arrays.LEARNING_RATE[workload], arrays.MOMENTUM)
+    beta_1, beta_2, epsilon = arrays.ADAM.values()
+    return optax.adam(arrays.LEARNING_RATE[workload], beta_1, beta_2, epsilon)
+
+
+if __name__ == "__main__":
+    protocol.serve(prepare)
