@@ -98,7 +98,11 @@ def test_the_smallest_programs_are_counted_and_apart_from_each_other():
 
 def test_where_compilations_cannot_be_seen_their_number_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
-    assert [Compiled(lambda: tf.constant(1), mode, "f").compilations for mode in module.MODES] == [None, 0, 0]
+    assert [Compiled(lambda: tf.constant(1), mode, "f").compilations for mode in ("graph", "xla", "eager")] == [
+        0,
+        None,
+        0,
+    ]
     function = Compiled(lambda: tf.constant(1), "xla", "f")
     assert int(function()) == 1
     assert (function.traces, function.compilations) == (1, None)
@@ -108,7 +112,7 @@ def test_modes_run_where_they_say():
     seen = []
     for mode in module.MODES:
         Compiled(lambda: seen.append(tf.executing_eagerly()) or tf.constant(1), mode, "f")()
-    assert seen == [False, False, True]
+    assert dict(zip(module.MODES, seen, strict=True)) == dict.fromkeys(module.MODES, False) | {"eager": True}
 
 
 def test_python_control_flow_is_not_rewritten():
@@ -120,4 +124,38 @@ def test_python_control_flow_is_not_rewritten():
 def test_an_unknown_mode():
     with pytest.raises(ValueError) as error:
         Compiled(lambda: None, "jit", "f")
-    assert str(error.value) == "mode='jit' is not one of ('xla', 'graph', 'eager')"
+    assert str(error.value) == "mode='jit' is not one of ('graph', 'xla', 'xla_gradients', 'xla_update', 'eager')"
+
+
+def test_what_is_a_program_by_itself():
+    alone = {"xla": ("whole",), "xla_gradients": ("gradients",), "xla_update": ("update",)}
+    assert {
+        mode: module.programs(mode, False) for mode in ("auto", *module.MODES) if module.programs(mode, False)
+    } == alone
+    assert module.programs("xla", in_parts=True) == module.programs("xla_gradients", in_parts=True) == ("gradients",)
+
+
+@sees_compilations
+def test_keeping_on_compiling_is_told_from_compiling_again():
+    counter, data = tf.Variable(0), tf.range(1000.0)
+
+    def subscript(x):
+        counter.assign_add(1)
+        return data[counter] + x
+
+    trap = Compiled(subscript, "xla", "trap")
+    verdicts = []
+    for _ in range(module._HANDFUL + 1):
+        trap(tf.constant(0.0))
+        verdicts.append((trap.has_recompiled, trap.keeps_compiling))
+    assert verdicts[0] == (False, False)
+    assert verdicts[-1] == (True, True)
+    assert verdicts.index((True, False)) < verdicts.index((True, True))
+
+    double = Compiled(lambda x: 2 * x, "graph", "double")
+    for length in range(1, module._HANDFUL + 2):
+        double(tf.ones([length]))
+    assert double.keeps_compiling  # traces count as well
+    for _ in range(4 * module._HANDFUL):
+        double(tf.ones([1]))
+    assert (double.has_recompiled, double.keeps_compiling) == (True, False)  # it has come to rest
