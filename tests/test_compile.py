@@ -1,5 +1,10 @@
 """framework/compile.py: a healthy function is traced and compiled once, and the counters see the known traps."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
@@ -9,6 +14,7 @@ from framework.step.block import repeat
 
 sees_compilations = pytest.mark.skipif(not module._STATUS.exists(), reason="compilations cannot be seen without /proc")
 SIZE = 16
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_block(variable, data):
@@ -159,3 +165,36 @@ def test_keeping_on_compiling_is_told_from_compiling_again():
     for _ in range(4 * module._HANDFUL):
         double(tf.ones([1]))
     assert (double.has_recompiled, double.keeps_compiling) == (True, False)  # it has come to rest
+
+
+KEPT = """
+import sys
+import framework
+from framework.checkpoint import digest
+
+run = framework.build("tests/tiny.py", {"train.compile": "xla"}, "nowhere")
+for k in (1, 3, 8):
+    run.train_block(k)
+print(digest(run.state))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_programs_can_be_kept_and_end_in_the_same_bits(tmp_path):
+    folder = tmp_path / "programs"
+    flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={folder}"}
+
+    def bits(flags):
+        command = [sys.executable, "-c", KEPT]
+        done = subprocess.run(
+            command, env={**os.environ, **flags}, capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        return done.stdout.split()[-1], {path.name: path.stat().st_mtime_ns for path in folder.glob("*")}
+
+    alone, nothing = bits({})
+    compiled, files = bits(flags)
+    loaded, again = bits(flags)
+    assert not nothing
+    assert len(files) == 1
+    assert again == files  # nothing was compiled
+    assert alone == compiled == loaded
