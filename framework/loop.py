@@ -221,7 +221,8 @@ def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Ho
     def histograms(step: int, block: Block) -> None:
         # The gradients are those of the step to come, at the weights shown.
         weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
-        gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect().items()}
+        mode = "xla_gradients" if "graph" in tune.slow_convolutions(run.probe.graph, run.replicas) else "graph"
+        gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(mode).items()}
         writer.histograms(step, weights | gradients)
 
     def evaluation(step: int, block: Block) -> None:

@@ -318,7 +318,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
         # Tracing the loss creates the variables of models that wait for their first input.
         found = probe(loss, model, metrics, data, resolved, replicas.count)
-        tune.warn_of_half_convolutions(resolved, found)
+        tune.warn_of_convolutions(resolved, found, replicas)
         if is_asynchronous:
             asynchronous.check(make, model, data, found)
         schedules = optim.schedules_of(make["make_schedule"](resolved, resolved.train.duration), model)

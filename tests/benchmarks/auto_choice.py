@@ -49,18 +49,20 @@ def start(workload: str) -> dict[str, object]:
 def reference(workload: str, seconds: float) -> dict[str, float]:
     """{mode: milliseconds of a step}: medians of runs in turns; of one that is twice as slow, three runs will do."""
     run = build(workload)
-    blocks = {mode: run.train_block.compiled_by(mode) for mode in tune.MODES}
-    took: dict[str, list[float]] = {mode: [] for mode in blocks}
+    modes = tune.candidates(run.resolved, run.probe, run.replicas)
+    blocks = {mode: run.train_block.compiled_by(mode) for mode in modes}
 
     def timed(mode: str, k: int) -> float:
         begin = time.perf_counter()
         blocks[mode](k)
         return (time.perf_counter() - begin) / k
 
-    lengths = {}
-    for mode in blocks:
+    first: dict[str, float] = {}
+    for mode in modes:
         timed(mode, 1)
-        lengths[mode] = max(1, min(100, int(0.2 / timed(mode, 1))))
+        first[mode] = timed(mode, 3)
+    lengths = {mode: max(1, min(100, int(0.2 / time_of_one))) for mode, time_of_one in first.items()}
+    took: dict[str, list[float]] = {mode: [] for mode in first}
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(took["graph"]) < 3:
         best = min((statistics.median(times) for times in took.values() if times), default=0.0)
@@ -83,7 +85,7 @@ def measure(workload: str, starts: int, seconds: float) -> None:
     found = [in_a_process("--start", workload) for _ in range(starts)]
     good = sum(times[one["mode"]] <= 1.03 * best for one in found)
     chosen = sorted({one["mode"] for one in found}, key=times.__getitem__)
-    ways = " | ".join(f"{times[mode]:.3g}" for mode in tune.MODES)
+    ways = " | ".join(f"{times[mode]:.3g}" if mode in times else "" for mode in tune.MODES)
     longest = max(one["seconds"] for one in found)
     print(f"| {workload} | {ways} | {', '.join(chosen)} | {good} of {starts} | {longest:.1f} |", flush=True)
 

@@ -8,11 +8,12 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+import framework
 from framework.layers import Dropout
 from framework.losses import Term
 from framework.replicas import Replicas
 from framework.step import tune as module
-from framework.step.tune import candidates, has_half_convolutions, tune
+from framework.step.tune import candidates, tune
 from tests.small import HOT, build, differing, snapshot
 
 ALL = {"graph": 1.0, "xla_update": 1.0, "xla_gradients": 1.0, "xla": 1.0}
@@ -195,6 +196,17 @@ def test_the_state_is_bit_for_bit_what_it_was_and_so_is_what_is_trained_then(tho
     assert not differing(snapshot(built), snapshot(fixed))
 
 
+def test_batches_that_have_a_state_are_left_as_they_were(thorough):
+    built = framework.build("tests/research/dqn.py", {"train.compile": "auto", "train.block_steps": 4}, "nowhere")
+    built.train_block(4)
+    before = snapshot(built)
+    assert any(path.startswith("data/rows/") for path in before)
+    block = tune(built.train_block, ("graph", "xla_update"), built.replicas, 40)[0]
+    assert not differing(snapshot(built), before)
+    block(1)
+    assert differing(snapshot(built), before) >= {"step", "data/added"}
+
+
 def test_candidates_that_are_not_taken_are_freed(thorough):
     built = build(**{"train.compile": "auto"})
     made, kept = {}, type(built.train_block).compiled_by
@@ -287,28 +299,29 @@ def convolution(cfg):
 @pytest.mark.parametrize(
     ("precision", "make_model", "modes"),
     [
-        ("float16", convolution, ("xla_gradients", "xla")),
-        ("bfloat16", convolution, module.MODES),
-        ("float32", convolution, module.MODES),
+        ("float16", convolution, ("xla_gradients",)),
+        ("bfloat16", convolution, ("graph", "xla_update", "xla_gradients")),
+        ("float32", convolution, ("graph", "xla_update", "xla_gradients")),
         ("float16", None, module.MODES),
     ],
 )
-def test_half_precision_convolutions_on_a_cpu_are_not_tried_outside_of_xla(precision, make_model, modes):
+def test_convolutions_on_a_cpu_are_not_tried_where_they_take_minutes(precision, make_model, modes):
     functions = {} if make_model is None else {"make_model": make_model}
     built = build(functions=functions, **{"train.precision": precision, "train.compile": "auto"})
     assert candidates(built.resolved, built.probe, built.replicas) == modes
-    assert has_half_convolutions(built.probe.graph) == (modes != module.MODES)
 
 
-def test_asking_for_them_in_a_graph_is_warned_of(caplog):
-    for mode in ("xla", "auto"):
-        build(functions={"make_model": convolution}, **{"train.precision": "float16", "train.compile": mode})
+def test_asking_for_them_there_is_warned_of(caplog):
+    for mode, precision in (("xla_gradients", "float16"), ("auto", "float16"), ("graph", "float32")):
+        build(functions={"make_model": convolution}, **{"train.precision": precision, "train.compile": mode})
+    build(**{"train.precision": "float16", "train.compile": "graph"})
     assert "convolutions" not in caplog.text
-    build(functions={"make_model": convolution}, **{"train.precision": "float16", "train.compile": "graph"})
-    assert caplog.messages[-1] == (
-        "train.compile='graph' with float16 convolutions on a CPU: a step may take minutes. Use"
-        " --config.train.compile=auto or xla, or --config.train.precision=bfloat16."
-    )
+    for mode, precision in (("graph", "float16"), ("xla", "float32")):
+        build(functions={"make_model": convolution}, **{"train.precision": precision, "train.compile": mode})
+        assert caplog.messages[-1] == (
+            f"train.compile='{mode}' with {precision} convolutions on a CPU: a step may take minutes. Use"
+            " --config.train.compile=auto."
+        )
 
 
 def test_what_replicas_and_collectives_can_have():
@@ -321,6 +334,7 @@ def test_what_replicas_and_collectives_can_have():
         (None, mirrored, ("graph", "xla")),
         (synchronised, mirrored, ("graph",)),
         (synchronised, {"train.compile": "auto"}, module.MODES),
+        (convolution, mirrored, ("graph", "xla")),
     ):
         built = build(functions={} if make_model is None else {"make_model": make_model}, **settings)
         assert candidates(built.resolved, built.probe, built.replicas) == modes
