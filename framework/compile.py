@@ -14,41 +14,72 @@ from typing import Any
 
 import tensorflow as tf
 
-MODES = ("xla", "graph", "eager")
+MODES = ("graph", "xla", "xla_gradients", "xla_update", "eager")
 
+_HANDFUL = 6
 _STATUS = Path("/proc/self/status")
 
 
-class Compiled:
-    """`fn` compiled by `mode`: 'xla' (one XLA program), 'graph' (tf.function) or 'eager' (as it is).
+def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
+    """What of a step is an XLA program by itself: 'whole', 'gradients', 'update' or nothing.
 
-    With `in_parts`, 'xla' is what `fn` does for parts of itself, and the whole is a tf.function.
+    Args:
+      mode: one of MODES, or 'auto', which is a graph until `tune` has chosen.
+      in_parts: the step is shared by replicas, around which XLA cannot compile.
+    """
+    if mode == "xla":
+        return ("gradients",) if in_parts else ("whole",)
+    return {"xla_gradients": ("gradients",), "xla_update": ("update",)}.get(mode, ())
+
+
+def by_xla(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` as an XLA program of its own inside of a graph; made anew for each trace, it is traced once."""
+    return tf.function(fn, jit_compile=True, autograph=False)
+
+
+class Compiled:
+    """`fn` compiled by `mode`: a tf.function, of which XLA compiles what `programs` says, or 'eager' (as it is).
 
     Attributes:
+      mode: one of MODES.
+      programs: what of `fn` is an XLA program; all but 'whole' is made by `fn` itself, with `by_xla`.
       traces: times the Python body was traced; under 'eager', 0.
-      compilations: times XLA compiled it; None where that cannot be seen (no /proc).
+      compilations: calls in which XLA compiled; None where that cannot be seen (no /proc).
+      calls: all of them.
     """
 
     def __init__(self, fn: Callable[..., Any], mode: str, name: str, in_parts: bool = False) -> None:
+        mode = "graph" if mode == "auto" else mode
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {MODES}")
-        self.mode, self.name = mode, name
-        self.traces = 0
-        self.compilations: int | None = 0 if mode != "xla" or _STATUS.exists() else None
+        self.mode, self.name, self.programs = mode, name, programs(mode, in_parts)
+        self.traces = self.calls = 0
+        self.compilations: int | None = None if self.programs and not _STATUS.exists() else 0
 
         def traced(*args: Any) -> Any:
             self.traces += 1
             return fn(*args)
 
         # Autograph stays off: loops are written with tf.while_loop, so what is compiled is what is read.
-        compiled = mode == "xla" and not in_parts
+        compiled = "whole" in self.programs
         self.function = None if mode == "eager" else tf.function(traced, jit_compile=compiled or None, autograph=False)
         self._fn = fn
 
+    @property
+    def has_recompiled(self) -> bool:
+        """Whether once was not enough."""
+        return max(self.traces, self.compilations or 0) > 1
+
+    @property
+    def keeps_compiling(self) -> bool:
+        """Whether it was compiled more than a handful of times, and not seldom."""
+        return max(self.traces, self.compilations or 0) > max(_HANDFUL, self.calls / 4)
+
     def __call__(self, *args: Any) -> Any:
+        self.calls += 1
         if self.function is None:
             return self._fn(*args)
-        if self.mode != "xla" or self.compilations is None:
+        if not self.programs or self.compilations is None:
             return self.function(*args)
         before = _executable_kilobytes()
         result = self.function(*args)

@@ -65,7 +65,7 @@ def base_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.duration = "5 epochs"  # N steps | epochs | examples
-    config.train.compile = "xla"  # xla, graph or eager
+    config.train.compile = "auto"  # graph, xla, xla_gradients, xla_update, eager, or auto: the fastest, by trial
     config.train.block_steps = 100  # at most this many steps in one compiled call
     config.train.precision = (
         "float32"  # float32, float64, bfloat16 or float16 (weights stay float32 under the last two)
@@ -171,7 +171,7 @@ _CHOICES = {
     "init_weights": ("model", "ema"),
     "data.remainder": ("carry", "pad", "drop"),
     "data.placement": ("auto", "resident", "stream"),
-    "train.compile": ("xla", "graph", "eager"),
+    "train.compile": ("auto", "graph", "xla", "xla_gradients", "xla_update", "eager"),
     "train.precision": ("float32", "float64", "bfloat16", "float16"),
     "train.on_nonfinite": ("stop", "skip", "rewind"),
     "loss_scale.name": ("auto", "dynamic", "static", "none"),
@@ -536,6 +536,11 @@ def _check_replicas(flat: Mapping[str, Any]) -> None:
             f"runtime.all_reduce='{algorithm}' is not one that runtime.strategy='{strategy}' has: {', '.join(legal)}."
             " Use --config.runtime.all_reduce=auto."
         )
+    if strategy not in ("one_device", "parameter_server") and flat["train.compile"] == "xla_update":
+        raise UserError(
+            f"train.compile='xla_update' cannot be had with runtime.strategy='{strategy}': XLA cannot assign to the"
+            " copies of a variable. Use --config.train.compile=auto."
+        )
     devices, virtual = flat["runtime.devices"], flat["runtime.virtual_devices"]
     if virtual and devices > virtual:
         raise UserError(
@@ -549,7 +554,7 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
     if flat["runtime.strategy"] != "parameter_server":
         return
     for key, legal, why in (
-        ("train.compile", ("graph",), "XLA cannot read weights that lie on another device"),
+        ("train.compile", ("graph", "auto"), "XLA cannot read weights that lie on another device"),
         ("ema.decay", (0,), "an average would read all weights after every update"),
         ("train.on_nonfinite", ("stop", "skip"), "what other workers did meanwhile cannot be undone"),
         ("loss_scale.name", ("auto", "none"), "updates are not in the order that a loss scale counts"),

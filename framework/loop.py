@@ -9,6 +9,7 @@ What happens beside the step is a list of hooks in `_hooks`: add yours there.
 """
 
 import contextlib
+import dataclasses
 import enum
 import errno
 import json
@@ -30,8 +31,9 @@ from framework.export.verify import export_all
 from framework.failure import rewind_or_raise
 from framework.hooks import Every, Hook
 from framework.progress import Progress
-from framework.run import Run
+from framework.run import TUNING, Run
 from framework.runtime import Interrupt
+from framework.step import tune
 from framework.step.block import Block
 from framework.step.gradients import forward
 from framework.writers import Console, Jsonl, TensorBoard, Writers
@@ -80,6 +82,10 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
         run.write_header(overrides)
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
+    progress.passed("building")
+    if run.config.train.compile == "auto":
+        _choose(run)
+        progress.passed("tuning")
     with Interrupt() as interrupt, run.checkpoints:
         while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
             start = int(run.state.step)
@@ -88,6 +94,23 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
         write_json(ended, result)
     run.started = None  # a next call counts from its own start
     return result
+
+
+def _choose(run: Run) -> None:
+    """Settles how the blocks are compiled: as the run has done so far, or by trial."""
+    everywhere, left = run.replicas.all_workers, run.total_steps - int(run.state.step)
+    run.recall()
+    if everywhere(int(run.choice is not None), most=False) or left < 1:
+        what = "as before" if run.choice else "at its end already"
+        logging.info("train.compile=auto: %s, %s", run.train_block.compiled.mode, what)
+        return
+    modes = tune.candidates(run.resolved, run.probe, run.replicas)
+    block, choice = tune.tune(run.train_block, modes, run.replicas, left)
+    run.compile_by(choice, block)
+    table = ", ".join(f"{mode} {'-' if ms is None else f'{ms:.3g}'}" for mode, ms in choice.milliseconds.items())
+    logging.info("train.compile=auto: %s, %s (ms a step: %s)", choice.mode, choice.reason, table or "not timed")
+    if run.replicas.is_chief:
+        write_json(run.workdir / TUNING, dataclasses.asdict(choice))
 
 
 class Ended(enum.Enum):
@@ -119,13 +142,27 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
                 rewind_or_raise(run, block)
                 return Ended.TO_REWIND
             step += len(block.rows)
-            if not is_warned and (run.train_block.compiled.compilations or 0) > 1:
+            if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
-                logging.warning("XLA compiled the training step again: compare with --config.train.compile=graph")
+                logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
+            if run.train_block.compiled.keeps_compiling:
+                _save(run, writer, progress)
+                raise _recompiles(run)
             for hook in hooks:
                 hook(step, block)
         _save(run, writer, progress)
     return Ended.AS_ASKED
+
+
+def _recompiles(run: Run) -> RunError:
+    """The error of a run whose step is compiled again and again."""
+    compiled = run.train_block.compiled
+    return RunError(
+        f"the training step keeps being compiled: {compiled.traces} traces and {compiled.compilations} compilations in"
+        f" {compiled.calls} calls (train.compile='{compiled.mode}'). In a compiled step x[i], with i read from a"
+        " variable, compiles anew for every i: write tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU,"
+        f" needs --config.train.compile=graph, in another folder. Step {int(run.state.step)} is saved."
+    )
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -184,7 +221,8 @@ def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Ho
     def histograms(step: int, block: Block) -> None:
         # The gradients are those of the step to come, at the weights shown.
         weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
-        gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect().items()}
+        mode = "xla_gradients" if "graph" in tune.slow_convolutions(run.probe.graph, run.replicas) else "graph"
+        gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(mode).items()}
         writer.histograms(step, weights | gradients)
 
     def evaluation(step: int, block: Block) -> None:
@@ -223,7 +261,8 @@ def _save(run: Run, writer: Writers, progress: Progress) -> None:
     if not run.replicas.is_chief:
         return
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
-    run.checkpoints.save(run.state, progress.note())
+    tuning = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
+    run.checkpoints.save(run.state, progress.note() | tuning)
 
 
 def _status(run: Run) -> str:
@@ -284,6 +323,7 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
         "examples_per_second": _or_none(rate),
         "replicas": run.replicas.count,
         "compile": compiled.mode,
+        "tuning": None if run.choice is None else dataclasses.asdict(run.choice),
         "traces": compiled.traces,
         "compilations": compiled.compilations,
     }

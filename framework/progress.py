@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from absl import logging
+
 
 class Progress:
     """What result.json and the log say beside the state.
@@ -46,6 +48,11 @@ class Progress:
         self._before = float(note.get("wall_seconds", 0.0))
         self._lap_start = self._seconds = 0.0
         self._lap_first = self._steps = 0
+        self._phases: dict[str, float] = {}
+
+    def passed(self, phase: str) -> None:
+        """Something that comes before the first step, such as 'building', is done."""
+        self._phases[phase] = self._clock() - self._started - sum(self._phases.values())
 
     def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
         """Runs a block of `k` steps and takes its time; the first one compiles and is not counted as speed."""
@@ -53,6 +60,9 @@ class Progress:
         block = train_block(k)
         if self.time_to_first_step is None:
             self.time_to_first_step = self._clock() - self._started
+            phases = self._phases | {"compiling": self._clock() - start}
+            parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+            logging.info("first step after %.1f s, of which %s", self.time_to_first_step, parts)
         else:
             self._seconds += self._clock() - start
             self._steps += k

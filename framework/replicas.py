@@ -20,6 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from framework import rng
+from framework.compile import by_xla
 
 
 class Replicas:
@@ -66,13 +67,14 @@ class Replicas:
 
         Args:
           args: nests of tensors, or of what an earlier `run` returned, of which each replica gets its own.
-          mode: 'xla' compiles what each replica does.
+          mode: 'xla' makes what each replica does a program of its own.
 
         Returns:
           what the replicas returned, each its own; opaque to all but `run`, `total` and `gather` if they are several.
         """
         if self.strategy is None:
-            return fn(0, *args)
+            on_device = functools.partial(fn, 0)
+            return by_xla(on_device)(*args) if mode == "xla" else on_device(*args)
         scope, start = rng.current(), rng.position()
 
         def on_replica(*args: Any) -> Any:
@@ -81,7 +83,7 @@ class Replicas:
                 index = self._index()
                 if mode != "xla":
                     return fn(index, *args)
-                return tf.function(lambda *args: fn(index, *args), jit_compile=True, autograph=False)(*args)
+                return by_xla(functools.partial(fn, index))(*args)
 
         return self.strategy.run(on_replica, args=args)
 

@@ -38,7 +38,7 @@ from framework.optim import Schedule
 from framework.overrides import override, restored
 from framework.replicas import ParameterServers, Replicas
 from framework.state import TrainState
-from framework.step import asynchronous
+from framework.step import asynchronous, tune
 from framework.step.asynchronous import AsynchronousBlock
 from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
@@ -46,6 +46,7 @@ from framework.step.gradients import Loss
 from framework.step.layout import Layout
 from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
 from framework.step.tools import NORMS, Step, Tools, standard_step
+from framework.step.tune import Choice
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
 # kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
@@ -55,6 +56,9 @@ _MAY_DIFFER = (
     *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
     *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
 )
+
+
+TUNING = "tuning.json"  # of a run folder: how train.compile=auto chose
 
 
 @dataclasses.dataclass
@@ -75,6 +79,7 @@ class Run:
       exports: the experiment's export hooks.
       started: `time.monotonic()` when `build` was called; None after a `train`, whose successor counts for itself.
       note: what the last restored checkpoint said of the run so far.
+      choice: how `train.compile=auto` chose to compile the blocks; None before, and where the config says how.
     """
 
     experiment: Experiment
@@ -94,6 +99,7 @@ class Run:
     exports: Sequence[ExportHook]
     started: float | None
     note: dict[str, Any] = dataclasses.field(default_factory=dict)
+    choice: Choice | None = None
 
     @property
     def model(self) -> keras.Model:
@@ -130,6 +136,22 @@ class Run:
         note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, self.replicas.is_chief)
         self.note = self.note if note is None else note
         return int(self.state.step)
+
+    def compile_by(self, choice: Choice, block: TrainBlock | None = None) -> None:
+        """Compiles the blocks in the chosen way; `block` is the training block if that is compiled already."""
+        self.choice, self.train_block = choice, block or self.train_block.compiled_by(choice.mode)
+        blocks = {id(block): block.compiled_by(choice.mode) for block in self.eval_blocks.values()}
+        self.eval_blocks = {split: blocks[id(block)] for split, block in self.eval_blocks.items()}
+
+    def recall(self) -> None:
+        """Under `train.compile=auto`, compiles the blocks as the run did before, if it did and that can be had here."""
+        path = self.workdir / TUNING
+        # That of the folder is older than the first checkpoint; the note is what a run has that goes on in another.
+        kept = json.loads(path.read_text()) if path.exists() else self.note.get("tuning")
+        if self.config.train.compile != "auto" or kept is None:
+            return
+        if kept["mode"] in tune.candidates(self.resolved, self.probe, self.replicas):
+            self.compile_by(Choice(**kept))
 
     def on_one_device(self) -> "Run":
         """The same run and state without replicas, to be exported or looked at; itself if it has none."""
@@ -230,6 +252,7 @@ def build(
         _warn_of_change(workdir, loaded)
         if restore:
             run.restore()
+        run.recall()
     return run
 
 
@@ -295,6 +318,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
         # Tracing the loss creates the variables of models that wait for their first input.
         found = probe(loss, model, metrics, data, resolved, replicas.count)
+        tune.warn_of_convolutions(resolved, found, replicas)
         if is_asynchronous:
             asynchronous.check(make, model, data, found)
         schedules = optim.schedules_of(make["make_schedule"](resolved, resolved.train.duration), model)

@@ -1,5 +1,10 @@
 """framework/compile.py: a healthy function is traced and compiled once, and the counters see the known traps."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
@@ -9,6 +14,7 @@ from framework.step.block import repeat
 
 sees_compilations = pytest.mark.skipif(not module._STATUS.exists(), reason="compilations cannot be seen without /proc")
 SIZE = 16
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_block(variable, data):
@@ -98,7 +104,11 @@ def test_the_smallest_programs_are_counted_and_apart_from_each_other():
 
 def test_where_compilations_cannot_be_seen_their_number_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
-    assert [Compiled(lambda: tf.constant(1), mode, "f").compilations for mode in module.MODES] == [None, 0, 0]
+    assert [Compiled(lambda: tf.constant(1), mode, "f").compilations for mode in ("graph", "xla", "eager")] == [
+        0,
+        None,
+        0,
+    ]
     function = Compiled(lambda: tf.constant(1), "xla", "f")
     assert int(function()) == 1
     assert (function.traces, function.compilations) == (1, None)
@@ -108,7 +118,7 @@ def test_modes_run_where_they_say():
     seen = []
     for mode in module.MODES:
         Compiled(lambda: seen.append(tf.executing_eagerly()) or tf.constant(1), mode, "f")()
-    assert seen == [False, False, True]
+    assert dict(zip(module.MODES, seen, strict=True)) == dict.fromkeys(module.MODES, False) | {"eager": True}
 
 
 def test_python_control_flow_is_not_rewritten():
@@ -120,4 +130,71 @@ def test_python_control_flow_is_not_rewritten():
 def test_an_unknown_mode():
     with pytest.raises(ValueError) as error:
         Compiled(lambda: None, "jit", "f")
-    assert str(error.value) == "mode='jit' is not one of ('xla', 'graph', 'eager')"
+    assert str(error.value) == "mode='jit' is not one of ('graph', 'xla', 'xla_gradients', 'xla_update', 'eager')"
+
+
+def test_what_is_a_program_by_itself():
+    alone = {"xla": ("whole",), "xla_gradients": ("gradients",), "xla_update": ("update",)}
+    assert {
+        mode: module.programs(mode, False) for mode in ("auto", *module.MODES) if module.programs(mode, False)
+    } == alone
+    assert module.programs("xla", in_parts=True) == module.programs("xla_gradients", in_parts=True) == ("gradients",)
+
+
+@sees_compilations
+def test_keeping_on_compiling_is_told_from_compiling_again():
+    counter, data = tf.Variable(0), tf.range(1000.0)
+
+    def subscript(x):
+        counter.assign_add(1)
+        return data[counter] + x
+
+    trap = Compiled(subscript, "xla", "trap")
+    verdicts = []
+    for _ in range(module._HANDFUL + 1):
+        trap(tf.constant(0.0))
+        verdicts.append((trap.has_recompiled, trap.keeps_compiling))
+    assert verdicts[0] == (False, False)
+    assert verdicts[-1] == (True, True)
+    assert verdicts.index((True, False)) < verdicts.index((True, True))
+
+    double = Compiled(lambda x: 2 * x, "graph", "double")
+    for length in range(1, module._HANDFUL + 2):
+        double(tf.ones([length]))
+    assert double.keeps_compiling  # traces count as well
+    for _ in range(4 * module._HANDFUL):
+        double(tf.ones([1]))
+    assert (double.has_recompiled, double.keeps_compiling) == (True, False)  # it has come to rest
+
+
+KEPT = """
+import sys
+import framework
+from framework.checkpoint import digest
+
+run = framework.build("tests/tiny.py", {"train.compile": "xla"}, "nowhere")
+for k in (1, 3, 8):
+    run.train_block(k)
+print(digest(run.state))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_programs_can_be_kept_and_end_in_the_same_bits(tmp_path):
+    folder = tmp_path / "programs"
+    flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={folder}"}
+
+    def bits(flags):
+        command = [sys.executable, "-c", KEPT]
+        done = subprocess.run(
+            command, env={**os.environ, **flags}, capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        return done.stdout.split()[-1], {path.name: path.stat().st_mtime_ns for path in folder.glob("*")}
+
+    alone, nothing = bits({})
+    compiled, files = bits(flags)
+    loaded, again = bits(flags)
+    assert not nothing
+    assert len(files) == 1
+    assert again == files  # nothing was compiled
+    assert alone == compiled == loaded

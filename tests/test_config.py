@@ -112,7 +112,7 @@ CHOICES = {
     "init_weights": ("model", "ema"),
     "data.remainder": ("carry", "pad", "drop"),
     "data.placement": ("auto", "resident", "stream"),
-    "train.compile": ("xla", "graph", "eager"),
+    "train.compile": ("auto", "graph", "xla", "xla_gradients", "xla_update", "eager"),
     "train.precision": ("float32", "float64", "bfloat16", "float16"),
     "train.on_nonfinite": ("stop", "skip", "rewind"),
     "loss_scale.name": ("auto", "dynamic", "static", "none"),
@@ -414,7 +414,7 @@ PLAIN = (
             "get_config set 'data.batch_sise', which is nearly 'data.batch_size'."
             " Write config.data.batch_size, or another name.",
         ),
-        (drop("compile"), "get_config dropped 'train.compile'. Start from base_config(), which sets it to 'xla'."),
+        (drop("compile"), "get_config dropped 'train.compile'. Start from base_config(), which sets it to 'auto'."),
         (
             ConfigDict(),
             "get_config dropped 'checkpoint.asynchronous'. Start from base_config(), which sets it to True.",
@@ -505,6 +505,11 @@ def test_ints_do_for_floats():
         (
             {"runtime.strategy": "mirrored", "runtime.devices": 4, "runtime.virtual_devices": 2},
             "runtime.devices=4 is more than runtime.virtual_devices=2. Use --config.runtime.virtual_devices=4.",
+        ),
+        (
+            {"runtime.strategy": "mirrored", "train.compile": "xla_update"},
+            "train.compile='xla_update' cannot be had with runtime.strategy='mirrored': XLA cannot assign to the copies"
+            " of a variable. Use --config.train.compile=auto.",
         ),
         (
             {"runtime.strategy": "mirrored", "runtime.all_reduce": "ring"},

@@ -70,6 +70,8 @@ FURTHER_FLAGS = {
     "quick",
     "repeats",
     "rm",
+    "starts",
+    "tf_xla_persistent_cache_directory",
     "variant",
     "workloads",
 }
@@ -286,7 +288,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from framework.modes import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    built = runs.build(str(ROOT / "tests" / "tiny.py"), {"log.every": "20 steps"}, folder)
+    settings = {"log.every": "20 steps", "train.compile": "auto"}
+    built = runs.build(str(ROOT / "tests" / "tiny.py"), settings, folder)
     assert train.main(built, []) == 0
     loop.export_run(built)
     return folder

@@ -1,9 +1,10 @@
 """The step against NumPy in float64: compiled or not, on replicas, in micro-batches or not, ragged and empty ones too.
 
 The product {eager, graph, xla} x {1, 2, 4 micro-batches} x {full, ragged, empty tail} x {no clip, global norm} x {SGD,
-Adam, AdamW}, in float32 and float64, and {graph, xla} of it on {2, 4} replicas, each over 24 updates of a small network
-with two terms of different masks and L2. `make test` runs what is in `QUICK` and `QUICK_REPLICAS`, in which every pair
-of settings occurs; `make test-slow` runs the rest. What replicas do beyond that is in `tests/test_replicas.py`.
+Adam, AdamW}, in float32 and float64, the same with only the gradients or only the update compiled by XLA, and {graph,
+xla} of it on {2, 4} replicas, each over 24 updates of a small network with two terms of different masks and L2. `make
+test` runs what is in `QUICK`, `QUICK_PARTS` and `QUICK_REPLICAS`, in which every pair of settings occurs; `make
+test-slow` runs the rest. What replicas do beyond that is in `tests/test_replicas.py`.
 """
 
 import functools
@@ -43,9 +44,22 @@ def is_quick(case):
 
 
 QUICK = [case for case in CASES if is_quick(case)]
+PARTS = ("xla_gradients", "xla_update")
+PART_CASES = list(itertools.product(PARTS, MICRO, TAILS, CLIPS, RATES, ("float32", "float64")))
+# Found by a greedy search for few cases in which every pair of settings occurs, as the replicas' below.
+QUICK_PARTS = [
+    ("xla_gradients", 1, "ragged", "none", "adamw", "float32"),
+    ("xla_gradients", 2, "full", "none", "sgd", "float32"),
+    ("xla_gradients", 2, "ragged", "none", "adam", "float64"),
+    ("xla_gradients", 4, "empty tail", "none", "adam", "float32"),
+    ("xla_gradients", 4, "full", "global_norm", "adamw", "float32"),
+    ("xla_update", 1, "empty tail", "none", "sgd", "float32"),
+    ("xla_update", 1, "full", "global_norm", "adam", "float64"),
+    ("xla_update", 2, "empty tail", "global_norm", "adamw", "float64"),
+    ("xla_update", 4, "ragged", "global_norm", "sgd", "float64"),
+]
 REPLICAS = (2, 4)
 REPLICA_CASES = list(itertools.product(REPLICAS, MODES[1:], MICRO, TAILS, CLIPS, RATES, ("float32", "float64")))
-# Found by a greedy search for few cases in which every pair of settings occurs.
 QUICK_REPLICAS = [
     (2, "graph", 1, "ragged", "global_norm", "adam", "float64"),
     (2, "graph", 1, "ragged", "none", "adamw", "float32"),
@@ -246,7 +260,7 @@ def check(case, replicas=1):
         assert row["loss/penalty"] > 0
 
 
-@pytest.mark.parametrize("case", QUICK, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("case", [*QUICK, *QUICK_PARTS], ids=lambda case: "-".join(map(str, case)))
 def test_the_step_is_that_of_numpy(case):
     check(case)
 
@@ -265,13 +279,17 @@ def test_the_rest_of_the_product_on_replicas(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK], ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize(
+    "case",
+    [case for case in [*CASES, *PART_CASES] if case not in [*QUICK, *QUICK_PARTS]],
+    ids=lambda c: "-".join(map(str, c)),
+)
 def test_the_rest_of_the_product(case):
     check(case)
 
 
 def test_the_quick_part_has_every_pair_of_settings():
-    for every, quick in ((CASES, QUICK), (REPLICA_CASES, QUICK_REPLICAS)):
+    for every, quick in ((CASES, QUICK), (PART_CASES, QUICK_PARTS), (REPLICA_CASES, QUICK_REPLICAS)):
         for left, right in itertools.combinations(range(len(every[0])), 2):
             pairs = {(case[left], case[right]) for case in every}
             assert {(case[left], case[right]) for case in quick} == pairs

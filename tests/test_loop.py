@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -9,11 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tf_keras as keras
 
 from framework import checkpoint, loop, paths, run, storage
 from framework.checkpoint import Checkpoints, digest, read_arrays
 from framework.config import RunError, UserError
 from framework.failure import NonFiniteError
+from framework.replay import replay_step
+from framework.step import tune
+from framework.step.tune import Choice
+from tests import small
 
 TINY = "tests/tiny.py"
 
@@ -49,6 +56,11 @@ def before_blocks(built, action):
         def __call__(self, k):
             action(int(built.state.step), k)
             return train_block(k)
+
+        def compiled_by(self, mode):
+            built.train_block = train_block.compiled_by(mode)
+            before_blocks(built, action)
+            return built.train_block
 
     built.train_block = Watched()
 
@@ -430,3 +442,134 @@ def test_a_state_that_no_checkpoint_holds_is_not_trained_on(tmp_path):
     assert str(caught.value) == (
         f"the state in memory is at step 2, but {tmp_path / 'run'} has no checkpoint of it. Build the run anew."
     )
+
+
+@pytest.fixture
+def chooses(monkeypatch):
+    """Makes tuning take a candidate that is not the first; (mode, steps) of each time it was asked."""
+    asked = []
+
+    def choose(block, modes, replicas, steps):
+        asked.append((modes, steps))
+        return block.compiled_by("xla_update"), Choice("xla_update", {"graph": 2.0, "xla": None}, "the fastest")
+
+    monkeypatch.setattr(tune, "tune", choose)
+    return asked
+
+
+def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, chooses, caplog):
+    caplog.set_level("INFO")
+    whole, parts = build(tmp_path / "whole", "auto"), build(tmp_path / "parts", "auto")
+    assert whole.train_block.compiled.mode == "graph"  # until it is tuned
+    result = loop.train(whole)
+    assert "train.compile=auto: xla_update, the fastest (ms a step: graph 2, xla -)" in caplog.messages
+    assert re.search(
+        r"first step after [\d.]+ s, of which building [\d.]+, tuning [\d.]+, compiling [\d.]+", caplog.text
+    )
+    kept = {"mode": "xla_update", "milliseconds": {"graph": 2.0, "xla": None}, "reason": "the fastest"}
+    assert (result["compile"], result["tuning"], result["traces"]) == ("xla_update", kept, 1)
+    assert json.loads((tmp_path / "whole" / "tuning.json").read_text()) == kept
+    assert whole.eval_blocks["test"].compiled.mode == "graph"  # which is what goes with it
+
+    interrupt_at(parts, 20)
+    loop.train(parts)
+    assert chooses == [(tune.MODES, 40)] * 2
+    (tmp_path / "parts" / "tuning.json").unlink()  # a checkpoint that was copied elsewhere knows by itself
+    caplog.clear()
+    again = build(tmp_path / "parts", "auto")
+    loop.train(again)
+    assert "train.compile=auto: xla_update, as before" in caplog.messages
+    assert len(chooses) == 2
+    assert again.train_block.compiled.mode == "xla_update"
+    assert digest(again.state) == digest(whole.state)
+
+    looked = run.build(TINY, {}, tmp_path / "whole", of_workdir=True)
+    assert looked.train_block.compiled.mode == "xla_update"
+    assert loop.evaluate(looked) == result["final"]
+    shown = replay_step(looked, 10)
+    assert shown.logged
+    assert not shown.differing
+    with pytest.raises(UserError) as error:
+        build(tmp_path / "whole", "xla_update")
+    assert str(error.value) == (
+        f"--workdir={tmp_path / 'whole'} holds a run of another config (train.compile: 'auto' there, 'xla_update' now)."
+        " Use another folder."
+    )
+
+
+def test_a_run_that_died_before_its_first_checkpoint_takes_the_same_choice(tmp_path, chooses):
+    first = build(tmp_path / "run", "auto")
+
+    def die(first_step, k):
+        raise RuntimeError("killed")
+
+    before_blocks(first, die)
+    with pytest.raises(RuntimeError, match="killed"):
+        loop.train(first)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    result = loop.train(build(tmp_path / "run", "auto"))
+    assert (result["compile"], len(chooses)) == ("xla_update", 1)
+
+
+def test_a_choice_that_cannot_be_had_on_these_devices_is_made_again(tmp_path, chooses, monkeypatch):
+    built = build(
+        tmp_path / "run", "auto", **{"train.duration": "10 steps", "eval.every": "", "log.histograms_every": ""}
+    )
+    interrupt_at(built, 5)
+    loop.train(built)
+    mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "train.duration": "10 steps"}
+    elsewhere = build(tmp_path / "run", "auto", **mirrored, **{"eval.every": "", "log.histograms_every": ""})
+
+    def choose(block, modes, replicas, steps):
+        chooses.append((modes, steps))
+        return block.compiled_by(modes[0]), Choice(modes[0], {}, "the first")
+
+    monkeypatch.setattr(tune, "tune", choose)
+    assert loop.train(elsewhere)["compile"] == "graph"
+    assert chooses[-1][0] == ("graph", "xla")
+
+
+class Turning(keras.layers.Layer):
+    """Adds a row of a table whose number is in a variable that each step moves on."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take = take
+
+    def build(self, shape):
+        self.row = self.add_weight("row", [], dtype="int32", trainable=False, initializer="zeros")
+        self.table = self.add_weight("table", [40, 6], trainable=False, initializer="zeros")
+
+    def call(self, x, training=False):
+        if training:
+            self.row.assign((self.row + 1) % 40)
+        return x + self.take(self.table, self.row.read_value())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compilations cannot be seen without /proc")
+def test_a_run_that_keeps_compiling_is_stopped_and_saved(tmp_path):
+    def turning(workdir, take):
+        functions = {"make_model": lambda cfg: keras.Sequential([Turning(take), keras.layers.Dense(3)])}
+        settings = {
+            "train.compile": "xla",
+            "train.block_steps": 2,
+            "train.duration": "40 steps",
+            "log.every": "20 steps",
+        }
+        return small.build(workdir, functions=functions, **settings)
+
+    trap = turning(tmp_path / "trap", lambda table, i: table[i])
+    with pytest.raises(RunError) as error:
+        loop.train(trap)
+    calls = trap.train_block.compiled.calls
+    step = int(trap.state.step)
+    assert step < 20
+    assert str(error.value) == (
+        f"the training step keeps being compiled: 1 traces and {calls} compilations in {calls} calls"
+        " (train.compile='xla'). In a compiled step x[i], with i read from a variable, compiles anew for every i: write"
+        " tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU, needs --config.train.compile=graph, in"
+        f" another folder. Step {step} is saved."
+    )
+    assert trap.checkpoints.steps() == [step]
+    result = loop.train(turning(tmp_path / "healthy", tf.gather))
+    assert (result["status"], result["traces"], result["compilations"]) == ("finished", 1, 1)

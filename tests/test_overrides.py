@@ -215,7 +215,7 @@ def test_apply_preset():
     assert overrides_module.apply_preset(plain, "", PRESETS) is plain
     assert (plain.model.width, plain.train.duration) == (128, "5 epochs")
     small = overrides_module.apply_preset(own(width=128), "small", PRESETS)
-    assert (small.model.width, small.train.duration, small.train.compile) == (8, "1 epoch", "xla")
+    assert (small.model.width, small.train.duration, small.train.compile) == (8, "1 epoch", "auto")
     assert overrides_module.apply_preset(own(), "large", PRESETS).schedule.boundaries == ("1%", "2%")
     assert PRESETS["small"] == {"model.width": 8, "train.duration": "1 epoch"}
 

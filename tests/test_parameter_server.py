@@ -236,6 +236,7 @@ def test_a_cluster_without_its_roles_is_refused(environment, message):
     ("key", "value", "why", "use"),
     [
         ("train.compile", "xla", "XLA cannot read weights that lie on another device", "graph"),
+        ("train.compile", "xla_update", "XLA cannot read weights that lie on another device", "graph"),
         ("train.compile", "eager", "XLA cannot read weights that lie on another device", "graph"),
         ("ema.decay", 0.9, "an average would read all weights after every update", "0"),
         ("train.on_nonfinite", "rewind", "what other workers did meanwhile cannot be undone", "stop"),

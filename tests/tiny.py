@@ -18,6 +18,7 @@ def get_config(arg: str) -> ConfigDict:
     config = mnist_mlp.get_config(arg)
     config.data.name = "digits"
     config.train.duration = "40 steps"
+    config.train.compile = "xla"
     config.train.block_steps = 8
     config.log.every = "5 steps"
     config.eval.batch_size = 128

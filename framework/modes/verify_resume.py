@@ -27,7 +27,7 @@ import numpy as np
 from framework import paths
 from framework.checkpoint import digest
 from framework.config import UserError
-from framework.run import Run
+from framework.run import TUNING, Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 # Of five kills: most where something can be lost.
@@ -87,6 +87,7 @@ def _verify(run: Run, command: Sequence[str], folder: Path, kills: int) -> str:
     while done < kills:
         runs += 1
         workdir = folder / f"killed-{runs}"
+        _as_tuned(folder / "uninterrupted", workdir)
         while done < kills and not _has_ended(workdir):
             moment = moments[done]
             if _killed(command, workdir, moment, draws.uniform(0, start_up), draws.uniform(0, window), draws):
@@ -106,6 +107,13 @@ def _verify(run: Run, command: Sequence[str], folder: Path, kills: int) -> str:
         if problem := _difference(whole, ended):
             return problem
     return ""
+
+
+def _as_tuned(whole: Path, workdir: Path) -> None:
+    """A run that is to have the bits of another is compiled as that one was (train.compile=auto)."""
+    workdir.mkdir()
+    if (whole / TUNING).exists():
+        shutil.copyfile(whole / TUNING, workdir / TUNING)
 
 
 def _uninterrupted(run: Run, command: Sequence[str], workdir: Path) -> tuple[_Ended, float, float]:

@@ -9,7 +9,9 @@ the loop goes around the replicas, of which each gathers its part of a batch.
 """
 
 import contextlib
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
-from framework.compile import Compiled
+from framework.compile import Compiled, programs
 from framework.data.batches import Batch, Batches
 from framework.optim import Schedule, global_norm
 from framework.replicas import Replicas
@@ -113,6 +115,15 @@ class TrainBlock:
         norms = {name: float(norm) for name, norm in norms.items()}
         return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted, norms)
 
+    def compiled_by(self, mode: str) -> "TrainBlock":
+        """The same steps on the same state, compiled in another way; itself if that is its own."""
+        if mode == self.compiled.mode:
+            return self
+        other = copy.copy(self)
+        other.compiled = Compiled(other._run, mode, "train", in_parts=self._replicas.strategy is not None)
+        other._inspect = {}
+        return other
+
     @property
     def state(self) -> TrainState:
         """What its steps change."""
@@ -132,16 +143,21 @@ class TrainBlock:
         """
         mode = "eager" if self.compiled.mode == "eager" else mode
         in_parts = self._replicas.strategy is not None
-        compiled = self._inspect.setdefault(mode, Compiled(self._gradients, mode, "inspect", in_parts))
+        gradients = functools.partial(self._gradients, programs(mode, in_parts))
+        compiled = self._inspect.setdefault(mode, Compiled(gradients, mode, "inspect", in_parts))
         with self.untouched():
             # Inside the graph where batches can be made there: a streamed one comes from the host.
             batch = {} if self._batches.is_resident else self.batch()
             return {path: gradient.numpy() for path, gradient in compiled(batch).items()}
 
-    def look(self, batch: Batch) -> Gradients:
-        """What the next step would report and apply on `batch`; eagerly, if called so."""
+    def look(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
+        """What the next step would report and apply on `batch`; eagerly, if called so.
+
+        Args:
+          programs: what of it is an XLA program by itself, see `Tools.run`.
+        """
         with scopes(self._config.train.precision, self._key, self._state.step.read_value()):
-            return self._tools.look(self._step, batch)
+            return self._tools.look(self._step, batch, programs)
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
@@ -198,7 +214,7 @@ class TrainBlock:
             batch = take_parts(self._replicas, self._parts, plans, index)
             for name, variable in self._seen.items():
                 variable.assign(batch[name])
-            terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed)
+            terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed, self.compiled.programs)
         halt = self._count(allowed)
         scalars = {"loss": total(terms), "skipped": state.skipped.read_value()}
         scalars["empty_terms"] = state.empty_terms.read_value()
@@ -227,8 +243,8 @@ class TrainBlock:
             halt = state.skipped_in_row >= settings.nonfinite_limit
         return halt
 
-    def _gradients(self, batch: Batch) -> dict[str, tf.Tensor]:
-        return self.look(batch or self.batch()).gradients
+    def _gradients(self, programs: Sequence[str], batch: Batch) -> dict[str, tf.Tensor]:
+        return self.look(batch or self.batch(), programs).gradients
 
 
 def parts_of(batches: Batches, replicas: Replicas) -> list[Batches]:

@@ -4,6 +4,7 @@ evaluate = EvalBlock(model, loss, metrics, batches, config, terms, replicas)
 evaluate()                              # {'loss': 0.07, 'accuracy': 0.98}
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ from framework.step.gradients import PENALTY, Loss, forward
 from framework.step.layout import Layout, mean, term_key
 from framework.step.probe import scopes
 
+# What compiles the forward pass of training compiles a pass over a split as a whole.
+_MODES = {"xla_gradients": "xla", "xla_update": "graph"}
+
 
 class EvalBlock:
     """One pass over an evaluation split, compiled; sums are merged over batches in float64."""
@@ -37,9 +41,9 @@ class EvalBlock:
         replicas: Replicas,
         has_collectives: bool = False,
     ) -> None:
-        self.compiled = Compiled(self._run, config.train.compile, "evaluate", in_parts=replicas.strategy is not None)
+        self.compiled = self._compiled(config.train.compile, replicas)
         self._replicas, self._parts = replicas, parts_of(batches, replicas)
-        self._mode = "graph" if has_collectives else config.train.compile
+        self._has_collectives = has_collectives
         self._layout = Layout((), terms, metrics)
         self._steps = epoch_steps(batches)
         self._block_steps = min(config.train.block_steps, self._steps)
@@ -63,13 +67,24 @@ class EvalBlock:
         loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
         return {"loss": loss, **self._layout.results(totals)}
 
+    def compiled_by(self, mode: str) -> "EvalBlock":
+        """The same pass, compiled as suits a training block compiled by `mode`."""
+        other = copy.copy(self)
+        other.compiled = other._compiled(mode, self._replicas)
+        return other
+
+    def _compiled(self, mode: str, replicas: Replicas) -> Compiled:
+        return Compiled(self._run, _MODES.get(mode, mode), "evaluate", in_parts=replicas.strategy is not None)
+
     def _run(self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch]) -> tf.Tensor:
         plans = plans or [part.plan(first, k, self._block_steps) for part in self._parts]
+
+        mode = "xla" if "gradients" in self.compiled.programs and not self._has_collectives else "graph"
 
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch = take_parts(self._replicas, self._parts, plans, index)
-                return self._replicas.total(self._row, batch, mode=self._mode), tf.constant(False)
+                return self._replicas.total(self._row, batch, mode=mode), tf.constant(False)
 
         return repeat(step, k, self._block_steps, self._layout.width, self._dtype).rows
 

@@ -97,10 +97,10 @@ def _has_collectives(loss: Loss, model: Any) -> bool:
 def _check_collectives(config: FrozenConfigDict, replicas: int) -> None:
     if replicas == 1:
         return
-    if config.train.compile == "xla":
+    if config.train.compile in ("xla", "xla_gradients"):
         raise UserError(
-            "train.compile='xla': the forward pass communicates between replicas (synchronised BatchNorm, or"
-            " needs_collectives), which XLA cannot compile. Use --config.train.compile=graph."
+            f"train.compile='{config.train.compile}': the forward pass communicates between replicas (synchronised"
+            " BatchNorm, or needs_collectives), which XLA cannot compile. Use --config.train.compile=graph."
         )
     if config.train.micro_batches > 1:
         raise UserError(

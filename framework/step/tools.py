@@ -21,6 +21,7 @@ import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
+from framework.compile import by_xla
 from framework.config import UserError, near
 from framework.metrics import Metric
 from framework.replicas import Replicas
@@ -52,6 +53,7 @@ class Tools:
         self._dtype = precision.master_dtype(config.train.precision)
         self._finite: list[tf.Tensor] = []
         self._applied: dict[str, Applied] = {}
+        self._programs: tuple[str, ...] = ()
         self._allowed = tf.constant(True)
         self._looked: dict[str, tf.Tensor] | None = None
 
@@ -82,7 +84,7 @@ class Tools:
             micro_batches=self._config.train.micro_batches,
             scale=None if loss_scale is None else loss_scale.scale.read_value(),
             replicas=self._replicas,
-            mode=self._config.train.compile,
+            mode="xla" if "gradients" in self._programs else "graph",
             has_collectives=self._has_collectives,
         )
         self._finite.append(tf.math.is_finite(total(found.terms)))
@@ -104,9 +106,14 @@ class Tools:
         if self._looked is not None:
             self._looked |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
             return
+        # Inside of an XLA program, where a conditional copies what it may change.
+        masked = self._replicas.strategy is None and bool({"whole", "update"} & set(self._programs))
+
+        def update(gradients: Mapping[str, tf.Tensor], allowed: tf.Tensor) -> Applied:
+            return apply(optimizer, gradients, self._config.clip, allowed, self._replicas, masked)
+
         allowed = self.is_finite() & self._allowed
-        mode = self._config.train.compile if self._replicas.strategy is None else "graph"
-        applied = apply(optimizer, gradients, self._config.clip, allowed, self._replicas, mode)
+        applied = (by_xla(update) if "update" in self._programs else update)(dict(gradients), allowed)
         self._finite.append(applied.is_finite)
         self._applied[to] = applied
 
@@ -143,17 +150,20 @@ class Tools:
         batch: Mapping[str, tf.Tensor],
         guarded: Sequence[tf.Variable],
         allowed: tf.Tensor,
+        programs: Sequence[str] = (),
     ) -> Any:
         """Runs a step as a whole or not at all.
 
         Args:
           guarded: what is put back where the step does not count; `apply` keeps the weights itself.
           allowed: bool scalar; False for a step that is to be left out.
+          programs: which of 'gradients' and 'update' are XLA programs by themselves.
 
         Returns:
           what the step returned.
         """
         self._finite, self._applied, self._allowed, self._looked = [], {}, allowed, None
+        self._programs = tuple(programs)
         before = [(copy, copy.read_value()) for variable in guarded for copy in paths.copies(variable)]
         returned = self._checked(step(self._state, batch))
         state, is_good = self._state, self.is_finite() & allowed
@@ -176,13 +186,14 @@ class Tools:
             when(is_good, keep, put_back)
         return returned
 
-    def look(self, step: Step, batch: Mapping[str, tf.Tensor]) -> Gradients:
+    def look(self, step: Step, batch: Mapping[str, tf.Tensor], programs: Sequence[str] = ()) -> Gradients:
         """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned.
 
         Args:
           batch: {name: [batch, ...]}, the whole of it, which is looked at as by a single device.
+          programs: see `run`.
         """
-        self._finite, self._applied, self._looked = [], {}, {}
+        self._finite, self._applied, self._looked, self._programs = [], {}, {}, tuple(programs)
         replicas, self._replicas = self._replicas, self._replicas.alone()
         try:
             terms, metrics = self._checked(step(self._state, batch))

@@ -1,6 +1,6 @@
 """From gradients to new weights: finite, norm, clip, apply.
 
-    applied = apply(optimizer, gradients, config.clip, allowed, replicas, mode='graph')
+    applied = apply(optimizer, gradients, config.clip, allowed, replicas)
     applied.is_finite, applied.gradient_norm
 
 Nothing else in the framework changes a weight.
@@ -37,7 +37,7 @@ def apply(
     settings: ConfigDict,
     allowed: tf.Tensor,
     replicas: Replicas,
-    mode: str,
+    masked: bool = False,
 ) -> Applied:
     """Clips and applies one update, or changes nothing.
 
@@ -46,7 +46,8 @@ def apply(
       settings: config.clip.
       allowed: bool scalar; False changes nothing, as gradients that are not finite do.
       replicas: each applies the same update to its copy of the weights.
-      mode: 'xla' inside of a program that XLA compiles as a whole.
+      masked: whether to choose between new and old weights in the pass over them, where the optimizer can, instead of
+        around it.
     """
     variables = optimizer.trained
     norm = global_norm(gradients.values())
@@ -54,7 +55,7 @@ def apply(
     is_finite = tf.math.is_finite(norm) & tf.math.is_finite(parameter_norm)
 
     clipped = clip(gradients, variables, settings, norm)
-    if mode == "xla" and optimizer.is_maskable:
+    if masked and optimizer.is_maskable:
         optimizer.apply(clipped, is_finite & allowed)
     else:
         when(is_finite & allowed, lambda: replicas.spread(optimizer.apply, clipped), lambda: None)

@@ -1,0 +1,237 @@
+"""train.compile=auto: each way to compile the training block is timed on the real batches, and the fastest is taken.
+
+    modes = candidates(config, found, replicas)                # ('graph', 'xla_update', 'xla_gradients', 'xla')
+    block, choice = tune(train_block, modes, replicas, steps)  # the state is bit for bit what it was
+    choice.mode, choice.milliseconds                           # 'xla', {'graph': 1.36, 'xla_update': 1.55, …}
+
+XLA makes small dense nets faster and convolutions on a CPU several times slower, so nobody should have to know. Which
+way was taken decides the last bits of every number: it is kept with the run, and chosen once.
+"""
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from ml_collections import FrozenConfigDict
+
+from framework import paths
+from framework.replicas import Replicas
+from framework.state import TrainState
+from framework.step.block import TrainBlock
+from framework.step.probe import Probe
+
+# In the order in which they are compiled: what is cheap to compile first, so that the dear ones can be left out.
+MODES = ("graph", "xla_update", "xla_gradients", "xla")
+
+# A run that the first candidate ends in less than this, or in less than so many times what that took to compile, would
+# lose more by tuning than it could gain.
+_WORTH_SECONDS, _WORTH_COMPILATIONS = 10.0, 10
+_SECONDS = 4.0  # of timing, beside what compiling takes
+_RUN_SECONDS = 0.1  # of one timed run
+_TURNS = 25  # most of a candidate
+# After so many turns, a candidate that is slower than the best by more than this factor is out.
+_BEHIND = {1: 2.0, 3: 1.3, 6: 1.1, 12: 1.05}
+_FAR = 2.0  # and so many times slower is out before
+_LAUNCH_SECONDS = 0.01  # at most what a call costs beside its steps
+_LARGEST = 2**24 - 1  # what `all_workers` can tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+      mode: a value of train.compile.
+      milliseconds: {mode: of a step}, the best of its runs; None for one that cannot be had.
+      reason: one line.
+    """
+
+    mode: str
+    milliseconds: dict[str, float | None]
+    reason: str
+
+
+def candidates(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> tuple[str, ...]:
+    """The ways to compile that can be tried; the first is the one to take untried."""
+    if config.runtime.strategy == "parameter_server" or (found.has_collectives and replicas.count > 1):
+        return ("graph",)
+    modes: tuple[str, ...] = MODES if replicas.strategy is None else ("graph", "xla")
+    slow = slow_convolutions(found.graph, replicas)
+    return tuple(mode for mode in modes if mode not in slow)
+
+
+def slow_convolutions(graph: tf.Graph, replicas: Replicas) -> tuple[str, ...]:
+    """The modes in which a step with the convolutions of this forward pass may take minutes.
+
+    On a CPU those are the ones outside of XLA for float16, and XLA around the loop over steps for any: a step of
+    ResNet-20 takes 0.16 s in a graph, 0.37 s with its gradients compiled by XLA, 16 s inside of a compiled loop.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return ()
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    dtypes = {node.attr["T"].type for node in nodes if re.match("Conv[23]D|DepthwiseConv", node.op)}
+    whole = ("xla",) if dtypes and replicas.strategy is None else ()
+    return (*whole, *(("graph", "xla_update", "eager") if tf.float16.as_datatype_enum in dtypes else ()))
+
+
+def warn_of_convolutions(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> None:
+    """Says so where the config asks for one of these modes."""
+    if config.train.compile in slow_convolutions(found.graph, replicas):
+        logging.warning(
+            "train.compile='%s' with %s convolutions on a CPU: a step may take minutes. Use"
+            " --config.train.compile=auto.",
+            config.train.compile,
+            config.train.precision,
+        )
+
+
+def tune(
+    block: TrainBlock,
+    modes: Sequence[str],
+    replicas: Replicas,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[TrainBlock, Choice]:
+    """Times `block` in each of `modes` and returns the fastest, compiled; nothing is left changed.
+
+    The candidates take turns in short runs, those far behind drop out, and the best run of each counts: what else the
+    machine does slows all of them, and none below its best. All workers take the same decisions.
+
+    Args:
+      modes: to be tried, in this order.
+      steps: that the run has before it. If the first candidate takes them in less than what tuning would take, it is
+        chosen without looking at the others.
+      clock: seconds.
+    """
+    if len(modes) == 1:
+        return block.compiled_by(modes[0]), Choice(modes[0], {}, "nothing else can be had")
+    tuner = _Tuner(block, replicas, steps, clock)
+    with tuner.untouched():
+        compiling = tuner.first(modes[0])
+        if steps * tuner.best() < max(_WORTH_SECONDS, _WORTH_COMPILATIONS * compiling):
+            reason = f"not tuned: that would cost more than {steps} steps of {1e3 * tuner.best():.3g} ms can gain"
+            return tuner.blocks[modes[0]], Choice(modes[0], tuner.table(), reason)
+        for mode in modes[1:]:
+            tuner.add(mode)
+        tuner.race()
+    chosen = tuner.fastest()
+    return tuner.blocks[chosen], Choice(chosen, tuner.table(), "the fastest")
+
+
+class _Tuner:
+    """The candidates of one tuning, and what is known of them.
+
+    Attributes:
+      blocks: {mode: its block}; without those that cannot be had.
+    """
+
+    def __init__(self, block: TrainBlock, replicas: Replicas, steps: int, clock: Callable[[], float]) -> None:
+        self.blocks: dict[str, TrainBlock] = {}
+        self._block, self._clock, self._everywhere = block, clock, replicas.all_workers
+        self._longest, self._last = min(block.block_steps, steps), int(block.state.step) + steps
+        self._runs: dict[str, list[float]] = {}  # seconds of a step, of each timed run
+        self._failed: dict[str, str] = {}
+        self._spent, self._put_back = 0.0, _copy_of(block.state)
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """The state is afterwards what it was."""
+        try:
+            yield
+        finally:
+            self._put_back()
+
+    def best(self) -> float:
+        """Seconds of a step of the fastest so far."""
+        return min(min(runs) for runs in self._runs.values() if runs)
+
+    def first(self, mode: str) -> float:
+        """Compiles a candidate and times it; returns the seconds that the first took."""
+        self.blocks[mode] = self._block.compiled_by(mode)
+        compiling, _ = self._measured(mode, 1)
+        self._timed(mode, 1)
+        if not self._is_far(mode):
+            self._timed(mode)
+        return compiling
+
+    def add(self, mode: str) -> None:
+        """The same for a further one, unless it cannot be had, or a part of it alone is slower than the best."""
+        if mode == "xla" and self._is_far("xla_gradients"):
+            self._failed[mode] = "left out: its gradients alone are far slower"
+            return
+        try:
+            self.first(mode)
+        except tf.errors.OpError as error:  # XLA cannot compile everything
+            self._failed[mode] = error.message.split("\n")[0]
+            del self.blocks[mode]
+            self._put_back()
+
+    def race(self) -> None:
+        """Runs the candidates in turns until one is left, or time is up."""
+        running = [mode for mode in self.blocks if not self._is_far(mode) and not self._recompiles(mode)]
+        self._spent, factor = 0.0, _FAR
+        for turn in range(1, _TURNS + 1):
+            if len(running) == 1 or (turn > 2 and self._spent > _SECONDS):
+                break
+            for mode in running[:: 1 if turn % 2 else -1]:
+                self._timed(mode)
+            factor = _BEHIND.get(turn, factor)
+            best = min(min(self._runs[mode]) for mode in running)
+            running = [mode for mode in running if min(self._runs[mode]) <= factor * best]
+
+    def fastest(self) -> str:
+        """The mode to take; the others are let go of."""
+        chosen = min((mode for mode in self.blocks if not self._recompiles(mode)), key=lambda m: min(self._runs[m]))
+        self.blocks = {chosen: self.blocks[chosen]}
+        return chosen
+
+    def table(self) -> dict[str, float | None]:
+        """{mode: milliseconds of a step}."""
+        for mode, why in self._failed.items():
+            logging.info("train.compile=auto: %s: %s", mode, why)
+        timed = {mode: round(1e3 * min(runs), 4) for mode, runs in self._runs.items() if runs}
+        return {**timed, **dict.fromkeys(self._failed)}
+
+    def _is_far(self, mode: str) -> bool:
+        """Whether a candidate is so slow that even its first run tells."""
+        return min(self._runs.get(mode, [0.0])) > _FAR * self.best() + _LAUNCH_SECONDS
+
+    def _recompiles(self, mode: str) -> bool:
+        """Whether XLA compiled it again for every run; slow as that is, it would grow without end."""
+        return (self.blocks[mode].compiled.compilations or 0) > 2
+
+    def _timed(self, mode: str, k: int = 0) -> None:
+        """One run, of about _RUN_SECONDS unless `k` says how many steps; kept as seconds of a step."""
+        k = k or max(1, min(self._longest, int(_RUN_SECONDS / min(self._runs[mode]))))
+        seconds, steps = self._measured(mode, k)
+        self._runs.setdefault(mode, []).append(seconds / steps)
+        self._spent += seconds
+
+    def _measured(self, mode: str, k: int) -> tuple[float, int]:
+        """Seconds of `k` steps, or of fewer if one is not finite, and how many that were."""
+        if int(self._block.state.step) + k > self._last:
+            self._put_back()
+        start = self._clock()
+        block = self.blocks[mode](k)
+        micros = min(_LARGEST, max(1, round(1e6 * (self._clock() - start))))
+        if block.is_halted:
+            self._put_back()
+        return self._everywhere(micros, most=True) / 1e6, len(block.rows)
+
+
+def _copy_of(state: TrainState) -> Callable[[], None]:
+    """What puts all variables of a state back to what they are now."""
+    variables = list(paths.variables(state).values())
+    before = [np.array(paths.copies(variable)[0].numpy()) for variable in variables]
+
+    def put_back() -> None:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+    return put_back
