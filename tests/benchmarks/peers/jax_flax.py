@@ -2,7 +2,7 @@
 
     .venv-peers/bin/python -m tests.benchmarks.peers.jax_flax --workload mlp
 
-Tried at the start: both loops, each with several generators of dropout's bits.
+Tried at the start: both loops, and several generators of dropout's bits.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ import optax
 from tests.benchmarks.peers import jax_models, protocol
 from tests.benchmarks.workloads import arrays
 
-CHUNK = {"mlp": 100, "cnn": 4, "transformer": 4, "two_tower": 100}
+CHUNK = {"mlp": 100, "cnn": 1, "transformer": 4, "two_tower": 100}
 GENERATORS = ("unsafe_rbg", "threefry2x32")
 
 
@@ -28,7 +28,9 @@ def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     ways = {}
     for generator in generators:
         training = Training(workload, precision, data, generator)
-        ways |= {f"scan, {generator}": training.scan, f"step by step, {generator}": training.loop}
+        ways[f"step by step, {generator}"] = training.loop
+        if workload != "cnn":  # in a loop XLA runs convolutions another way on CPUs: 17 s a step, not 0.57
+            ways[f"scan, {generator}"] = training.scan
     variant, variants = protocol.fastest(ways)
     last = []
 

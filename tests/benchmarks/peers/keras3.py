@@ -67,7 +67,6 @@ def _training(workload: str, data: dict[str, np.ndarray], option: str, jit_compi
 
     from tests.benchmarks.peers import keras3_models
 
-    keras.utils.set_random_seed(0)
     model, loss = keras3_models.make_model(workload)
     rate = arrays.LEARNING_RATE[workload]
     if workload == "cnn":
