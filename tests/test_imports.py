@@ -185,7 +185,10 @@ def test_framework_files_import_only_rows_above(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=_ids)
 def test_forbidden_names(path: Path) -> None:
-    assert forbidden(path.read_text()) == []
+    found = forbidden(path.read_text())
+    if path.name.startswith("keras3"):  # the peer of the comparison that is Keras 3
+        found = [problem for problem in found if not problem.endswith("import of keras")]
+    assert found == []
     assert not re.fullmatch(r"_?(utils?|helpers?)\.py", path.name)
 
 

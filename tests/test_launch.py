@@ -353,7 +353,8 @@ def test_fresh_workdir(monkeypatch):
         ),
         (
             ["--config=x.py", "--config.train.compile=fast"],
-            "train.compile='fast' is not one of xla, graph, eager. Use --config.train.compile=xla.",
+            "train.compile='fast' is not one of auto, graph, xla, xla_gradients, xla_update, eager."
+            " Use --config.train.compile=auto.",
         ),
         (
             ["--config=x.py", "--config.eval.splits=()"],
@@ -424,7 +425,7 @@ def test_arguments_that_are_right(arguments, changed):
 @pytest.mark.parametrize(("mode", "status"), [("train", 0), ("check", 1), ("evaluate", 0), ("export", 3)])
 def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
     seen = []
-    built = types.SimpleNamespace(restore=lambda: built.restored.append(True), restored=[])
+    built = types.SimpleNamespace(restore=lambda: built.restored.append(True), restored=[], recall=lambda: None)
 
     def assemble(loaded, final, workdir, started):
         built.all = (loaded.preset, final, workdir)
@@ -472,7 +473,7 @@ def without(stored, section, key):
         (
             small_config(train__compile="graph", model__width=9, eval__splits=("a", "b")),
             "eval.splits: ['a', 'b'] there, ['test'] now; model.width: 9 there, 4 now;"
-            " train.compile: 'graph' there, 'xla' now",
+            " train.compile: 'graph' there, 'auto' now",
         ),
         (small_config(data__dir="/elsewhere", seed=3), "seed: 3 there, 0 now"),
         (without(small_config(), "model", "width"), "model.width: 'absent' there, 4 now"),
@@ -656,7 +657,10 @@ print({{"tensorflow", "tf_keras", "numpy"}} & set(sys.modules))
 
 def test_bad_input_as_a_process(folder):
     done = process(f"--config={folder}/x.py", f"--workdir={folder}/r", "--config.train.compile=fast")
-    expected = "error: train.compile='fast' is not one of xla, graph, eager. Use --config.train.compile=xla.\n"
+    expected = (
+        "error: train.compile='fast' is not one of auto, graph, xla, xla_gradients, xla_update, eager."
+        " Use --config.train.compile=auto.\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
     assert Path("x.executed").exists()
     assert not Path("x.loaded").exists()

@@ -300,9 +300,9 @@ def test_a_step_of_replicas_exactly_and_on_one_device_it_is_said_why_not(tmp_pat
     assert shown.logged["loss"] == shown.scalars["loss"] and shown.differing == []
     alone = run.build("tests/tiny.py", {"runtime.strategy": "one_device", "runtime.virtual_devices": 0},
                       tmp_path / "run", of_workdir=True, restore=False)  # fmt: skip
-    assert replay_mode.main(alone, (), 10) == 0  # another config than the run's was asked for
-    assert (
-        capsys.readouterr()
-        .out.splitlines()[-1]
-        .endswith(": it was of 2 replicas. Type --config.runtime.strategy=mirrored --config.runtime.virtual_devices=2.")
-    )
+    ends = []
+    for step in (7, 8, 9, 10):  # a sum of two halves may be that of the whole by chance
+        assert replay_mode.main(alone, (), step) == 0  # another config than the run's was asked for
+        ends.append(capsys.readouterr().out.splitlines()[-1])
+    why = ": it was of 2 replicas. Type --config.runtime.strategy=mirrored --config.runtime.virtual_devices=2."
+    assert any(end.endswith(why) for end in ends), ends

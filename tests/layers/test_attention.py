@@ -33,8 +33,8 @@ def test_probabilities_are_dropped_by_the_words_of_the_stream():
     with rng.scope(rng.key(1), 7):
         found = layer(x, x, training=True)
     with rng.scope(rng.key(1), 7):
-        words = rng.words("attention/dropout", 3, HEADS * 5 * 5).numpy().reshape(3, HEADS, 5, 5)
-    keep = words / 2**32 >= RATE
+        halves = rng.halves("attention/dropout", 3, HEADS * 5 * 5).numpy().reshape(3, HEADS, 5, 5)
+    keep = halves >= rng.threshold(RATE)
     weights = {v.name.split("/", 1)[1]: v.numpy() for v in layer.variables}
 
     def projected(name):
@@ -43,7 +43,7 @@ def test_probabilities_are_dropped_by_the_words_of_the_stream():
     scores = np.einsum("bthd,bshd->bhts", projected("query"), projected("key")) / np.sqrt(DEPTH)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities = scores / scores.sum(-1, keepdims=True)
-    values = np.einsum("bhts,bshd->bthd", probabilities * keep / (1 - RATE), projected("value"))
+    values = np.einsum("bhts,bshd->bthd", probabilities * keep / (1 - rng.threshold(RATE) / 2**16), projected("value"))
     expected = np.einsum("bthd,hdw->btw", values, weights["attention_output/kernel:0"])
     np.testing.assert_allclose(found, expected + weights["attention_output/bias:0"], rtol=0, atol=1e-13)
 

@@ -41,8 +41,9 @@ class Reference:
         if not self.rate:
             return x
         with rng.scope(rng.key(1), 3):
-            words = rng.words(stream, len(x), int(np.prod(x.shape[1:]))).numpy().reshape(x.shape)
-        return x * (words / 2**32 >= self.rate) / (1 - self.rate)
+            halves = rng.halves(stream, len(x), int(np.prod(x.shape[1:]))).numpy().reshape(x.shape)
+        threshold = rng.threshold(self.rate)
+        return x * (halves >= threshold) / (1 - threshold / 2**16)
 
     def attention(self, name, x, memory, seen):
         def projected(part, x):
