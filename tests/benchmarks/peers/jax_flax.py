@@ -2,35 +2,39 @@
 
     .venv-peers/bin/python -m tests.benchmarks.peers.jax_flax --workload mlp
 
-Tried at the start: both loops, and several generators of dropout's bits.
+Tried at the start: both loops, and for `transformer` the batch shared by as many CPU devices as there are cores.
 """
 
 import importlib.metadata
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.benchmarks.peers import jax_models, protocol
 from tests.benchmarks.workloads import arrays
 
 CHUNK = {"mlp": 100, "cnn": 1, "transformer": 4, "two_tower": 100}
-GENERATORS = ("unsafe_rbg", "threefry2x32")
+# The fastest generator of dropout's bits on one device, and the one whose bits the devices can make a part each of.
+WHOLE, SHARED = "unsafe_rbg", "threefry2x32"
 
 
 def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     """Trains in the fastest of the ways that suit the workload."""
     protocol.keep_pages()
-    data = {name: jnp.asarray(array) for name, array in arrays.arrays(workload).items()}
-    generators = GENERATORS if workload in ("mlp", "transformer") else GENERATORS[:1]
-    ways = {}
-    for generator in generators:
-        training = Training(workload, precision, data, generator)
-        ways[f"step by step, {generator}"] = training.loop
-        if workload != "cnn":  # in a loop XLA runs convolutions another way on CPUs: 17 s a step, not 0.57
-            ways[f"scan, {generator}"] = training.scan
+    cores = os.cpu_count()
+    jax.config.update("jax_num_cpu_devices", cores)
+    data = arrays.arrays(workload)
+    whole = Training(workload, precision, data, 1, WHOLE)
+    ways = {"step by step": whole.loop}
+    if workload != "cnn":  # in a loop XLA runs convolutions another way on CPUs: 17 s a step, not 0.57
+        ways["scan"] = whole.scan
+    if workload == "transformer":  # `mlp` and `cnn` were slower so, and `two_tower` got stuck in a collective
+        ways[f"scan, {cores} devices"] = Training(workload, precision, data, cores, SHARED).scan
     variant, variants = protocol.fastest(ways)
     last = []
 
@@ -62,16 +66,20 @@ class Order:
 class Training:
     """State of a training and its two compiled loops.
 
+    Devices share each batch; the compiler sees to the sums over it, so that the steps are those of one device.
+
     Attributes:
       state: step int32 [], key, variables, optimizer's state.
     """
 
-    def __init__(self, workload: str, precision: str, data: dict[str, jax.Array], generator: str):
-        self.data, self.chunk = data, CHUNK[workload]
+    def __init__(self, workload: str, precision: str, data: dict[str, np.ndarray], devices: int, generator: str):
+        mesh = jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
+        everywhere, self.shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+        self.data, self.chunk = jax.device_put(data, everywhere), CHUNK[workload]
         self.order = Order(len(next(iter(data.values()))), arrays.BATCH[workload])
         self.model = jax_models.make_model(workload, precision)
         self.optimizer = _optimizer(workload)
-        self.state = self._initial(jax.random.key(0, impl=generator))
+        self.state = jax.device_put(self._initial(jax.random.key(0, impl=generator)), everywhere)
         self.one = jax.jit(self._step, donate_argnums=0)
         self.many = jax.jit(self._scan, donate_argnums=0)
 
@@ -79,12 +87,15 @@ class Training:
         """Makes whole chunks in one call each, and the rest step by step; returns the last loss."""
         for _ in range(count // self.chunk):
             self.state, loss = self.many(self.state, self.data, self.order.take(self.chunk))
-        return self.loop(count % self.chunk) if count % self.chunk else loss.block_until_ready()
+            loss.block_until_ready()  # two calls at once can wait for each other's devices
+        return self.loop(count % self.chunk) if count % self.chunk else loss
 
     def loop(self, count: int) -> jax.Array:
         """Makes one step a call; returns the last loss."""
         for indices in self.order.take(count):
             self.state, loss = self.one(self.state, self.data, indices)
+            if len(self.shared.device_set) > 1:
+                loss.block_until_ready()
         return loss.block_until_ready()
 
     def _initial(self, key: jax.Array) -> dict[str, Any]:
@@ -100,6 +111,7 @@ class Training:
     def _step(
         self, state: dict[str, Any], data: jax_models.Batch, indices: jax.Array
     ) -> tuple[dict[str, Any], jax.Array]:
+        indices = jax.lax.with_sharding_constraint(indices, self.shared)
         dropout_key = jax.random.fold_in(state["key"], state["step"])
         batch = {name: array[indices] for name, array in data.items()}
         rest = {name: value for name, value in state["variables"].items() if name != "params"}
