@@ -157,7 +157,7 @@ class Tools:
         Args:
           guarded: what is put back where the step does not count; `apply` keeps the weights itself.
           allowed: bool scalar; False for a step that is to be left out.
-          programs: which of 'gradients' and 'update' are XLA programs by themselves.
+          programs: what of the step is an XLA program, see `compile.programs`.
 
         Returns:
           what the step returned.

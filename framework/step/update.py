@@ -53,7 +53,6 @@ def apply(
     norm = global_norm(gradients.values())
     parameter_norm = global_norm(variable.read_value() for variable in variables.values())
     is_finite = tf.math.is_finite(norm) & tf.math.is_finite(parameter_norm)
-
     clipped = clip(gradients, variables, settings, norm)
     if masked and optimizer.is_maskable:
         optimizer.apply(clipped, is_finite & allowed)

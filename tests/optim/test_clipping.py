@@ -158,6 +158,19 @@ def test_global_norm_is_the_norm_of_all(mode):
         assert float(found) == pytest.approx(wanted, rel=bound)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [1023, 1024, 1039, 784 * 128])
+def test_global_norm_sums_every_element_of_a_long_tensor(size, mode):
+    norm = MODES[mode](lambda x: optim.global_norm([x]))
+    x = np.random.default_rng(size).normal(size=size)
+    assert float(norm(tf.constant(x))) == pytest.approx(np.linalg.norm(x), rel=1e-14)
+    assert float(norm(tf.constant(x, tf.float32))) == pytest.approx(np.linalg.norm(x), rel=5e-7)
+    for place in (0, size // 2, size - 1):
+        for bad in (np.nan, np.inf, -np.inf):  # the finite check of the step reads this
+            spoiled = np.where(np.arange(size) == place, bad, x)
+            assert not np.isfinite(norm(tf.constant(spoiled))), (place, bad)
+
+
 def test_global_norm_of_halves_does_not_overflow():
     assert float(optim.global_norm([tf.fill([4], tf.constant(3e4, tf.float16))])) == pytest.approx(60_000, rel=1e-3)
     assert float(optim.global_norm([])) == 0.0
