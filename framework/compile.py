@@ -8,7 +8,9 @@ TensorFlow says nothing when XLA compiles a traced function again, so both are c
 compilations by the executable memory that a call leaves behind.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ MODES = ("graph", "xla", "xla_gradients", "xla_update", "eager")
 
 _HANDFUL = 6
 _STATUS = Path("/proc/self/status")
+_local = threading.local()
 
 
 def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
@@ -34,7 +37,26 @@ def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
 
 def by_xla(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as an XLA program of its own inside of a graph; made anew for each trace, it is traced once."""
-    return tf.function(fn, jit_compile=True, autograph=False)
+
+    def traced(*args: Any) -> Any:
+        with _in_xla():
+            return fn(*args)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
+
+
+def is_in_xla() -> bool:
+    """Whether what this thread traces becomes part of an XLA program of `by_xla` or `Compiled`."""
+    return getattr(_local, "is_in_xla", False)
+
+
+@contextlib.contextmanager
+def _in_xla(is_so: bool = True) -> Iterator[None]:
+    before, _local.is_in_xla = is_in_xla(), is_so or is_in_xla()
+    try:
+        yield
+    finally:
+        _local.is_in_xla = before
 
 
 class Compiled:
@@ -56,12 +78,14 @@ class Compiled:
         self.traces = self.calls = 0
         self.compilations: int | None = None if self.programs and not _STATUS.exists() else 0
 
+        compiled = "whole" in self.programs
+
         def traced(*args: Any) -> Any:
             self.traces += 1
-            return fn(*args)
+            with _in_xla(compiled):
+                return fn(*args)
 
         # Autograph stays off: loops are written with tf.while_loop, so what is compiled is what is read.
-        compiled = "whole" in self.programs
         self.function = None if mode == "eager" else tf.function(traced, jit_compile=compiled or None, autograph=False)
         self._fn = fn
 

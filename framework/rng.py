@@ -1,8 +1,7 @@
 """Counter-based randomness: a draw is a pure function of (seed, stream, step, example), never of what ran before.
 
     with rng.scope(key, step, first_example=0):
-        halves = rng.halves(stream='dropout', examples=tf.shape(x)[0], per_example=784)   # uint16 [examples, 784]
-        keep = halves >= rng.threshold(0.2)
+        keep = rng.kept('dropout', examples=tf.shape(x)[0], per_example=784, rate=0.2)   # bool [examples, 784]
 
 The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") through the op of
 TensorFlow that takes key and counter, whose words are the same in eager, graph and XLA. Key = seed ^ hash(stream);
@@ -20,8 +19,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from framework.compile import is_in_xla
+
 _PHILOX = 1
-_WORDS_PER_COUNT = 4
+_WORDS_PER_COUNT, _HALVES_PER_COUNT = 4, 8
+# Of Philox 4x32-10, by the place of the word that is multiplied.
+_ROUNDS, _MULTIPLIERS, _WEYL = 10, {0: 0xD2511F53, 2: 0xCD9E8D57}, (0x9E3779B9, 0xBB67AE85)
+
+_Words = tuple[tf.Tensor, tf.Tensor]  # low, high
 
 
 @dataclasses.dataclass
@@ -71,6 +76,17 @@ def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     Raises:
       RuntimeError: there is no open scope.
     """
+    counts = -(-per_example // _WORDS_PER_COUNT)
+    drawn_by, first, step = _counter(stream, counts)
+    shape = tf.stack([examples, counts * _WORDS_PER_COUNT])
+    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape, key=drawn_by[tf.newaxis], counter=tf.stack([first, step]), alg=_PHILOX, dtype=tf.uint32
+    )
+    return drawn[:, :per_example]
+
+
+def _counter(stream: str, counts: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Key, and low and high half of the counter, uint64 scalars, of a draw that needs `counts` of each example."""
     opened = current()
     if opened is None:
         raise RuntimeError(
@@ -81,16 +97,8 @@ def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     if not _is_layout():
         opened.calls[stream] += 1
     digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
-    counts = -(-per_example // _WORDS_PER_COUNT)
-    first = _uint64(opened.first_example) * tf.constant(counts, tf.uint64)
-    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=tf.stack([examples, counts * _WORDS_PER_COUNT]),
-        key=tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))[tf.newaxis],
-        counter=tf.stack([first, opened.step]),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
-    return drawn[:, :per_example]
+    drawn_by = tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))
+    return drawn_by, _uint64(opened.first_example) * tf.constant(counts, tf.uint64), opened.step
 
 
 def _is_layout() -> bool:
@@ -174,13 +182,71 @@ def uniform(stream: str, examples: Any, per_example: int) -> tf.Tensor:
 
 
 def halves(stream: str, examples: Any, per_example: int) -> tf.Tensor:
-    """uint16 [examples, per_example], uniform over all 2**16 values: two of each word, for half the time.
+    """uint16 [examples, per_example], uniform over all 2**16 values: eight of each four words of an example.
 
-    Of each example first the low halves of its words, then the high ones; a bitcast takes XLA twice as long.
+    First the low halves of the four, then the high ones.
     """
-    drawn = words(stream, examples, -(-per_example // 2))
-    high = tf.bitwise.right_shift(drawn, tf.constant(16, tf.uint32))
-    return tf.concat([tf.cast(drawn, tf.uint16), tf.cast(high, tf.uint16)], axis=1)[:, :per_example]
+    counts = -(-per_example // _HALVES_PER_COUNT)
+    drawn = words(stream, examples, counts * _WORDS_PER_COUNT)
+    fours = tf.reshape(drawn, [examples, counts, _WORDS_PER_COUNT])
+    high = tf.bitwise.right_shift(fours, tf.constant(16, tf.uint32))
+    drawn = tf.concat([tf.cast(fours, tf.uint16), tf.cast(high, tf.uint16)], axis=2)
+    return tf.reshape(drawn, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
+
+
+def kept(stream: str, examples: Any, per_example: int, rate: float) -> tf.Tensor:
+    """bool [examples, per_example], False with probability `threshold(rate) / 2**16`: `halves >= threshold`.
+
+    In XLA programs of the framework the draw of the op would be most of what dropout costs, so it is written out there.
+    """
+    if is_in_xla():
+        return _kept_in_xla(stream, examples, per_example, threshold(rate))
+    return halves(stream, examples, per_example) >= tf.constant(threshold(rate), tf.uint16)
+
+
+def _kept_in_xla(stream: str, examples: Any, per_example: int, least: int) -> tf.Tensor:
+    """Philox in elementwise ops, each count evaluated once; its eight comparisons wait in the bits of an integer."""
+    counts = -(-per_example // _HALVES_PER_COUNT)
+    drawn_by, first, step = _counter(stream, counts)
+    bits: Any = 0
+    for place, word in enumerate(_philox(_words_of(drawn_by), _words_of(first), _words_of(step), examples * counts)):
+        low = tf.bitwise.bitwise_and(word, tf.constant(0xFFFF, tf.uint32))
+        high = tf.bitwise.right_shift(word, tf.constant(16, tf.uint32))
+        for half, bit in ((low, place), (high, place + _WORDS_PER_COUNT)):
+            bits += tf.cast(half >= tf.constant(least, tf.uint32), tf.int32) * 2**bit
+    # A remainder changes nothing here, but counts as expensive: XLA keeps its result instead of computing it and all
+    # that leads to it again for each of the eight.
+    bits = tf.raw_ops.TruncateMod(x=bits, y=tf.constant(257))
+    unpacked = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits[:, tf.newaxis], tf.range(_HALVES_PER_COUNT)), 1)
+    return tf.reshape(unpacked > 0, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
+
+
+def _philox(key: _Words, first: _Words, step: _Words, counts: Any) -> list[tf.Tensor]:
+    """The four words of each of `counts` counters, uint32 [counts] each: Philox 4x32-10 as the op has it."""
+    index = tf.cast(tf.range(counts), tf.uint32)
+    low = first[0] + index
+    carry = tf.cast(low < index, tf.uint32)
+    c = [low, first[1] + carry, step[0] + tf.zeros_like(index), step[1] + tf.zeros_like(index)]
+    for _ in range(_ROUNDS):
+        (high_0, low_0), (high_2, low_2) = (_words_of_product(c[i], _MULTIPLIERS[i]) for i in (0, 2))
+        c = [_xor(_xor(high_2, c[1]), key[0]), low_2, _xor(_xor(high_0, c[3]), key[1]), low_0]
+        key = (key[0] + tf.constant(_WEYL[0], tf.uint32), key[1] + tf.constant(_WEYL[1], tf.uint32))
+    return c
+
+
+def _words_of_product(word: tf.Tensor, multiplier: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """High and low word."""
+    low, high = _words_of(tf.cast(word, tf.uint64) * tf.constant(multiplier, tf.uint64))
+    return high, low
+
+
+def _words_of(value: tf.Tensor) -> _Words:
+    """Low and high word of uint64."""
+    return tf.cast(value, tf.uint32), tf.cast(tf.bitwise.right_shift(value, tf.constant(32, tf.uint64)), tf.uint32)
+
+
+def _xor(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    return tf.bitwise.bitwise_xor(a, b)
 
 
 def threshold(rate: float) -> int:

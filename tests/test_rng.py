@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from framework import rng
+from framework.compile import Compiled, by_xla, is_in_xla
 
 KEY = rng.key(7)
 MODES = {
@@ -212,10 +213,16 @@ def test_threshold_is_the_rate_in_units_of_half_a_word(rate):
     assert abs(rng.threshold(rate) / 2**16 - rate) <= (2**-17 if rate <= 1 - 2**-16 else 2**-16)
 
 
+def halves_of(words, per_example):
+    """uint16 [examples, per_example] from uint32 [examples, 4 n]: of each four the low halves, then the high ones."""
+    fours = words.reshape(len(words), -1, 4)
+    return np.concatenate([fours % 2**16, fours // 2**16], axis=2).reshape(len(words), -1)[:, :per_example]
+
+
 @pytest.mark.parametrize("jit_compile", [None, True])
-@pytest.mark.parametrize("per_example", [1, 6, 7])
+@pytest.mark.parametrize("per_example", [1, 7, 8, 9])
 def test_halves_are_those_of_the_words_in_every_mode(per_example, jit_compile):
-    words = reference("a", 3, (per_example + 1) // 2, step=4)
+    words = reference("a", 3, 4 * -(-per_example // 8), step=4)
 
     @tf.function(jit_compile=jit_compile, autograph=False)
     def drawn():
@@ -223,7 +230,48 @@ def test_halves_are_those_of_the_words_in_every_mode(per_example, jit_compile):
             return rng.halves("a", 3, per_example)
 
     assert drawn().dtype == tf.uint16
-    assert np.array_equal(drawn(), np.concatenate([words % 2**16, words // 2**16], axis=1)[:, :per_example])
+    assert np.array_equal(drawn(), halves_of(words, per_example))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "by_xla"])
+@pytest.mark.parametrize("per_example", [1, 8, 21])
+@pytest.mark.parametrize("first_example", [0, 2**33 + 5])
+def test_kept_is_what_is_not_below_the_threshold_in_every_mode(first_example, per_example, mode):
+    rate, step = 0.3, 2**40 + 3
+    words = reference("a", 5, 4 * -(-per_example // 8), step=step, first_example=first_example)
+
+    def drawn():
+        assert is_in_xla() == ("xla" in mode)
+        with rng.scope(KEY, step, first_example):
+            return rng.kept("a", 5, per_example, rate), rng.kept("a", 5, per_example, rate)
+
+    fn = tf.function(by_xla(drawn), autograph=False) if mode == "by_xla" else Compiled(drawn, mode, "drawn")
+    found, again = fn()
+    assert np.array_equal(found, halves_of(words, per_example) >= round(0.3 * 2**16))
+    assert not np.array_equal(found, again) or per_example == 1
+    assert not is_in_xla()
+
+
+def test_kept_in_xla_carries_from_the_low_word_of_a_counter():
+    first = 2**32 - 3  # of six counters, the last three are past the end of the low word
+
+    def drawn():
+        with rng.scope(KEY, 7, first):
+            return rng.kept("a", 6, 8, 0.5)
+
+    assert np.array_equal(
+        Compiled(drawn, "xla", "drawn")(), halves_of(reference("a", 6, 4, step=7, first_example=first), 8) >= 2**15
+    )
+
+
+def test_philox_written_out_gives_the_words_of_the_op():
+    key, first, step = (tf.constant(value, tf.uint64) for value in (2**63 + 9, 2**64 - 5, 2**35 + 1))
+    words = [rng._words_of(value) for value in (key, first, step)]
+    found = tf.stack(rng._philox(*words, 4), axis=1)
+    op = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[16], key=[key], counter=tf.stack([first, step]), alg=1, dtype=tf.uint32
+    )
+    assert np.array_equal(tf.reshape(found, [-1]), op)
 
 
 def test_name_streams_names_only_what_draws():

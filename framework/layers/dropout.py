@@ -39,10 +39,9 @@ class Dropout(keras.layers.Layer):
         per_example = inputs.shape[1:].num_elements()
         if per_example is None:
             raise ValueError(f"Dropout needs static dimensions after the first, but its input is {inputs.shape}")
-        threshold = rng.threshold(self.rate)
-        halves = rng.halves(self.rng_stream or "dropout", shape[0], per_example)
-        keep = tf.reshape(halves >= tf.constant(threshold, tf.uint16), shape)
-        scale = tf.constant(2**16 / (2**16 - threshold), inputs.dtype)
+        examples = inputs.shape[0] or shape[0]
+        keep = tf.reshape(rng.kept(self.rng_stream or "dropout", examples, per_example, self.rate), shape)
+        scale = tf.constant(2**16 / (2**16 - rng.threshold(self.rate)), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 
     def get_config(self) -> dict[str, Any]:

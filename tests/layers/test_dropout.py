@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import optim, paths, rng, state
+from framework.compile import Compiled
 from framework.layers import Dropout
 
 KEY = rng.key(1)
@@ -13,6 +14,7 @@ MODES = {
     "eager": lambda fn: fn,
     "graph": lambda fn: tf.function(fn, autograph=False),
     "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+    "xla of the framework": lambda fn: Compiled(fn, "xla", "dropped"),
 }
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -33,11 +35,12 @@ def dropped(rate, x, step=0, first_example=0, dtype="float32"):
 
 
 def reference_mask(rate, shape, step=0, stream="tower/dropout"):
-    """True where kept: half a word's fraction of 2**16 is not below the rate. Low halves first, then high ones."""
+    """True where kept: half a word's fraction of 2**16 is not below the rate. Of four words, low halves first."""
     per_example = int(np.prod(shape[1:]))
+    counts = (per_example + 7) // 8
     with rng.scope(KEY, step):
-        words = rng.words(stream, shape[0], (per_example + 1) // 2).numpy()
-    halves = np.concatenate([words % 2**16, words // 2**16], axis=1)[:, :per_example]
+        words = rng.words(stream, shape[0], 4 * counts).numpy().reshape(shape[0], counts, 4)
+    halves = np.concatenate([words % 2**16, words // 2**16], axis=2).reshape(shape[0], 8 * counts)[:, :per_example]
     return (halves.astype(np.float64) >= round(rate * 2**16)).reshape(shape)
 
 
