@@ -82,8 +82,13 @@ def _residual(x: tf.Tensor, width: int, stride: int) -> tf.Tensor:
     inner = keras.layers.ReLU()(_convolution(x, width, stride))
     inner = _convolution(inner, width)
     if stride > 1:
-        x = keras.layers.Lambda(lambda x: tf.pad(x[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], [0, x.shape[-1]]]))(x)
+        x = keras.layers.Lambda(_thinned)(x)
     return keras.layers.ReLU()(inner + x)
+
+
+def _thinned(x: tf.Tensor) -> tf.Tensor:
+    """x[:, ::2, ::2] and as many channels of zeros; pooling of single pixels has faster kernels than a slice."""
+    return tf.pad(tf.nn.avg_pool2d(x, 1, 2, "VALID"), [[0, 0], [0, 0], [0, 0], [0, x.shape[-1]]])
 
 
 def _logits(x: tf.Tensor, classes: int) -> tf.Tensor:
