@@ -90,7 +90,8 @@ def own_times(events: Iterable[Event]) -> list[tuple[str, int, int]]:
         if event.kind:
             found.append((event.kind, 1, 0))
     while open_events:
-        pass_to(open_events.pop().end)
+        pass_to(open_events[-1].end)
+        open_events.pop()
     return found
 
 

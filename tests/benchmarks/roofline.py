@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -30,28 +29,11 @@ import tensorflow as tf
 
 from tests.benchmarks import compare
 from tests.benchmarks.profiled import profiled
-from tests.benchmarks.work import Work, work
+from tests.benchmarks.work import Machine, work
 
 SHAPES = ((2048, 1024, 1024), (4096, 1024, 1024), (2048, 2048, 2048))
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 ROWS = 12  # of a profile
-
-
-class Machine(NamedTuple):
-    """What it can do at best.
-
-    Attributes:
-      flops: {precision: operations a second of a matrix product}.
-      copies: [(bytes that the memory holds, bytes read and written a second)], the smallest memory first.
-    """
-
-    flops: dict[str, float]
-    copies: list[tuple[float, float]]
-
-    def roof(self, step: Work, precision: str) -> tuple[float, float]:
-        """Seconds of a step's operations, and of its bytes."""
-        speed = next(speed for size, speed in self.copies if step.kept <= size)
-        return step.flops / self.flops[precision], step.moved / speed
 
 
 def best(run: Callable[[], object], repetitions: int = 12) -> float:

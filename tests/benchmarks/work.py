@@ -73,6 +73,23 @@ class Work(NamedTuple):
     kept: int
 
 
+class Machine(NamedTuple):
+    """What it can do at best.
+
+    Attributes:
+      flops: {precision: operations a second of a matrix product}.
+      copies: [(bytes that the memory holds, bytes read and written a second)], the smallest memory first.
+    """
+
+    flops: dict[str, float]
+    copies: list[tuple[float, float]]
+
+    def roof(self, step: Work, precision: str) -> tuple[float, float]:
+        """Seconds of a step's operations, and of its bytes."""
+        speed = next(speed for size, speed in self.copies if step.kept <= size)
+        return step.flops / self.flops[precision], step.moved / speed
+
+
 # average += (gradient - average) (1 - beta_1) and the same of the squares: 3 + 4; their quotient, subtracted: 5.
 _ADAM, _MOMENTUM = Update(12, 2), Update(4, 1)
 
