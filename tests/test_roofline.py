@@ -1,4 +1,4 @@
-"""tests/benchmarks: profiles of profiled.py, the roof of work.py, what long_run.py takes for growth; numbers by hand."""
+"""tests/benchmarks: profiles of profiled.py, the roof of work.py, growth as long_run.py sees it; numbers by hand."""
 
 import pytest
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -55,6 +55,12 @@ def test_the_roof_takes_the_smallest_memory_that_holds_what_is_kept():
     assert machine.roof(Work(200, 100, 10), "float32") == (2.0, 2.0)
     assert machine.roof(Work(200, 100, 11), "bfloat16") == (0.5, 5.0)
     assert machine.roof(Work(200, 100, 1001), "bfloat16") == (0.5, 20.0)
+
+
+def test_of_two_measurements_each_number_is_the_better():
+    first = Machine({"float32": 100.0}, [(10, 50.0), (20, 30.0)])
+    second = Machine({"float32": 90.0}, [(10, 60.0), (20, 20.0)])
+    assert first.better(second) == Machine({"float32": 100.0}, [(10, 60.0), (20, 30.0)])
 
 
 def looks(*resident, threads=(25, 25, 25)):

@@ -3,9 +3,9 @@
     python tests/benchmarks/roofline.py --workloads=mlp,two_tower      # the machine, and rows of the table
     python tests/benchmarks/roofline.py --profile=mlp                  # where the time of a step goes
 
-First the machine: the fastest matrix product of TensorFlow in each precision, and copies of arrays that lie inside the
-second-level cache, outside of it, and outside of all caches. Then each workload at default settings, in a process of
-its own (`peers/ours.py`), median of some turns. The roof is the longer of the time for the operations (`work.py`) and
+The machine, before the workloads and after: the fastest matrix product of TensorFlow in each precision, and copies of
+arrays that lie inside the second-level caches, outside of them, and outside of all caches. Each workload at default
+settings, in a process of its own (`peers/ours.py`), median of some turns. The roof is the longer of the time for the operations (`work.py`) and
 of that for the bytes, at the speed of the smallest memory that holds what a step must keep.
 """
 
@@ -79,18 +79,24 @@ def cache_bytes(level: int) -> int:
 
 
 def measure_machine() -> Machine:
-    """Prints and returns what the machine reaches."""
-    cores, second, third = len(os.sched_getaffinity(0)), cache_bytes(2), cache_bytes(3)
-    sizes = [second // 4, 8 * second, max(third, 2**28)]  # of an array: two fit, do not fit, do not fit the last
+    """What the machine reaches now."""
+    second, third = cache_bytes(2), cache_bytes(3)
+    # Of an array: two fit into a core's second-level cache, do not fit, do not fit into the last.
+    arrays = [second // 4, 8 * second, max(third, 2**28)]
+    holds = [len(os.sched_getaffinity(0)) * second, third, float("inf")]
     flops = {precision: product_flops(precision) for precision in compare.PRECISIONS}
-    speeds = [copy_speed(size) for size in sizes]
-    print("| the machine | best of some |\n|---|---|")
-    for precision, value in flops.items():
+    return Machine(flops, list(zip(holds, map(copy_speed, arrays), strict=True)))
+
+
+def show_machine(machine: Machine) -> None:
+    """Prints a table."""
+    print("| the machine | at best |\n|---|---|")
+    for precision, value in machine.flops.items():
         print(f"| matrix product, {precision} | {value / 1e9:,.0f} GFLOP/s |")
-    for size, speed in zip(sizes, speeds, strict=True):
-        print(f"| copy, arrays of {size / 2**20:g} MB for each core, read and written | {speed / 1e9:.1f} GB/s |")
-    print(flush=True)
-    return Machine(flops, list(zip([cores * second, third, float("inf")], speeds, strict=True)))
+    places = ("inside the second-level caches", "outside of them", "outside of all caches")
+    for place, (_, speed) in zip(places, machine.copies, strict=True):
+        print(f"| copy {place}, read and written | {speed / 1e9:.1f} GB/s |")
+    print()
 
 
 def measure_step(workload: str, precision: str, repetitions: int) -> tuple[str, float]:
@@ -102,19 +108,19 @@ def measure_step(workload: str, precision: str, repetitions: int) -> tuple[str, 
         return variant, statistics.median(process.run(steps) for _ in range(repetitions))
 
 
-def show_steps(works: Iterable[tuple[str, str]], machine: Machine, repetitions: int) -> None:
-    """Prints the table."""
+def show_steps(works: Iterable[tuple[str, str]], repetitions: int) -> None:
+    """Prints both tables; the machine is measured before and after, because what else runs on it comes and goes."""
+    before = measure_machine()
+    took = {(workload, precision): measure_step(workload, precision, repetitions) for workload, precision in works}
+    machine = before.better(measure_machine())
+    show_machine(machine)
     print("| workload | precision | GFLOP | GB moved | products, ms | bytes, ms | roof, ms | ours | ours, ms | share |")
     print("|---" * 10 + "|")
-    for workload, precision in works:
+    for (workload, precision), (variant, ms) in took.items():
         step = work(workload, precision)
         parts = [1e3 * seconds for seconds in machine.roof(step, precision)]
-        variant, ms = measure_step(workload, precision, repetitions)
         counts = f"{step.flops / 1e9:.3f} | {step.moved / 1e9:.4f} | {parts[0]:.3f} | {parts[1]:.3f} | {max(parts):.3f}"
-        print(
-            f"| {workload} | {precision} | {counts} | {variant} | {ms:.3f} | {max(parts) / ms:.0%} |",
-            flush=True,
-        )
+        print(f"| {workload} | {precision} | {counts} | {variant} | {ms:.3f} | {max(parts) / ms:.0%} |")
 
 
 def show_profile(workload: str, precision: str) -> None:
@@ -152,7 +158,7 @@ def main() -> None:
     ]
     print(f"{compare.machine()}; TensorFlow {tf.__version__}\n")
     if not options.profile:
-        show_steps(works, measure_machine(), options.repetitions)
+        show_steps(works, options.repetitions)
         return
     for workload, precision in works:
         show_profile(workload, precision)

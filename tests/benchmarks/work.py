@@ -84,6 +84,12 @@ class Machine(NamedTuple):
     flops: dict[str, float]
     copies: list[tuple[float, float]]
 
+    def better(self, other: "Machine") -> "Machine":
+        """The better of two measurements of one machine, number by number."""
+        flops = {precision: max(speed, other.flops[precision]) for precision, speed in self.flops.items()}
+        pairs = zip(self.copies, other.copies, strict=True)
+        return Machine(flops, [(size, max(speed, again)) for (size, speed), (_, again) in pairs])
+
     def roof(self, step: Work, precision: str) -> tuple[float, float]:
         """Seconds of a step's operations, and of its bytes."""
         speed = next(speed for size, speed in self.copies if step.kept <= size)
