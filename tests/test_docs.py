@@ -34,7 +34,7 @@ from framework import config, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "BUILD.md", "framework/README.md", "experiments/README.md"]
-PAGES += ["tests/benchmarks/README.md", "tests/benchmarks/SCALING.md"]
+PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "ROOFLINE", "SCALING")]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
 NOT_RUN = {
@@ -67,9 +67,11 @@ FURTHER_FLAGS = {
     "others",
     "peers",
     "precisions",
+    "profile",
     "quick",
     "repeats",
     "rm",
+    "sizes",
     "starts",
     "tf_xla_persistent_cache_directory",
     "variant",

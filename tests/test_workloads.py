@@ -100,15 +100,16 @@ def test_the_pipeline_gathers_whole_batches_of_a_permutation(peer, monkeypatch):
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_a_run_that_pauses_is_the_run_that_does_not(tmp_path, peer):
+@pytest.mark.parametrize("how", ["graph", "auto"])
+def test_a_run_that_pauses_is_the_run_that_does_not(tmp_path, peer, how):
     """Turns of any length are made exactly, with the same numbers logged at the same steps."""
     ours = peer("ours")
-    settings = {"train.compile": "graph", "log.every": "5 steps", "train.duration": "40 steps"}
+    settings = {"train.compile": how, "log.every": "5 steps", "train.duration": "40 steps"}
     framework.train(framework.build("tests/tiny.py", settings, tmp_path / "plain"))
 
     run = framework.build("tests/tiny.py", settings, tmp_path / "paused")
     gate = ours.Gate(lambda gate: framework.train(run))
-    run.train_block = ours.GatedBlock(run.train_block, gate)
+    ours.pause(run, gate)
     for count, step in ((2, 2), (1, 3), (21, 24), (15, 39)):
         gate.steps(count)
         assert int(run.state.step) == step

@@ -23,6 +23,7 @@ from protocol import Peer, serve
 
 import framework
 from framework import runtime
+from framework.run import Run
 from framework.step.block import Block
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,6 +61,20 @@ class GatedBlock:
         return self.last
 
 
+def pause(run: Run, gate: Gate) -> None:
+    """Makes a run's loop wait at the gate, from when it is settled how blocks are compiled: trials are no steps."""
+
+    def settled(*args: Any) -> None:
+        settle(*args)
+        run.train_block = GatedBlock(run.train_block, gate)
+
+    settle = run.compile_by
+    if run.config.train.compile == "auto":
+        run.compile_by = settled
+    else:
+        run.train_block = GatedBlock(run.train_block, gate)
+
+
 def prepare(workload: str, precision: str, option: str) -> Peer:
     """A run in a folder of its own, past its first steps, of which one compiles."""
     typed = option.removeprefix("settings:").split(",") if option else []
@@ -68,14 +83,17 @@ def prepare(workload: str, precision: str, option: str) -> Peer:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     run = framework.build(str(ROOT / "tests" / "benchmarks" / "workloads" / f"{workload}.py"), settings, folder)
     gate = Gate(lambda gate: framework.train(run))
-    block = run.train_block = GatedBlock(run.train_block, gate)
+    pause(run, gate)
     gate.steps(2)
 
     def loss() -> float:
-        return block.last.row(len(block.last.rows) - 1)["loss"]
+        block = run.train_block.last
+        return block.row(len(block.rows) - 1)["loss"]
 
     packages = runtime.environment()["packages"]
-    return Peer(gate.steps, {name: packages[name] for name in ("tensorflow", "tf-keras")}, loss, block.compiled.mode)
+    return Peer(
+        gate.steps, {name: packages[name] for name in ("tensorflow", "tf-keras")}, loss, run.train_block.compiled.mode
+    )
 
 
 if __name__ == "__main__":
