@@ -70,6 +70,7 @@ FURTHER_FLAGS = {
     "profile",
     "quick",
     "repeats",
+    "repetitions",
     "rm",
     "sizes",
     "starts",

@@ -5,8 +5,8 @@
 
 The machine, before the workloads and after: the fastest matrix product of TensorFlow in each precision, and copies of
 arrays that lie inside the second-level caches, outside of them, and outside of all caches. Each workload at default
-settings, in a process of its own (`peers/ours.py`), median of some turns. The roof is the longer of the time for the operations (`work.py`) and
-of that for the bytes, at the speed of the smallest memory that holds what a step must keep.
+settings, in a process of its own (`peers/ours.py`), median of some turns. The roof is the longer of the time for the
+operations (`work.py`) and of that for the bytes, at the speed of the smallest memory that holds what a step must keep.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def show_steps(works: Iterable[tuple[str, str]], repetitions: int) -> None:
 
 def show_profile(workload: str, precision: str) -> None:
     """Prints where the time of a step goes; histograms, whose first call compiles, are left out."""
-    steps = compare.QUICK_STEPS[workload] // 4 or 1
+    steps = max(3, compare.QUICK_STEPS[workload] // 4)
     with contextlib.redirect_stdout(sys.stderr):
         peer = ours.prepare(workload, precision, "settings:log.histograms_every=")
         peer.steps(steps)
@@ -136,7 +136,7 @@ def show_profile(workload: str, precision: str) -> None:
     print(f"Of {steps} steps under the profiler, all threads: {total / steps:.3f} ms in ops.\n")
     print("| kind | a step | ms a step | share |\n|---|---|---|---|")
     for row in rows[:ROWS]:
-        cells = f"{row.count / steps:g} | {row.milliseconds / steps:.4f} | {row.milliseconds / total:.1%}"
+        cells = f"{row.count / steps:.4g} | {row.milliseconds / steps:.4f} | {row.milliseconds / total:.1%}"
         print(f"| `{row.kind}` | {cells} |")
     rest = sum(row.milliseconds for row in rows[ROWS:])
     print(f"| {len(rows[ROWS:])} others | | {rest / steps:.4f} | {rest / total:.1%} |", flush=True)
