@@ -100,12 +100,15 @@ def test_timing_takes_a_few_seconds_and_most_of_them_for_what_is_close():
     assert fake.now - 4 * fake.compiling < 6
     assert fake.taken("graph") > 2 * fake.taken("xla_gradients") > 2 * fake.taken("xla") > 0
     slow = Fake({"graph": 0.5, "xla_update": 0.5, "xla_gradients": 3.0, "xla": 3.0}, compiling=5.0)
-    choice = tuned(slow)
-    assert slow.now - 3 * slow.compiling < 16
-    assert slow.taken("xla_gradients") == 2
-    # Whose gradients alone are far slower, it is not even compiled.
-    assert choice.milliseconds["xla"] is None
-    assert slow.taken("xla") == 0
+    tuned(slow)
+    assert slow.now - 4 * slow.compiling < 22
+    assert slow.taken("xla_gradients") == slow.taken("xla") == 2
+
+
+def test_the_whole_step_is_tried_where_its_gradients_alone_are_slow():
+    """Tables of embeddings: XLA copies them for a program of the gradients, and not inside of one of the whole step."""
+    fake = Fake({"graph": 5.7e-3, "xla_update": 2.7e-3, "xla_gradients": 20.8e-3, "xla": 0.8e-3})
+    assert tuned(fake).mode == "xla"
 
 
 def test_a_short_run_is_not_tuned():
