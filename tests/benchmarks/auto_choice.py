@@ -24,18 +24,22 @@ from framework import runtime
 from framework.run import Run
 from framework.step import tune
 
+# {name: (experiment, train.precision)}
 WORKLOADS = {
-    "mlp": ("tests/tiny.py", {"train.block_steps": 100}),
-    "mlp-wide": ("tests/tiny.py", {"train.block_steps": 100, "model.hidden": 2048}),
-    "cnn": ("tests/benchmarks/resnet20.py", {"train.block_steps": 100}),
-    "cnn-bfloat16": ("tests/benchmarks/resnet20.py", {"train.block_steps": 100, "train.precision": "bfloat16"}),
+    "mlp": ("tests/benchmarks/workloads/mlp.py", "float32"),
+    "cnn": ("tests/benchmarks/workloads/cnn.py", "float32"),
+    "cnn-bfloat16": ("tests/benchmarks/workloads/cnn.py", "bfloat16"),
+    "transformer": ("tests/benchmarks/workloads/transformer.py", "float32"),
+    "transformer-bfloat16": ("tests/benchmarks/workloads/transformer.py", "bfloat16"),
+    "two_tower": ("tests/benchmarks/workloads/two_tower.py", "float32"),
 }
 
 
 def build(workload: str) -> Run:
     """A run that is long enough to be tuned."""
-    name, settings = WORKLOADS[workload]
-    return framework.build(name, {"train.compile": "auto", "train.duration": "1000000 steps", **settings}, "nowhere")
+    name, precision = WORKLOADS[workload]
+    settings = {"train.compile": "auto", "train.duration": "1000000 steps", "train.precision": precision}
+    return framework.build(name, settings, "nowhere")
 
 
 def start(workload: str) -> dict[str, object]:
