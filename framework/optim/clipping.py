@@ -23,7 +23,9 @@ def global_norm(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
     """Square root of the sum of all squares: a scalar, float64 if one of `tensors` is, else float32."""
     tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
     dtype = tf.float64 if any(tensor.dtype == tf.float64 for tensor in tensors) else tf.float32
-    return tf.sqrt(tf.add_n([tf.zeros([], dtype), *(_sum_of_squares(tf.cast(tensor, dtype)) for tensor in tensors)]))
+    squares = [tf.zeros([], dtype), *(_sum_of_squares(tf.cast(tensor, dtype)) for tensor in tensors)]
+    # Not tf.add_n, whose order hangs on what memory is free when it is called.
+    return tf.sqrt(tf.reduce_sum(tf.stack(squares)))
 
 
 def _sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:

@@ -162,7 +162,8 @@ def total(terms: Terms, weights: Mapping[str, tf.Tensor] | None = None) -> tf.Te
 def _sum(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Sum of scalars, in float64 if one of them is (layers may differ in dtype)."""
     dtype = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
-    return tf.add_n([tf.cast(value, dtype) for value in values])
+    # Not tf.add_n, whose order hangs on what memory is free when it is called.
+    return tf.reduce_sum(tf.stack([tf.cast(value, dtype) for value in values]))
 
 
 def gradients_of(

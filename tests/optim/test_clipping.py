@@ -171,6 +171,12 @@ def test_global_norm_sums_every_element_of_a_long_tensor(size, mode):
             assert not np.isfinite(norm(tf.constant(spoiled))), (place, bad)
 
 
+def test_global_norm_adds_in_an_order_of_its_own():
+    """tf.add_n begins with whichever operand's memory is free: the same step had two norms, one call in twelve."""
+    norm = tf.function(lambda: optim.global_norm([tf.zeros([3])] * 5), autograph=False)
+    assert "AddN" not in {op.type for op in norm.get_concrete_function().graph.get_operations()}
+
+
 def test_global_norm_of_halves_does_not_overflow():
     assert float(optim.global_norm([tf.fill([4], tf.constant(3e4, tf.float16))])) == pytest.approx(60_000, rel=1e-3)
     assert float(optim.global_norm([])) == 0.0

@@ -14,6 +14,7 @@ from framework import layers, losses, paths, rng
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
+from framework.step.gradients import total
 from tests.small import BATCH, build
 
 UPDATES, EXAMPLES, FEATURES, HIDDEN, CLASSES = 6, 58, 6, 8, 3
@@ -243,3 +244,11 @@ def test_what_compares_examples_is_not_cut_into_micro_batches(name, make):
         "train.micro_batches=4: term 'matching' compares the examples of a batch with one another, and micro-batches"
         " would hide most of them. Use --config.train.micro_batches=1."
     )
+
+
+def test_the_total_adds_its_terms_in_an_order_of_its_own():
+    """See `test_global_norm_adds_in_an_order_of_its_own`."""
+    terms = {name: losses.Term(tf.constant(0.1), tf.constant(3.0)) for name in "abcde"}
+    added = tf.function(lambda: total(terms), autograph=False).get_concrete_function()
+    assert "AddN" not in {op.type for op in added.graph.get_operations()}
+    assert float(added()) == pytest.approx(0.5 / 3, rel=1e-6)
