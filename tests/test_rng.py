@@ -264,6 +264,22 @@ def test_kept_in_xla_carries_from_the_low_word_of_a_counter():
     )
 
 
+def test_kept_in_xla_keeps_what_is_at_the_threshold_and_whole_counts():
+    drawn = halves_of(reference("a", 2, 32), 64)
+
+    def kept(rate):
+        def fn():
+            with rng.scope(KEY, 0):
+                return rng.kept("a", 2, 64, rate)
+
+        return Compiled(fn, "xla", "drawn")().numpy()
+
+    found = kept(float(drawn[1, 5]) / 2**16)
+    assert found[1, 5]
+    assert np.array_equal(found, drawn >= drawn[1, 5])
+    assert kept(0.0).all()  # all eight bits of a count
+
+
 def test_philox_written_out_gives_the_words_of_the_op():
     key, first, step = (tf.constant(value, tf.uint64) for value in (2**63 + 9, 2**64 - 5, 2**35 + 1))
     words = [rng._words_of(value) for value in (key, first, step)]
