@@ -4,6 +4,7 @@ Python-only tests stay quick: nothing here imports TensorFlow, it only resets wh
 """
 
 import gc
+import logging
 import os
 import random
 import signal
@@ -68,8 +69,10 @@ def leak_guard() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_state(leak_guard: None) -> Iterator[None]:
-    """Seeds Python, NumPy and TensorFlow; afterwards puts Keras' dtypes and eager mode back."""
+    """Seeds Python, NumPy and TensorFlow, resets absl's log level; afterwards resets Keras' dtypes and eager mode."""
     random.seed(0)
+    # Whoever saves a SavedModel, a fixture too, leaves WARNING, and a test would miss what its run logs.
+    logging.getLogger("absl").setLevel(logging.NOTSET)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
     if "tensorflow" in sys.modules:

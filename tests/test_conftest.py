@@ -107,8 +107,9 @@ def test_what_is_undone_or_ends_by_itself_passes(harmless: str) -> None:
     assert f"{len(HARMLESS)} passed" in harmless
 
 
-def test_seeds_and_dtypes_are_reset(tmp_path: Path) -> None:
+def test_seeds_dtypes_and_log_level_are_reset(tmp_path: Path) -> None:
     source = """
+import logging
 import random
 import numpy as np
 import tensorflow as tf
@@ -119,11 +120,13 @@ def draw():
     assert keras.backend.floatx() == "float32"
     assert keras.mixed_precision.global_policy().name == "float32"
     assert not tf.config.functions_run_eagerly()
+    assert logging.getLogger("absl").level == 0
 def test_first():
     draw()
     keras.backend.set_floatx("float64")
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     tf.config.run_functions_eagerly(True)
+    logging.getLogger("absl").setLevel("WARNING")
 def test_second():
     draw()
     assert SEEN[0] == SEEN[1]
