@@ -22,6 +22,7 @@ from tests.benchmarks.turns import PeerError, Process, sequence
 FAKE = """
 import json, sys
 from pathlib import Path
+import tests.benchmarks.ratios  # a peer imports from the project, whatever environment it has
 
 ready = {"versions": {"fake": sys.argv[1]}, "variant": "fast", "variants": {"fast": 1.0, "slow": 2.5}}
 print(json.dumps({**ready, "compile_seconds": float(sys.argv[2])}), flush=True)

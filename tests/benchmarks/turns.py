@@ -33,7 +33,7 @@ class Process:
     """Starts at once; stopped but for the time of a call.
 
     Args:
-      command: of the process, which runs in the project's root in a session of its own.
+      command: of the process, which runs in the project's root, imports from it, and has a session of its own.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -41,6 +41,7 @@ class Process:
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},  # Python looks in a script's folder, not in the working one
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
