@@ -6,6 +6,7 @@ The step divides each sum by the weight of the *whole* global batch, which is wh
 replicas change nothing.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -64,6 +65,33 @@ def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
     logits = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
     labels = tf.convert_to_tensor(labels)
     labels = tf.where(tf.not_equal(weight, 0), labels, tf.zeros_like(labels))
-    values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    values = _cross_entropy(logits, labels)
     weight = tf.cast(weight, values.dtype)
     return Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))
+
+
+def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """[...]: log of the sum of exp(logits), minus the logit of the label.
+
+    What tf.nn has for it writes the gradient in the forward pass, as large as the logits, and reads it again later.
+    """
+    classes = logits.shape[-1]
+    rows, of_rows = tf.reshape(logits, [-1, classes]), tf.reshape(labels, [-1])
+
+    def log_sum(rows: tf.Tensor) -> tf.Tensor:
+        top = tf.stop_gradient(tf.reduce_max(rows, -1, keepdims=True))
+        return top + tf.math.log(tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True))
+
+    @tf.custom_gradient
+    def fn(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            probabilities = tf.exp(rows - log_sum(rows))  # anew, so that this has a derivative too
+            return upstream[:, tf.newaxis] * (probabilities - tf.one_hot(of_rows, classes, dtype=rows.dtype))
+
+        picked = tf.gather(rows, of_rows, batch_dims=1)
+        # The kernel raises where a label is no class. XLA would take the nearest: such a loss is not a number.
+        is_class = (of_rows >= 0) & (of_rows < classes)
+        picked = tf.where(is_class, picked, tf.constant(float("nan"), rows.dtype))
+        return log_sum(rows)[:, 0] - picked, gradient
+
+    return tf.reshape(fn(rows), tf.shape(labels))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from framework import testing
 from framework.losses import Term, sparse_cross_entropy
 
 MODES = {
@@ -38,6 +39,49 @@ def test_sum_and_weight_are_those_of_the_formula(mode, dtype, tolerance, shape):
     assert term.sum.dtype == term.weight.dtype == dtype
     assert float(term.sum) == pytest.approx(wanted[0], rel=tolerance)
     assert float(term.weight) == wanted[1]
+
+
+def test_gradient_is_probabilities_minus_the_label_and_has_a_gradient_itself():
+    logits, labels, weight = example((4, 3), classes=5, dtype=np.float64)
+
+    def value(x):
+        return sparse_cross_entropy(x, labels, weight).sum
+
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        found = value(x)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = weight[..., np.newaxis] * (probabilities - np.eye(5)[labels])
+    np.testing.assert_allclose(tape.gradient(found, x), expected, rtol=0, atol=1e-14)
+    testing.check_gradients(value, [logits], order=2)
+
+
+@pytest.mark.parametrize("scale", [1e4, 80.0])
+def test_logits_far_apart(scale):
+    """Where exp overflows or the probability of the label is 0."""
+    logits, labels, weight = example(scale=scale)
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        term = sparse_cross_entropy(x, labels, weight)
+    assert float(term.sum) == pytest.approx(reference(logits, labels, weight)[0], rel=1e-6)
+    logits = logits.astype(np.float64)
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    expected = weight[..., np.newaxis] * (probabilities - np.eye(10)[labels])
+    np.testing.assert_allclose(tape.gradient(term.sum, x), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class(label):
+    """No number of it is a loss: kernels raise, and what XLA compiled gives NaN, which the step stops at."""
+    logits, labels, weight = example()
+    labels[np.argmax(weight)] = label
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{label} is not in \[0, 10\)"):
+        sparse_cross_entropy(tf.constant(logits), tf.constant(labels), tf.constant(weight))
+    term = MODES["xla"](sparse_cross_entropy)(tf.constant(logits), tf.constant(labels), tf.constant(weight))
+    assert np.isnan(term.sum)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -2,7 +2,16 @@
 
 from framework.layers.attention import MultiHeadAttention
 from framework.layers.dropout import Dropout
+from framework.layers.normalization import LayerNormalization
 from framework.layers.remat import rematerialise
 from framework.layers.transformer import DecoderLayer, EncoderLayer, sinusoidal
 
-__all__ = ["DecoderLayer", "Dropout", "EncoderLayer", "MultiHeadAttention", "rematerialise", "sinusoidal"]
+__all__ = [
+    "DecoderLayer",
+    "Dropout",
+    "EncoderLayer",
+    "LayerNormalization",
+    "MultiHeadAttention",
+    "rematerialise",
+    "sinusoidal",
+]

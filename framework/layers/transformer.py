@@ -16,6 +16,7 @@ import tf_keras as keras
 
 from framework.layers.attention import MultiHeadAttention
 from framework.layers.dropout import Dropout
+from framework.layers.normalization import LayerNormalization
 
 _EPSILON = 1e-6
 
@@ -40,7 +41,7 @@ class _Layer(keras.layers.Layer):
             raise ValueError(f"width={width} is not divisible by heads={heads}")
         self._sizes = {"width": width, "heads": heads, "feed_forward": feed_forward, "dropout": dropout}
         self.attention_norm, self.attention, self.attention_dropout = self._attending()
-        self.feed_forward_norm = keras.layers.LayerNormalization(epsilon=_EPSILON, dtype=self._dtype_policy)
+        self.feed_forward_norm = LayerNormalization(epsilon=_EPSILON, dtype=self._dtype_policy)
         self.expand = keras.layers.Dense(feed_forward, activation="relu", dtype=self._dtype_policy)
         self.contract = keras.layers.Dense(width, dtype=self._dtype_policy)
         self.feed_forward_dropout = Dropout(dropout, dtype=self._dtype_policy)
@@ -48,7 +49,7 @@ class _Layer(keras.layers.Layer):
     def _attending(self) -> tuple[keras.layers.Layer, keras.layers.Layer, keras.layers.Layer]:
         sizes = self._sizes
         return (
-            keras.layers.LayerNormalization(epsilon=_EPSILON, dtype=self._dtype_policy),
+            LayerNormalization(epsilon=_EPSILON, dtype=self._dtype_policy),
             MultiHeadAttention(
                 sizes["heads"], sizes["width"] // sizes["heads"], dropout=sizes["dropout"], dtype=self._dtype_policy
             ),
@@ -56,8 +57,10 @@ class _Layer(keras.layers.Layer):
         )
 
     def _fed_forward(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
-        y = self.contract(self.expand(self.feed_forward_norm(x)))
-        return x + self.feed_forward_dropout(y, training=training)
+        # Rows of one matrix: a product of three dimensions is reshaped at each step, and its bias added apart.
+        rows = tf.reshape(self.feed_forward_norm(x), [-1, x.shape[-1]])
+        y = tf.reshape(self.contract(self.expand(rows)), tf.shape(x))
+        return x + self.feed_forward_dropout(tf.ensure_shape(y, x.shape), training=training)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._sizes}
