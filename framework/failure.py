@@ -33,7 +33,7 @@ def rewind_or_raise(run: Run, block: Block) -> None:
     skip_list, loss_scale = run.state.skip_list, run.state.loss_scale
     if skip_list is None or (loss_scale is not None and loss_scale.is_dynamic) or not np.any(skip_list.numpy() < 0):
         raise report(run, block)
-    bad, listed = int(run.state.step), skip_list.numpy()
+    bad, listed = block.first_step + len(block.rows) - 1, skip_list.numpy()
     listed[np.flatnonzero(listed < 0)[0]] = bad
     run.replicas.take_turns(lambda: run.restore(repair=run.replicas.is_chief))
     skip_list.assign(listed)
@@ -79,7 +79,7 @@ def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:
             f" loss scale is at its floor of {settings.loss_scale.floor:g}, so float16 is not the reason: {finding}."
             " Try a lower --config.schedule.learning_rate, or --config.train.precision=bfloat16."
         )
-    if settings.train.on_nonfinite == "skip":
+    if settings.train.on_nonfinite == "skip" and int(state.skipped_in_row) >= settings.train.nonfinite_limit:
         return (
             f"step {int(state.step) + 1}: {int(state.skipped_in_row)} steps in a row were skipped because they were not"
             f" finite (train.nonfinite_limit={settings.train.nonfinite_limit}): {finding}."

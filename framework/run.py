@@ -45,7 +45,7 @@ from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout
 from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
-from framework.step.tools import NORMS, Step, Tools, standard_step
+from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
@@ -340,8 +340,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     with precision.scope(resolved.train.precision):
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
-    norms = asynchronous.NORMS if is_asynchronous else NORMS
-    layout = Layout(scalars_of(created, norms), terms, metrics)
+    layout = Layout(scalars_of(created), terms, metrics)
     _check_metric_names(resolved, metrics, layout.scalars)
     for batches in eval_data.values():
         probe_evaluation(loss, model, batches, resolved)

@@ -224,9 +224,8 @@ def test_a_row_for_every_logged_step_and_evaluation(uninterrupted):
     evaluated = [line for line in lines if "eval/test/loss" in line]
     assert [line["step"] for line in trained] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert [line["step"] for line in evaluated] == [20, 40]
-    norms = ["gradient_norm", "parameter_norm"]
-    counts = ["skipped", "empty_terms"]
-    keys = ["step", "loss", "learning_rate", *norms, *counts, "accuracy", "update_norm", "examples_per_second"]
+    counts, norms = ["skipped", "empty_terms"], ["parameter_norm", "update_norm"]
+    keys = ["step", "loss", "learning_rate", "gradient_norm", *counts, "accuracy", *norms, "examples_per_second"]
     assert all(list(line) == keys for line in trained)
     assert all(list(line) == ["step", "eval/test/loss", "eval/test/accuracy"] for line in evaluated)
 

@@ -23,9 +23,6 @@ from framework.step.gradients import Loss, gradients_of, total, with_penalty
 from framework.step.probe import Probe, check_draws, scopes
 from framework.step.update import when
 
-# What a step reports: norms of weights would send all of them over the network.
-NORMS = ("gradient_norm",)
-
 
 def check(make: Mapping[str, Any], model: Any, data: Batches, found: Probe) -> None:
     """Raises UserError for what cannot be had on parameter servers."""

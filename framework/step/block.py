@@ -28,7 +28,7 @@ from framework.state import TrainState
 from framework.step.gradients import Gradients, total
 from framework.step.layout import Layout
 from framework.step.probe import check_draws, scopes
-from framework.step.tools import NORMS, Step, Tools
+from framework.step.tools import Step, Tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,26 +40,28 @@ class Block:
       rows: floating [n, width]; n is less than K if the block halted.
       layout: of a row.
       is_halted: the last row is of a step that must not be passed over: something was not finite, and the policy is not
-        to skip it (the step is not counted then, and the state is that before it), or was skipped too often.
-      update_norms: {'update_norm': of what the last step added to a model's trained weights}.
+        to skip it (the step is not counted then, and the state is that before it), or was skipped too often. Or weights
+        are not finite, which may leave no trace in the loss: fused kernels of some CPUs make relu(NaN) 0.
+      norms: {'parameter_norm': of the trained weights at which the last step took its gradients, 'update_norm': of what
+        it added to them}; with several models 'parameter_norm/generator', ….
     """
 
     first_step: int
     rows: np.ndarray
     layout: Layout
     is_halted: bool = False
-    update_norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def row(self, index: int) -> dict[str, float]:
-        """The numbers of the step that made the counter `first_step + index + 1`; for the last, `update_norms` too."""
+        """The numbers of the step that made the counter `first_step + index + 1`; for the last, `norms` too."""
         results = self.layout.results(self.layout.unpack(self.rows[index]))
-        return {**results, **(self.update_norms if index == len(self.rows) - 1 else {})}
+        return {**results, **(self.norms if index == len(self.rows) - 1 else {})}
 
 
-def scalars_of(state: TrainState, norms: Sequence[str] = NORMS) -> tuple[str, ...]:
-    """What a step reports beside terms and metrics, the `norms` of each model among it."""
+def scalars_of(state: TrainState) -> tuple[str, ...]:
+    """What a step reports beside terms and metrics."""
     names = ["" if name == "model" else f"/{name}" for name in state.optimizers]
-    scalars = ["loss", *(f"{key}{name}" for key in ("learning_rate", *norms) for name in names)]
+    scalars = ["loss", *(f"{key}{name}" for key in ("learning_rate", "gradient_norm") for name in names)]
     return (*scalars, "skipped", "empty_terms", *(("loss_scale",) if state.loss_scale else ()))
 
 
@@ -176,15 +178,16 @@ class TrainBlock:
         def part(last: tf.Tensor, steps: Steps, norms: dict[str, tf.Tensor]) -> tuple[tf.Tensor, Any, Any]:
             before = self._trained()
             steps = advance(lambda i: self._counted(plans, i), k - 1 + last, steps)
-            return last + 1, steps, self._moved(before)
+            return last + 1, steps, self._norms(before)
 
         # All steps but the last, then the last: to compare weights around each step, XLA would copy them each time.
         steps = Steps(tf.constant(0), tf.zeros([self.block_steps, self.layout.width], self._dtype), tf.constant(False))
-        start = (tf.constant(0), steps, self._moved(self._trained()))
+        start = (tf.constant(0), steps, self._norms(self._trained()))
         _, steps, norms = tf.while_loop(lambda last, *_: last < 2, part, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
             check_draws(tf.compat.v1.get_default_graph(), self._config)
-        return steps.rows, steps.count, steps.is_halted, norms
+        is_finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(norms.values()))))
+        return steps.rows, steps.count, steps.is_halted | ~is_finite, norms
 
     def _trained(self) -> dict[str, list[tf.Tensor]]:
         return {
@@ -192,14 +195,14 @@ class TrainBlock:
             for name, optimizer in self._state.optimizers.items()
         }
 
-    def _moved(self, before: dict[str, list[tf.Tensor]]) -> dict[str, tf.Tensor]:
-        """{'update_norm': of the way from `before` to the weights}; with several models 'update_norm/generator', …."""
-        return {
-            "update_norm" if name == "model" else f"update_norm/{name}": tf.cast(
-                global_norm(new - old for new, old in zip(now, before[name], strict=True)), self._dtype
-            )
-            for name, now in self._trained().items()
-        }
+    def _norms(self, before: dict[str, list[tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """`Block.norms` of the way from the weights `before` to those that are."""
+        found: dict[str, tf.Tensor] = {}
+        for name, now in self._trained().items():
+            end = "" if name == "model" else f"/{name}"
+            moved = [new - old for new, old in zip(now, before[name], strict=True)]
+            found |= {f"parameter_norm{end}": global_norm(before[name]), f"update_norm{end}": global_norm(moved)}
+        return {name: tf.cast(norm, self._dtype) for name, norm in found.items()}
 
     def _counted(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One step with its counters: (row, whether to halt)."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from framework import paths, rng
+from framework.compile import is_in_xla
 from framework.config import UserError
 from framework.losses import Coupled, Term
 from framework.metrics import Metric
@@ -302,8 +303,21 @@ def _differentiate(
     return Gradients(
         {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
         {name: tf.cast(state, dtype) for name, state in states.items()},
-        {path: g if keep_sparse else tf.convert_to_tensor(g) for path, g in gradients.items()},
+        {path: g if keep_sparse else _whole(g) for path, g in gradients.items()},
     )
+
+
+def _whole(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+    """The gradient of a whole table of which rows were looked up; any other is whole already."""
+    if not isinstance(gradient, tf.IndexedSlices) or not is_in_xla():
+        return tf.convert_to_tensor(gradient)
+    # XLA's CPU compiler lets one thread write a constant 0, and all of them what is computed, as here from an index.
+    indices = tf.reshape(gradient.indices, [-1])
+    is_never = tf.equal(tf.bitwise.bitwise_and(indices[0], 1), 2)
+    shape, dtype = gradient.dense_shape, gradient.values.dtype
+    start = tf.where(is_never, tf.ones(shape, dtype), tf.zeros(shape, dtype))
+    rows = tf.reshape(gradient.values, [-1, *start.shape[1:]])
+    return tf.tensor_scatter_nd_add(start, indices[:, tf.newaxis], rows)
 
 
 def _weights_of(one_pass: Pass, parts: _Parts) -> dict[str, tf.Tensor]:

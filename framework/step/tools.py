@@ -137,11 +137,10 @@ class Tools:
         """{'gradient_norm': …} of this step's updates; with several models 'gradient_norm/generator', …."""
         zero = tf.zeros([], self._dtype)
         return {
-            key if name == "model" else f"{key}/{name}": getattr(self._applied[name], key)
+            "gradient_norm" if name == "model" else f"gradient_norm/{name}": self._applied[name].gradient_norm
             if name in self._applied
             else zero
             for name in self._state.optimizers
-            for key in NORMS
         }
 
     def run(
@@ -224,9 +223,6 @@ class Tools:
                 f"{near(name, names)}"
             )
         return name
-
-
-NORMS = ("gradient_norm", "parameter_norm")
 
 
 def _at_its_place(index: int, part: Any, fn: Callable[[Any], Any]) -> Any:

@@ -20,15 +20,12 @@ class Applied(NamedTuple):
     """What `apply` did.
 
     Attributes:
-      is_finite: bool scalar; the norms of gradients and weights are numbers, so each of these is. A weight that is not
-        may leave no trace in the loss: fused kernels of some CPUs make relu(NaN) 0.
+      is_finite: bool scalar; the norm is a number, so each gradient is.
       gradient_norm: of all gradients, before clipping.
-      parameter_norm: of the weights at which they were taken.
     """
 
     is_finite: tf.Tensor
     gradient_norm: tf.Tensor
-    parameter_norm: tf.Tensor
 
 
 def apply(
@@ -51,14 +48,13 @@ def apply(
     """
     variables = optimizer.trained
     norm = global_norm(gradients.values())
-    parameter_norm = global_norm(variable.read_value() for variable in variables.values())
-    is_finite = tf.math.is_finite(norm) & tf.math.is_finite(parameter_norm)
+    is_finite = tf.math.is_finite(norm)
     clipped = clip(gradients, variables, settings, norm)
     if masked and optimizer.is_maskable:
         optimizer.apply(clipped, is_finite & allowed)
     else:
         when(is_finite & allowed, lambda: replicas.spread(optimizer.apply, clipped), lambda: None)
-    return Applied(is_finite, norm, parameter_norm)
+    return Applied(is_finite, norm)
 
 
 def when(condition: tf.Tensor, do: Callable[[], None], otherwise: Callable[[], None]) -> None:

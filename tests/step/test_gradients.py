@@ -11,10 +11,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import layers, losses, paths, rng
+from framework.compile import by_xla
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.step.gradients import total
+from framework.step.gradients import gradients_of, total
 from tests.small import BATCH, build
 
 UPDATES, EXAMPLES, FEATURES, HIDDEN, CLASSES = 6, 58, 6, 8, 3
@@ -252,3 +253,25 @@ def test_the_total_adds_its_terms_in_an_order_of_its_own():
     added = tf.function(lambda: total(terms), autograph=False).get_concrete_function()
     assert "AddN" not in {op.type for op in added.graph.get_operations()}
     assert float(added()) == pytest.approx(0.5 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_of_a_table_has_the_sums_of_its_rows(compiled, dtype):
+    """Rows looked up once, again and again, and never, the first among them; added in order, so to the bit."""
+    draw = np.random.default_rng(0)
+    indices = np.array([[0, 3, 3], [5, 0, 3]], np.int32)
+    upstream = draw.normal(size=(2, 3, 4)).astype(dtype)
+    table = tf.Variable(draw.normal(size=(7, 4)).astype(dtype))
+
+    def one_pass(batch):
+        looked_up = tf.nn.embedding_lookup(table, batch["index"])
+        return {"sum": losses.Term(tf.reduce_sum(looked_up * upstream), tf.constant(1.0))}, {}
+
+    def gradient(index):
+        return gradients_of(one_pass, {"index": index}, {"table": table}, {}, dtype=table.dtype).gradients["table"]
+
+    function = by_xla(gradient) if compiled else tf.function(gradient, autograph=False)
+    expected = np.zeros([7, 4], dtype)
+    np.add.at(expected, indices, upstream)
+    np.testing.assert_array_equal(function(tf.constant(indices)), expected)

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from framework import loop, paths
 from framework.checkpoint import read_arrays
 from framework.data.sources import Source
-from framework.failure import NonFiniteError
-from framework.step.update import apply
+from framework.failure import NonFiniteError, report
+from tests import small
 from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
 
 MODES = ("xla", "graph", "eager")
@@ -65,17 +66,57 @@ def test_an_overflow_of_float16_changes_counters_and_scale_alone(mode, place):
     assert [int(v) for v in (built.state.step, built.state.updates, built.state.skipped)] == [5, 4, 1]
 
 
-def test_a_weight_that_is_not_finite_is_found_where_gradients_are():
-    """A kernel may make 0 of relu(NaN): loss and gradients are finite then, and the unit would be lost in silence."""
-    built = build()
-    gradients = {path: tf.ones_like(variable) for path, variable in built.state.optimizer.trained.items()}
+class Forgiving(keras.layers.Dense):
+    """Loses NaN on the way, as a kernel may that makes 0 of relu(NaN)."""
+
+    def call(self, inputs):
+        kernel = tf.where(tf.math.is_finite(self.kernel), self.kernel, 0)
+        return tf.nn.relu(tf.matmul(inputs, kernel) + self.bias)
+
+
+def forgiving(cfg):
+    model = small.make_model(cfg)
+    return keras.Sequential([Forgiving(8, name="first"), *model.layers[1:]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
+def test_a_weight_that_is_not_finite_ends_the_block_and_is_not_saved(tmp_path, mode, policy):
+    """Loss and gradients are finite, and the unit would be lost in silence."""
+    settings = {"train.on_nonfinite": policy, "train.compile": mode, "checkpoint.every": "2 steps"}
+    settings |= {} if policy == "stop" else {"train.nonfinite_limit": 2}
+    built = build(tmp_path / "run", functions={"make_model": forgiving}, **settings)
+    assert not built.train_block(2).is_halted
     kernel = built.model.get_layer("first").kernel
     kernel.assign(tf.tensor_scatter_nd_update(kernel, [[0, 1]], [math.nan]))
-    before = snapshot(built)
-    applied = apply(built.state.optimizer, gradients, built.resolved.clip, tf.constant(True), built.replicas)
-    assert math.isfinite(applied.gradient_norm) and math.isnan(applied.parameter_norm)
-    assert not applied.is_finite
-    assert differing(before, snapshot(built)) == set()
+    block = built.train_block(4)
+    assert block.is_halted and len(block.rows) == 4
+    row = block.row(3)
+    assert math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]) and row["skipped"] == 0
+    assert math.isnan(row["parameter_norm"]) and math.isnan(row["update_norm"])
+    error = report(built, block)
+    assert str(error).startswith("step 6 cannot be taken")
+    assert "the variable 'model/first/kernel' was not finite before the step" in str(error)
+
+
+def test_what_makes_a_weight_not_finite_is_gone_back_from(tmp_path):
+    """An update of finite gradients that is not finite itself: the step is left out, and training ends without it."""
+
+    class Broken(keras.optimizers.SGD):
+        def update_step(self, gradient, variable):
+            super().update_step(gradient, variable)
+            if variable.shape == built.model.get_layer("first").kernel.shape:
+                bad = tf.where(tf.equal(built.state.step, 3), math.nan, 0.0)
+                variable.assign_add(tf.fill(variable.shape, bad))
+
+    def make_optimizer(cfg, learning_rate):
+        return Broken(learning_rate, jit_compile=False)
+
+    functions = {"make_model": forgiving, "make_optimizer": make_optimizer}
+    built = build(tmp_path / "run", functions=functions, **REWIND)
+    assert loop.train(built)["status"] == "finished"
+    assert int(built.state.skipped) == 1 and 3 in built.state.skip_list.numpy()
+    assert np.isfinite(built.model.get_layer("first").kernel.numpy()).all()
 
 
 def test_a_skipped_step_is_as_if_its_learning_rate_had_not_been_asked_for():
