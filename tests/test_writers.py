@@ -3,15 +3,18 @@
 import io
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from framework.config import RunError
-from framework.writers import Console, Jsonl, TensorBoard, Writers, image_grid
+from framework.writers import Console, Jsonl, TensorBoard, Writers, buckets, image_grid
 
 
 class Clock:
@@ -180,6 +183,75 @@ def test_tensorboard_overlays_train_and_eval_curves(tmp_path: Path) -> None:
     assert curve(tmp_path / "eval" / "test", "loss") == [(200, 0.75)]
     assert curve(tmp_path / "eval" / "test", "top/5") == [(200, 0.875)]
     assert curve(tmp_path / "eval" / "valid", "loss") == [(200, 1.5)]
+
+
+def test_tensorboard_has_the_numbers_of_the_rows(tmp_path: Path) -> None:
+    """Against the other writer: every tag, step and value, with the time at which it was written."""
+    random = np.random.default_rng(0)
+    names = ["loss", "learning_rate", "accuracy", "eval/test/loss", "skipped"]
+    before = time.time()
+    with Writers([Jsonl(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path / "tensorboard")]) as writer:
+        for step in range(1, 8):
+            writer.scalars(100 * step, dict(zip(names, [*random.normal(size=4), step % 2], strict=True)))
+    after = time.time()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train, test = load(tmp_path / "tensorboard" / "train"), load(tmp_path / "tensorboard" / "eval" / "test")
+    assert sorted(train.Tags()["tensors"]) == ["accuracy", "learning_rate", "loss", "skipped"]
+    assert test.Tags()["tensors"] == ["loss"]
+    times = []
+    for name in names:
+        read = test.Tensors("loss") if name == "eval/test/loss" else train.Tensors(name)
+        assert [event.step for event in read] == [row["step"] for row in rows]
+        values = [tf.make_ndarray(event.tensor_proto) for event in read]
+        assert {value.dtype for value in values} == {np.dtype(np.float32)}
+        assert values == [np.float32(row[name]) for row in rows]
+        if name != "eval/test/loss":
+            times.append([event.wall_time for event in read])
+    assert times == [times[0]] * 4
+    assert times[0] == sorted(times[0]) and before - 1 <= times[0][0] and times[0][-1] <= after + 1
+
+
+def test_tensorboard_writes_a_row_as_one_event_of_scalars(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.scalars(3, {"loss": 0.5, "accuracy": 0.25, "eval/test/loss": 1.5, "skipped": 0})
+    writer.histograms(3, {"weights/a": np.arange(3.0), "weights/b": np.ones(2)})
+    writer.close()
+    (path,) = (tmp_path / "train").iterdir()
+    version, scalars, histograms = (
+        tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))
+    )
+    assert version.file_version
+    assert [value.tag for value in scalars.summary.value] == ["loss", "accuracy", "skipped"]
+    assert [value.tag for value in histograms.summary.value] == ["weights/a", "weights/b"]
+    expected = scalar_pb("accuracy", 0.25).SerializeToString()
+    assert tf.compat.v1.Summary(value=scalars.summary.value[1:2]).SerializeToString() == expected
+    for event, plugin in ((scalars, "scalars"), (histograms, "histograms")):
+        assert {value.metadata.plugin_data.plugin_name for value in event.summary.value} == {plugin}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).normal(size=100_003),  # several chunks
+        np.random.default_rng(1).normal(size=40_000).astype(np.float32) ** 9,
+        np.linspace(-1, 1, 31, dtype=np.float32),  # every value on an edge
+        np.array([7, 7, 7], np.float32),
+        np.array([-2.0], np.float32),
+        np.array([-3e38, 1, 3e38], np.float32),
+        np.array([0.0, 1e-45], np.float32),
+    ],
+)
+def test_buckets_are_those_of_tensorboard(values: np.ndarray) -> None:
+    (value,) = histogram_pb("x", values).value
+    np.testing.assert_array_equal(buckets(values), tf.make_ndarray(value.tensor))
+
+
+def test_tensorboard_takes_numbers_beyond_float32(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.scalars(1, {"a": 1e300, "b": -math.inf, "c": np.float64(-1e300), "d": np.int64(2**40)})
+    writer.close()
+    read = [curve(tmp_path / "train", tag) for tag in "abcd"]
+    assert read == [[(1, math.inf)], [(1, -math.inf)], [(1, -math.inf)], [(1, 2.0**40)]]
 
 
 def test_tensorboard_histograms_count_finite_values(tmp_path: Path) -> None:
