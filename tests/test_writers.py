@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
+from framework import writers
 from framework.config import RunError
 from framework.writers import Console, Jsonl, TensorBoard, Writers, buckets, image_grid
 
@@ -297,6 +299,42 @@ def test_tensorboard_shows_images_as_one_picture(tmp_path: Path, dtype: type, wh
     assert (int(width), int(height)) == (9, 4)
     block = np.array([[0, 255, 255], [0, 255, 0]], np.uint8).repeat(2, 0).repeat(3, 1)
     np.testing.assert_array_equal(tf.io.decode_png(png).numpy()[..., 0], block)
+
+
+def test_histograms_are_counted_beside_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for them but who needs them on disk, and then all are."""
+    begun, may_end, buckets = threading.Event(), threading.Event(), writers.buckets
+
+    def slow(values: np.ndarray) -> np.ndarray:
+        begun.set()
+        assert may_end.wait(10)
+        return buckets(values)
+
+    monkeypatch.setattr(writers, "buckets", slow)
+    writer = TensorBoard(tmp_path)
+    writer.histograms(1, {"w": np.arange(3.0)})
+    assert begun.wait(10)
+    writer.scalars(2, {"loss": 1.0})
+    threading.Timer(0.2, may_end.set).start()
+    writer.flush()
+    assert may_end.is_set()
+    assert sorted(load(tmp_path / "train").Tags()["tensors"]) == ["loss", "w"]
+    writer.close()
+
+
+@pytest.mark.parametrize("waits", ["flush", "close"])
+def test_what_fails_in_the_thread_is_raised_where_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
+    def full(values: np.ndarray) -> np.ndarray:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writers, "buckets", full)
+    both = Writers([TensorBoard(tmp_path)])
+    both.histograms(1, {"w": np.arange(3.0)})
+    with pytest.raises(RunError, match=r"^TensorBoard cannot write: \[Errno 28\] No space left on device\."):
+        getattr(both, waits)()
+    both.close()  # once is enough
 
 
 def test_tensorboard_takes_images_with_nan(tmp_path: Path) -> None:
