@@ -35,12 +35,12 @@ def dropped(rate, x, step=0, first_example=0, dtype="float32"):
 
 
 def reference_mask(rate, shape, step=0, stream="tower/dropout"):
-    """True where kept: half a word's fraction of 2**16 is not below the rate. Of four words, low halves first."""
+    """True where kept: half a word's fraction of 2**16 is not below the rate. The low half first."""
     per_example = int(np.prod(shape[1:]))
     counts = (per_example + 7) // 8
     with rng.scope(KEY, step):
-        words = rng.words(stream, shape[0], 4 * counts).numpy().reshape(shape[0], counts, 4)
-    halves = np.concatenate([words % 2**16, words // 2**16], axis=2).reshape(shape[0], 8 * counts)[:, :per_example]
+        words = rng.words(stream, shape[0], 4 * counts).numpy()
+    halves = np.stack([words % 2**16, words // 2**16], axis=2).reshape(shape[0], 8 * counts)[:, :per_example]
     return (halves.astype(np.float64) >= round(rate * 2**16)).reshape(shape)
 
 
