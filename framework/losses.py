@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from framework.compile import by_xla, is_in_xla
+
+# Logits from which on a graph has an XLA program for them: 8 million take 9 ms less, of a step's 120.
+_LARGE = 2**20
+
 
 class Term(NamedTuple):
     """One part of a loss: `sum` / `weight` is its mean.
@@ -62,10 +67,9 @@ def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
       labels: integer [...]; where the weight is 0, any number, such as -1.
       weight: floating [...]; 0 for padding.
     """
-    logits = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
     labels = tf.convert_to_tensor(labels)
     labels = tf.where(tf.not_equal(weight, 0), labels, tf.zeros_like(labels))
-    values = _cross_entropy(logits, labels)
+    values = _cross_entropy(tf.convert_to_tensor(logits), labels)
     weight = tf.cast(weight, values.dtype)
     return Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))
 
@@ -75,23 +79,30 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     What tf.nn has for it writes the gradient in the forward pass, as large as the logits, and reads it again later.
     """
-    classes = logits.shape[-1]
+    dtype, classes = tf.float64 if logits.dtype == tf.float64 else tf.float32, logits.shape[-1]
     rows, of_rows = tf.reshape(logits, [-1, classes]), tf.reshape(labels, [-1])
 
-    def log_sum(rows: tf.Tensor) -> tf.Tensor:
+    def log_sums(rows: tf.Tensor) -> tf.Tensor:
+        rows = tf.cast(rows, dtype)
         top = tf.stop_gradient(tf.reduce_max(rows, -1, keepdims=True))
         return top + tf.math.log(tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True))
 
-    @tf.custom_gradient
-    def fn(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            probabilities = tf.exp(rows - log_sum(rows))  # anew, so that this has a derivative too
-            return upstream[:, tf.newaxis] * (probabilities - tf.one_hot(of_rows, classes, dtype=rows.dtype))
+    def derivative(rows: tf.Tensor, log_sum: tf.Tensor, of_rows: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        probabilities = tf.exp(tf.cast(rows, dtype) - log_sum)
+        return tf.cast(
+            upstream[:, tf.newaxis] * (probabilities - tf.one_hot(of_rows, classes, dtype=dtype)), rows.dtype
+        )
 
-        picked = tf.gather(rows, of_rows, batch_dims=1)
+    if (rows.shape.num_elements() or 0) >= _LARGE and not tf.executing_eagerly() and not is_in_xla():
+        log_sums, derivative = by_xla(log_sums), by_xla(derivative)
+
+    @tf.custom_gradient
+    def fn(rows: tf.Tensor, log_sum: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
+        picked = tf.cast(tf.gather(rows, of_rows, batch_dims=1), dtype)
         # The kernel raises where a label is no class. XLA would take the nearest: such a loss is not a number.
         is_class = (of_rows >= 0) & (of_rows < classes)
-        picked = tf.where(is_class, picked, tf.constant(float("nan"), rows.dtype))
-        return log_sum(rows)[:, 0] - picked, gradient
+        picked = tf.where(is_class, picked, tf.constant(float("nan"), dtype))
+        # All of the gradient is by the rows; the sum is an argument so that the gradient has a derivative by it.
+        return log_sum[:, 0] - picked, lambda upstream: (derivative(rows, log_sum, of_rows, upstream), None)
 
-    return tf.reshape(fn(rows), tf.shape(labels))
+    return tf.reshape(fn(rows, log_sums(rows)), tf.shape(labels))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework import testing
+from framework import losses, testing
 from framework.losses import Term, sparse_cross_entropy
 
 MODES = {
@@ -55,6 +55,33 @@ def test_gradient_is_probabilities_minus_the_label_and_has_a_gradient_itself():
     expected = weight[..., np.newaxis] * (probabilities - np.eye(5)[labels])
     np.testing.assert_allclose(tape.gradient(found, x), expected, rtol=0, atol=1e-14)
     testing.check_gradients(value, [logits], order=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_logits_of_a_graph_are_an_xla_program_with_the_same_numbers(monkeypatch, dtype):
+    logits, labels, weight = example((6, 7), classes=11)
+    logits = tf.cast(logits, dtype)
+
+    def value_and_gradients(logits):
+        with tf.GradientTape() as outer:
+            outer.watch(logits)
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                term = sparse_cross_entropy(logits, labels, weight)
+            gradient = tape.gradient(term.sum, logits)
+            along = tf.reduce_sum(tf.cast(gradient, tf.float32) * np.cos(np.arange(11)).astype(np.float32))
+        return term.sum, gradient, outer.gradient(along, logits)
+
+    plain = tf.function(value_and_gradients, autograph=False)(logits)
+    monkeypatch.setattr(losses, "_LARGE", 6 * 7 * 11)
+    graph = tf.function(value_and_gradients, autograph=False).get_concrete_function(logits).graph
+    compiled = [op for op in graph.get_operations() if "Call" in op.type and op.get_attr("_XlaMustCompile")]
+    assert len(compiled) >= 2
+    found = tf.function(value_and_gradients, autograph=False)(logits)
+    step = 2e-6 if dtype == "float32" else 2**-8
+    for theirs, ours in zip(plain, found, strict=True):
+        theirs, ours = (tf.cast(value, tf.float64).numpy() for value in (theirs, ours))
+        np.testing.assert_allclose(ours, theirs, rtol=step, atol=step)
 
 
 @pytest.mark.parametrize("scale", [1e4, 80.0])
