@@ -123,10 +123,8 @@ class Ended(enum.Enum):
 def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> Ended:
     """Trains from `start` on, as long as nothing makes the run go back."""
     with _writers(run, start) as writer:
-        if start == 0:
-            _show_inputs(run, writer)
         hooks = _hooks(run, writer, progress, start)
-        step, is_warned = start, False
+        step, is_warned, is_shown = start, False, start > 0
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
             _save(run, writer, progress)
         # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
@@ -142,6 +140,9 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
                 rewind_or_raise(run, block)
                 return Ended.TO_REWIND
             step += len(block.rows)
+            if not is_shown:  # not before: nobody waits for pictures, but for the first step
+                is_shown = True
+                _show_inputs(run, writer)
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")

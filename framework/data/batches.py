@@ -163,7 +163,10 @@ def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     rows = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(size, tf.float64))), tf.int64)
     columns = -(-size // rows)
     a, b, limit = (tf.cast(value, tf.uint32) for value in (rows, columns, size))
-    round_keys = [_mix(key ^ tf.constant(0x9E3779B9 * (i + 1) & 0xFFFFFFFF, tf.uint32)) for i in range(_ROUNDS)]
+    numbers = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * 0x9E3779B9 & 0xFFFFFFFF
+    # Those of all rounds at once: each op is one more to be traced and compiled before the first step.
+    keys = _mix(key ^ tf.reshape(tf.constant(numbers, tf.uint32), [_ROUNDS, *[1] * key.shape.rank]))
+    round_keys = tf.unstack(keys, _ROUNDS)
 
     def encipher(x: tf.Tensor) -> tf.Tensor:
         left, right = x // b, x % b
