@@ -36,7 +36,7 @@ from framework.runtime import Interrupt
 from framework.step import tune
 from framework.step.block import Block
 from framework.step.gradients import forward
-from framework.writers import Console, Jsonl, TensorBoard, Writers
+from framework.writers import Behind, Console, Jsonl, TensorBoard, Writers
 
 _BLOCK_SECONDS = 2.0
 # A disk that is full, read-only or broken: not a slip in the code.
@@ -287,7 +287,7 @@ def _writers(run: Run, start: int) -> Writers:
     return Writers(
         [
             Jsonl(run.workdir / "metrics.jsonl", start),
-            TensorBoard(run.workdir / "tensorboard", start),
+            Behind(TensorBoard(run.workdir / "tensorboard", start)),
             Console(run.total_steps, start),
         ],
         run.resolved.checkpoint.on_error,

@@ -14,8 +14,10 @@ import errno
 import json
 import math
 import os
+import queue
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,11 +43,17 @@ _RECORD_TAIL_BYTES = 4
 _SCALAR = scalar_metadata.create_summary_metadata(None, None)
 _HISTOGRAM = histogram_metadata.create_summary_metadata(None, None)
 _BUCKETS = 30  # as many as TensorBoard makes
+_BEHIND = 8  # calls that may wait for their writer
 _CHUNK = 2**14  # values that are put into buckets at once
 
 
 class Writer:
     """What hooks write to. Subclasses override what they can show; the rest does nothing."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return type(self).__name__
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One row of numbers; those of an evaluation are named 'eval/<split>/<metric>'."""
@@ -113,10 +121,81 @@ class Writers:
             try:
                 call(writer)
             except (OSError, tf.errors.OpError) as error:
-                message = f"{type(writer).__name__} cannot write: {' '.join(str(error).split())}."
+                message = f"{writer.name} cannot write: {' '.join(str(error).split())}."
                 if not self._goes_on:
                     raise RunError(f"{message} Mend that and type the same command again.") from error
                 logging.error("%s", message)
+
+
+class Behind(Writer):
+    """Hands every call to `writer` in a thread of its own, in order: training goes on meanwhile.
+
+    What is handed over must not be changed afterwards. An error is raised by the call after the one that it is of; by
+    `flush` or `close`, which wait, at the latest.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        # Who is so many calls behind is waited for: arrays of histograms must not pile up.
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_BEHIND)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    @property
+    def name(self) -> str:
+        return self._writer.name
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._later(lambda: self._writer.scalars(step, values))
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        self._later(lambda: self._writer.histograms(step, arrays))
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        self._later(lambda: self._writer.images(step, name, images))
+
+    def graph(self, graph: tf.Graph) -> None:
+        self._later(lambda: self._writer.graph(graph))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._later(lambda: self._writer.text(step, name, text))
+
+    def flush(self) -> None:
+        self._calls.join()
+        self._raise()
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread.join()
+            self._thread = None
+        try:
+            self._raise()
+        finally:
+            self._writer.close()
+
+    def _later(self, call: Callable[[], None]) -> None:
+        self._raise()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True, name="writer")
+            self._thread.start()
+        self._calls.put(call)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as error:
+                self._error = self._error or error
+            finally:
+                self._calls.task_done()
+        self._calls.task_done()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 class Jsonl(Writer):

@@ -16,7 +16,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from framework import writers
 from framework.config import RunError
-from framework.writers import Console, Jsonl, TensorBoard, Writers, buckets, image_grid
+from framework.writers import Behind, Console, Jsonl, TensorBoard, Writers, buckets, image_grid
 
 
 class Clock:
@@ -529,6 +529,78 @@ def test_an_error_of_tensorboard_is_one_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "tb").write_text("")
     with pytest.raises(RunError, match=r"^TensorBoard cannot write: .* Mend that and type the same command again\.$"):
         writer.scalars(1, {"loss": 1.0})
+
+
+# Behind
+
+
+class Slow(Recorder):
+    """Takes calls when told, and fails at a step."""
+
+    name = "Slow"
+
+    def __init__(self, failing: int = -1) -> None:
+        super().__init__()
+        self.gate, self.failing, self.threads = threading.Event(), failing, set()
+
+    def scalars(self, step: int, values: dict) -> None:
+        assert self.gate.wait(30)
+        self.threads.add(threading.current_thread())
+        if step == self.failing:
+            raise OSError(f"no room at {step}")
+        self.calls.append(("scalars", step, values))
+
+
+def test_calls_come_in_order_in_another_thread_and_flush_waits_for_them() -> None:
+    slow = Slow()
+    writer = Behind(slow)
+    writer.scalars(1, {"a": 1.0})
+    writer.histograms(1, {})
+    writer.text(2, "x", "y")
+    assert slow.calls == []
+    slow.gate.set()
+    writer.flush()
+    assert slow.calls == [("scalars", 1, {"a": 1.0}), ("histograms", 1, {}), ("text", 2, "x", "y"), ("flush",)]
+    writer.scalars(3, {})
+    writer.close()
+    assert slow.calls[4:] == [("scalars", 3, {}), ("close",)]
+    assert threading.current_thread() not in slow.threads and not any(t.is_alive() for t in slow.threads)
+    writer.flush()
+    writer.close()
+
+
+def test_who_is_far_behind_is_waited_for() -> None:
+    slow, taken = Slow(), []
+    writer = Behind(slow)
+
+    def hand_over() -> None:
+        for step in range(100):
+            writer.scalars(step, {})
+            taken.append(step)
+
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive() and len(taken) < 20
+    slow.gate.set()
+    thread.join(30)
+    writer.close()
+    assert [call[1] for call in slow.calls[:-1]] == list(range(100))
+
+
+@pytest.mark.parametrize("at", ["scalars", "flush", "close"])
+def test_an_error_is_raised_by_what_comes_next(at: str) -> None:
+    slow = Slow(failing=1)
+    slow.gate.set()
+    behind = Behind(slow)
+    writer = Writers([behind])
+    writer.scalars(1, {})
+    behind._calls.join()  # until it has failed
+    with pytest.raises(RunError, match=r"^Slow cannot write: no room at 1"):
+        writer.scalars(2, {}) if at == "scalars" else getattr(writer, at)()
+    writer.scalars(3, {})  # what is raised is raised once
+    writer.close()
+    assert slow.calls[-2:] == [("scalars", 3, {}), ("close",)]
 
 
 @pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 2, 2), (4, 2, 2), (5, 2, 3), (16, 4, 4)])
