@@ -34,7 +34,7 @@ from framework import config, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "BUILD.md", "framework/README.md", "experiments/README.md"]
-PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "ROOFLINE", "SCALING")]
+PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "GROWTH", "ROOFLINE", "SCALING")]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
 NOT_RUN = {
@@ -61,11 +61,14 @@ FURTHER_FLAGS = {
     "help",
     "json",
     "logdir",
+    "modes",
     "no-deps",
     "nodes",
     "ntasks-per-node",
     "others",
     "peers",
+    "pieces",
+    "plot",
     "precisions",
     "profile",
     "quick",
