@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -242,8 +241,7 @@ class TensorBoard(Writer):
     """Event files, with one TensorBoard run for training and one for each evaluation split.
 
     'loss' is the tag 'loss' of the run 'train', and 'eval/test/loss' the tag 'loss' of the run 'eval/test': two curves
-    of one chart. All but numbers goes to 'train'. Values are counted into the buckets of histograms in a thread, beside
-    the steps that follow: what goes wrong there is raised by the next call that waits for it.
+    of one chart. All but numbers goes to 'train'.
 
     Args:
       folder: becomes the log directory.
@@ -256,8 +254,6 @@ class TensorBoard(Writer):
         if resume_step is not None:
             _drop_events(self._folder, resume_step)
         self._runs: dict[str, tf.summary.SummaryWriter] = {}
-        self._thread = ThreadPoolExecutor(1, "histograms")
-        self._counting: Future[None] | None = None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         # One event a row: tf.summary.scalar takes as long for each number as this does for all of them.
@@ -272,11 +268,6 @@ class TensorBoard(Writer):
             self._write(run, step, row)
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        self._wait()
-        self._run("train")  # made here: the thread makes none
-        self._counting = self._thread.submit(self._count, step, dict(arrays))
-
-    def _count(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         row = Summary()
         for name, array in arrays.items():
             values = _finite(array)
@@ -285,12 +276,6 @@ class TensorBoard(Writer):
                 row.value.add(tag=name, metadata=_HISTOGRAM, tensor=tensor)
         if row.value:
             self._write("train", step, row)
-
-    def _wait(self) -> None:
-        """Until the histograms are written."""
-        counting, self._counting = self._counting, None
-        if counting is not None:
-            counting.result()
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
         if len(images):
@@ -306,16 +291,13 @@ class TensorBoard(Writer):
             tf.summary.text(name, text)
 
     def flush(self) -> None:
-        self._wait()
         for writer in self._runs.values():
             writer.flush()
 
     def close(self) -> None:
-        self._thread.shutdown()
         for writer in self._runs.values():
             writer.close()
         self._runs.clear()
-        self._wait()
 
     def _write(self, run: str, step: int, row: Summary) -> None:
         with self._run(run).as_default(step):

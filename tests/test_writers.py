@@ -311,7 +311,7 @@ def test_histograms_are_counted_beside_the_steps(tmp_path: Path, monkeypatch: py
         return buckets(values)
 
     monkeypatch.setattr(writers, "buckets", slow)
-    writer = TensorBoard(tmp_path)
+    writer = Behind(TensorBoard(tmp_path))
     writer.histograms(1, {"w": np.arange(3.0)})
     assert begun.wait(10)
     writer.scalars(2, {"loss": 1.0})
@@ -330,7 +330,7 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_waited_for(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writers, "buckets", full)
-    both = Writers([TensorBoard(tmp_path)])
+    both = Writers([Behind(TensorBoard(tmp_path))])
     both.histograms(1, {"w": np.arange(3.0)})
     with pytest.raises(RunError, match=r"^TensorBoard cannot write: \[Errno 28\] No space left on device\."):
         getattr(both, waits)()
