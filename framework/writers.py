@@ -417,8 +417,9 @@ def buckets(values: np.ndarray) -> np.ndarray:
 def _finite(array: np.ndarray) -> np.ndarray:
     """The values that a bucket can hold, [n] float32; their range always splits into float64 buckets."""
     with np.errstate(over="ignore"):
-        values = np.asarray(array).astype(np.float32)
-    return values[np.isfinite(values)]
+        values = np.asarray(array).astype(np.float32, copy=False).reshape(-1)
+    is_finite = np.isfinite(values)
+    return values if is_finite.all() else values[is_finite]
 
 
 def _shown(values: Mapping[str, float]) -> Iterator[str]:

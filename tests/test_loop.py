@@ -318,18 +318,18 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
         "schedule.warmup": "",
         "checkpoint.every": "1 step",
     }
-    built = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e25})
+    built = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e15})
     with pytest.raises(NonFiniteError) as caught:
         loop.train(built)
     saved = built.checkpoints.steps()
     message = str(caught.value)
     assert message.startswith(f"step {saved[-1] + 1} cannot be taken: ")
     assert message.endswith(
-        f" at learning_rate=1e+25. Nothing of it is saved; the last checkpoint is of step {saved[-1]}."
+        f" at learning_rate=1e+15. Nothing of it is saved; the last checkpoint is of step {saved[-1]}."
         " Try a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm."
         f" Batch, indices and state are in {tmp_path / 'run' / 'failure' / f'step-{saved[-1]:08d}'}."
     )
-    whole = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e25})
+    whole = build(tmp_path / "run", **settings, **{"schedule.learning_rate": 1e15})
     assert whole.open() == saved[-1]
 
 
