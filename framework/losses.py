@@ -7,7 +7,7 @@ replicas change nothing.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -75,34 +75,32 @@ def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
 
 
 def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """[...]: log of the sum of exp(logits), minus the logit of the label.
-
-    What tf.nn has for it writes the gradient in the forward pass, as large as the logits, and reads it again later.
-    """
+    """[...]: log of the sum of exp(logits), minus the logit of the label."""
     dtype, classes = tf.float64 if logits.dtype == tf.float64 else tf.float32, logits.shape[-1]
     rows, of_rows = tf.reshape(logits, [-1, classes]), tf.reshape(labels, [-1])
 
-    def log_sums(rows: tf.Tensor) -> tf.Tensor:
+    # The arithmetic is that of tf.nn's, to which rounding is the same. That one writes the gradient in the forward pass,
+    # as large as the logits, and reads it again later.
+    def sums(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         rows = tf.cast(rows, dtype)
         top = tf.stop_gradient(tf.reduce_max(rows, -1, keepdims=True))
-        return top + tf.math.log(tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True))
+        return top, tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True)
 
-    def derivative(rows: tf.Tensor, log_sum: tf.Tensor, of_rows: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-        probabilities = tf.exp(tf.cast(rows, dtype) - log_sum)
-        return tf.cast(
-            upstream[:, tf.newaxis] * (probabilities - tf.one_hot(of_rows, classes, dtype=dtype)), rows.dtype
-        )
+    def derivative(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        of_logits = tf.exp(tf.cast(rows, dtype) - top) / total - tf.one_hot(of_rows, classes, dtype=dtype)
+        return tf.cast(upstream[:, tf.newaxis] * of_logits, rows.dtype)
 
     if (rows.shape.num_elements() or 0) >= _LARGE and not tf.executing_eagerly() and not is_in_xla():
-        log_sums, derivative = by_xla(log_sums), by_xla(derivative)
+        sums, derivative = by_xla(sums), by_xla(derivative)
 
+    # The sums are arguments so that the gradient, all of which is by the rows, has a derivative by them.
     @tf.custom_gradient
-    def fn(rows: tf.Tensor, log_sum: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
+    def fn(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
         picked = tf.cast(tf.gather(rows, of_rows, batch_dims=1), dtype)
         # The kernel raises where a label is no class. XLA would take the nearest: such a loss is not a number.
         is_class = (of_rows >= 0) & (of_rows < classes)
         picked = tf.where(is_class, picked, tf.constant(float("nan"), dtype))
-        # All of the gradient is by the rows; the sum is an argument so that the gradient has a derivative by it.
-        return log_sum[:, 0] - picked, lambda upstream: (derivative(rows, log_sum, of_rows, upstream), None)
+        values = tf.math.log(total[:, 0]) - (picked - top[:, 0])
+        return values, lambda upstream: (derivative(rows, top, total, upstream), None, None)
 
-    return tf.reshape(fn(rows, log_sums(rows)), tf.shape(labels))
+    return tf.reshape(fn(rows, *sums(rows)), tf.shape(labels))
