@@ -79,8 +79,8 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     dtype, classes = tf.float64 if logits.dtype == tf.float64 else tf.float32, logits.shape[-1]
     rows, of_rows = tf.reshape(logits, [-1, classes]), tf.reshape(labels, [-1])
 
-    # The arithmetic, and so the rounding, is that of tf.nn's, which writes the gradient in the forward pass, as large as
-    # the logits, and reads it again later.
+    # The arithmetic, and so the rounding, is that of tf.nn's, which writes the gradient in the forward pass, as large
+    # as the logits, and reads it again later.
     def sums(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         rows = tf.cast(rows, dtype)
         top = tf.stop_gradient(tf.reduce_max(rows, -1, keepdims=True))
