@@ -163,10 +163,10 @@ def test_the_chart_is_svg_with_points_where_they_belong():
     ]
     assert (root.get("width"), root.get("height")) == ("600", "460")
     first = [(float(c.get("cx")), float(c.get("cy"))) for c in groups[0].iter(f"{space}circle")]
-    # The frame goes from (56, 186) to (288, 30); a power of ten is half of it.
-    assert first == [(56.0, 186.0), (172.0, 108.0), (288.0, 30.0)]
+    # The frame goes from (56, 186) to (276, 30); a power of ten is half of it.
+    assert first == [(56.0, 186.0), (166.0, 108.0), (276.0, 30.0)]
     level = {c.get("cy") for c in groups[1].iter(f"{space}circle")}
     assert len(level) == 1
     assert "a < b" in [element.text for element in groups[0].iter(f"{space}text")]
     dashed = next(p.get("d") for p in groups[0].iter(f"{space}path") if p.get("stroke-dasharray"))
-    assert re.findall(r"[\d.]+", dashed) == ["56.0", "186.0", "288.0", "30.0"]  # in proportion: along the points
+    assert re.findall(r"[\d.]+", dashed) == ["56.0", "186.0", "276.0", "30.0"]  # in proportion: along the points

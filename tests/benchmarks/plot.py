@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 _WIDTH, _HEIGHT = 300, 230  # of a panel
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 44  # around its frame
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 30, 44  # around its frame
 _INK, _PALE, _LINE = "#333333", "#bbbbbb", "#1f5fa8"
 
 
