@@ -175,12 +175,14 @@ def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
             right = (right + _mix(left ^ round_keys[i + 1]) % b) % b
         return left * b + right
 
-    def walk(x: tf.Tensor) -> tuple[tf.Tensor]:
-        return (tf.where(x < limit, x, encipher(x)),)
+    def walk(x: tf.Tensor, is_inside: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        x = tf.where(is_inside, x, encipher(x))
+        return x, x < limit
 
-    start = encipher(tf.cast(index, tf.uint32))
-    (inside,) = tf.while_loop(lambda x: tf.reduce_any(x >= limit), walk, (start,))
-    return tf.cast(inside, tf.int64)
+    # The first round in the loop too: what is traced once is there sooner.
+    start = (tf.cast(index, tf.uint32), tf.zeros_like(index, tf.bool))
+    x, _ = tf.while_loop(lambda x, is_inside: ~tf.reduce_all(is_inside), walk, start)
+    return tf.cast(x, tf.int64)
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
