@@ -1,6 +1,7 @@
 """*Where* numbers go: a JSON lines file, TensorBoard and the console, each taking the same calls.
 
-    with Writers([Jsonl('run/metrics.jsonl', start), TensorBoard('run/tensorboard', start), Console(2344)]) as writer:
+    curves = Behind(TensorBoard('run/tensorboard', start))        # in a thread of its own
+    with Writers([Jsonl('run/metrics.jsonl', start), curves, Console(2344)]) as writer:
         writer.scalars(400, {'loss': 0.2134, 'learning_rate': 1e-3, 'examples_per_second': 12345.0})
         writer.scalars(469, {'eval/test/loss': 0.1234})       # eval/<split>/<metric>
         writer.histograms(469, {'weights/dense/kernel': kernel})
