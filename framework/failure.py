@@ -3,7 +3,7 @@
     rewind_or_raise(run, block)              # or NonFiniteError; workdir/failure/step-00000123/ says more
 
 The folder holds failure.json (numbers of the step, what went bad first, indices of its examples), batch.npz, and the
-state before the step in the form of a checkpoint.
+state before the step in the form of a checkpoint; that after it, where it was the weights that are not finite.
 """
 
 import math

@@ -81,7 +81,7 @@ def forgiving(cfg):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
-def test_a_weight_that_is_not_finite_ends_the_block_and_is_not_saved(tmp_path, mode, policy):
+def test_a_weight_that_is_not_finite_ends_the_block_and_is_named(tmp_path, mode, policy):
     """Loss and gradients are finite, and the unit would be lost in silence."""
     settings = {"train.on_nonfinite": policy, "train.compile": mode, "checkpoint.every": "2 steps"}
     settings |= {} if policy == "stop" else {"train.nonfinite_limit": 2}
