@@ -604,6 +604,13 @@ def process(*arguments, script=("launch.py",)):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
+def test_loading_looks_for_garbage_only_afterwards():
+    """What TensorFlow's modules make is not looked through again, and what the run makes is."""
+    said = "import gc; import launch; launch._import_run(); print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    done = process("-c", said, script=())
+    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
+
+
 def test_help():
     done = process("--help")
     assert (done.returncode, done.stderr) == (0, "")
