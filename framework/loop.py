@@ -36,7 +36,8 @@ from framework.runtime import Interrupt
 from framework.step import tune
 from framework.step.block import Block
 from framework.step.gradients import forward
-from framework.writers import Behind, Console, Jsonl, TensorBoard, Writers
+from framework.tensorboard import TensorBoard
+from framework.writers import Behind, Console, Jsonl, Writers
 
 _BLOCK_SECONDS = 2.0
 # A disk that is full, read-only or broken: not a slip in the code.

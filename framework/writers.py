@@ -1,4 +1,4 @@
-"""*Where* numbers go: a JSON lines file, TensorBoard and the console, each taking the same calls.
+"""*Where* numbers go: a JSON lines file, the console and TensorBoard (`tensorboard.py`), each taking the same calls.
 
     curves = Behind(TensorBoard('run/tensorboard', start))        # in a thread of its own
     with Writers([Jsonl('run/metrics.jsonl', start), curves, Console(2344)]) as writer:
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import queue
-import struct
 import sys
 import threading
 import time
@@ -28,23 +27,11 @@ from typing import Any, TextIO
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.histogram import metadata as histogram_metadata
-from tensorboard.plugins.scalar import metadata as scalar_metadata
-from tensorboard.util.tensor_util import make_tensor_proto
 from tqdm import tqdm
 
 from framework.config import RunError
 
-# An event file is a sequence of TFRecords: length and its checksum, the event, its checksum.
-_RECORD_HEAD = struct.Struct("<QI")
-_RECORD_TAIL_BYTES = 4
-# How TensorBoard knows what to show of a value.
-_SCALAR = scalar_metadata.create_summary_metadata(None, None)
-_HISTOGRAM = histogram_metadata.create_summary_metadata(None, None)
-_BUCKETS = 30  # as many as TensorBoard makes
 _BEHIND = 8  # calls that may wait for their writer
-_CHUNK = 2**14  # values that are put into buckets at once
 
 
 class Writer:
@@ -209,7 +196,7 @@ class Jsonl(Writer):
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         path = Path(path)
         if path.exists():
-            _replace(path, _kept_lines(path, resume_step))
+            replace(path, _kept_lines(path, resume_step))
         self._path = path
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
@@ -236,78 +223,6 @@ class Jsonl(Writer):
                 self.flush()
             finally:
                 self._file.close()
-
-
-class TensorBoard(Writer):
-    """Event files, with one TensorBoard run for training and one for each evaluation split.
-
-    'loss' is the tag 'loss' of the run 'train', and 'eval/test/loss' the tag 'loss' of the run 'eval/test': two curves
-    of one chart. All but numbers goes to 'train'.
-
-    Args:
-      folder: becomes the log directory.
-      resume_step: events beyond this step are dropped, all of them at 0; None keeps the files. A TensorBoard that is
-        open meanwhile shows the dropped ones until it is started again.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        self._folder = Path(folder)
-        if resume_step is not None:
-            _drop_events(self._folder, resume_step)
-        self._runs: dict[str, tf.summary.SummaryWriter] = {}
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        # One event a row: tf.summary.scalar takes as long for each number as this does for all of them.
-        rows: dict[str, Summary] = {}
-        for name, value in values.items():
-            run, tag = _run_and_tag(name)
-            row = rows.setdefault(run, Summary()).value.add(tag=tag, metadata=_SCALAR)
-            row.tensor.dtype = tf.float32.as_datatype_enum
-            row.tensor.tensor_shape.SetInParent()  # that of a scalar
-            row.tensor.float_val.append(value)
-        for run, row in rows.items():
-            self._write(run, step, row)
-
-    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        row = Summary()
-        for name, array in arrays.items():
-            values = _finite(array)
-            if values.size:
-                tensor = make_tensor_proto(buckets(values))
-                row.value.add(tag=name, metadata=_HISTOGRAM, tensor=tensor)
-        if row.value:
-            self._write("train", step, row)
-
-    def images(self, step: int, name: str, images: np.ndarray) -> None:
-        if len(images):
-            with self._run("train").as_default(step):
-                tf.summary.image(name, image_grid(images))
-
-    def graph(self, graph: tf.Graph) -> None:
-        with self._run("train").as_default():
-            tf.summary.graph(graph)
-
-    def text(self, step: int, name: str, text: str) -> None:
-        with self._run("train").as_default(step):
-            tf.summary.text(name, text)
-
-    def flush(self) -> None:
-        for writer in self._runs.values():
-            writer.flush()
-
-    def close(self) -> None:
-        for writer in self._runs.values():
-            writer.close()
-        self._runs.clear()
-
-    def _write(self, run: str, step: int, row: Summary) -> None:
-        with self._run(run).as_default(step):
-            tf.summary.experimental.write_raw_pb(row.SerializeToString())
-
-    def _run(self, name: str) -> tf.summary.SummaryWriter:
-        if name not in self._runs:
-            self._runs[name] = tf.summary.create_file_writer(str(self._folder / name))
-        return self._runs[name]
 
 
 class Console(Writer):
@@ -368,74 +283,12 @@ class Console(Writer):
         return [f"eta {datetime.timedelta(seconds=round(seconds))}"]
 
 
-def image_grid(images: np.ndarray) -> np.ndarray:
-    """The pictures as one, row by row in a square of ceil(sqrt(n)) columns, the rest black.
-
-    Args:
-      images: [n, height, width] or [n, height, width, channels], n > 0.
-
-    Returns:
-      [1, rows * height, columns * width, channels] of the same dtype.
-    """
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = images[..., np.newaxis]
-    n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    grid = np.zeros((rows * columns, height, width, channels), images.dtype)
-    grid[:n] = images
-    grid = grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return grid.reshape(1, rows * height, columns * width, channels)
-
-
-def buckets(values: np.ndarray) -> np.ndarray:
-    """The histogram that TensorBoard shows of the values, bit for bit that of its `histogram_pb`.
-
-    Neither that nor tf.summary.histogram can be used: they make a one-hot of every value, gigabytes for a large layer
-    and ten times as long.
-
-    Args:
-      values: [n], finite, n > 0; of a dtype whose range float64 can hold.
-
-    Returns:
-      float64 [buckets, 3]: left edge, right edge, count. Of values that are all the same, in the last one.
-    """
-    low, high = np.float64(values.min()), np.float64(values.max())
-    edges = np.linspace(low, high, _BUCKETS + 1)
-    counts = np.zeros(_BUCKETS, np.int64)
-    if low == high:
-        counts[-1] = values.size
-    else:
-        width = (high - low) / _BUCKETS
-        for start in range(0, values.size, _CHUNK):  # so that what comes between stays in the cache
-            offsets = values[start : start + _CHUNK].astype(np.float64) - low
-            indices = np.minimum((offsets / width).astype(np.int64), _BUCKETS - 1)
-            counts += np.bincount(indices, minlength=_BUCKETS)
-    return np.stack([edges[:-1], edges[1:], counts], axis=1)
-
-
-def _finite(array: np.ndarray) -> np.ndarray:
-    """The values that a bucket can hold, [n] float32; their range always splits into float64 buckets."""
-    with np.errstate(over="ignore"):
-        values = np.asarray(array).astype(np.float32, copy=False).reshape(-1)
-    is_finite = np.isfinite(values)
-    return values if is_finite.all() else values[is_finite]
-
-
 def _shown(values: Mapping[str, float]) -> Iterator[str]:
     for name, value in values.items():
         if name == "examples_per_second":
             yield f"{value:,.0f} examples/s"
         else:
             yield f"{name} {value:{'.2e' if name.endswith('learning_rate') else '.4g'}}"
-
-
-def _run_and_tag(name: str) -> tuple[str, str]:
-    """'eval/test/loss' -> ('eval/test', 'loss'); 'loss' -> ('train', 'loss')."""
-    kind, _, rest = name.partition("/")
-    split, _, tag = rest.partition("/")
-    return (f"eval/{split}", tag) if kind == "eval" and tag else ("train", name)
 
 
 def _kept_lines(path: Path, resume_step: int | None) -> bytes:
@@ -458,32 +311,7 @@ def _step_of(line: bytes) -> int | None:
         return None
 
 
-def _drop_events(folder: Path, resume_step: int) -> None:
-    """Rewrites the event files without what came after the step. (TensorBoard has no purge for tf.summary's events.)"""
-    for path in sorted(folder.rglob("*.tfevents.*")):
-        records = list(_records(path.read_bytes()))
-        steps = [tf.compat.v1.Event.FromString(event).step for _, event in records]
-        kept = b"".join(raw for (raw, _), step in zip(records, steps, strict=True) if step <= resume_step)
-        if resume_step == 0 or not kept:
-            path.unlink()
-        else:
-            _replace(path, kept)
-
-
-def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each complete TFRecord: as it is in the file, and its content."""
-    start = 0
-    while start + _RECORD_HEAD.size <= len(data):
-        length, _ = _RECORD_HEAD.unpack_from(data, start)
-        content = start + _RECORD_HEAD.size
-        end = content + length + _RECORD_TAIL_BYTES
-        if end > len(data):
-            return
-        yield data[start:end], data[content : content + length]
-        start = end
-
-
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
     """The file with other content, never half of it; untouched if it is the same."""
     if path.stat().st_size == len(content):
         return

@@ -1,11 +1,11 @@
-"""framework/config.py: every rule by its exact message, durations by hand-computed numbers."""
+"""framework/keys.py and config.py: every rule by its exact message, durations by hand-computed numbers."""
 
 import math
 
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import config
+from framework import config, keys
 from framework.config import UserError, base_config, finalize, flatten, resolve, to_steps
 from framework.overrides import override
 
@@ -53,18 +53,18 @@ def test_base_config_is_valid():
 
 def test_every_key_has_a_rule():
     bools = {key for key, value in BASE.items() if type(value) is bool}
-    rules = [set(config._CHOICES), set(config._RANGES), set(config._DURATIONS), bools, FREE_TEXT, SEQUENCES]
+    rules = [set(keys.CHOICES), set(keys.RANGES), set(keys.DURATIONS), bools, FREE_TEXT, SEQUENCES]
     assert set().union(*rules) == set(BASE)
     assert sum(map(len, rules)) == len(BASE)  # one rule each
     numbers = {key for key, value in BASE.items() if type(value) in (int, float)}
-    assert numbers == set(config._RANGES)
+    assert numbers == set(keys.RANGES)
 
 
 def test_defaults_are_legal_by_their_own_rule():
-    assert all(BASE[key] in choices for key, choices in config._CHOICES.items())
-    assert all(BASE[key] == "" or config._DURATION.fullmatch(BASE[key]) for key in config._DURATIONS)
-    for decider, wanted in config._ONLY_WITH.values():
-        assert set(wanted) < set(config._CHOICES[decider])
+    assert all(BASE[key] in choices for key, choices in keys.CHOICES.items())
+    assert all(BASE[key] == "" or config._DURATION.fullmatch(BASE[key]) for key in keys.DURATIONS)
+    for decider, wanted in keys.ONLY_WITH.values():
+        assert set(wanted) < set(keys.CHOICES[decider])
 
 
 def test_sections_are_locked_but_for_the_free_ones():
@@ -131,7 +131,7 @@ CHOICES = {
 
 
 def test_choices_are_all_listed_here():
-    assert config._CHOICES == CHOICES
+    assert keys.CHOICES == CHOICES
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -221,7 +221,7 @@ RANGES = {
 
 
 def test_ranges_are_all_listed_here():
-    assert {key: bounds for key, (*bounds, _, _) in RANGES.items()} == {k: list(v) for k, v in config._RANGES.items()}
+    assert {key: bounds for key, (*bounds, _, _) in RANGES.items()} == {k: list(v) for k, v in keys.RANGES.items()}
 
 
 @pytest.mark.parametrize("key", RANGES)
@@ -255,7 +255,7 @@ DURATIONS = {
 
 
 def test_durations_are_all_listed_here():
-    assert set(config._DURATIONS) == DURATIONS
+    assert set(keys.DURATIONS) == DURATIONS
 
 
 @pytest.mark.parametrize("key", sorted(DURATIONS))

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Top to bottom. Modules of one row do not import each other, except below a package that ends in '/*'.
 ROWS = (
+    ("keys",),
     ("config",),
     ("overrides",),
     ("command",),
@@ -47,6 +48,7 @@ ROWS = (
     ("step.diagnose",),
     ("step",),
     ("hooks", "writers"),
+    ("tensorboard",),
     ("storage",),
     ("checkpoint", "transfer"),
     ("origin",),
