@@ -58,7 +58,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
         def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
             given = list(flat)
             for place, tensor in zip(places, tensors, strict=True):
-                given[place] = tensor
+                given[place] = masked_as(flat[place], tensor)
             again_args, again_kwargs = tf.nest.pack_sequence_as((args, kwargs), given)
             is_again = bool(structures)
             moving = [(v, v.read_value()) for v in layer.non_trainable_variables] if is_again else []
@@ -73,9 +73,18 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
             return call(*args, **kwargs)  # variables are not made inside the recomputed function
         outputs = tf.recompute_grad(run)(*(flat[place] for place in places))
         _refuse_losses(layer, path)
-        return tf.nest.pack_sequence_as(structures[0], tf.nest.flatten(outputs))
+        made = zip(tf.nest.flatten(structures[0]), tf.nest.flatten(outputs), strict=True)
+        return tf.nest.pack_sequence_as(structures[0], [masked_as(first, output) for first, output in made])
 
     return recomputed
+
+
+def masked_as(original: Any, tensor: Any) -> Any:
+    """`tensor`, with the mask that Keras has hung on another one of the same values, if it has."""
+    mask = getattr(original, "_keras_mask", None)
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
 
 
 def _refuse_losses(layer: keras.layers.Layer, path: str) -> None:

@@ -146,3 +146,39 @@ def test_a_loss_inside_is_refused(mode):
 
     with pytest.raises(UserError, match=r"train\.remat: layer 'sequential' adds a loss of its activations inside"):
         MODES[mode](step)()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pattern", ["encoder_layer", "inner"])
+def test_a_mask_that_keras_hands_on_holds_the_second_time_too(mode, pattern):
+    """Attention to padding would change gradients and not the loss; behind the layer the mask goes on."""
+
+    def found(remat):
+        keras.utils.set_random_seed(2)
+        with precision.scope("float64"):
+            inner = keras.Sequential([layers.EncoderLayer(8, 2, 16, name="deep")], name="inner")
+            net = keras.Sequential(
+                [
+                    keras.layers.Embedding(20, 8, mask_zero=True),
+                    layers.EncoderLayer(8, 2, 16, name="encoder_layer"),
+                    inner,
+                    keras.layers.GlobalAveragePooling1D(),
+                ]
+            )
+            tokens = tf.constant([[3, 4, 5, 0, 0], [7, 0, 0, 0, 0]])
+            net(tokens)
+        if remat:
+            layers.rematerialise(net, f".*{pattern}")
+
+        def step():
+            with rng.scope(rng.key(0), tf.constant(0, tf.int64)), tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(net(tokens, training=True)))
+            gradients = tape.gradient(loss, net.trainable_variables)
+            return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+        return MODES[mode](step)()
+
+    (plain, expected), (again, gradients) = found(remat=False), found(remat=True)
+    assert float(again) == pytest.approx(float(plain), rel=1e-14)
+    for left, right in zip(expected, gradients, strict=True):
+        np.testing.assert_allclose(right, left, rtol=1e-11, atol=1e-13)

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import losses, paths
-from framework.step.diagnose import diagnose
+from framework.step.diagnose import diagnose, look
 from tests.small import BATCH, HOT, build, differing, snapshot
 
 LAYERS = 4
@@ -191,6 +191,30 @@ def test_the_run_goes_on_as_if_nobody_had_looked():
     found(looked)
     assert looked.train_block(3).rows.tobytes() == left.train_block(3).rows.tobytes()
     assert differing(snapshot(looked), snapshot(left)) == set()
+
+
+def test_a_mask_that_keras_hands_on_is_seen_by_who_looks():
+    def make_model(cfg):
+        return keras.Sequential(
+            [
+                keras.layers.Masking(),  # a step of zeros is none
+                keras.layers.Dense(4, name="between"),
+                keras.layers.GlobalAveragePooling1D(),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            steps = tf.reshape(batch["x"], [-1, 3, 2]) * [[[1.0], [1.0], [0.0]]]
+            return {"ce": losses.sparse_cross_entropy(model(steps), batch["label"], batch["weight"])}, {}
+
+        return loss
+
+    built = build(functions={"make_model": make_model, "make_loss": make_loss})
+    block = built.train_block
+    plain, watched = (found.terms["ce"] for found in (block.look(block.batch()), look(block).found))
+    assert float(watched.sum) == pytest.approx(float(plain.sum), rel=1e-6)
 
 
 def test_layers_are_put_back_when_the_step_itself_fails():
