@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from framework.config import UserError
+
 Tensors = Mapping[str, Any]
 
 
@@ -62,6 +64,11 @@ class Mean:
 
     def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
         values, weight = self.values(outputs, batch)
+        if not values.shape.is_compatible_with(weight.shape):
+            raise UserError(
+                f"{type(self).__name__}: values have shape {values.shape} and weights {weight.shape}, but each value"
+                " has its weight."
+            )
         weight = tf.cast(weight, values.dtype)
         return tf.stack([tf.reduce_sum(values * weight), tf.reduce_sum(weight)])
 

@@ -13,7 +13,8 @@ replica and has no collective in it; nothing around `strategy.run` and nothing t
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +22,8 @@ from absl import logging
 
 from framework import rng
 from framework.compile import by_xla
+
+_local = threading.local()
 
 
 class Replicas:
@@ -207,13 +210,31 @@ class _Alone(Replicas):
         self.first = 0
 
     def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
-        found = super().run(fn, *args, mode=mode)
+        def alone(*args: Any) -> Any:
+            with _alone():
+                return fn(*args)
+
+        found = super().run(alone, *args, mode=mode)
         if self.strategy is None:
             return found
         return tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], found)
 
     def _index(self) -> int:
         return 0
+
+
+def is_alone() -> bool:
+    """Whether this is traced or run by a replica that has the whole batch, as all others do: nothing is to be added."""
+    return getattr(_local, "is_alone", False)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    before, _local.is_alone = is_alone(), True
+    try:
+        yield
+    finally:
+        _local.is_alone = before
 
 
 def _packed(nest: Any) -> tuple[Any, dict[str, tf.Tensor]]:

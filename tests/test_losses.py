@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from framework import losses, testing
+from framework.config import UserError
 from framework.losses import Term, sparse_cross_entropy
 
 MODES = {
@@ -100,15 +101,27 @@ def test_logits_far_apart(scale):
     np.testing.assert_allclose(tape.gradient(term.sum, x), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("label", [-1, 10])
-def test_a_label_that_is_no_class(label):
-    """No number of it is a loss: kernels raise, and what XLA compiled gives NaN, which the step stops at."""
+def test_a_label_that_is_no_class_makes_the_loss_nan_in_every_mode(label, mode):
+    """Which the step stops at, and says where; a kernel that raises would leave no report."""
     logits, labels, weight = example()
     labels[np.argmax(weight)] = label
-    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{label} is not in \[0, 10\)"):
-        sparse_cross_entropy(tf.constant(logits), tf.constant(labels), tf.constant(weight))
-    term = MODES["xla"](sparse_cross_entropy)(tf.constant(logits), tf.constant(labels), tf.constant(weight))
+    term = MODES[mode](sparse_cross_entropy)(tf.constant(logits), tf.constant(labels), tf.constant(weight))
     assert np.isnan(term.sum)
+    assert float(term.weight) == pytest.approx(weight.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (7,), (), (4, 7, 1)])
+def test_a_weight_for_something_else_than_each_label_is_refused(shape):
+    """It would be broadcast over the values and not over the sum of weights: a loss several times too large."""
+    logits, labels, _ = example((4, 7))
+    with pytest.raises(UserError) as error:
+        sparse_cross_entropy(logits, labels, np.ones(shape, np.float32))
+    assert str(error.value) == (
+        f"sparse_cross_entropy: labels have shape (4, 7) and weights {shape}, but each label has its weight."
+        " Write e.g. tf.cast(labels != PADDING, tf.float32)."
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -166,7 +179,8 @@ def test_terms_of_parts_add_up_to_the_whole():
 
 def test_labels_may_be_of_any_integer_type():
     logits, labels, weight = example()
-    sums = {float(sparse_cross_entropy(tf.constant(logits), labels.astype(t), weight).sum) for t in ("int32", "int64")}
+    dtypes = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+    sums = {float(sparse_cross_entropy(tf.constant(logits), labels.astype(dtype), weight).sum) for dtype in dtypes}
     assert len(sums) == 1
 
 

@@ -182,6 +182,45 @@ def test_negatives_of_all_replicas_are_those_of_one_device(replicas):
     assert found.row(23)["loss"] == pytest.approx(rows.row(23)["loss"], rel=1e-12)
 
 
+def pairwise(cfg):
+    """Each example's outputs against those of all others, each pair by itself: a second copy would be a negative."""
+
+    def loss(model, batch, training):
+        features = model(batch["x"], training=training)
+        logits = tf.matmul(features, losses.gathered(tf.tanh(features)), transpose_b=True)
+        own = losses.first_gathered(features) + tf.range(tf.shape(features)[0])
+        wanted = tf.one_hot(own, tf.shape(logits)[1], dtype=logits.dtype)
+        values = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(wanted, logits), 1)
+        weight = tf.cast(batch["weight"], values.dtype)
+        return {"pairs": losses.Coupled(tf.reduce_sum(values * weight), tf.reduce_sum(weight))}, {}
+
+    loss.needs_collectives = True
+    return loss
+
+
+@pytest.mark.parametrize("make_loss", [contrastive, pairwise])
+def test_what_looks_at_a_step_with_negatives_sees_each_once(make_loss):
+    functions = {**model_with(), "make_loss": make_loss}
+    settings = {**DOUBLE, "train.compile": "graph"}
+    one, many = build(functions=functions, **settings), build(functions=functions, **on(2, **settings))
+    for path, gradient in one.train_block.inspect().items():
+        np.testing.assert_allclose(many.train_block.inspect()[path], gradient, rtol=1e-10, atol=1e-12)
+    terms = [run.train_block.look(run.train_block.batch()).terms for run in (one, many)]
+    losses_of = [[float(term.sum / term.weight) for term in found.values()] for found in terms]
+    assert losses_of[1] == pytest.approx(losses_of[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_on_one_device_what_could_communicate_is_cut_into_micro_batches_as_anything(micro_batches):
+    norm = keras.layers.BatchNormalization
+    rows = [
+        build(functions=model_with(lambda s=s: norm(name="norm", synchronized=s)), **DOUBLE, **cut).train_block(6).rows
+        for s in (True, False)
+        for cut in [{"train.micro_batches": micro_batches, "train.compile": "graph"}]
+    ]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-10)
+
+
 def test_resumed_on_fewer_replicas_it_goes_on_within_rounding(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
     whole = build(functions=model_with(), **DOUBLE)

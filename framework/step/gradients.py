@@ -203,6 +203,7 @@ def gradients_of(
       UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
     """
     replicas, start = replicas or Replicas(), rng.position()
+    has_collectives = has_collectives and replicas.count > 1  # alone there is nobody to communicate with
     mode = "graph" if has_collectives else mode
     weights: Mapping[str, tf.Tensor] | None = None
     if micro_batches * replicas.count > 1 and not has_collectives:
@@ -221,7 +222,7 @@ def gradients_of(
         if micro_batches > 1:
             found = _accumulate(one_pass, parts, weights or {}, variables, metrics, scale, dtype)
         else:
-            here = _all_reduced if has_collectives and replicas.count > 1 else weights
+            here = _all_reduced if has_collectives else weights
             found = parts.at(
                 0, lambda part: _differentiate(one_pass, part, here, variables, metrics, scale, dtype, keep_sparse)
             )
