@@ -221,11 +221,12 @@ class Optimizer(tf.Module):
             if allowed is None:
                 optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
                 continue
-            # tf_keras's own: the count of its updates, and a copy of the rate.
-            scalars = [variable for variable in paths.variables(optimizer).values() if variable.shape.rank == 0]
-            before = [variable.read_value() for variable in scalars]
+            # tf_keras's own: the count of its updates, a copy of the rate, and weights after their constraint.
+            moved = [variable for variable in paths.variables(optimizer).values() if variable.shape.rank == 0]
+            moved += [variable for variable in variables.values() if getattr(variable, "constraint", None) is not None]
+            before = [variable.read_value() for variable in moved]
             optimizer.allowed = allowed
             optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
             optimizer.allowed = None
-            for variable, value in zip(scalars, before, strict=True):
+            for variable, value in zip(moved, before, strict=True):
                 variable.assign(tf.where(allowed, variable, value))
