@@ -40,11 +40,12 @@ class Average(tf.Module):
             for path, variable in self._averaged.items()
         }
 
-    def update(self, count: tf.Tensor) -> None:
+    def update(self, count: tf.Tensor, allowed: tf.Tensor | None = None) -> None:
         """Takes the model's weights in.
 
         Args:
           count: int64 scalar; updates made, this one included.
+          allowed: bool scalar; False writes what is there already, as in `Optimizer.apply`.
         """
         count = tf.cast(count, tf.int64)
         passed = -tf.math.expm1(tf.cast(count, tf.float64) * tf.constant(math.log(self.decay), tf.float64))
@@ -53,7 +54,8 @@ class Average(tf.Module):
             average, weights = self.averages[path], paths.copies(variable)[0].read_value()
             moved = average + tf.cast(share, average.dtype) * (weights - average)
             # The first is the weights to the last bit, whatever stood there before.
-            average.assign(tf.where(count > 1, moved, weights))
+            value = tf.where(count > 1, moved, weights)
+            average.assign(value if allowed is None else tf.where(allowed, value, average))
 
     def restart(self) -> None:
         """The averages are the weights, as before the first update."""

@@ -106,14 +106,12 @@ class Tools:
         if self._looked is not None:
             self._looked |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
             return
-        # Inside of an XLA program, where a conditional copies what it may change.
-        masked = self._replicas.strategy is None and bool({"whole", "update"} & set(self._programs))
 
         def update(gradients: Mapping[str, tf.Tensor], allowed: tf.Tensor) -> Applied:
-            return apply(optimizer, gradients, self._config.clip, allowed, self._replicas, masked)
+            return apply(optimizer, gradients, self._config.clip, allowed, self._replicas, self._is_masked())
 
         allowed = self.is_finite() & self._allowed
-        applied = (by_xla(update) if "update" in self._programs else update)(dict(gradients), allowed)
+        applied = self._updating(update)(dict(gradients), allowed)
         self._finite.append(applied.is_finite)
         self._applied[to] = applied
 
@@ -170,7 +168,7 @@ class Tools:
 
         def keep() -> None:
             self._replicas.agree(guarded)
-            if state.ema is not None:
+            if state.ema is not None and not self._is_masked():
                 state.ema.update(state.updates.read_value())
 
         def put_back() -> None:
@@ -181,9 +179,19 @@ class Tools:
         counted = tf.cast(is_good, tf.int64)
         state.updates.assign_add(counted)
         state.empty_terms.assign_add(counted * empty)
-        if guarded or state.ema is not None:
+        if state.ema is not None and self._is_masked():
+            self._updating(state.ema.update)(state.updates.read_value(), is_good)
+        if guarded or (state.ema is not None and not self._is_masked()):
             when(is_good, keep, put_back)
         return returned
+
+    def _is_masked(self) -> bool:
+        """Whether weights are written by XLA programs, where a conditional copies what it may change."""
+        return self._replicas.strategy is None and bool({"whole", "update"} & set(self._programs))
+
+    def _updating(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn`, which writes weights or averages, as a program of its own where updates are to be."""
+        return by_xla(fn) if "update" in self._programs else fn
 
     def look(self, step: Step, batch: Mapping[str, tf.Tensor], programs: Sequence[str] = ()) -> Gradients:
         """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned.
