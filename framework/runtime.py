@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from framework.cluster import Cluster, resolve, resolve_servers
 from framework.config import UserError
 
+_MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 _PACKAGES = ("tensorflow", "tf-keras", "numpy", "absl-py", "ml-collections", "tensorboard", "ai-edge-litert")
 
 
@@ -179,6 +180,22 @@ def _is_deterministic() -> bool:
     from tensorflow.python.framework import config as tf_config
 
     return tf_config.is_op_determinism_enabled()
+
+
+def memory() -> int | None:
+    """Bytes of memory of the host, or of the control group (cgroup v2) that this process is in; None without /proc.
+
+    Not what is free, which is another number at each start. That of an accelerator is not looked at.
+    """
+    try:
+        lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+        size = 1024 * int(lines["MemTotal"].split()[0])
+    except (OSError, KeyError):
+        return None
+    try:
+        return min(size, int(_GROUP.read_text()))
+    except (OSError, ValueError):  # no such group, or one without a limit: 'max'
+        return size
 
 
 def environment() -> dict[str, Any]:

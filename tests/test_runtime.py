@@ -36,6 +36,32 @@ def test_environment_has_what_someone_needs(monkeypatch):
 
 
 @pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """One with 8,000 kB of memory; returns the folder in which its control group has no file yet."""
+    (tmp_path / "meminfo").write_text("MemTotal:       8000 kB\nMemFree:   1000 kB\nMemAvailable:   3000 kB\n")
+    monkeypatch.setattr(runtime, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(runtime, "_GROUP", tmp_path / "memory.max")
+    return tmp_path
+
+
+def test_memory_is_that_of_the_machine(machine):
+    assert runtime.memory() == 8000 * 1024
+    (machine / "memory.max").write_text("max\n")
+    assert runtime.memory() == 8000 * 1024
+
+
+@pytest.mark.parametrize(("most", "size"), [(2**20, 2**20), (2**30, 8000 * 1024)])
+def test_memory_is_that_of_the_control_group_if_it_has_less(machine, most, size):
+    (machine / "memory.max").write_text(f"{most}\n")
+    assert runtime.memory() == size
+
+
+def test_memory_where_nothing_tells(machine):
+    (machine / "meminfo").unlink()
+    assert runtime.memory() is None
+
+
+@pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository of one commit in which the framework seems to lie; returns a function that runs git in it."""
     (tmp_path / "framework").mkdir()

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from ml_collections import ConfigDict
 
-from framework import rng
+from framework import rng, runtime
 from framework.config import UserError
 from framework.data.reading import Reader
 from framework.data.sources import Source
@@ -38,6 +39,7 @@ class Batches(Protocol):
     steps_per_epoch: float  # steps in which each example is seen once
     is_resident: bool  # `plan` may be called inside a compiled function
     origin: dict[str, Any]  # where the examples came from, for result.json
+    ahead: int | None  # most steps of a plan whose batches are made while the steps before are trained; None: any
 
     def at(self, step: Any) -> Batch:
         """The batch of one step; tensors [batch, ...], with 'weight'."""
@@ -205,11 +207,11 @@ class _Ordered:
 class Resident(_Ordered):
     """Batches of examples that lie on the device as tensors; gathered inside the compiled block."""
 
-    is_resident = True
+    is_resident, ahead = True, None
 
     def __init__(self, sources: Sequence[Source], order: Order, transform: Transform | None) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
-        self.origin = _origin(sources)
+        self.origin = _origin(sources, "resident")
         self._order, self._transform = order, transform
         self._key = rng.key(order.seed)
         names = sources[0].arrays
@@ -266,7 +268,8 @@ class Streamed(_Ordered):
         make_reader: Callable[[], Reader],
     ) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
-        self.origin = _origin(sources)
+        self.origin = _origin(sources, "stream")
+        self.ahead = prefetch
         self._sources, self._order, self._transform = sources, order, transform
         self._key = rng.key(order.seed)
         self._parallel_calls, self._prefetch = parallel_calls, prefetch
@@ -393,12 +396,26 @@ def make_batches(
         remainder=config.data.remainder if training else "pad",
     )
     _check_order(order)
-    if config.data.placement == "resident" or (
-        config.data.placement == "auto" and sum(part.nbytes for part in parts) <= config.data.resident_limit_mb * 2**20
-    ):
+    if _is_resident(parts, config):
         return Resident(parts, order, transform)
     make_reader = functools.partial(Reader, config.data.retries, config.data.retry_seconds)
     return Streamed(parts, order, transform, config.data.parallel_calls, config.data.prefetch_batches, make_reader)
+
+
+def _is_resident(parts: Sequence[Source], config: ConfigDict) -> bool:
+    """What `data.placement` says; 'auto' goes by size and memory, alike at each start on a machine, and says so."""
+    if config.data.placement != "auto":
+        return config.data.placement == "resident"
+    size, memory, limit = sum(part.nbytes for part in parts), runtime.memory(), config.data.resident_limit_mb
+    if size > limit * 2**20:
+        why = f"streamed: more than data.resident_limit_mb={limit}"
+    elif memory is not None and 4 * size > memory:  # they are put together, and copied to the device
+        why = f"streamed: more than a quarter of the {memory / 2**20:,.0f} MB of memory"
+    else:
+        why = "resident"
+    names = " + ".join(part.origin for part in parts)
+    logging.info("data.placement=auto: %s, %.0f MB, %s", names, size / 2**20, why)
+    return why == "resident"
 
 
 def epoch_steps(batches: Batches) -> int:
@@ -454,8 +471,9 @@ def _finish(batch: Batch, weight: tf.Tensor, transform: Transform | None) -> Bat
     return batch if transform is None else transform(batch)
 
 
-def _origin(sources: Sequence[Source]) -> dict[str, Any]:
+def _origin(sources: Sequence[Source], placement: str) -> dict[str, Any]:
     return {
+        "placement": placement,
         "source": " + ".join(source.origin for source in sources),
         "examples": sum(len(source) for source in sources),
         "bytes": sum(source.nbytes for source in sources),

@@ -93,7 +93,7 @@ class TrainBlock:
         guarded: Sequence[tf.Variable],
         replicas: Replicas,
     ) -> None:
-        self.block_steps = min(config.train.block_steps, config.train.duration)
+        self.block_steps = at_once(batches, min(config.train.block_steps, config.train.duration))
         self.layout = layout
         self.compiled = Compiled(self._run, config.train.compile, "train", in_parts=replicas.strategy is not None)
         self._inspect: dict[str, Compiled] = {}
@@ -248,6 +248,11 @@ class TrainBlock:
 
     def _gradients(self, programs: Sequence[str], batch: Batch) -> dict[str, tf.Tensor]:
         return self.look(batch or self.batch(), programs).gradients
+
+
+def at_once(batches: Batches, steps: int) -> int:
+    """Of so many steps, those of one call: of streamed batches no more than are read while those before are trained."""
+    return min(steps, getattr(batches, "ahead", None) or steps)
 
 
 def parts_of(batches: Batches, replicas: Replicas) -> list[Batches]:

@@ -18,13 +18,13 @@ from framework.data.batches import Batch, Batches, epoch_steps
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.replicas import Replicas
-from framework.step.block import parts_of, repeat, take_parts
+from framework.step.block import at_once, parts_of, repeat, take_parts
 from framework.step.gradients import PENALTY, Loss, forward
 from framework.step.layout import Layout, mean, term_key
 from framework.step.probe import scopes
 
-# What compiles the forward pass of training compiles a pass over a split as a whole.
-_MODES = {"xla_gradients": "xla", "xla_update": "graph"}
+# There is no update here.
+_MODES = {"xla_update": "graph"}
 
 
 class EvalBlock:
@@ -46,7 +46,7 @@ class EvalBlock:
         self._has_collectives = has_collectives
         self._layout = Layout((), terms, metrics)
         self._steps = epoch_steps(batches)
-        self._block_steps = min(config.train.block_steps, self._steps)
+        self._block_steps = at_once(batches, min(config.train.block_steps, self._steps))
         self._model, self._loss, self._batches = model, loss, batches
         self._precision = config.train.precision
         self._dtype = precision.master_dtype(self._precision)

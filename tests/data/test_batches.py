@@ -530,6 +530,52 @@ def test_placement_auto_counts_all_sources_and_the_limit_is_inclusive():
     assert type(make_batches([(half, 1), (over, 1)], config, training=True)) is Streamed
 
 
+@pytest.mark.parametrize(
+    ("memory", "limit_mb", "why"),
+    [
+        (4 * 2**20, 1, "resident"),
+        (4 * 2**20 - 1, 1, "streamed: more than a quarter of the 4 MB of memory"),
+        (None, 1, "resident"),  # nothing tells
+        (2**40, 0, "streamed: more than data.resident_limit_mb=0"),
+    ],
+)
+def test_placement_auto_leaves_memory_for_a_copy_and_says_why(memory, limit_mb, why, monkeypatch, caplog):
+    monkeypatch.setattr(module.runtime, "memory", lambda: memory)
+    caplog.set_level("INFO")
+    config = make_config(data__resident_limit_mb=limit_mb)
+    batches = make_batches(Source({"x": np.zeros(2**20, np.uint8)}, "made up"), config, training=True)
+    assert type(batches) is (Resident if why == "resident" else Streamed)
+    assert caplog.messages == [f"data.placement=auto: made up, 1 MB, {why}"]
+
+
+def test_what_is_asked_for_is_not_weighed(monkeypatch, caplog):
+    monkeypatch.setattr(module.runtime, "memory", lambda: 0)
+    caplog.set_level("INFO")
+    assert type(make_batches(make_source(), make_config(data__placement="resident"), training=True)) is Resident
+    assert caplog.messages == []
+
+
+def test_streamed_batches_are_read_while_those_before_are_trained(monkeypatch):
+    """Once a plan is there, all batches of the next one are read without anybody asking."""
+    read, wanted = set(), set(range(6, 12))
+
+    class Recorded(module.Reader):
+        def read(self, source, index, step):
+            read.add(step)
+            return super().read(source, index, step)
+
+    monkeypatch.setattr(module, "Reader", Recorded)
+    config = make_config(data__placement="stream", data__prefetch_batches=6)
+    batches = make_batches(make_source(), config, training=True)
+    assert batches.ahead == 6
+    batches.plan(0, 6, 6)
+    deadline = time.monotonic() + 60
+    while not wanted <= read and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert wanted <= read
+    batches._close()
+
+
 @pytest.mark.parametrize("placement", ["resident", "stream"])
 def test_an_evaluation_split_is_one_padded_pass_in_file_order(placement):
     config = make_config(data__placement=placement, data__remainder="drop", eval__batch_size=4)
@@ -546,7 +592,13 @@ def test_batches_say_what_they_are(placement):
     batches = make_batches(sources, make_config(data__placement=placement), training=True)
     assert batches.batch_size == 4
     assert batches.steps_per_epoch == 10 / 3
-    assert batches.origin == {"source": "one + two", "examples": 17, "bytes": 17 * 12, "subset": True}
+    assert batches.origin == {
+        "placement": placement,
+        "source": "one + two",
+        "examples": 17,
+        "bytes": 17 * 12,
+        "subset": True,
+    }
 
 
 # ---- errors

@@ -63,7 +63,10 @@ def test_one_trace_and_one_compilation_for_every_k(mode):
 
 @pytest.mark.parametrize("mode", ["xla", "graph"])
 def test_resident_and_streamed_data_train_the_same_bits(mode):
-    streamed, resident = (build(mode, **{"data.placement": placement}) for placement in ("stream", "resident"))
+    settings = {"data.prefetch_batches": 10}
+    streamed, resident = (
+        build(mode, **settings, **{"data.placement": placement}) for placement in ("stream", "resident")
+    )
     assert resident.data.is_resident and not streamed.data.is_resident
     for k in (1, 10, 4):
         streamed.train_block(k)
@@ -71,6 +74,19 @@ def test_resident_and_streamed_data_train_the_same_bits(mode):
     assert_same_bits(snapshot(streamed), snapshot(resident))
     assert streamed.train_block.compiled.traces == 1
     assert streamed.train_block.compiled.compilations == (1 if mode == "xla" else 0)
+
+
+@pytest.mark.parametrize(("ahead", "longest"), [(4, 4), (64, 10)])
+def test_a_block_has_no_more_streamed_batches_than_are_read_ahead(ahead, longest):
+    """The rest would be read while training waits, and all of them held in memory at once."""
+    built = build("graph", **{"data.placement": "stream", "data.prefetch_batches": ahead})
+    assert built.train_block.block_steps == longest
+    assert built.train_block.batch()["image"].shape[0] == built.data.batch_size
+    with pytest.raises(ValueError, match=f"k={longest + 1} is not between 1 and block_steps={longest}"):
+        built.train_block(longest + 1)
+    resident = build("graph", **{"data.prefetch_batches": ahead})
+    assert resident.train_block.block_steps == 10
+    assert built.eval_blocks["test"]() == pytest.approx(resident.eval_blocks["test"](), rel=1e-6)
 
 
 def test_modes_agree_within_float32_rounding():
