@@ -21,6 +21,7 @@ MODES = ("graph", "xla", "xla_gradients", "xla_update", "eager")
 _HANDFUL = 6
 _STATUS = Path("/proc/self/status")
 _local = threading.local()
+_traced_by_xla = 0  # how many programs `by_xla` has made, in any thread: those of replicas have their own
 
 
 def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
@@ -39,6 +40,8 @@ def by_xla(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as an XLA program of its own inside of a graph; made anew for each trace, it is traced once."""
 
     def traced(*args: Any) -> Any:
+        global _traced_by_xla
+        _traced_by_xla += 1
         with _in_xla():
             return fn(*args)
 
@@ -64,7 +67,7 @@ class Compiled:
 
     Attributes:
       mode: one of MODES.
-      programs: what of `fn` is an XLA program; all but 'whole' is made by `fn` itself, with `by_xla`.
+      programs: what of `fn` the mode makes an XLA program; all but 'whole' is made by `fn` itself, with `by_xla`.
       traces: times the Python body was traced; under 'eager', 0.
       compilations: calls in which XLA compiled; None where that cannot be seen (no /proc).
       calls: all of them.
@@ -77,13 +80,18 @@ class Compiled:
         self.mode, self.name, self.programs = mode, name, programs(mode, in_parts)
         self.traces = self.calls = 0
         self.compilations: int | None = None if self.programs and not _STATUS.exists() else 0
+        # A graph may have a program too, such as that of a large loss; whoever traces it finds out.
+        self._has_programs = bool(self.programs)
 
         compiled = "whole" in self.programs
 
         def traced(*args: Any) -> Any:
             self.traces += 1
+            before = _traced_by_xla
             with _in_xla(compiled):
-                return fn(*args)
+                result = fn(*args)
+            self._has_programs |= _traced_by_xla > before
+            return result
 
         # Autograph stays off: loops are written with tf.while_loop, so what is compiled is what is read.
         self.function = None if mode == "eager" else tf.function(traced, jit_compile=compiled or None, autograph=False)
@@ -103,11 +111,12 @@ class Compiled:
         self.calls += 1
         if self.function is None:
             return self._fn(*args)
-        if not self.programs or self.compilations is None:
-            return self.function(*args)
-        before = _executable_kilobytes()
+        # Without programs not: what else makes code, such as oneDNN, is no compilation.
+        looks = _STATUS.exists() and (self._has_programs or not self.traces)
+        before = _executable_kilobytes() if looks else 0
         result = self.function(*args)
-        self.compilations += _executable_kilobytes() > before
+        if self._has_programs:
+            self.compilations = (self.compilations or 0) + (_executable_kilobytes() > before) if looks else None
         return result
 
 

@@ -24,6 +24,7 @@ from absl import logging
 
 from framework import paths, precision
 from framework.checkpoint import write_json
+from framework.compile import by_xla
 from framework.config import AVERAGED, DataError, RunError, UserError, base_split
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport
@@ -147,11 +148,11 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
+            for hook in hooks:
+                hook(step, block)
             if run.train_block.compiled.keeps_compiling:
                 _save(run, writer, progress)
                 raise _recompiles(run)
-            for hook in hooks:
-                hook(step, block)
         _save(run, writer, progress)
     return Ended.AS_ASKED
 
@@ -196,11 +197,16 @@ def export_run(run: Run) -> list[ExportReport]:
 def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """batch -> the outputs that evaluation gives to metrics."""
 
-    def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def outputs_of(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with precision.scope(run.resolved.train.precision):
-            tensors = {name: tf.constant(array) for name, array in batch.items()}
-            _, outputs = forward(run.loss, run.model, tensors, training=False)
-        return {name: np.asarray(output) for name, output in outputs.items()}
+            return dict(forward(run.loss, run.model, tensors, training=False)[1])
+
+    is_slow = "eager" in tune.slow_convolutions(run.probe.graph, run.replicas)
+    compiled = by_xla(outputs_of) if is_slow else outputs_of
+
+    def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = compiled({name: tf.constant(array) for name, array in batch.items()})
+        return {name: np.asarray(output) for name, output in found.items()}
 
     return call
 

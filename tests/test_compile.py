@@ -102,6 +102,21 @@ def test_the_smallest_programs_are_counted_and_apart_from_each_other():
     assert [function.compilations for function in functions] == [1] * 8
 
 
+@sees_compilations
+def test_a_program_inside_of_a_graph_is_counted():
+    """Such as that of a large loss, which no mode asks for."""
+    function = Compiled(lambda x: tf.square(module.by_xla(lambda x: x * 3.0 + 1.0)(x)), "graph", "f")
+    assert [function(tf.ones([n])).numpy().tolist() for n in (2, 2, 3)] == [[16.0] * 2, [16.0] * 2, [16.0] * 3]
+    assert (function.traces, function.compilations) == (2, 2)
+
+
+def test_a_program_inside_of_a_graph_is_not_counted_where_that_cannot_be_seen(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
+    function = Compiled(lambda: module.by_xla(lambda: tf.ones([2]) * 3.0)(), "graph", "f")
+    assert function().numpy().tolist() == [3.0, 3.0]
+    assert (function.traces, function.compilations) == (1, None)
+
+
 def test_where_compilations_cannot_be_seen_their_number_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
     assert [Compiled(lambda: tf.constant(1), mode, "f").compilations for mode in ("graph", "xla", "eager")] == [

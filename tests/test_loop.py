@@ -249,7 +249,7 @@ def test_result_says_what_happened(uninterrupted):
     assert result["best"]["test/accuracy"] == max(line["eval/test/accuracy"] for line in lines)
     assert result["best"]["test/loss"] == min(line["eval/test/loss"] for line in lines)
     assert result["data"]["train"] == {
-        "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False
+        "placement": "resident", "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False
     }  # fmt: skip
     assert result["parameters"] == 784 * 128 + 128 + 128 * 10 + 10
     assert (result["compile"], result["traces"], result["compilations"]) == ("graph", 1, 0)

@@ -82,8 +82,15 @@ def slow_convolutions(graph: tf.Graph, replicas: Replicas) -> tuple[str, ...]:
 
 
 def warn_of_convolutions(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> None:
-    """Says so where the config asks for one of these modes."""
-    if config.train.compile in slow_convolutions(found.graph, replicas):
+    """Says so where the config asks for one of these modes, or leaves nothing but the one that is left."""
+    slow = slow_convolutions(found.graph, replicas)
+    if config.train.compile == "auto" and "graph" in slow:
+        logging.warning(
+            "train.compile=auto takes xla_gradients for %s convolutions on a CPU: otherwise a step may take minutes."
+            " --config.train.precision=bfloat16 is faster.",
+            config.train.precision,
+        )
+    if config.train.compile in slow:
         logging.warning(
             "train.compile='%s' with %s convolutions on a CPU: a step may take minutes. Use"
             " --config.train.compile=auto.",
@@ -135,7 +142,8 @@ class _Tuner:
     def __init__(self, block: TrainBlock, replicas: Replicas, steps: int, clock: Callable[[], float]) -> None:
         self.blocks: dict[str, TrainBlock] = {}
         self._block, self._clock, self._everywhere = block, clock, replicas.all_workers
-        self._longest, self._last = min(block.block_steps, steps), int(block.state.step) + steps
+        self._longest = replicas.all_workers(min(block.block_steps, steps), most=False)
+        self._last = int(block.state.step) + steps
         self._runs: dict[str, list[float]] = {}  # seconds of a step, of each timed run
         self._failed: dict[str, str] = {}
         self._spent, self._put_back = 0.0, _copy_of(block.state)
