@@ -2,22 +2,21 @@
 
     .venv-peers/bin/python -m tests.benchmarks.peers.keras3 --workload mlp --option tensorflow
 
-Tried at the start: jit_compile and steps_per_execution. A call of `steps` is one call of `fit`, and its loss
-the mean of the call's steps, which is what `fit` reports.
+Tried at the start: jit_compile and steps_per_execution. `fit` goes on from turn to turn: what its start takes, which a
+long training does not see, is not measured. Of endless data it takes whole executions alone, so a turn has the nearest
+number of those; its loss is the mean of its steps, which is what `fit` reports.
 """
 
 import importlib.metadata
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.peers import protocol
+from tests.benchmarks.peers import gate, protocol
 from tests.benchmarks.workloads import arrays
 
-Steps = Callable[[int], float]
 LABELS = {"mlp": "label", "cnn": "label", "transformer": "target", "two_tower": "rating"}
 # (jit_compile, steps_per_execution). On JAX a jit_compile=False is no compilation at all.
 WAYS = {
@@ -47,40 +46,55 @@ def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     if precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     data = arrays.arrays(workload)
-    ways = {}
+    fits = {}
     for jit_compile, together in WAYS[option][workload]:
         name = f"jit_compile={jit_compile}, steps_per_execution={together}"
-        ways[name] = _training(workload, data, option, jit_compile, together)
-    variant, variants = protocol.fastest(ways)
-    last = []
-
-    def steps(count: int) -> None:
-        last[:] = [ways[variant](count)]
-
+        fits[name] = _Fit(workload, data, option, jit_compile, together)
+    variant, variants = protocol.fastest({name: fit.steps for name, fit in fits.items()})
+    for other in fits.keys() - {variant}:
+        fits[other].gate.close()
     versions = {name: importlib.metadata.version(name) for name in ("keras", option)}
-    return protocol.Peer(steps, versions, lambda: last[0], variant, variants)
+    return protocol.Peer(fits[variant].steps, versions, lambda: fits[variant].loss, variant, variants)
 
 
-def _training(workload: str, data: dict[str, np.ndarray], option: str, jit_compile: bool, together: int) -> Steps:
-    """Returns a function that makes n steps by `fit` and gives their mean loss."""
-    import keras
+class _Fit:
+    """`fit` by one way of compiling, n steps at a time; loss: mean of the last ones."""
 
-    from tests.benchmarks.peers import keras3_models
+    def __init__(
+        self, workload: str, data: dict[str, np.ndarray], option: str, jit_compile: bool, together: int
+    ) -> None:
+        self._workload, self._jit_compile, self._together = workload, jit_compile, together
+        self._batches = (_dataset if option == "tensorflow" else _generator)(workload, data)
+        self.loss = float("nan")
+        self.gate = gate.Gate(self._train)
 
-    model, loss = keras3_models.make_model(workload)
-    rate = arrays.LEARNING_RATE[workload]
-    if workload == "cnn":
-        optimizer = keras.optimizers.SGD(rate, arrays.MOMENTUM)
-    else:
-        optimizer = keras.optimizers.Adam(rate, **arrays.ADAM)
-    model.compile(optimizer, loss, jit_compile=jit_compile, steps_per_execution=together)
-    batches = (_dataset if option == "tensorflow" else _generator)(workload, data)
+    def steps(self, count: int) -> int:
+        """Makes about `count` steps; returns how many."""
+        whole = max(1, round(count / self._together)) * self._together
+        self.gate.steps(whole)
+        return whole
 
-    def steps(count: int) -> float:
-        history = model.fit(batches(count), steps_per_epoch=count, verbose=0)
-        return history.history["loss"][-1]
+    def _train(self, opened: gate.Gate) -> None:
+        import keras
 
-    return steps
+        from tests.benchmarks.peers import keras3_models
+
+        model, loss = keras3_models.make_model(self._workload)
+        rate = arrays.LEARNING_RATE[self._workload]
+        if self._workload == "cnn":
+            optimizer = keras.optimizers.SGD(rate, arrays.MOMENTUM)
+        else:
+            optimizer = keras.optimizers.Adam(rate, **arrays.ADAM)
+        model.compile(optimizer, loss, jit_compile=self._jit_compile, steps_per_execution=self._together)
+
+        def pause(epoch: int, logs: dict[str, float]) -> None:
+            self.loss = logs["loss"]
+            opened.made(length)
+            model.stop_training = opened.allowed() != length  # another length is another call of `fit`
+
+        while length := opened.allowed():
+            paused = keras.callbacks.LambdaCallback(on_epoch_end=pause)
+            model.fit(self._batches(), steps_per_epoch=length, epochs=10**9, verbose=0, callbacks=[paused])
 
 
 def _split(workload: str, batch: dict[str, Any]) -> tuple[Any, Any]:
@@ -90,7 +104,7 @@ def _split(workload: str, batch: dict[str, Any]) -> tuple[Any, Any]:
     return (inputs if len(inputs) > 1 else inputs["image"]), label
 
 
-def _dataset(workload: str, data: dict[str, np.ndarray]) -> Callable[[int], Any]:
+def _dataset(workload: str, data: dict[str, np.ndarray]) -> Callable[[], Any]:
     """Batches gathered from resident tensors, as Keras itself does it with arrays, but without an end."""
     import tensorflow as tf
 
@@ -106,10 +120,10 @@ def _dataset(workload: str, data: dict[str, np.ndarray]) -> Callable[[int], Any]
         return _split(workload, {name: tf.gather(tensor, indices) for name, tensor in resident.items()})
 
     batches = tf.data.Dataset.counter().flat_map(epoch).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
-    return lambda count: batches.take(count).prefetch(tf.data.AUTOTUNE)
+    return lambda: batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _generator(workload: str, data: dict[str, np.ndarray]) -> Callable[[int], Iterator[tuple[Any, Any]]]:
+def _generator(workload: str, data: dict[str, np.ndarray]) -> Callable[[], Iterator[tuple[Any, Any]]]:
     """Batches gathered by NumPy, which is what Keras does with arrays on JAX, but without an end."""
     rng = np.random.default_rng(0)
     examples, batch = len(next(iter(data.values()))), arrays.BATCH[workload]
@@ -120,8 +134,7 @@ def _generator(workload: str, data: dict[str, np.ndarray]) -> Callable[[int], It
             for indices in shuffled.reshape(-1, batch):
                 yield _split(workload, {name: array[indices] for name, array in data.items()})
 
-    batches = forever()
-    return lambda count: (batch for batch in itertools.islice(batches, count))  # `fit` knows generators alone
+    return forever
 
 
 if __name__ == "__main__":

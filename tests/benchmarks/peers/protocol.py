@@ -28,7 +28,8 @@ class Peer:
     """What a process measures.
 
     Attributes:
-      steps: called with n; makes n steps of training with all that belongs to them, and returns when they are done.
+      steps: called with n; makes n steps of training with all that belongs to them, and returns when they are done;
+        how many, where it can only make about n.
       versions: {package: version}.
       variant: which of its ways of running the peer took, as its experts would; '' if there is one.
       variants: {variant: ms a step}, of those that were tried.
@@ -59,8 +60,8 @@ def serve(prepare: Callable[..., Peer]) -> None:
     for line in sys.stdin:
         count = int(line.removeprefix("run "))
         started = time.perf_counter()
-        peer.steps(count)
-        milliseconds = 1e3 * (time.perf_counter() - started) / count
+        made = peer.steps(count) or count
+        milliseconds = 1e3 * (time.perf_counter() - started) / made
         _say(answers, {"ms": milliseconds, "loss": peer.loss()})
 
 
@@ -109,10 +110,10 @@ def _milliseconds(steps: Callable[[int], Any], seconds: float) -> float:
     count, times = 1, []
     while len(times) < 2:
         started = time.perf_counter()
-        steps(count)
+        made = steps(count) or count
         took = time.perf_counter() - started
         if took >= seconds / 4:
-            times += [1e3 * took / count] * (2 if took > 2 * seconds else 1)
+            times += [1e3 * took / made] * (2 if took > 2 * seconds else 1)
         else:  # what a call costs beside its steps must not decide
             count = max(2 * count, min(10 * count, int(count * seconds / 2 / took)))
     return min(times)
