@@ -46,7 +46,8 @@ def base_config() -> ConfigDict:
     )
     config.train.micro_batches = 1  # parts of a batch that are differentiated one after the other, in less memory
     config.train.remat = ""  # regex of layer paths whose activations are computed again instead of kept; '' = none
-    config.train.on_nonfinite = "stop"  # stop, skip or rewind: what a NaN or infinite loss or gradient leads to
+    # What a NaN or infinite loss or gradient leads to: stop, skip or rewind. A dynamic loss scale skips and goes down.
+    config.train.on_nonfinite = "stop"
     config.train.nonfinite_limit = 10  # rewind: rewinds before the run stops; skip: the same, steps in a row
 
     config.loss_scale = ConfigDict()

@@ -1,7 +1,7 @@
 """Floating-point operations and bytes of a step of each workload, by formula from the shapes of its layers.
 
     step = work("cnn", "bfloat16")
-    step.flops, step.moved            # 3.1e10, 1.1e9
+    step.flops, step.moved            # 3.1e10, 2.9e8
 
 What is counted: every matrix product and convolution, forward and for the gradient of each operand, reads two operands
 and writes one result; looked-up rows are read and written; the update reads gradient, weights and slots and writes the
