@@ -147,7 +147,8 @@ def one(folder):
     skip = {"train.on_nonfinite": "skip", "train.nonfinite_limit": 3}
     report["adam"], served, _ = compared(dense, **clipped, **{"train.micro_batches": 2})
     report["skipped"], _ = compared(dense, heat={(4, 15): HOT}, **sgd, **skip)[:2]
-    report["table_sgd"], _ = compared(words(), **clipped, **sgd, **{"data.placement": "stream"})[:2]
+    streamed = {"data.placement": "stream", "data.prefetch_batches": STEPS}
+    report["table_sgd"], _ = compared(words(), **clipped, **sgd, **streamed)[:2]
     report["table_adam"], table, _ = compared(words(), **clipped, **{"schedule.learning_rate": 0.1})
     report["table_in_a_step"] = tables_in_a_step(table.train_block)
     stopped = on_servers(dense, heat={(4, 15): HOT})

@@ -39,7 +39,11 @@ class Batches(Protocol):
     steps_per_epoch: float  # steps in which each example is seen once
     is_resident: bool  # `plan` may be called inside a compiled function
     origin: dict[str, Any]  # where the examples came from, for result.json
-    ahead: int | None  # most steps of a plan whose batches are made while the steps before are trained; None: any
+
+    @property
+    def ahead(self) -> int | None:
+        """Most steps of a plan whose batches are made while the steps before are trained; None for any number."""
+        ...
 
     def at(self, step: Any) -> Batch:
         """The batch of one step; tensors [batch, ...], with 'weight'."""
@@ -207,7 +211,8 @@ class _Ordered:
 class Resident(_Ordered):
     """Batches of examples that lie on the device as tensors; gathered inside the compiled block."""
 
-    is_resident, ahead = True, None
+    is_resident = True
+    ahead: int | None = None
 
     def __init__(self, sources: Sequence[Source], order: Order, transform: Transform | None) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
@@ -269,7 +274,7 @@ class Streamed(_Ordered):
     ) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
         self.origin = _origin(sources, "stream")
-        self.ahead = prefetch
+        self.ahead: int | None = prefetch
         self._sources, self._order, self._transform = sources, order, transform
         self._key = rng.key(order.seed)
         self._parallel_calls, self._prefetch = parallel_calls, prefetch
