@@ -31,7 +31,7 @@ def base_config() -> ConfigDict:
     config.data.placement = "auto"  # resident (tensors on the device), stream (tf.data) or auto (by size)
     config.data.resident_limit_mb = 2048  # auto: larger sources are streamed
     config.data.parallel_calls = 2  # stream: batches prepared side by side
-    config.data.prefetch_batches = 8  # stream: batches ready ahead of the step
+    config.data.prefetch_batches = 8  # stream: batches ready ahead of the step, at least; of small ones 64 MB
     config.data.retries = 3  # stream: further tries of a read that fails (OSError) before the run stops
     config.data.retry_seconds = 1.0  # stream: wait before the first of them; doubles with each
 

@@ -30,6 +30,8 @@ Transform = Callable[[Batch], Batch]
 
 # Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
 _MIXTURE_CYCLE = 10_000
+# Bytes of batches that may lie ready, where `data.prefetch_batches` of them take less.
+_SMALL = 2**26
 
 
 class Batches(Protocol):
@@ -404,7 +406,13 @@ def make_batches(
     if _is_resident(parts, config):
         return Resident(parts, order, transform)
     make_reader = functools.partial(Reader, config.data.retries, config.data.retry_seconds)
-    return Streamed(parts, order, transform, config.data.parallel_calls, config.data.prefetch_batches, make_reader)
+    return Streamed(parts, order, transform, config.data.parallel_calls, _ahead(parts, order, config), make_reader)
+
+
+def _ahead(parts: Sequence[Source], order: Order, config: ConfigDict) -> int:
+    """How many batches are read ahead: of small ones those of a whole block, whose call costs more than they do."""
+    size = order.batch_size * sum(part.nbytes for part in parts) / sum(len(part) for part in parts)
+    return max(config.data.prefetch_batches, min(config.train.block_steps, int(_SMALL / max(1, size))))
 
 
 def _is_resident(parts: Sequence[Source], config: ConfigDict) -> bool:

@@ -555,6 +555,18 @@ def test_what_is_asked_for_is_not_weighed(monkeypatch, caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "block_steps", "prefetch", "ahead"),
+    [(1, 100, 8, 64), (1, 20, 8, 20), (1, 20, 32, 32), (16, 100, 8, 8), (0.0625, 100, 8, 100)],
+)
+def test_of_small_batches_those_of_a_block_are_read_ahead(megabytes, block_steps, prefetch, ahead):
+    """64 MB of them; else as many as `data.prefetch_batches` says."""
+    pictures = np.broadcast_to(np.uint8(0), (40, int(megabytes * 2**18)))  # no memory; four of them are a batch
+    config = make_config(data__placement="stream", data__prefetch_batches=prefetch, train__block_steps=block_steps)
+    batches = make_batches(Source({"x": pictures}, "made up"), config, training=True)
+    assert batches.ahead == ahead
+
+
 def test_streamed_batches_are_read_while_those_before_are_trained(monkeypatch):
     """Once a plan is there, all batches of the next one are read without anybody asking."""
     read, wanted = set(), set(range(6, 12))
@@ -565,6 +577,7 @@ def test_streamed_batches_are_read_while_those_before_are_trained(monkeypatch):
             return super().read(source, index, step)
 
     monkeypatch.setattr(module, "Reader", Recorded)
+    monkeypatch.setattr(module, "_SMALL", 0)
     config = make_config(data__placement="stream", data__prefetch_batches=6)
     batches = make_batches(make_source(), config, training=True)
     assert batches.ahead == 6
