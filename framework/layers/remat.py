@@ -73,8 +73,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
             return call(*args, **kwargs)  # variables are not made inside the recomputed function
         outputs = tf.recompute_grad(run)(*(flat[place] for place in places))
         _refuse_losses(layer, path)
-        made = zip(tf.nest.flatten(structures[0]), tf.nest.flatten(outputs), strict=True)
-        return tf.nest.pack_sequence_as(structures[0], [masked_as(first, output) for first, output in made])
+        return tf.nest.pack_sequence_as(structures[0], tf.nest.flatten(outputs))
 
     return recomputed
 

@@ -82,7 +82,7 @@ def slow_convolutions(graph: tf.Graph, replicas: Replicas) -> tuple[str, ...]:
 
 
 def warn_of_convolutions(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> None:
-    """Says so where the config asks for one of these modes, or leaves nothing but the one that is left."""
+    """Says so where the config asks for one of these modes, or `auto` has to avoid the graph because of them."""
     slow = slow_convolutions(found.graph, replicas)
     if config.train.compile == "auto" and "graph" in slow:
         logging.warning(
