@@ -29,7 +29,7 @@ def base_config() -> ConfigDict:
     config.data.shuffle = True  # a fresh order each epoch; False = the order of the files
     config.data.remainder = "carry"  # end of an epoch: carry (batches run on), pad (weight 0) or drop
     config.data.placement = "auto"  # resident (tensors on the device), stream (tf.data) or auto (by size and memory)
-    config.data.resident_limit_mb = 2048  # auto: larger sources are streamed; so is a quarter of the memory
+    config.data.resident_limit_mb = 2048  # auto: larger ones are streamed, and those above a quarter of memory
     config.data.parallel_calls = 2  # stream: batches prepared side by side
     config.data.prefetch_batches = 8  # stream: batches ready ahead of the step, at least; of small ones 64 MB
     config.data.retries = 3  # stream: further tries of a read that fails (OSError) before the run stops
