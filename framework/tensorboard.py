@@ -139,16 +139,22 @@ def buckets(values: np.ndarray) -> np.ndarray:
     """
     low, high = np.float64(values.min()), np.float64(values.max())
     edges = np.linspace(low, high, _BUCKETS + 1)
-    counts = np.zeros(_BUCKETS, np.int64)
+    counts = np.zeros(_BUCKETS + 1, np.int64)
     if low == high:
         counts[-1] = values.size
     else:
         width = (high - low) / _BUCKETS
-        for start in range(0, values.size, _CHUNK):  # so that what comes between stays in the cache
-            offsets = values[start : start + _CHUNK].astype(np.float64) - low
-            indices = np.minimum((offsets / width).astype(np.int64), _BUCKETS - 1)
-            counts += np.bincount(indices, minlength=_BUCKETS)
-    return np.stack([edges[:-1], edges[1:], counts], axis=1)
+        offsets, indices = np.empty(_CHUNK, np.float64), np.empty(_CHUNK, np.int64)
+        for start in range(0, values.size, _CHUNK):  # in the same place, which stays in the cache
+            chunk = values[start : start + _CHUNK]
+            here, index = offsets[: chunk.size], indices[: chunk.size]
+            here[:] = chunk
+            here -= low
+            here /= width
+            index[:] = here
+            counts += np.bincount(index, minlength=_BUCKETS + 1)
+    counts[-2] += counts[-1]  # the right edge of the last one belongs to it
+    return np.stack([edges[:-1], edges[1:], counts[:-1]], axis=1)
 
 
 def _finite(array: np.ndarray) -> np.ndarray:
