@@ -2,14 +2,19 @@
 
 import re
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import tf_keras as keras
 
+from framework.hooks import Every
+from framework.writers import Writer
 from tests.benchmarks import bare_mnist, cost_growth, first_step, growth_hooks
 from tests.benchmarks.cost_growth import Row
 from tests.benchmarks.growth_hooks import Cost
+from tests.benchmarks.peers import protocol
 from tests.benchmarks.peers.protocol import WORKLOADS
 from tests.benchmarks.plot import Panel, short, svg, ticks
 
@@ -98,6 +103,36 @@ def test_a_turn_has_whole_periods():
         periods = dict(part.split("=") for part in text.split(","))
         assert periods["log.every"] == f"{100 // often} steps"
         assert growth_hooks.STEPS[workload] % int(periods["log.histograms_every"].split()[0]) == 0
+
+
+def test_a_repetition_has_hooks_at_work_once_and_orders_alternate():
+    turns = [growth_hooks.is_on(turn) for turn in range(8)]
+    assert all(sum(turns[first : first + 2]) == 1 for first in range(0, 8, 2))
+    assert turns[:2] == turns[2:4][::-1] == turns[4:6]
+
+
+def test_hooks_that_are_idle_are_due_at_the_same_steps(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(protocol.__file__).parent))
+    from tests.benchmarks.peers.ours_by_turns import Turns
+
+    turns, seen, written = Turns(), [], []
+    hook = turns.hook("log", Every(10), lambda step, block: seen.append(step), 0, 100)
+    for step in (10, 20, 30):
+        turns.is_on = step == 20
+        assert hook.next_step == step
+        hook(step, None)
+    assert seen == [20] and hook.next_step == 40
+
+    class Slow(Writer):
+        def scalars(self, step, values):
+            time.sleep(0.2)
+            written.append(step)
+
+    behind = turns.behind(Slow())
+    behind.scalars(1, {})
+    turns.wait()
+    assert written == [1]
+    behind.close()
 
 
 def test_the_file_keeps_what_other_calls_measured(tmp_path):

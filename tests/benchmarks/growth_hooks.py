@@ -1,4 +1,4 @@
-"""What logging, curves, histograms and progress add to a step: `peers/ours.py` with and without them, by turns.
+"""What logging, curves and histograms add to a step: one run, with its hooks at work and idle by turns.
 
     cost = measure("mlp", repetitions=9)
     cost.line()                          # a row of Markdown, under HEAD
@@ -7,7 +7,6 @@ Where a step takes long, everything happens ten times as often and the differenc
 to last for an epoch otherwise.
 """
 
-import contextlib
 import dataclasses
 import statistics
 import sys
@@ -29,7 +28,6 @@ OFTEN = {
     "cnn": (10, "log.every=10 steps,log.histograms_every=8 steps"),
     "transformer": (10, "log.every=10 steps,log.histograms_every=31 steps"),
 }
-NONE = "log.every=1000000000 steps,log.histograms_every=,log.images=0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +60,19 @@ class Cost:
         return f"| {' | '.join(cells)} | {median:.1f} % [{least:.1f}, {most:.1f}] |"
 
 
-def start(workload: str, settings: str) -> Process:
-    """Our process, paused between turns."""
-    settings = ",".join(["settings:train.compile=" + COMPILE[workload], *([settings] if settings else [])])
-    script = str(ROOT / "tests" / "benchmarks" / "peers" / "ours.py")
-    return Process([sys.executable, script, f"--workload={workload}", f"--option={settings}"])
+def is_on(turn: int) -> bool:
+    """Whether hooks are at work in a turn, counted from 0: on, off, off, on, and so on after the first."""
+    return turn % 4 in (1, 2)
 
 
 def measure(workload: str, repetitions: int) -> Cost:
-    """Both sides by turns, in an order that is reversed from one repetition to the next; the first is not counted."""
+    """Both by turns (`peers/ours_by_turns.py`); the first repetition is not counted."""
     often, settings = OFTEN.get(workload, (1, ""))
-    took: dict[str, list[float]] = {"on": [], "off": []}
-    with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(start(workload, text)) for name, text in (("on", settings), ("off", NONE))}
-        for process in sides.values():
-            process.ready()
-        for repetition in range(repetitions + 1):
-            for name in took if repetition % 2 else reversed(took):
-                milliseconds = sides[name].run(STEPS[workload])
-                if repetition:
-                    took[name].append(milliseconds)
-    return Cost(workload, COMPILE[workload], often, took["on"], took["off"])
+    option = ",".join(["settings:train.compile=" + COMPILE[workload], *([settings] if settings else [])])
+    script = str(ROOT / "tests" / "benchmarks" / "peers" / "ours_by_turns.py")
+    took: dict[bool, list[float]] = {True: [], False: []}
+    with Process([sys.executable, script, f"--workload={workload}", f"--option={option}"]) as process:
+        process.ready()
+        for turn in range(2 * (repetitions + 1)):
+            took[is_on(turn)].append(process.run(STEPS[workload]))
+    return Cost(workload, COMPILE[workload], often, took[True][1:], took[False][1:])
