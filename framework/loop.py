@@ -294,8 +294,9 @@ def _writers(run: Run, start: int) -> Writers:
     return Writers(
         [
             Jsonl(run.workdir / "metrics.jsonl", start),
-            Behind(TensorBoard(run.workdir / "tensorboard", start)),
             Console(run.total_steps, start),
+            # Last, or its thread would hold the interpreter while the others need it.
+            Behind(TensorBoard(run.workdir / "tensorboard", start)),
         ],
         run.resolved.checkpoint.on_error,
     )
