@@ -126,7 +126,7 @@ def image_grid(images: np.ndarray) -> np.ndarray:
 
 
 def buckets(values: np.ndarray) -> np.ndarray:
-    """The histogram that TensorBoard shows of the values, bit for bit that of its `histogram_pb`.
+    """The histogram that TensorBoard shows of the values, equal to that of its `histogram_pb`.
 
     Neither that nor tf.summary.histogram can be used: they make a one-hot of every value, gigabytes for a large layer
     and ten times as long.

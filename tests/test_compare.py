@@ -242,6 +242,24 @@ def test_the_fastest_way_is_taken_whatever_a_call_costs(monkeypatch):
         protocol.fastest({"broken": broken})
 
 
+def test_what_compiles_only_when_it_makes_several_steps_is_not_slow(monkeypatch):
+    now, compiled = [0.0], set()
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: now[0])
+
+    def five_at_once(count):
+        for program, runs in (("five", count // 5), ("one", count % 5)):
+            if runs and program not in compiled:
+                compiled.add(program)
+                now[0] += 8.0
+            now[0] += runs * (3e-3 if program == "five" else 2e-3)
+
+    name, times = protocol.fastest(
+        {"one": lambda count: now.__setitem__(0, now[0] + 1e-3 * count), "five": five_at_once}
+    )
+    assert name == "five" and times["five"] == pytest.approx(0.6, rel=0.02)
+    assert protocol.compile_seconds["five"] == pytest.approx(16, rel=0.01)
+
+
 def test_a_loop_waits_at_the_gate():
     blocks = []
 

@@ -53,8 +53,9 @@ def updates(workload: str) -> tuple[dict[str, Callable[[], None]], int, int]:
         optimizer.apply(gradients, allowed)
         average.update(count, allowed)
 
-    by_ops, by_program = tf.function(ops, autograph=False), by_xla(program)
-    sides = {"ops": lambda: by_ops(yes), "program": lambda: by_program(gradients, yes)}
+    inner = by_xla(program)
+    by_ops, by_program = (tf.function(fn, autograph=False) for fn in (ops, lambda allowed: inner(gradients, allowed)))
+    sides = {"ops": lambda: by_ops(yes), "program": lambda: by_program(yes)}
     return sides, len(trained), sum(weights.shape.num_elements() for weights in trained.values())
 
 

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.benchmarks.peers import jax_models, protocol
+from tests.benchmarks.peers.order import Order
 from tests.benchmarks.workloads import arrays
 
 CHUNK = {"mlp": 100, "cnn": 1, "transformer": 4, "two_tower": 100}
@@ -45,24 +46,6 @@ def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     return protocol.Peer(steps, versions, lambda: float(last[0]), variant, variants)
 
 
-class Order:
-    """Rows of indices, one a batch: a permutation for every epoch, without its last partial batch."""
-
-    def __init__(self, examples: int, batch: int):
-        self.examples, self.batch = examples, batch
-        self.rng = np.random.default_rng(0)
-        self.left = np.empty([0, batch], np.int32)
-
-    def take(self, count: int) -> np.ndarray:
-        """The next `count` rows, int32 [count, batch]."""
-        while len(self.left) < count:
-            shuffled = self.rng.permutation(np.arange(self.examples, dtype=np.int32))
-            rows = shuffled[: self.examples // self.batch * self.batch].reshape(-1, self.batch)
-            self.left = np.concatenate([self.left, rows])
-        taken, self.left = self.left[:count], self.left[count:]
-        return taken
-
-
 class Training:
     """State of a training and its two compiled loops.
 
@@ -76,7 +59,8 @@ class Training:
         mesh = jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
         everywhere, self.shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
         self.data, self.chunk = jax.device_put(data, everywhere), CHUNK[workload]
-        self.order = Order(len(next(iter(data.values()))), arrays.BATCH[workload])
+        self.batch = arrays.BATCH[workload]
+        self.order = Order(len(next(iter(data.values()))), self.batch)
         self.model = jax_models.make_model(workload, precision)
         self.optimizer = _optimizer(workload)
         self.state = jax.device_put(self._initial(jax.random.key(0, impl=generator)), everywhere)
@@ -86,20 +70,26 @@ class Training:
     def scan(self, count: int) -> jax.Array:
         """Makes whole chunks in one call each, and the rest step by step; returns the last loss."""
         for _ in range(count // self.chunk):
-            self.state, loss = self.many(self.state, self.data, self.order.take(self.chunk))
-            loss.block_until_ready()  # two calls at once can wait for each other's devices
-        return self.loop(count % self.chunk) if count % self.chunk else loss
+            self.state, loss = self.many(self.state, self.data, self._take(self.chunk))
+            self._settle(loss)
+        return self.loop(count % self.chunk) if count % self.chunk else loss.block_until_ready()
 
     def loop(self, count: int) -> jax.Array:
         """Makes one step a call; returns the last loss."""
-        for indices in self.order.take(count):
+        for indices in self._take(count):
             self.state, loss = self.one(self.state, self.data, indices)
-            if len(self.shared.device_set) > 1:
-                loss.block_until_ready()
+            self._settle(loss)
         return loss.block_until_ready()
 
+    def _take(self, count: int) -> np.ndarray:
+        return self.order.take(count).astype(np.int32)
+
+    def _settle(self, loss: jax.Array) -> None:
+        if len(self.shared.device_set) > 1:  # two calls at once can wait for each other's devices
+            loss.block_until_ready()
+
     def _initial(self, key: jax.Array) -> dict[str, Any]:
-        batch = {name: array[: self.order.batch] for name, array in self.data.items()}
+        batch = {name: array[: self.batch] for name, array in self.data.items()}
         variables = self.model.init({"params": key, "dropout": key}, batch)
         optimizer = self.optimizer.init(variables["params"])
         return {"step": jnp.zeros((), jnp.int32), "key": key, "variables": variables, "optimizer": optimizer}

@@ -6,6 +6,7 @@ No metric but the loss, no callback but the one that pauses, no progress bar. `f
 start takes, which a long training does not see, is not measured either.
 """
 
+import functools
 import importlib.metadata
 import os
 import sys
@@ -56,9 +57,8 @@ class Fit:
             jit_compile=self._jit_compile,
             steps_per_execution=self._execution,
         )
-        data = batches(self._workload).map(
-            lambda batch: (models.inputs(self._workload, batch), batch[models.TARGET[self._workload]])
-        )
+        inputs, target = functools.partial(models.inputs, self._workload), models.TARGET[self._workload]
+        data = batches(self._workload, lambda batch: (inputs(batch), batch[target]))
         while length := gate.allowed():
             self.pause = Pause(gate, length)
             model.fit(data, steps_per_epoch=length, epochs=10**9, verbose=0, callbacks=[self.pause])

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
 from tests.benchmarks.peers import protocol, pytorch_models
+from tests.benchmarks.peers.order import Order
 from tests.benchmarks.workloads import arrays
 
 Steps = Callable[[int], Tensor]
@@ -79,21 +80,8 @@ def _compiler(options: dict[str, Any]) -> Callable[[Callable], Callable]:
     return torch.compile(fullgraph=True, dynamic=False, options=options)
 
 
-class Order:
-    """Rows of indices, one a batch: a permutation for every epoch, without its last partial batch."""
-
-    def __init__(self, workload: str, data: dict[str, Tensor]):
-        self.examples, self.batch = len(next(iter(data.values()))), arrays.BATCH[workload]
-        self.left = torch.empty(0, self.batch, dtype=torch.long)
-
-    def take(self, count: int) -> Tensor:
-        """The next `count` rows, int64 [count, batch]."""
-        while len(self.left) < count:
-            rows = self.examples // self.batch
-            shuffled = torch.randperm(self.examples)[: rows * self.batch].view(rows, self.batch)
-            self.left = torch.cat([self.left, shuffled])
-        taken, self.left = self.left[:count], self.left[count:]
-        return taken
+def _order(workload: str, data: dict[str, Tensor]) -> Order:
+    return Order(len(next(iter(data.values()))), arrays.BATCH[workload])
 
 
 def _training(
@@ -106,7 +94,7 @@ def _training(
     """The usual loop: loss, backward, optimizer."""
     torch.manual_seed(0)
     model = pytorch_models.make_model(workload, dropout).to(memory_format=torch.channels_last)
-    order = Order(workload, data)
+    order = _order(workload, data)
     if workload == "cnn":
         rate, momentum = arrays.LEARNING_RATE[workload], arrays.MOMENTUM
         optimizer = torch.optim.SGD(model.parameters(), rate, momentum, fused=True)
@@ -121,7 +109,7 @@ def _training(
             return model(**{name: array.index_select(0, indices) for name, array in data.items()})
 
     def steps(count: int) -> Tensor:
-        for indices in order.take(count).unbind():
+        for indices in torch.from_numpy(order.take(count)).unbind():
             loss = loss_of(indices)
             loss.backward()
             optimizer.step()
@@ -135,7 +123,7 @@ def _whole(workload: str, data: dict[str, Tensor], steps_of_a_call: int) -> Step
     """Gathering, loss, gradient and Adam in one compiled function, `steps_of_a_call` times; the rest one by one."""
     torch.manual_seed(0)
     model = pytorch_models.make_model(workload)
-    order = Order(workload, data)
+    order = _order(workload, data)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     means, squares = ({name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(2))
     updates = torch.zeros(())
@@ -163,7 +151,7 @@ def _whole(workload: str, data: dict[str, Tensor], steps_of_a_call: int) -> Step
 
     @torch.no_grad()
     def steps(count: int) -> Tensor:
-        rows = order.take(count)
+        rows = torch.from_numpy(order.take(count))
         calls = count // steps_of_a_call if steps_of_a_call > 1 else 0
         for call in range(calls):
             loss = many(rows[call * steps_of_a_call : (call + 1) * steps_of_a_call])
