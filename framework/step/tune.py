@@ -157,8 +157,8 @@ class _Tuner:
             self._put_back()
 
     def best(self) -> float:
-        """Seconds of a step of the fastest so far."""
-        return min(min(runs) for runs in self._runs.values() if runs)
+        """Seconds of a step of the fastest so far that can be taken."""
+        return min(min(self._runs[mode]) for mode in self._left() if self._runs.get(mode))
 
     def first(self, mode: str) -> float:
         """Compiles a candidate and times it; returns the seconds that the first took."""
@@ -180,10 +180,10 @@ class _Tuner:
 
     def race(self) -> None:
         """Runs the candidates in turns until one is left, or time is up."""
-        running = [mode for mode in self.blocks if not self._is_far(mode) and not self._recompiles(mode)]
+        running = [mode for mode in self._left() if not self._is_far(mode)]
         self._spent, factor = 0.0, _FAR
         for turn in range(1, _TURNS + 1):
-            if len(running) == 1 or (turn > 2 and self._spent > _SECONDS):
+            if len(running) <= 1 or (turn > 2 and self._spent > _SECONDS):
                 break
             for mode in running[:: 1 if turn % 2 else -1]:
                 self._timed(mode)
@@ -193,7 +193,7 @@ class _Tuner:
 
     def fastest(self) -> str:
         """The mode to take; the others are let go of."""
-        chosen = min((mode for mode in self.blocks if not self._recompiles(mode)), key=lambda m: min(self._runs[m]))
+        chosen = min(self._left(), key=lambda mode: min(self._runs[mode]))
         self.blocks = {chosen: self.blocks[chosen]}
         return chosen
 
@@ -203,6 +203,10 @@ class _Tuner:
             logging.info("train.compile=auto: %s: %s", mode, why)
         timed = {mode: round(1e3 * min(runs), 4) for mode, runs in self._runs.items() if runs}
         return {**timed, **dict.fromkeys(self._failed)}
+
+    def _left(self) -> list[str]:
+        """Candidates that can be taken: not those that keep being compiled, unless all do."""
+        return [mode for mode in self.blocks if not self._recompiles(mode)] or list(self.blocks)
 
     def _is_far(self, mode: str) -> bool:
         """Whether a candidate is so slow that even its first run tells."""

@@ -143,6 +143,28 @@ def test_what_xla_cannot_compile_and_what_compiles_without_end_are_out(caplog):
         tuned(broken)
 
 
+@pytest.mark.parametrize("modes", [("graph", "xla"), ("xla", "graph")])
+def test_one_that_keeps_being_compiled_decides_nothing_however_fast_its_steps(modes):
+    fake = Fake({"graph": 3.0, "xla": 0.2}, compiling=0.5, block_steps=10)
+    fake.recompiling = {"xla"}
+    assert tuned(fake, modes).mode == "graph"
+
+
+def test_one_that_fails_late_decides_nothing():
+    fake, calls = Fake({"graph": 1.0, "xla": 0.01}), []
+
+    class Late(FakeBlock):
+        def __call__(self, k):
+            calls.append(k)
+            if len(calls) == 3:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            return super().__call__(k)
+
+    fake.compiled_by = lambda mode: (Late if mode == "xla" else FakeBlock)(fake, mode)
+    assert tuned(fake, ("graph", "xla")).mode == "graph"
+    assert len(calls) == 3
+
+
 def test_workers_decide_by_the_slowest_of_them():
     class Others(Replicas):
         """On another worker `xla` is slow."""
