@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _launch(argv)
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint stays", file=sys.stderr)
+        print("interrupted; checkpoints, if there are any, stay", file=sys.stderr)
         return 128 + 2
     except (ZeroDivisionError, OverflowError, FloatingPointError):
         raise  # a slip in somebody's code, unlike a loss that is not finite

@@ -169,7 +169,9 @@ def _check_values(flat: Mapping[str, Any]) -> None:
 def _check_duration(key: str, value: Any) -> None:
     match = _DURATION.fullmatch(str(value))
     if not match or float(match[1]) <= 0:
-        example = "\"('2 epochs','4 epochs')\"" if key == "schedule.boundaries" else "'2 epochs'"
+        number = str(value).strip()
+        example = f"'{number} steps'" if number.isdecimal() and number.isascii() and int(number) else "'2 epochs'"
+        example = "\"('2 epochs','4 epochs')\"" if key == "schedule.boundaries" else example
         raise UserError(
             f"{key}='{value}' is not a duration. Type e.g. --config.{key}={example} (steps, epochs, examples or %)."
         )

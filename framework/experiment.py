@@ -11,7 +11,9 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import UserError, closest, near
+from framework.config import UserError, closest, flatten, near
+from framework.keys import base_config
 
 REQUIRED = {
     "get_config": ("arg",),
@@ -57,15 +60,35 @@ class Experiment:
         """The experiment's config for its preset.
 
         Raises:
-          UserError: the function returned something else.
+          UserError: the function returned something else, or set what a config does not take.
         """
-        config = self.functions["get_config"](self.preset)
+        try:
+            config = self.functions["get_config"](self.preset)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if Path(frame.filename).resolve() == self.path.resolve()]
+            if "ml_collections" not in Path(frames[-1].filename).parts or not own:
+                raise
+            line = own[-1]
+            raise UserError(f"{self.path}:{line.lineno}: {line.line}: {_refused(str(error))}") from error
         if not isinstance(config, ConfigDict):
             raise UserError(
                 f"{self.path}: get_config returned {type(config).__name__}, not a ConfigDict."
                 " Start from base_config() and return it."
             )
         return config
+
+
+def _refused(message: str) -> str:
+    """What ml_collections says of a key that there is not, or of a value of another type, in a line."""
+    if match := re.search(r'Key "(\w+)" does not exist', message):
+        names = {key.rpartition(".")[2]: key for key in flatten(base_config())}
+        close = closest(match[1], names)
+        hint = f" Did you mean config.{names[close]}?" if close else ""
+        return f"there is no such key.{hint} Own keys belong in config.data or config.model."
+    if match := re.search(r"is of original type <class '(\w+)'> and cannot be casted to type <class '(\w+)'>", message):
+        return f"the value is of type {match[1]}, not {match[2]}. --mode=check prints every key with a value."
+    return " ".join(message.split())
 
 
 def load(name: str) -> Experiment:
@@ -104,9 +127,10 @@ def check(name: str) -> tuple[Path, str]:
         source = path.read_bytes()
     except OSError as error:
         siblings = [str(sibling) for sibling in path.parent.glob("*.py")]
+        named = Path("experiments", path.name).with_suffix(".py")
+        hint = f" Did you mean '{named}'?" if named.exists() else near(file, siblings)
         raise UserError(
-            f"--config={file} cannot be read: {error.strerror}.{near(file, siblings)}"
-            " Type e.g. --config=experiments/mnist_mlp.py."
+            f"--config={file} cannot be read: {error.strerror}.{hint} Type e.g. --config=experiments/mnist_mlp.py."
         ) from error
     try:
         tree = ast.parse(source, str(path))

@@ -17,7 +17,7 @@ from framework import checkpoint
 from framework.checkpoint import write_json
 from framework.run import Run
 from framework.step.block import Block
-from framework.step.diagnose import diagnose
+from framework.step.diagnose import LOSS_ALONE, diagnose
 
 
 class NonFiniteError(ArithmeticError):
@@ -91,5 +91,14 @@ def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:
         f"step {int(state.step) + 1} cannot be taken{rewound}: {finding}; {', '.join(shown)}"
         f" at {', '.join(rates)}. Nothing of it is saved; the last checkpoint is"
         f" {f'of step {saved[-1]}' if saved else 'none'}."
-        " Try a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm."
+        f" {_advice(finding)}"
     )
+
+
+def _advice(finding: str) -> str:
+    if finding.endswith(LOSS_ALONE):
+        return (
+            "Look at the loss, where a label that is no class, a division by 0 and the log of what is not positive"
+            " give NaN or infinity; or try a lower --config.schedule.learning_rate."
+        )
+    return "Try a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm."

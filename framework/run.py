@@ -37,13 +37,14 @@ from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.overrides import override, restored
 from framework.replicas import ParameterServers, Replicas
+from framework.returned import checked
 from framework.state import TrainState
 from framework.step import asynchronous, tune
 from framework.step.asynchronous import AsynchronousBlock
 from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
-from framework.step.layout import Layout
+from framework.step.layout import Layout, term_key
 from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
@@ -57,6 +58,8 @@ _MAY_DIFFER = (
     *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
 )
 
+
+_SHOWN = 5  # most keys of one message
 
 TUNING = "tuning.json"  # of a run folder: how train.compile=auto chose
 
@@ -300,7 +303,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     is_asynchronous = final.runtime.strategy == "parameter_server"
     replicas = ParameterServers(strategy) if is_asynchronous else Replicas(strategy, wire)
     final = config.with_replicas(final, replicas.count)
-    make = loaded.functions
+    make = checked(loaded.functions)
     data: Batches = make["make_data"](final, "train") if data_of is None else data_of.data
     bases = dict.fromkeys(map(config.base_split, final.eval.splits))
     eval_data = {split: data_of.eval_data[split] if data_of else make["make_data"](final, split) for split in bases}
@@ -341,7 +344,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
-    _check_metric_names(resolved, metrics, layout.scalars)
+    _check_metric_names(resolved, metrics, layout)
     for batches in eval_data.values():
         probe_evaluation(loss, model, batches, resolved)
     evaluations = {
@@ -384,22 +387,22 @@ def _step(
     return step, probe_step(step, tools, found.batch, resolved, created), list(created.learned.values())
 
 
-def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], scalars: Iterable[str]) -> None:
+def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: Layout) -> None:
     """A metric must not hide a number of the step; and those that config keys name are known only now."""
-    for name in {*metrics} & {"step", "examples_per_second", *scalars}:
+    for name in {*metrics} & {"step", "examples_per_second", *layout.scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )
+    known = ["loss", *(term_key(name) for name in layout.terms if len(layout.terms) > 1), *metrics]
     early, best = resolved.early_stopping, resolved.checkpoint
     for key, chosen, mode_key, mode in (
         ("early_stopping.metric", early.metric, "early_stopping.mode", early.mode),
         ("checkpoint.best_metric", best.best_metric, "checkpoint.best_mode", best.best_mode),
     ):
         split, _, name = chosen.partition("/")
-        if chosen and name not in ("loss", *metrics):
-            hint = config.near(name, ["loss", *metrics])
+        if chosen and name not in known:
             raise UserError(
-                f"{key}='{chosen}': there is no metric '{name}'.{hint} Metrics: {', '.join(['loss', *metrics])}."
+                f"{key}='{chosen}': there is no metric '{name}'.{config.near(name, known)} Metrics: {', '.join(known)}."
                 f" Type e.g. --config.{key}={split}/loss."
             )
         better = metrics[name].mode if name in metrics else "min"
@@ -463,10 +466,12 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkn
         if earlier.get(key) != ours.get(key) and key not in (*_MAY_DIFFER, *unknown)
     ]
     if not copy.exists():
-        differing.append(f"experiment: {copy.name} now, another file there")
+        differing.insert(0, f"experiment: {copy.name} now, another file there")
     if differing:
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise UserError(
-            f"--workdir={workdir} holds a run of another config ({'; '.join(differing)}). Use another folder."
+            f"--workdir={workdir} holds a run of another config ({'; '.join(differing[:_SHOWN])}{more}). Use another"
+            f" folder; there, --config.resume_from={workdir} goes on from this run."
         )
     _warn_of_change(workdir, loaded)
 

@@ -271,8 +271,9 @@ def test_not_a_duration(key):
         "5 parsecs",
         "٣ epochs",
     ):
+        example = "5 steps" if value == "5" else "2 epochs"
         expected = (
-            f"{key}='{value}' is not a duration. Type e.g. --config.{key}='2 epochs' (steps, epochs, examples or %)."
+            f"{key}='{value}' is not a duration. Type e.g. --config.{key}='{example}' (steps, epochs, examples or %)."
         )
         assert message(final, **{key: value}) == expected
 

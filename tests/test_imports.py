@@ -18,6 +18,7 @@ ROWS = (
     ("cluster",),
     ("runtime",),
     ("paths",),
+    ("returned",),
     ("compile",),
     ("rng",),
     ("replicas",),

@@ -102,7 +102,8 @@ def test_a_folder_that_became_another_run_since_build_is_refused(tmp_path):
     first, second = (run.build(TINY, {**short, "seed": seed}, tmp_path / "run") for seed in (1, 2))
     loop.train(first)
     assert refusal(lambda: loop.train(second)) == (
-        f"--workdir={tmp_path / 'run'} holds a run of another config (seed: 1 there, 2 now). Use another folder."
+        f"--workdir={tmp_path / 'run'} holds a run of another config (seed: 1 there, 2 now). Use another folder; there,"
+        f" --config.resume_from={tmp_path / 'run'} goes on from this run."
     )
 
 

@@ -33,7 +33,8 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
         if run.resolved.export.checkpoint == "best":
             run.restore("best")
         status = print_reports(run)
-    print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/, exports/. Next:")
+    exports = ", exports/" if run.exports else ""
+    print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/{exports}. Next:")
     print(f"  tensorboard --logdir {run.workdir}")
     return status
 

@@ -19,6 +19,7 @@ from framework.config import UserError, near
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.schedules import Schedule, learning_rate
+from framework.returned import check_optimizer
 
 
 def build_optimizers(
@@ -110,6 +111,7 @@ def _make(
         made = paths.models(make(FrozenConfigDict(scaled), rates if several else rates["model"]))
     _check_names("make_optimizer", made, schedules)
     for name, optimizer in made.items():
+        check_optimizer(optimizer)
         if getattr(optimizer, "_learning_rate", None) is not rates[name]:
             raise UserError(
                 "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"

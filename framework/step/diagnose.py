@@ -18,6 +18,8 @@ from framework.state import TrainState
 from framework.step.block import TrainBlock
 from framework.step.gradients import Gradients
 
+LOSS_ALONE = "of the loss is not finite, and no layer's output is to blame"
+
 
 @dataclasses.dataclass(frozen=True)
 class Look:
@@ -58,7 +60,7 @@ def look(block: TrainBlock) -> Look:
     if forwards:
         return Look(found, forwards[0])
     if bad := _first_bad({name: term.sum for name, term in found.terms.items()}):
-        return Look(found, f"term '{bad}' of the loss is not finite, and no layer's output is to blame")
+        return Look(found, f"term '{bad}' {LOSS_ALONE}")
     if backwards:
         return Look(found, backwards[0])
     if bad := _first_bad(found.gradients):

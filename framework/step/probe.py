@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
-from framework.config import UserError
+from framework.config import UserError, near
 from framework.data.batches import Batches
 from framework.metrics import Metric
 from framework.state import TrainState
@@ -61,17 +61,19 @@ def probe(
             return dict(batches.at(0))
 
     def trace(batch: Any) -> Any:
+        batch = _Batch(batch)
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
             found, outputs = forward(loss, model, batch, training=True)
             for name, metric in metrics.items():
-                _check_metric(name, metric, metric.update(outputs, batch))
+                _check_metric(name, metric, metric.update(_Outputs(outputs), batch))
         # A weight may be a constant, which is a tensor of no graph.
         terms.update({name: type(term)(term.sum, tf.identity(term.weight)) for name, term in found.items()})
         return dict(outputs)
 
     data = tf.function(first, autograph=False).get_concrete_function()
     batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
-    function = tf.function(trace, autograph=False).get_concrete_function(batch)
+    with _explained(batch, config):
+        function = tf.function(trace, autograph=False).get_concrete_function(batch)
     check_draws(data.graph, config)
     check_draws(function.graph, config)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
@@ -140,7 +142,7 @@ def probe_evaluation(loss: Loss, model: Any, batches: Batches, config: FrozenCon
 
     def trace() -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            forward(loss, model, dict(batches.at(0)), training=False)
+            forward(loss, model, _Batch(batches.at(0)), training=False)
 
     check_draws(tf.function(trace, autograph=False).get_concrete_function().graph, config)
 
@@ -151,6 +153,39 @@ def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
     stack.enter_context(precision.scope(precision_name))
     stack.enter_context(rng.scope(key, step))
     return stack
+
+
+class _Batch(dict):
+    """A batch in which a slip of the pen is found."""
+
+    def __missing__(self, name: Any) -> Any:
+        raise UserError(f"there is no '{name}' in a batch, which has {', '.join(self)}.{near(str(name), self)}")
+
+
+class _Outputs(dict):
+    """The outputs of a loss, likewise."""
+
+    def __missing__(self, name: Any) -> Any:
+        has = f"has {', '.join(self)}.{near(str(name), self)}" if self else "is empty."
+        raise UserError(
+            f"a metric reads '{name}' of the outputs that the loss returns, which {has}"
+            f" Return e.g. terms, {{'{name}': …}}, or leave the metric out of make_metrics."
+        )
+
+
+@contextlib.contextmanager
+def _explained(batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict) -> Iterator[None]:
+    """An error of types becomes one that names the entries of NumPy's favourite type, where there are any."""
+    try:
+        yield
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        wide = [name for name, spec in batch.items() if spec.dtype == tf.float64]
+        if not wide or config.train.precision == "float64" or not re.search("float64|double", str(error)):
+            raise
+        raise UserError(
+            f"{str(error).splitlines()[0]} Of the batch, {', '.join(wide)} {'is' if len(wide) == 1 else 'are'} float64,"
+            f" and a run in {config.train.precision} computes in float32: write e.g. array.astype(np.float32)."
+        ) from error
 
 
 def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:

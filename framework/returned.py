@@ -1,0 +1,110 @@
+"""What the functions of an experiment returned, looked at before anything is made of it.
+
+make = checked(loaded.functions)
+make["make_data"](cfg, "train")           # batches, or UserError: make_data returned NoneType. …
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import paths
+from framework.config import UserError
+
+KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
+
+
+def checked(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The same functions, which raise UserError where they return something that nobody can use."""
+    return {name: _checked(name, function) if name in _WANTED else function for name, function in functions.items()}
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises UserError if what make_optimizer returned is no optimizer of tf_keras."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise UserError(
+            f"make_optimizer returned {shown(optimizer)}."
+            f" {KERAS_3 if is_keras_3(optimizer) else 'It must return e.g. keras.optimizers.RMSprop(learning_rate).'}"
+        )
+
+
+def shown(returned: Any) -> str:
+    """'None', '0.001' or 'a value of type list': short, whatever it is."""
+    is_plain = returned is None or isinstance(returned, str | int | float)
+    return repr(returned) if is_plain else f"a value of type {type(returned).__name__}"
+
+
+def is_keras_3(value: Any) -> bool:
+    """Whether it is of a class of the package `keras`, or of one derived from such a class."""
+    return any(kind.__module__.partition(".")[0] == "keras" for kind in type(value).__mro__)
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    find = _WANTED[name]
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        found = function(*args)
+        if wanted := find(found):
+            raise UserError(f"{name} returned {shown(found)}. {wanted}")
+        return found
+
+    return call
+
+
+def _data(found: Any) -> str:
+    if all(hasattr(found, name) for name in ("batch_size", "steps_per_epoch", "at", "plan", "take")):
+        return ""
+    return "It must return batches: make_batches(source, cfg, training=split == 'train')."
+
+
+def _model(found: Any) -> str:
+    for model in paths.models(found).values():
+        if is_keras_3(model):
+            return KERAS_3
+        if not isinstance(model, tf.Module):
+            return "It must return a model of tf_keras or another tf.Module, or {name: model}."
+    return ""
+
+
+def _loss(found: Any) -> str:
+    return "" if callable(found) else "It must return the function loss(model, batch, training)."
+
+
+def _schedule(found: Any) -> str:
+    each = found.values() if isinstance(found, Mapping) else [found]
+    if all(map(callable, each)):
+        return ""
+    return "It must return a function of the update: lambda update: 1e-3, or optim.make_schedule(cfg, total_steps)."
+
+
+def _metrics(found: Any) -> str:
+    wanted = "It must return {name: metric}, e.g. {'accuracy': metrics.Accuracy()}."
+    if not isinstance(found, Mapping):
+        return wanted
+    for name, metric in found.items():
+        if not all(hasattr(metric, part) for part in ("mode", "empty", "update", "merge", "result")):
+            return f"'{name}' is {shown(metric)}, not a metric of framework.metrics. {wanted}"
+    return ""
+
+
+def _exports(found: Any) -> str:
+    return "" if isinstance(found, Sequence) and not isinstance(found, str) else "It must return a list of exports."
+
+
+def _step(found: Any) -> str:
+    return "" if callable(found) else "It must return the function step(state, batch)."
+
+
+_WANTED: Mapping[str, Callable[[Any], str]] = {
+    "make_data": _data,
+    "make_model": _model,
+    "make_loss": _loss,
+    "make_schedule": _schedule,
+    "make_metrics": _metrics,
+    "make_exports": _exports,
+    "make_step": _step,
+}

@@ -1,0 +1,115 @@
+"""Slips in an experiment file through launch.py: one line, status 2, before anything is trained or written."""
+
+import pytest
+
+import launch
+
+EXPERIMENT = """
+import keras as keras_3
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from framework import losses, metrics
+from framework.data.batches import make_batches
+from framework.data.sources import Source
+from tests import tiny
+from tests.tiny import get_config, make_data, make_exports, make_loss, make_metrics, make_model, make_schedule
+
+
+{slip}
+"""
+TINY_BATCH = "image, label, weight"
+KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
+METRICS = "It must return {'name': metric}, e.g. {'accuracy': metrics.Accuracy()}.".replace("'name'", "name")
+
+CASES = {
+    "tf.data": (
+        "def make_data(cfg, split):\n    return tf.data.Dataset.range(3)",
+        "make_data returned a value of type _RangeDataset. It must return batches: make_batches(source, cfg,"
+        " training=split == 'train').",
+    ),
+    "a forgotten return": (
+        "def make_model(cfg):\n    tiny.make_model(cfg)",
+        "make_model returned None. It must return a model of tf_keras or another tf.Module, or {name: model}.",
+    ),
+    "Keras 3": (
+        "def make_model(cfg):\n    return keras_3.Sequential([keras_3.layers.Dense(10)])",
+        f"make_model returned a value of type Sequential. {KERAS_3}",
+    ),
+    "a loss that was called": (
+        "def make_loss(cfg):\n    return 0.5",
+        "make_loss returned 0.5. It must return the function loss(model, batch, training).",
+    ),
+    "a rate": (
+        "def make_schedule(cfg, total_steps):\n    return 0.001",
+        "make_schedule returned 0.001. It must return a function of the update: lambda update: 1e-3, or"
+        " optim.make_schedule(cfg, total_steps).",
+    ),
+    "a list of metrics": (
+        "def make_metrics(cfg):\n    return [metrics.Accuracy()]",
+        f"make_metrics returned a value of type list. {METRICS}",
+    ),
+    "a metric of Keras": (
+        "def make_metrics(cfg):\n    return {'accuracy': keras.metrics.Mean()}",
+        "make_metrics returned a value of type dict. 'accuracy' is a value of type Mean, not a metric of"
+        f" framework.metrics. {METRICS}",
+    ),
+    "one export": (
+        "def make_exports(cfg):\n    return 3",
+        "make_exports returned 3. It must return a list of exports.",
+    ),
+    "a step that was called": (
+        "def make_step(cfg, tools):\n    pass",
+        "make_step returned None. It must return the function step(state, batch).",
+    ),
+    "the name of an optimizer": (
+        "def make_optimizer(cfg, learning_rate):\n    return 'adam'",
+        "make_optimizer returned 'adam'. It must return e.g. keras.optimizers.RMSprop(learning_rate).",
+    ),
+    "an optimizer of Keras 3": (
+        "def make_optimizer(cfg, learning_rate):\n    return keras_3.optimizers.Adam(1e-3)",
+        f"make_optimizer returned a value of type Adam. {KERAS_3}",
+    ),
+    "a key that a batch does not have": (
+        "def make_loss(cfg):\n    def loss(model, batch, training):\n        return batch['lable']\n    return loss",
+        f"there is no 'lable' in a batch, which has {TINY_BATCH}. Did you mean 'label'?",
+    ),
+    "an output that a metric wants": (
+        "def make_loss(cfg):\n    def loss(model, batch, training):\n"
+        "        terms, outputs = tiny.make_loss(cfg)(model, batch, training)\n"
+        "        return terms, {'logit': outputs['logits']}\n    return loss",
+        "a metric reads 'logits' of the outputs that the loss returns, which has logit. Did you mean 'logit'?"
+        " Return e.g. terms, {'logits': …}, or leave the metric out of make_metrics.",
+    ),
+    "NumPy's favourite type": (
+        "def make_data(cfg, split):\n"
+        "    source = Source({'x': np.ones([256, 3]), 'label': np.zeros(256, np.int32)}, 'made up')\n"
+        "    return make_batches(source, cfg, training=split == 'train')\n\n\n"
+        "def make_model(cfg):\n    return tf.Module()\n\n\n"
+        "def make_loss(cfg):\n    def loss(model, batch, training):\n"
+        "        return tf.zeros([128, 3]) - batch['x']\n    return loss",
+        "Input 'y' of 'Sub' Op has type float64 that does not match type float32 of argument 'x'. Of the batch, x is"
+        " float64, and a run in float32 computes in float32: write e.g. array.astype(np.float32).",
+    ),
+    "a key that no config has": (
+        "def get_config(arg):\n    config = tiny.get_config(arg)\n    config.train.duraton = 'x'\n    return config",
+        "FILE:15: config.train.duraton = 'x': there is no such key. Did you mean config.train.duration? Own keys belong"
+        " in config.data or config.model.",
+    ),
+    "a value of another type": (
+        "def get_config(arg):\n    config = tiny.get_config(arg)\n    config.train.duration = 20\n    return config",
+        "FILE:15: config.train.duration = 20: the value is of type int, not str. --mode=check prints every key with a"
+        " value.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("slip", "expected"), CASES.values(), ids=CASES)
+def test_one_line_before_training(tmp_path, capsys, slip, expected):
+    file = tmp_path / "slip.py"
+    file.write_text(EXPERIMENT.replace("{slip}", slip))
+    assert launch.main(["launch.py", f"--config={file}", f"--workdir={tmp_path / 'run'}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == f"error: {expected.replace('FILE', str(file))}"
+    assert not (tmp_path / "run").exists()
