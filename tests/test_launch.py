@@ -564,8 +564,8 @@ def test_a_key_that_get_config_may_not_set(refused):
     Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", "config.sed = 8"))
     line = 1 + EXPERIMENT[: EXPERIMENT.index("config.model.width = 8")].count("\n")
     assert refused("--config=x.py") == (
-        f"x.py:{line}: config.sed = 8: there is no such key. Did you mean config.seed? Own keys belong in config.data or"
-        " config.model."
+        f"x.py:{line}: config.sed = 8: there is no such key. Did you mean config.seed? Own keys belong in"
+        " config.data or config.model."
     )
 
 
