@@ -157,6 +157,25 @@ def check(name: str) -> tuple[Path, str]:
     return path, preset
 
 
+def ignores(path: Path, function: str, section: str) -> bool:
+    """Whether a function that the file defines takes no notice of a section of its config: no `cfg.SECTION` in it.
+
+    Where it hands its whole config on, that cannot be seen, and it is taken to.
+    """
+    tree = ast.parse(path.read_bytes())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function and node.args.args:
+            config = node.args.args[0].arg
+            read = [
+                part.attr
+                for part in ast.walk(node)
+                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == config
+            ]
+            uses = sum(isinstance(part, ast.Name) and part.id == config for part in ast.walk(node))
+            return uses == len(read) and section not in read
+    return False
+
+
 def _defined(tree: ast.Module) -> set[str]:
     """Functions that a module defines, or takes from another under a name that the framework would call."""
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -37,6 +37,7 @@ from framework.runtime import Interrupt
 from framework.step import tune
 from framework.step.block import Block
 from framework.step.gradients import forward
+from framework.step.halves import unlike_halves
 from framework.tensorboard import TensorBoard
 from framework.writers import Behind, Console, Jsonl, Writers
 
@@ -145,6 +146,7 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             if not is_shown:  # not before: nobody waits for pictures, but for the first step
                 is_shown = True
                 _show_inputs(run, writer)
+                _warn_of_halves(run)
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
@@ -310,6 +312,13 @@ def _show_inputs(run: Run, writer: Writers) -> None:
         is_picture = tensor.shape.rank == 3 or (tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4))
         if run.resolved.log.images and is_picture and min(tensor.shape[1:3]) >= 8:
             writer.images(0, f"inputs/{name}", tensor[: run.resolved.log.images].numpy())
+
+
+def _warn_of_halves(run: Run) -> None:
+    """Once a run: says so if the loss compares examples with one another, or means another weight."""
+    if run.replicas.strategy is None and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
+        for sentence in unlike_halves(run.loss, run.model, run.data.at(0), run.resolved):
+            logging.warning("%s", sentence)
 
 
 def _result(run: Run, progress: Progress) -> dict[str, Any]:

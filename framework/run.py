@@ -281,6 +281,7 @@ def settle(
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides))
+    _refuse_ignored(loaded, start, final)
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
     if not of_workdir:
@@ -451,6 +452,18 @@ def _stored_config(workdir: Path) -> dict[str, Any] | None:
     if not isinstance(stored, dict):
         raise UserError(f"{path} is not the config of a run. Put it back, or use another --workdir.")
     return stored
+
+
+def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) -> None:
+    """An experiment's own optimizer need not read the keys of those of the framework."""
+    before, name = config.flatten(start), "make_optimizer"
+    for key, value in config.flatten(final).items():
+        is_typed = key.startswith("optimizer.") and key != "optimizer.groups" and value != before[key]
+        if is_typed and experiment.ignores(loaded.path, name, "optimizer"):
+            raise UserError(
+                f"{key}={value!r} has no effect: {name} of {loaded.path} does not read cfg.optimizer."
+                f" Leave it out, or read it there."
+            )
 
 
 def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:

@@ -42,6 +42,7 @@ ROWS = (
     ("step.update", "step.layout"),
     ("step.tools",),
     ("step.probe",),
+    ("step.halves",),
     ("step.block",),
     ("step.asynchronous",),
     ("step.evaluation",),

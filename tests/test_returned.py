@@ -3,6 +3,8 @@
 import pytest
 
 import launch
+from framework import run
+from framework.config import UserError
 
 EXPERIMENT = """
 import keras as keras_3
@@ -102,6 +104,38 @@ CASES = {
         " value.",
     ),
 }
+
+
+OWN = """
+
+def make_optimizer(cfg, learning_rate):
+    return keras.optimizers.{made}
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "is_ignored"),
+    [
+        ("RMSprop(learning_rate)", True),
+        ("RMSprop(learning_rate, rho=cfg.model.rho)", True),
+        ("RMSprop(learning_rate, momentum=cfg.optimizer.momentum)", False),
+        ("RMSprop(learning_rate, **_settings(cfg))", False),
+    ],
+)
+def test_an_own_optimizer_that_does_not_read_what_was_typed(tmp_path, made, is_ignored):
+    file = tmp_path / "own.py"
+    file.write_text(EXPERIMENT.replace("{slip}", OWN.replace("{made}", made)))
+    typed = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.9"]
+    if not is_ignored:
+        assert run.settle(str(file), typed, tmp_path / "run")[1].optimizer.momentum == 0.9
+        return
+    with pytest.raises(UserError) as error:
+        run.settle(str(file), typed, tmp_path / "run")
+    assert str(error.value) == (
+        f"optimizer.momentum=0.9 has no effect: make_optimizer of {file} does not read cfg.optimizer. Leave it out, or"
+        " read it there."
+    )
+    run.settle(str(file), ["--config.optimizer.groups=('.*/bias: lr=2','.*: lr=1')"], tmp_path / "run")
 
 
 @pytest.mark.parametrize(("slip", "expected"), CASES.values(), ids=CASES)

@@ -17,13 +17,14 @@ from framework.export.verify import export_all
 from framework.loop import held_out
 from framework.modes.export import describe
 from framework.run import Run
+from framework.step.halves import unlike_halves
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
-    """Prints the report; 1 if a dry export fails its checks. Writes nothing but a temporary folder."""
+    """Prints the report; 1 if the loss or a dry export fails its checks. Writes nothing but a temporary folder."""
     for section in (_config, _batch, _parameters, _schedule, _memory):
         print("\n".join(section(run)), end="\n\n")
-    return _exports(run)
+    return max(_loss(run), _exports(run))
 
 
 def _config(run: Run) -> Iterator[str]:
@@ -48,6 +49,15 @@ def _batch(run: Run) -> Iterator[str]:
         yield f"  {name:<24} {spec.dtype.name:<8} {spec.shape.as_list()}"
     for split, batches in run.eval_data.items():
         yield f"Evaluation split '{split}': {batches.origin['examples']:,} examples from {batches.origin['source']}"
+
+
+def _loss(run: Run) -> int:
+    if run.replicas.strategy is not None:
+        return 0
+    found = unlike_halves(run.loss, run.model, run.data.at(0), run.resolved)
+    print("\n".join(["Loss of a batch and of its halves", *(f"  {sentence}" for sentence in found or ["the same"])]))
+    print()
+    return 1 if found else 0
 
 
 def _parameters(run: Run) -> Iterator[str]:

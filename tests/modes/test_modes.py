@@ -208,6 +208,8 @@ def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, mon
         "Schedule 'cosine' over 40 steps",
         "  update         0  learning rate 0",
         "  update         2  learning rate 0.005",
+        "Loss of a batch and of its halves",
+        "  the same",
         "Dry export of the untrained model",
     ):
         assert line in out.splitlines(), line
@@ -215,6 +217,32 @@ def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, mon
     assert f"  {'gradients':<34} {101_770 * 4 / 2**20:>10,.1f} MiB" in out
     assert f"  {'resident examples':<34} {(2560 + 500) * 788 / 2**20:>10,.1f} MiB" in out
     assert "FAILED" not in out
+
+
+def test_a_loss_that_depends_on_how_many_examples_there_are(tmp_path, capsys, caplog):
+    """In a check a failure, in training a warning."""
+    file, workdir = tmp_path / "constant.py", tmp_path / "run"
+    file.write_text(
+        """
+from framework import losses
+from tests import tiny
+from tests.tiny import get_config, make_data, make_metrics, make_model, make_schedule
+
+
+def make_loss(cfg):
+    def loss(model, batch, training):
+        terms, outputs = tiny.make_loss(cfg)(model, batch, training)
+        return {"mean": losses.Term(terms["cross_entropy"].sum, 128.0)}, outputs
+
+    return loss
+"""
+    )
+    assert launch.main(["launch.py", f"--config={file}", "--mode=check"]) == 1
+    assert "  term 'mean' of the loss is " in capsys.readouterr().out
+    assert (
+        launch.main(["launch.py", f"--config={file}", f"--workdir={workdir}", "--config.train.duration=2 steps"]) == 0
+    )
+    assert sum(line.startswith("term 'mean' of the loss is ") for line in caplog.messages) == 1
 
 
 def test_sigterm_finishes_the_step_saves_and_the_same_command_goes_on(tmp_path):
