@@ -1,5 +1,6 @@
 """--mode=verify_resume: real processes, killed at random moments, end in the same bits; what does not is found out."""
 
+import functools
 import re
 import signal
 import subprocess
@@ -111,7 +112,9 @@ def test_a_signal_ends_it_with_all_that_it_started(tmp_path, number):
     """No process goes on training, and nothing stays on disk."""
     workdir = tmp_path / "run"
     command = [sys.executable, "launch.py", AUGMENTED, f"--workdir={workdir}", "--mode=verify_resume", "--kills=50"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Whatever a shell starts in the background ignores SIGINT, and so does all that it starts, these tests too.
+    heard = functools.partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while not list(workdir.glob("*/killed-1/checkpoints")) and time.monotonic() < deadline:
         time.sleep(0.05)
