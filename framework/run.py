@@ -133,12 +133,31 @@ class Run:
         """Makes or enters the run folder and sets the state to go on from (`origin`); returns its step.
 
         Raises:
-          UserError: the folder has become that of another run since `build`, or the state cannot be had.
+          UserError: the folder has become that of another run since `build`, was begun with other data, or the state
+            cannot be had.
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
+        self._refuse_other_data()
         note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, self.replicas.is_chief)
         self.note = self.note if note is None else note
         return int(self.state.step)
+
+    def _samples(self) -> dict[str, str | None]:
+        """{split: SHA-256 of some examples}; None of batches that are not made of arrays."""
+        return {split: data.origin.get("sample") for split, data in {"train": self.data, **self.eval_data}.items()}
+
+    def _refuse_other_data(self) -> None:
+        header = self.workdir / "environment.json"
+        if not header.exists() or not self.checkpoints.steps():
+            return
+        begun = json.loads(header.read_text())["starts"][0].get("data", {})
+        for split, sample in self._samples().items():
+            if None not in (sample, begun.get(split)) and sample != begun[split]:
+                raise UserError(
+                    f"the examples of '{split}' are not those that {self.workdir} was begun with, so it cannot end as"
+                    " one that was never stopped. Does make_data draw them without a seed? Use another folder; there,"
+                    f" --config.resume_from={self.workdir} goes on from this run."
+                )
 
     def compile_by(self, choice: Choice, block: TrainBlock | None = None) -> None:
         """Compiles the blocks in the chosen way; `block` is the training block if that is compiled already."""
@@ -222,6 +241,7 @@ class Run:
             "step": int(self.state.step),
         }
         now["replicas"] = self.replicas.count
+        now["data"] = self._samples()
         write_json(header, {"starts": [*earlier, now | runtime.environment()]})
         # Last: a folder with a config.json is one that a run can be compared with.
         write_json(self.workdir / "config.json", self.config.to_dict())

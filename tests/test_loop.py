@@ -240,7 +240,7 @@ def test_logged_numbers_are_those_of_the_step(uninterrupted, tmp_path):
 
 
 def test_result_says_what_happened(uninterrupted):
-    _, result, workdir = uninterrupted
+    built, result, workdir = uninterrupted
     assert json.loads((workdir / "result.json").read_text()) == result
     lines = [line for line in rows(workdir) if "eval/test/loss" in line]
     assert result["status"] == "finished"
@@ -249,7 +249,8 @@ def test_result_says_what_happened(uninterrupted):
     assert result["best"]["test/accuracy"] == max(line["eval/test/accuracy"] for line in lines)
     assert result["best"]["test/loss"] == min(line["eval/test/loss"] for line in lines)
     assert result["data"]["train"] == {
-        "placement": "resident", "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False
+        "placement": "resident", "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False,
+        "sample": built.data.origin["sample"],
     }  # fmt: skip
     assert result["parameters"] == 784 * 128 + 128 + 128 * 10 + 10
     assert (result["compile"], result["traces"], result["compilations"]) == ("graph", 1, 0)

@@ -107,6 +107,41 @@ def test_a_folder_that_became_another_run_since_build_is_refused(tmp_path):
     )
 
 
+def test_a_run_goes_on_with_the_data_that_it_was_begun_with_alone(tmp_path):
+    file = tmp_path / "drawn.py"
+    file.write_text(
+        """
+import dataclasses
+import os
+import numpy as np
+from framework.data.batches import make_batches
+from tests import tiny
+from tests.tiny import get_config, make_loss, make_metrics, make_model, make_schedule
+
+
+def make_data(cfg, split):
+    source = tiny.digits(split)
+    image = source.arrays["image"].copy()
+    if split == os.environ.get("DRAWN"):
+        image[-1, 0, 0] += 1
+    source = dataclasses.replace(source, arrays={**source.arrays, "image": image})
+    return make_batches(source, cfg, training=split == "train", transform=tiny.to_float(cfg))
+"""
+    )
+    short, workdir = {**GRAPH, "train.duration": "2 steps", "checkpoint.every": "1 step"}, tmp_path / "run"
+    built = run.build(str(file), short, workdir)
+    loop.train(built)
+    assert loop.train(run.build(str(file), short, workdir))["status"] == "finished"
+    for split in ("train", "test"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DRAWN", split)
+            assert refusal(lambda: loop.train(run.build(str(file), short, workdir))) == (
+                f"the examples of '{split}' are not those that {workdir} was begun with, so it cannot end as one that"
+                " was never stopped. Does make_data draw them without a seed? Use another folder; there,"
+                f" --config.resume_from={workdir} goes on from this run."
+            )
+
+
 def test_a_trained_run_is_restored_when_looked_at(tmp_path):
     trained = run.build(TINY, {**GRAPH, "train.duration": "20 steps"}, tmp_path / "run")
     result = loop.train(trained)

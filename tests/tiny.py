@@ -27,10 +27,16 @@ def get_config(arg: str) -> ConfigDict:
 
 
 def make_data(cfg: ConfigDict, split: str):
-    def to_float(batch):
+    return make_batches(digits(split), cfg, training=split == "train", transform=to_float(cfg))
+
+
+def to_float(cfg: ConfigDict):
+    """Pixels from 0 to 1."""
+
+    def transform(batch):
         return {**batch, "image": tf.cast(batch["image"], precision.full(cfg.train.precision)) * (1 / 255)}
 
-    return make_batches(digits(split), cfg, training=split == "train", transform=to_float)
+    return transform
 
 
 def digits(split: str) -> Source:

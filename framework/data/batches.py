@@ -11,6 +11,7 @@ at once. Resident batches plan inside the compiled block; streamed ones on the h
 import copy
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ Transform = Callable[[Batch], Batch]
 _MIXTURE_CYCLE = 10_000
 # Bytes of batches that may lie ready, where `data.prefetch_batches` of them take less.
 _SMALL = 2**26
+_SAMPLED = 16  # examples of a source that it is known by
 
 
 class Batches(Protocol):
@@ -491,4 +493,19 @@ def _origin(sources: Sequence[Source], placement: str) -> dict[str, Any]:
         "examples": sum(len(source) for source in sources),
         "bytes": sum(source.nbytes for source in sources),
         "subset": any(source.is_subset for source in sources),
+        "sample": _sample(sources),
     }
+
+
+def _sample(sources: Sequence[Source]) -> str | None:
+    """SHA-256 of some examples, by which a run knows its data again; None of a source that reads in its own way."""
+    digest = hashlib.sha256()
+    for source in sources:
+        if type(source).take is not Source.take:  # which may take long, or fail
+            return None
+        rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(np.int64))
+        for name, array in sorted(source.take(rows).items()):
+            digest.update(f"{name} {array.dtype} {array.shape} {len(source)} ".encode())
+            # Of objects, such as texts, the bytes are addresses.
+            digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+    return digest.hexdigest()

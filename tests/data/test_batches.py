@@ -1,6 +1,7 @@
 """framework/data/batches.py against its order written out in NumPy, by counting examples, and by statistics."""
 
 import itertools
+import re
 import threading
 import time
 from pathlib import Path
@@ -611,7 +612,44 @@ def test_batches_say_what_they_are(placement):
         "examples": 17,
         "bytes": 17 * 12,
         "subset": True,
+        "sample": batches.origin["sample"],
     }
+
+
+def sample(arrays, **values):
+    return make_batches(Source(arrays, "x"), make_config(**values), training=True).origin["sample"]
+
+
+def test_batches_are_known_by_some_of_their_examples():
+    x = np.arange(1000, dtype=np.float32)
+    known = sample({"x": x})
+    assert re.fullmatch("[0-9a-f]{64}", known) and known == sample({"x": x.copy()}, data__placement="stream")
+    last, first = x.copy(), x.copy()
+    last[-1], first[0] = 7, 7
+    others = [
+        {"x": last},
+        {"x": first},
+        {"y": x},
+        {"x": x.view(np.int32)},
+        {"x": x[:, np.newaxis]},
+        {"x": np.append(x, x[-1])},
+    ]
+    assert len({known, *map(sample, others)}) == 1 + len(others)
+
+
+def test_a_source_that_reads_in_a_way_of_its_own_is_not_read_to_be_known():
+    class Far(Source):
+        def take(self, indices):
+            return super().take(indices)
+
+    config = make_config(data__placement="stream")
+    assert make_batches(Far(make_source().arrays, "far"), config, training=True).origin["sample"] is None
+
+
+def test_texts_are_known_by_what_they_say():
+    one, other = (np.array([str(number) for number in range(1000, 1010)], object) for _ in range(2))
+    assert one[0] is not other[0]
+    assert module._sample([Source({"x": one}, "x")]) == module._sample([Source({"x": other}, "x")])
 
 
 # ---- errors

@@ -88,6 +88,9 @@ class Kept:
         kept = tf.cast(outputs["kept"] != 0, tf.float64) * tf.cast(batch["weight"], tf.float64)[:, tf.newaxis]
         return tf.reshape(tf.scatter_nd(batch["number"][:, tf.newaxis], kept, [EXAMPLES, HIDDEN]), [-1])
 
+    def merge(self, total, state):
+        return total + state
+
     def result(self, state):
         return 0.0
 
