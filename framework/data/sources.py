@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework.config import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -22,7 +24,7 @@ class Source:
       is_subset: whether this is only a part of the data set it is named after.
 
     Raises:
-      ValueError: no array, a scalar, or first dimensions that differ.
+      UserError: no array, a scalar, something else than an array, or first dimensions that differ.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -30,9 +32,14 @@ class Source:
     is_subset: bool = False
 
     def __post_init__(self) -> None:
+        for field, array in self.arrays.items():
+            if not hasattr(array, "dtype"):
+                raise UserError(
+                    f"'{field}' of a source is of type {type(array).__name__}, not an array. Write np.asarray(…)."
+                )
         shapes = {field: np.shape(array) for field, array in self.arrays.items()}
         if len({shape[:1] for shape in shapes.values()} - {()}) != 1 or () in shapes.values():
-            raise ValueError(f"the arrays of a source must have the same first dimension; shapes are {shapes}.")
+            raise UserError(f"the arrays of a source must have the same first dimension; shapes are {shapes}.")
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from framework.config import UserError
 from framework.data.sources import Source
 
 
@@ -32,6 +33,12 @@ def test_take_from_a_memmap_is_a_plain_array(tmp_path):
     ],
 )
 def test_first_dimensions_must_agree(arrays, shapes):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         Source(arrays, "here")
     assert str(caught.value) == f"the arrays of a source must have the same first dimension; shapes are {shapes}."
+
+
+def test_a_list_is_no_array():
+    with pytest.raises(UserError) as caught:
+        Source({"x": np.zeros(3), "y": [1, 2, 3]}, "here")
+    assert str(caught.value) == "'y' of a source is of type list, not an array. Write np.asarray(…)."
