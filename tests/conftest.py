@@ -40,6 +40,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VIRTUAL_DEVICES = 4
 
 
+def pytest_sessionstart() -> None:
+    """Makes `runs`, or it would be what the test left that ends while one of another process tries a folder there."""
+    (ROOT / "runs").mkdir(exist_ok=True)
+
+
 def pytest_collection_finish() -> None:
     """Virtual CPU devices, which stand in for GPUs, can be made only before TensorFlow runs its first op."""
     if "tensorflow" in sys.modules:
