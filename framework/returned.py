@@ -1,7 +1,7 @@
 """What the functions of an experiment returned, looked at before anything is made of it.
 
 make = checked(loaded.functions)
-make["make_data"](cfg, "train")           # batches, or UserError: make_data returned NoneType. …
+make["make_data"](cfg, "train")           # batches, or UserError: make_data returned None. …
 """
 
 import functools

@@ -150,7 +150,8 @@ class Run:
         header = self.workdir / "environment.json"
         if not header.exists() or not self.checkpoints.steps():
             return
-        begun = json.loads(header.read_text())["starts"][0].get("data", {})
+        # The newest start: one before it may have ended, with data that were mended then, without a checkpoint.
+        begun = json.loads(header.read_text())["starts"][-1].get("data", {})
         for split, sample in self._samples().items():
             if None not in (sample, begun.get(split)) and sample != begun[split]:
                 raise UserError(
@@ -482,7 +483,7 @@ def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) ->
         if is_typed and experiment.ignores(loaded.path, name, "optimizer"):
             raise UserError(
                 f"{key}={value!r} has no effect: {name} of {loaded.path} does not read cfg.optimizer."
-                f" Leave it out, or read it there."
+                " Leave it out, or read it there."
             )
 
 

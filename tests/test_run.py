@@ -129,8 +129,12 @@ def make_data(cfg, split):
 """
     )
     short, workdir = {**GRAPH, "train.duration": "2 steps", "checkpoint.every": "1 step"}, tmp_path / "run"
-    built = run.build(str(file), short, workdir)
-    loop.train(built)
+    with pytest.MonkeyPatch.context() as patch:  # a start with other data that ended before it saved anything
+        patch.setenv("DRAWN", "train")
+        started = run.build(str(file), short, workdir)
+        started.open()
+        started.write_header([])
+    loop.train(run.build(str(file), short, workdir))
     assert loop.train(run.build(str(file), short, workdir))["status"] == "finished"
     for split in ("train", "test"):
         with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,7 @@
 A [128, 1] beside a [128] becomes [128, 128] without a word, and a constant weight is right for one batch size alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +18,7 @@ from framework.step.probe import scopes
 
 _CLOSE = {"float32": 1e-3, "float64": 1e-6}  # of a mean, relative
 _CLOSE_IN_HALF = 0.05
+_TINY = 1e-6  # of a mean: rounding of what should be zero
 
 
 def unlike_halves(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config: FrozenConfigDict) -> list[str]:
@@ -40,21 +41,23 @@ def unlike_halves(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config
             with rng.rewound(start), rng.at_example(first):
                 halves.append(forward(loss, model, part, training=False)[0])
     close = _CLOSE.get(config.train.precision, _CLOSE_IN_HALF)
-    return [
-        f"term '{name}' of the loss is {one:.6g} over a batch of {examples} and {two:.6g} over its two halves. Its"
-        " weight must be a sum over examples, such as tf.reduce_sum(batch['weight']), and no example may meet another:"
-        f" is there a [{examples}, 1] beside a [{examples}]? A term that compares examples is losses.Coupled."
-        for name, term in whole.items()
-        if not isinstance(term, Coupled)
-        and not _is_close(one := _mean([term]), two := _mean([half[name] for half in halves]), close)
-    ]
+    found = []
+    for name, term in whole.items():
+        parts = [half[name] for half in halves]
+        one, two = _mean([term]), _mean(parts)
+        # Beside what the halves are, not their sum, in which they may cancel. What is not finite is found elsewhere.
+        differs = abs(one - two) > close * max(abs(one), abs(two), _mean(parts, abs)) + _TINY
+        if differs and not isinstance(term, Coupled):
+            found.append(
+                f"term '{name}' of the loss is {one:.6g} over a batch of {examples} and {two:.6g} over its two halves."
+                " Its weight must be a sum over examples, such as tf.reduce_sum(batch['weight']), and no example may"
+                f" meet another: is there a [{examples}, 1] beside a [{examples}]? A term that compares examples is"
+                " losses.Coupled."
+            )
+    return found
 
 
-def _mean(terms: list[Any]) -> float:
+def _mean(terms: list[Any], of: Callable[[float], float] = float) -> float:
+    """Sum of the sums, or of what `of` makes of them, divided by that of the weights; 0 for no weight."""
     weight = sum(float(term.weight) for term in terms)
-    return sum(float(term.sum) for term in terms) / weight if weight else 0.0
-
-
-def _is_close(one: float, two: float, close: float) -> bool:
-    """Whether they are; what is not finite is found elsewhere."""
-    return not abs(one - two) > close * max(abs(one), abs(two))
+    return sum(of(float(term.sum)) for term in terms) / weight if weight else 0.0

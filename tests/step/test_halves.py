@@ -77,6 +77,24 @@ def test_rounding_is_no_difference_and_nan_is_found_elsewhere():
     assert found(squares, {**BATCH, "x": [float("nan")] * 4}) == []
 
 
+def test_halves_that_cancel_are_rounded_as_what_they_are():
+    x = np.float32([1000.1, 0.2, -1000.1, -0.2000001])
+
+    def loss(model, batch, training):
+        return {"signed": losses.Term(tf.reduce_sum(batch["x"]), tf.reduce_sum(batch["weight"]))}, {}
+
+    assert found(loss, {"x": x, "weight": np.ones(4, np.float32)}) == []
+    x = np.float32([1.1, -1.1000001, 3.3, -3.3])  # each half cancels, the whole in another order
+    assert found(loss, {"x": x, "weight": np.ones(4, np.float32)}) == []
+
+
 def test_what_cannot_be_halved_is_left_alone():
-    assert found(squares, {name: tensor[:1] for name, tensor in BATCH.items()}) == []
-    assert found(squares, {**BATCH, "table": np.ones([7, 2])}) == []
+    def of_one_size(model, batch, training):
+        return {"squares": losses.Term(squares(model, batch, training)[0]["squares"].sum, tf.constant(4.0))}, {}
+
+    def with_table(model, batch, training):
+        found = squares(model, batch, training)[0]["squares"]
+        return {"squares": losses.Term(found.sum * tf.reduce_sum(batch["table"]), found.weight)}, {}
+
+    assert found(of_one_size, {name: values[:1] for name, values in BATCH.items()}) == []
+    assert found(with_table, {**BATCH, "table": np.arange(14, dtype=np.float32).reshape(7, 2)}) == []
