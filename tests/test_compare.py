@@ -126,7 +126,8 @@ def test_table_file_and_status(start, tmp_path, capsys, monkeypatch):
     path = tmp_path / "rows.json"
     arguments = ["--workloads=two_tower", "--peers=bare,tf_keras", "--quick", f"--json={path}"]
     assert compare.main(arguments) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == "tf_keras failed: Error: memory\n"
     assert re.search(r"^.+, \d+ cores, \d+ GB, .+, Python [\d.]+; load at the start [\d.]+$", out, re.MULTILINE)
     assert (
         "| two_tower | float32 | bare | fast | 2.000 (2.000 to 2.000) | fast | 3.000 (3.000 to 3.000)"
@@ -258,6 +259,11 @@ def test_what_compiles_only_when_it_makes_several_steps_is_not_slow(monkeypatch)
     )
     assert name == "five" and times["five"] == pytest.approx(0.6, rel=0.02)
     assert protocol.compile_seconds["five"] == pytest.approx(16, rel=0.01)
+
+
+def test_the_loss_is_not_taken_for_the_number_of_steps():
+    with pytest.raises(TypeError):
+        protocol.fastest({"loss": lambda count: 0.25})
 
 
 def test_a_loop_waits_at_the_gate():

@@ -135,6 +135,7 @@ def _noted(failed: dict[str, str], name: str) -> Iterator[None]:
         yield
     except PeerError as error:
         failed[name] = str(error)
+        print(f"{name} failed: {error}", file=sys.stderr, flush=True)  # now: the whole takes an hour
 
 
 def _shown(times: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import operator
 import os
 import sys
 import time
@@ -60,7 +61,7 @@ def serve(prepare: Callable[..., Peer]) -> None:
     for line in sys.stdin:
         count = int(line.removeprefix("run "))
         started = time.perf_counter()
-        made = peer.steps(count) or count
+        made = _made(peer.steps, count)
         milliseconds = 1e3 * (time.perf_counter() - started) / made
         _say(answers, {"ms": milliseconds, "loss": peer.loss()})
 
@@ -86,7 +87,7 @@ def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> 
     """The variant with the least time a step, and the ms of each; compilation is not counted.
 
     Args:
-      variants: {name: function of n that makes n steps}. One that raises is left out, as long as another does not.
+      variants: {name: function as `Peer.steps`}. One that raises is left out, as long as another does not.
       seconds: how long each is measured.
     """
     found = {}
@@ -106,12 +107,18 @@ def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> 
     return min(found, key=lambda name: found[name]), found
 
 
+def _made(steps: Callable[[int], Any], count: int) -> int:
+    """How many steps it made, asked for `count`. (A loss that it returned would pass for their number.)"""
+    made = steps(count)
+    return count if made is None else operator.index(made)
+
+
 def _milliseconds(steps: Callable[[int], Any], seconds: float) -> tuple[float, float]:
     """Of a step, in calls of about half of `seconds`; and the seconds that such calls took to compile."""
 
     def call() -> tuple[float, int]:
         started = time.perf_counter()
-        made = steps(count) or count
+        made = _made(steps, count)
         return time.perf_counter() - started, made
 
     count, compiling = 1, 0.0

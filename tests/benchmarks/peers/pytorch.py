@@ -31,14 +31,18 @@ def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     data = {name: torch.from_numpy(array) for name, array in arrays.arrays(workload).items()}
     for name in data.keys() & {"label", "target"}:
         data[name] = data[name].long()  # as cross_entropy wants classes
-    ways = (_eager if option == "eager" else _compiled)(workload, precision, data)
+    last: list[Tensor] = []
+
+    def kept(way: Steps) -> Callable[[int], None]:
+        def steps(count: int) -> None:
+            last[:] = [way(count)]
+
+        return steps
+
+    make = _eager if option == "eager" else _compiled
+    ways = {name: kept(way) for name, way in make(workload, precision, data).items()}
     variant, variants = protocol.fastest(ways)
-    last = []
-
-    def steps(count: int) -> None:
-        last[:] = [ways[variant](count)]
-
-    return protocol.Peer(steps, {"torch": torch.__version__}, lambda: last[0].item(), variant, variants)
+    return protocol.Peer(ways[variant], {"torch": torch.__version__}, lambda: last[0].item(), variant, variants)
 
 
 def _tune() -> None:
