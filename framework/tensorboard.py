@@ -144,6 +144,11 @@ def buckets(values: np.ndarray) -> np.ndarray:
         counts[-1] = values.size
     else:
         width = (high - low) / _BUCKETS
+        is_other = values != 0
+        zeros = values.size - np.count_nonzero(is_other)
+        if 2 * zeros > values.size:  # the gradient of a table, of which a batch looks up few rows
+            counts[int((0 - low) / width)] = zeros
+            values = values[is_other]
         offsets, indices = np.empty(_CHUNK, np.float64), np.empty(_CHUNK, np.int64)
         for start in range(0, values.size, _CHUNK):  # in the same place, which stays in the cache
             chunk = values[start : start + _CHUNK]

@@ -107,6 +107,9 @@ def test_tensorboard_writes_a_row_as_one_event_of_scalars(tmp_path: Path) -> Non
         np.array([-2.0], np.float32),
         np.array([-3e38, 1, 3e38], np.float32),
         np.array([0.0, 1e-45], np.float32),
+        np.where(np.arange(100_003) % 5, 0.0, np.random.default_rng(2).normal(size=100_003)),  # most are zero
+        np.array([0, -0.0, 0, -7, -1], np.float32),  # and the greatest
+        np.array([0, 0, -0.0, 7, 1], np.float32),  # and the least
     ],
 )
 def test_buckets_are_those_of_tensorboard(values: np.ndarray) -> None:
