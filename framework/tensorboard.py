@@ -4,20 +4,27 @@
         writer.scalars(469, {'loss': 0.2134, 'eval/test/loss': 0.1234})
         writer.histograms(469, {'weights/dense/kernel': kernel})
 
-What is written at every row and epoch is put together here: tf.summary takes several times as long.
+Events are put together and written here: tf.summary takes several times as long, beside training that has use for the
+processor.
 """
 
+import itertools
 import math
 import os
+import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
+from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from framework.writers import Writer, replace
@@ -28,6 +35,10 @@ _RECORD_TAIL_BYTES = 4
 # How TensorBoard knows what to show of a value.
 _SCALAR = scalar_metadata.create_summary_metadata(None, None)
 _HISTOGRAM = histogram_metadata.create_summary_metadata(None, None)
+_IMAGE = image_metadata.create_summary_metadata(None, None)
+_TEXT = text_metadata.create_summary_metadata(None, None)
+_VERSION = "brain.Event:2"  # of the files; TensorBoard wants it in the first event
+_FILES = itertools.count()  # of this process
 _BUCKETS = 30  # as many as TensorBoard makes
 _CHUNK = 2**14  # values that are put into buckets at once
 
@@ -48,10 +59,9 @@ class TensorBoard(Writer):
         self._folder = Path(folder)
         if resume_step is not None:
             _drop_events(self._folder, resume_step)
-        self._runs: dict[str, tf.summary.SummaryWriter] = {}
+        self._runs: dict[str, tf.io.TFRecordWriter] = {}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        # One event a row: tf.summary.scalar takes as long for each number as this does for all of them.
         rows: dict[str, Summary] = {}
         for name, value in values.items():
             run, tag = _run_and_tag(name)
@@ -60,30 +70,31 @@ class TensorBoard(Writer):
             row.tensor.tensor_shape.SetInParent()  # that of a scalar
             row.tensor.float_val.append(value)
         for run, row in rows.items():
-            self._write(run, step, row)
+            self._write(run, step, summary=row)
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         row = Summary()
         for name, array in arrays.items():
             values = _finite(array)
             if values.size:
-                tensor = make_tensor_proto(buckets(values))
-                row.value.add(tag=name, metadata=_HISTOGRAM, tensor=tensor)
+                row.value.add(tag=name, metadata=_HISTOGRAM, tensor=make_tensor_proto(buckets(values)))
         if row.value:
-            self._write("train", step, row)
+            self._write("train", step, summary=row)
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
         if len(images):
-            with self._run("train").as_default(step):
-                tf.summary.image(name, image_grid(images))
+            grid = image_grid(images)[0]
+            height, width, _ = grid.shape
+            png = tf.io.encode_png(tf.image.convert_image_dtype(grid, tf.uint8, saturate=True)).numpy()
+            tensor = make_tensor_proto([str(width).encode(), str(height).encode(), png])
+            self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _IMAGE, "tensor": tensor}]))
 
     def graph(self, graph: tf.Graph) -> None:
-        with self._run("train").as_default():
-            tf.summary.graph(graph)
+        self._write("train", 0, graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
 
     def text(self, step: int, name: str, text: str) -> None:
-        with self._run("train").as_default(step):
-            tf.summary.text(name, text)
+        tensor = make_tensor_proto(text.encode())
+        self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _TEXT, "tensor": tensor}]))
 
     def flush(self) -> None:
         for writer in self._runs.values():
@@ -94,14 +105,19 @@ class TensorBoard(Writer):
             writer.close()
         self._runs.clear()
 
-    def _write(self, run: str, step: int, row: Summary) -> None:
-        with self._run(run).as_default(step):
-            tf.summary.experimental.write_raw_pb(row.SerializeToString())
+    def _write(self, run: str, step: int, **what: Summary | bytes) -> None:
+        if run not in self._runs:
+            self._runs[run] = self._new_file(self._folder / run)
+        self._runs[run].write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
+        self._runs[run].flush()  # for who looks on
 
-    def _run(self, name: str) -> tf.summary.SummaryWriter:
-        if name not in self._runs:
-            self._runs[name] = tf.summary.create_file_writer(str(self._folder / name))
-        return self._runs[name]
+    @staticmethod
+    def _new_file(folder: Path) -> tf.io.TFRecordWriter:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}.v2"
+        writer = tf.io.TFRecordWriter(str(folder / name))
+        writer.write(Event(wall_time=time.time(), file_version=_VERSION).SerializeToString())
+        return writer
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
@@ -178,7 +194,7 @@ def _run_and_tag(name: str) -> tuple[str, str]:
 
 
 def _drop_events(folder: Path, resume_step: int) -> None:
-    """Rewrites the event files without what came after the step. (TensorBoard has no purge for tf.summary's events.)"""
+    """Rewrites the event files without what came after the step. (TensorBoard has no purge for such events.)"""
     for path in sorted(folder.rglob("*.tfevents.*")):
         records = list(_records(path.read_bytes()))
         steps = [tf.compat.v1.Event.FromString(event).step for _, event in records]

@@ -231,6 +231,37 @@ def test_tensorboard_shows_graph_and_text(tmp_path: Path) -> None:
     assert (event.step, tf.make_ndarray(event.tensor_proto).item()) == (3, b"**seed** 0")
 
 
+def test_tensorboard_writes_what_tf_summary_writes(tmp_path: Path) -> None:
+    """All but the times, and of a graph the step, which tf.summary takes from what was written before it."""
+    picture = np.random.default_rng(0).random([1, 5, 4, 3]).astype(np.float32)
+    graph = tf.function(lambda x: 2 * x).get_concrete_function(tf.TensorSpec([])).graph
+    ours = TensorBoard(tmp_path)
+    ours.images(7, "inputs/image", picture)
+    ours.text(7, "config", "**seed** 0")
+    ours.graph(graph)
+    ours.scalars(7, {"loss": 0.5})
+    ours.close()
+    with tf.summary.create_file_writer(str(tmp_path / "reference")).as_default(7):
+        tf.summary.image("inputs/image", picture)
+        tf.summary.text("config", "**seed** 0")
+        tf.summary.graph(graph)
+        tf.summary.scalar("loss", 0.5)
+    events: list[list[tf.compat.v1.Event]] = []
+    for folder in ("train", "reference"):
+        (path,) = (tmp_path / folder).iterdir()
+        records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+        events.append([tf.compat.v1.Event.FromString(record) for record in records])
+    assert [len(found) for found in events] == [5, 5]
+    for event, expected in zip(*events, strict=True):
+        assert event.file_version == expected.file_version
+        graphs = [tf.compat.v1.GraphDef.FromString(of.graph_def) for of in (event, expected)]
+        assert graphs[0] == graphs[1]
+        assert event.graph_def or event.step == expected.step
+        for value, of in zip(event.summary.value, expected.summary.value, strict=True):
+            assert (value.tag, value.metadata.plugin_data) == (of.tag, of.metadata.plugin_data)
+            np.testing.assert_array_equal(tf.make_ndarray(value.tensor), tf.make_ndarray(of.tensor))
+
+
 def test_tensorboard_resumes_without_the_events_beyond_the_step(tmp_path: Path) -> None:
     writer = TensorBoard(tmp_path, 0)
     writer.text(0, "config", "text")

@@ -144,13 +144,14 @@ class TrainBlock:
           mode: how this is compiled, as in `train.compile`; an eager run stays eager.
         """
         mode = "eager" if self.compiled.mode == "eager" else mode
-        in_parts = self._replicas.strategy is not None
-        gradients = functools.partial(self._gradients, programs(mode, in_parts))
-        compiled = self._inspect.setdefault(mode, Compiled(gradients, mode, "inspect", in_parts))
+        if mode not in self._inspect:
+            in_parts = self._replicas.strategy is not None
+            gradients = functools.partial(self._gradients, programs(mode, in_parts))
+            self._inspect[mode] = Compiled(gradients, mode, "inspect", in_parts)
         with self.untouched():
             # Inside the graph where batches can be made there: a streamed one comes from the host.
             batch = {} if self._batches.is_resident else self.batch()
-            return {path: gradient.numpy() for path, gradient in compiled(batch).items()}
+            return {path: gradient.numpy() for path, gradient in self._inspect[mode](batch).items()}
 
     def look(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
         """What the next step would report and apply on `batch`; eagerly, if called so.

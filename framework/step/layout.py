@@ -6,6 +6,8 @@ layout.results(layout.unpack(row.numpy()))                        # on the host:
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,7 +25,7 @@ class Layout:
     terms: tuple[str, ...]
     metrics: Mapping[str, Metric]
 
-    @property
+    @functools.cached_property
     def widths(self) -> dict[str, int]:
         """{name: numbers}, in order."""
         widths = dict.fromkeys(self.scalars, 1)
@@ -49,8 +51,8 @@ class Layout:
 
     def unpack(self, row: np.ndarray) -> dict[str, np.ndarray]:
         """{name: float64 [numbers]} of a row."""
-        ends = np.cumsum(list(self.widths.values()))
-        return dict(zip(self.widths, np.split(row.astype(np.float64), ends[:-1]), strict=True))
+        values, ends = row.astype(np.float64), itertools.accumulate(self.widths.values())
+        return {name: values[end - width : end] for (name, width), end in zip(self.widths.items(), ends, strict=True)}
 
     def results(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Final numbers: terms as means (left out where there is only one: it is the loss), metrics by `result`."""
