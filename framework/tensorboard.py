@@ -194,7 +194,7 @@ def _run_and_tag(name: str) -> tuple[str, str]:
 
 
 def _drop_events(folder: Path, resume_step: int) -> None:
-    """Rewrites the event files without what came after the step. (TensorBoard has no purge for such events.)"""
+    """Rewrites the event files without what came after the step. No reader sees that then."""
     for path in sorted(folder.rglob("*.tfevents.*")):
         records = list(_records(path.read_bytes()))
         steps = [tf.compat.v1.Event.FromString(event).step for _, event in records]

@@ -262,6 +262,14 @@ def test_tensorboard_writes_what_tf_summary_writes(tmp_path: Path) -> None:
             np.testing.assert_array_equal(tf.make_ndarray(value.tensor), tf.make_ndarray(of.tensor))
 
 
+def test_who_looks_on_sees_the_row_that_was_written_last(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path)
+    writer.scalars(1, {"loss": 0.5})
+    writer.scalars(2, {"loss": 0.25})
+    assert curve(tmp_path / "train", "loss") == [(1, 0.5), (2, 0.25)]
+    writer.close()
+
+
 def test_tensorboard_resumes_without_the_events_beyond_the_step(tmp_path: Path) -> None:
     writer = TensorBoard(tmp_path, 0)
     writer.text(0, "config", "text")
