@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import tf_keras as keras
 
 import framework
 from framework import config, experiment, optim, paths, precision
+from tests.benchmarks.turns import ROOT
 from tests.benchmarks.workloads import arrays, models
 
 PARAMETERS = {
@@ -122,3 +126,16 @@ def test_a_run_that_pauses_is_the_run_that_does_not(tmp_path, peer, how):
         return [{key: value for key, value in line.items() if "second" not in key and key != "time"} for line in lines]
 
     assert rows("paused") == rows("plain") and len(rows("plain")) >= 8
+
+
+def test_ours_is_past_its_first_epoch_when_it_is_ready():
+    """An epoch has 468.75 steps; the loss of the next one tells."""
+    script = str(ROOT / "tests/benchmarks/peers/ours.py")
+    options = ["--workload=mlp", "--option=settings:train.compile=graph"]
+    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, script, *options], input="run 1\n", stdout=subprocess.PIPE, text=True, env=path
+    )
+    ready, turn = map(json.loads, run.stdout.splitlines())
+    assert ready["variant"] == "graph"
+    assert turn["loss"] < 0.01  # 2.1 after three steps

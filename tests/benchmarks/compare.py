@@ -6,8 +6,8 @@
 Each peer builds and compiles in a process of its own (`peers/`), takes the fastest of its ways to run, and stays. In
 each repetition all make the same number of steps in turn, ours next to each peer, in an order that is reversed from
 one to the next; whoever has no turn is stopped. The ratio is ours over the peer's of the same repetition: the median,
-with a bootstrap interval of 95 %. The first turn of each is not counted. Examples are shuffled, and
-dropout is on where the model has it.
+with a bootstrap interval of 95 %. The first turn of each is not counted, nor is the first epoch of ours before it.
+Examples are shuffled, and dropout is on where the model has it.
 """
 
 import argparse

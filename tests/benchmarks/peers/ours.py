@@ -8,6 +8,7 @@ measured: the loop pauses only where it asks how long its next block may be.
 """
 
 import atexit
+import math
 import os
 import shutil
 import sys
@@ -76,7 +77,7 @@ def pause(run: Run, gate: Gate) -> None:
 
 
 def prepare(workload: str, precision: str, option: str) -> Peer:
-    """A run in a folder of its own, past its first steps, of which one compiles."""
+    """A run in a folder of its own, past its first epoch, whose end compiles its last program: that of histograms."""
     typed = option.removeprefix("settings:").split(",") if option else []
     settings = {**ENDLESS, "train.precision": precision, **dict(part.split("=", 1) for part in typed)}
     folder = tempfile.mkdtemp(prefix="compare-")
@@ -84,7 +85,7 @@ def prepare(workload: str, precision: str, option: str) -> Peer:
     run = framework.build(str(ROOT / "tests" / "benchmarks" / "workloads" / f"{workload}.py"), settings, folder)
     gate = Gate(lambda gate: framework.train(run))
     pause(run, gate)
-    gate.steps(2)
+    gate.steps(math.ceil(run.data.steps_per_epoch) + 1)
 
     def loss() -> float:
         block = run.train_block.last
