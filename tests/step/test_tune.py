@@ -95,6 +95,14 @@ def test_a_noisy_machine_is_no_reason_to_take_a_slow_one():
     assert hits >= 97
 
 
+@pytest.mark.parametrize("stalled", range(20))
+def test_one_stall_decides_nothing(stalled):
+    """Of 50 ms or more, in one call: its thread waited for a processor. The first run of `xla` is call 10."""
+    fake = Fake({"graph": 1.5e-3, "xla_update": 1.2e-3, "xla_gradients": 1.3e-3, "xla": 0.45e-3})
+    fake.noise = lambda now: 12.0 if len(fake.calls) == stalled else 1.0
+    assert tuned(fake).mode == "xla"
+
+
 def test_timing_takes_a_few_seconds_and_most_of_them_for_what_is_close():
     fake = Fake({"graph": 1e-3, "xla_update": 1.01e-3, "xla_gradients": 1.2e-3, "xla": 1.7e-3})
     tuned(fake)
