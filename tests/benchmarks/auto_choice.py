@@ -91,7 +91,8 @@ def measure(workload: str, starts: int, seconds: float) -> None:
     chosen = sorted({one["mode"] for one in found}, key=times.__getitem__)
     ways = " | ".join(f"{times[mode]:.3g}" if mode in times else "" for mode in tune.MODES)
     longest = max(one["seconds"] for one in found)
-    print(f"| {workload} | {ways} | {', '.join(chosen)} | {starts - len(missed)} of {starts} | {longest:.1f} |", flush=True)
+    good = f"{starts - len(missed)} of {starts}"
+    print(f"| {workload} | {ways} | {', '.join(chosen)} | {good} | {longest:.1f} |", flush=True)
     for one in missed:
         print(f"{workload}: {one['mode']} was taken by {one['table']}", file=sys.stderr, flush=True)
 
