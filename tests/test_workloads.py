@@ -132,9 +132,9 @@ def test_ours_is_past_its_first_epoch_when_it_is_ready():
     """An epoch has 468.75 steps; the loss of the next one tells."""
     script = str(ROOT / "tests/benchmarks/peers/ours.py")
     options = ["--workload=mlp", "--option=settings:train.compile=graph"]
-    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [sys.executable, script, *options], input="run 1\n", stdout=subprocess.PIPE, text=True, env=path
+        [sys.executable, script, *options], input="run 1\n", stdout=subprocess.PIPE, text=True, env=environment
     )
     ready, turn = map(json.loads, run.stdout.splitlines())
     assert ready["variant"] == "graph"

@@ -37,7 +37,8 @@ _RUN_SECONDS = 0.1  # of one timed run
 _TURNS = 25  # most of a candidate
 # After so many turns, a candidate that is slower than the best by more than this factor is out.
 _BEHIND = {1: 2.0, 3: 1.3, 6: 1.1, 12: 1.05}
-_FAR = 2.0  # and so many times slower is out before, by runs of one step: so many, while each is shorter than a stall
+_FAR = 2.0  # and so many times slower is out before
+# For that, so many runs of a step, as one may have waited for a processor; of one longer than any stall, that one.
 _TRIES, _STALL_SECONDS = 3, 0.5
 _LAUNCH_SECONDS = 0.01  # at most what a call costs beside its steps
 _LARGEST = 2**24 - 1  # what `all_workers` can tell
@@ -165,13 +166,12 @@ class _Tuner:
         """Compiles a candidate and times it; returns the seconds that the first took."""
         self.blocks[mode] = self._block.compiled_by(mode)
         compiling, _ = self._measured(mode, 1)
-        for _ in range(_TRIES):  # one alone may have waited for a processor
+        for _ in range(_TRIES):
             self._timed(mode, 1)
-            if not self._is_far(mode):
-                self._timed(mode)
+            if not self._is_far(mode) or self._runs[mode][-1] > _STALL_SECONDS:
                 break
-            if self._runs[mode][-1] > _STALL_SECONDS:
-                break
+        if not self._is_far(mode):
+            self._timed(mode)
         return compiling
 
     def add(self, mode: str) -> None:
@@ -214,7 +214,7 @@ class _Tuner:
         return [mode for mode in self.blocks if not self._recompiles(mode)] or list(self.blocks)
 
     def _is_far(self, mode: str) -> bool:
-        """Whether a candidate is so slow that even its first run tells."""
+        """Whether a candidate is so slow that even runs of one step tell."""
         return min(self._runs.get(mode, [0.0])) > _FAR * self.best() + _LAUNCH_SECONDS
 
     def _recompiles(self, mode: str) -> bool:
