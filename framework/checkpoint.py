@@ -89,12 +89,13 @@ class Checkpoints:
         else:
             self._join()
 
-    def save(self, state: TrainState, note: dict[str, Any]) -> Path:
+    def save(self, state: TrainState, note: dict[str, Any], facts: Mapping[str, Any] | None = None) -> Path:
         """Takes a copy of the state, which may change at once, and has it written.
 
         Args:
           state: is saved as that of its own step; a step that is there already is not written again.
           note: JSON that `restore` gives back.
+          facts: JSON that `facts` gives back: what a resumed run is compared with, such as hashes of its files.
 
         Returns:
           The folder in which it will be, complete, after `close` or a next `save`.
@@ -109,9 +110,10 @@ class Checkpoints:
         is_there = (self._path(step) / MANIFEST).is_file()
         if not is_there:
             self._copy = _copied(state, self._copy)
-        facts = {"step": step, "best": best, "saved": self._clock(), "note": copy.deepcopy(note)}
+        manifest: dict[str, Any] = {"step": step, "best": best, "saved": self._clock()}
+        manifest |= {"note": copy.deepcopy(note), "facts": copy.deepcopy(dict(facts or {}))}
         self._newest, self._error, self._abandoned = (step, best), None, threading.Event()
-        self._writer = threading.Thread(target=self._write, args=(facts, not is_there), name="checkpoint writer")
+        self._writer = threading.Thread(target=self._write, args=(manifest, not is_there), name="checkpoint writer")
         self._writer.start()
         if not self._is_asynchronous:
             self._settle(self._goes_on)
@@ -142,6 +144,20 @@ class Checkpoints:
                 continue
             return step if step in self._complete() else None
         return step
+
+    def facts(self, step: int | None = None) -> dict[str, Any]:
+        """The facts that a checkpoint was saved with; {} if there is none, or it was saved without any.
+
+        Args:
+          step: of the checkpoint, such as that of a state just restored; None for the newest with a whole manifest.
+        """
+        self._join()
+        for saved in reversed(self._complete()) if step is None else [step]:
+            try:
+                return read_manifest(self._path(saved)).get("facts", {})
+            except DamagedError:
+                continue
+        return {}
 
     def restore(
         self, state: TrainState, which: str = "last", repair: bool = False, until: int | None = None

@@ -57,6 +57,21 @@ def test_restores_every_bit_and_the_note(tmp_path):
     assert snapshot(other) == snapshot(saved)
 
 
+def test_facts_come_back_by_step_and_are_hashed(tmp_path):
+    created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
+    assert checkpoints.facts() == {}
+    for step, facts in ((1, {"config": "a"}), (2, None), (3, {"config": "c", "files": {"x.py": "d"}})):
+        created.step.assign(step)
+        checkpoints.save(created, {}, facts)
+    assert checkpoints.facts(1) == {"config": "a"}
+    assert checkpoints.facts(2) == {} == checkpoints.facts(7)
+    assert checkpoints.facts() == checkpoints.facts(3) == {"config": "c", "files": {"x.py": "d"}}
+    manifest = tmp_path / "step-00000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"config": "c"', '"config": "e"'))
+    assert checkpoints.facts(3) == {}
+    assert checkpoints.restore(created) == {} and int(created.step) == 2  # damaged: the one before
+
+
 def test_special_values_survive(tmp_path):
     created = make_state()
     created.best.value.assign(np.nan)
