@@ -40,6 +40,7 @@ from framework.storage import (
     sync,
     write_arrays,
     write_json,
+    write_manifest,
 )
 
 _PREFIX = "step-"
@@ -425,12 +426,14 @@ def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
     return _read(state, folder, hint)
 
 
-def adopt(source: Path, folder: Path) -> None:
-    """Copies a checkpoint into the folder of another run's checkpoints: whole or not at all."""
-    target = folder / name_of(read_manifest(source)["step"])
+def adopt(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Copies a checkpoint into the folder of another run's checkpoints, with that run's facts: whole or not at all."""
+    manifest = read_manifest(source)
+    target = folder / name_of(manifest["step"])
     aside = folder / f".{target.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside)
+    write_manifest(aside, {**manifest, "facts": dict(facts)})
     for path in aside.iterdir():
         sync(path)
     sync(aside)

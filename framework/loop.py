@@ -272,7 +272,7 @@ def _save(run: Run, writer: Writers, progress: Progress) -> None:
         return
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
     tuning = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
-    run.checkpoints.save(run.state, progress.note() | tuning)
+    run.checkpoints.save(run.state, progress.note() | tuning, run.facts())
 
 
 def _status(run: Run) -> str:

@@ -7,6 +7,7 @@ whole; `init_from`, weights alone; scratch. What comes first is taken, and the o
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ from framework.state import TrainState
 
 
 def begin(
-    state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path, writes: bool = True
+    state: TrainState,
+    checkpoints: Checkpoints,
+    config: FrozenConfigDict,
+    workdir: Path,
+    writes: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Sets `state`, makes the run folder, and returns the note of the checkpoint that is gone on from, if one is.
 
     Args:
       config: resolved; reads resume_from, init_from, init_map, init_weights.
       writes: False for a worker that is not the chief, which has left everything on disk already.
+      facts: of this run, for the checkpoints that it takes over from `resume_from`.
 
     Raises:
       UserError: a source that is no checkpoint, is of another model, or has nothing for this one.
@@ -43,7 +50,7 @@ def begin(
             " Build the run anew."
         )
     if config.resume_from:
-        return _resume(state, checkpoints, config, workdir)
+        return _resume(state, checkpoints, config, workdir, facts or {})
     if config.init_from:
         _initialise(state, config, workdir, writes)
         return None
@@ -60,7 +67,9 @@ def set_out(state: TrainState, config: FrozenConfigDict) -> None:
         _take_weights(state, config)
 
 
-def _resume(state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
+def _resume(
+    state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     source = checkpoint.find("resume_from", config.resume_from)
     hint = f"To take what fits, with a fresh optimizer, type --config.resume_from= --config.init_from={source}."
     note = checkpoint.restore_from(state, source, hint)
@@ -70,9 +79,9 @@ def _resume(state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDic
             f" {config.train.duration}. Type e.g. --config.train.duration='{2 * int(state.step)} steps'."
         )
     changed = _forget_other_goals(state, source, config)
-    checkpoints.save(state, note)  # the run's own from here on: it can go back to it, and the source may go
+    checkpoints.save(state, note, facts)  # the run's own from here on: it can go back to it, and the source may go
     checkpoints.steps()  # waits for it: if only the best one were there, that would be gone on from
-    _keep_best(state, source, checkpoints)
+    _keep_best(state, source, checkpoints, facts)
     logging.info(
         "%s: going on at step %d from %s (resume_from; no checkpoint of its own)%s",
         workdir,
@@ -99,13 +108,13 @@ def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDic
     return changed
 
 
-def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints) -> None:
+def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints, facts: Mapping[str, Any]) -> None:
     """The best checkpoint goes with the state that knows of it."""
     best = source.with_name(checkpoint.name_of(int(state.best.step)))
     if int(state.best.step) in (-1, int(state.step)):
         return
     if checkpoint.is_whole(best):
-        checkpoint.adopt(best, checkpoints.folder)
+        checkpoint.adopt(best, checkpoints.folder, facts)
     else:
         logging.warning("the best checkpoint so far, %s, is not there: only a better one will be kept", best)
 

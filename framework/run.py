@@ -138,20 +138,24 @@ class Run:
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
         self._refuse_other_data()
-        note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, self.replicas.is_chief)
+        chief = self.replicas.is_chief
+        note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, chief, self.facts())
         self.note = self.note if note is None else note
         return int(self.state.step)
+
+    def facts(self) -> dict[str, Any]:
+        """What each checkpoint of this run says of it, for a resumed run to be compared with: JSON, hashes mostly.
+
+        'data' is a SHA-256 of some examples of each split.
+        """
+        return {"data": self._samples()}
 
     def _samples(self) -> dict[str, str | None]:
         """{split: SHA-256 of some examples}; None of batches that are not made of arrays."""
         return {split: data.origin.get("sample") for split, data in {"train": self.data, **self.eval_data}.items()}
 
     def _refuse_other_data(self) -> None:
-        header = self.workdir / "environment.json"
-        if not header.exists() or not self.checkpoints.steps():
-            return
-        # The newest start: one before it may have ended, with data that were mended then, without a checkpoint.
-        begun = json.loads(header.read_text())["starts"][-1].get("data", {})
+        begun = self.checkpoints.facts().get("data", {})
         for split, sample in self._samples().items():
             if None not in (sample, begun.get(split)) and sample != begun[split]:
                 raise UserError(

@@ -63,7 +63,11 @@ def write_arrays(
                 file.write(part)
         file.flush()
         os.fsync(file.fileno())
-    manifest = {**facts, "bytes": offset, "sha256": whole.hexdigest(), "variables": entries}
+    write_manifest(folder, {**facts, "bytes": offset, "sha256": whole.hexdigest(), "variables": entries})
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes what `read_manifest` gives back, with its hash."""
     write_json(folder / MANIFEST, {**manifest, "manifest_sha256": _json_sha256(manifest)})
 
 

@@ -116,6 +116,8 @@ def test_resume_from_in_a_new_folder_ends_in_the_same_bits(tmp_path, source, ste
     later = [row for row in rows(source.workdir) if row["step"] > step]
     assert rows(tmp_path / "run") == later
     assert built.checkpoints.pointed("best") == int(source.state.best.step)
+    for step in built.checkpoints.steps():  # also of the best, which another run has saved
+        assert built.checkpoints.facts(step) == built.facts() and built.facts()["data"]["train"]
 
 
 def rows(workdir):
