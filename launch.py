@@ -3,7 +3,7 @@
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist
     python launch.py --config=experiments/mnist_mlp.py:adamw --config.train.duration='2 epochs' --seed=1
     python launch.py --config=experiments/mnist_mlp.py --mode=check
-    python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate
+    python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate --checkpoint=best
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
@@ -63,8 +63,9 @@ def _launch(argv: Sequence[str]) -> int:
         _import_run()
         if importlib.import_module("framework.server").main(values, overrides):
             return 0
-    looks_back, restore = values.mode in command.LOOK_BACK, values.mode != "replay"
-    built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore)
+    looks_back = values.mode in command.LOOK_BACK
+    purpose = values.mode if looks_back else ""
+    built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
     return mode.main(built, overrides, **command.own_flags(values))
 

@@ -46,6 +46,7 @@ from framework.storage import (
 _PREFIX = "step-"
 # Of the writing thread: training comes first on a processor that both want.
 _NICENESS = 19
+_SHOWN = 20  # most steps of one message
 
 
 class Checkpoints:
@@ -161,24 +162,28 @@ class Checkpoints:
         return {}
 
     def restore(
-        self, state: TrainState, which: str = "last", repair: bool = False, until: int | None = None
+        self, state: TrainState, which: str | int = "last", repair: bool = False, until: int | None = None
     ) -> dict[str, Any] | None:
         """Sets every variable of `state` and returns the note.
 
         Args:
           state: of the same model and optimizer.
-          which: 'last' falls back, loudly, past damaged checkpoints to the newest whole one; 'best' does not.
+          which: 'last' falls back, loudly, past damaged checkpoints to the newest whole one; 'best', or the number of a
+            step, does not.
           repair: for who trains on: damaged ones are set aside as damaged-step-…, so that they are written anew and
             never count among the newest; a best pointer that a crash left behind is moved.
           until: later steps are passed over.
 
         Raises:
-          UserError: the checkpoint is of another model (both sides are listed), or the best is missing or damaged.
+          UserError: the checkpoint is of another model (both sides are listed), or the one asked for is missing or
+            damaged.
         """
         self._join()
         self._newest = None
         if which == "best":
             return self._restore_best(state)
+        if isinstance(which, int):
+            return self._restore_step(state, which)
         for step in reversed(self._found()):
             if until is not None and step > until:
                 continue
@@ -197,15 +202,28 @@ class Checkpoints:
         return None
 
     def _restore_best(self, state: TrainState) -> dict[str, Any]:
-        step, damage = self.pointed("best"), "there is none yet"
+        step, damage = self.pointed("best"), "there is none; checkpoint.best_metric is what one is kept by"
         if step is not None:
             try:
                 return _read(state, self._path(step))
             except DamagedError as error:
                 damage = str(error)
-        raise UserError(
-            f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --config.export.checkpoint=last."
-        )
+        raise UserError(f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --checkpoint=last.")
+
+    def _restore_step(self, state: TrainState, step: int) -> dict[str, Any] | None:
+        complete = self._complete()
+        if step not in complete:
+            shown = ", ".join(map(str, complete[-_SHOWN:]))
+            raise UserError(
+                f"{self.folder} has no checkpoint of step {step}, but of {'…, ' if len(complete) > _SHOWN else ''}"
+                f"{shown or 'no step'}. Type e.g. --checkpoint={complete[-1] if complete else 'last'}."
+            )
+        try:
+            return _read(state, self._path(step))
+        except DamagedError as damage:
+            raise UserError(
+                f"{self.folder}: the checkpoint of step {step} cannot be used: {damage}. Use --checkpoint=last."
+            ) from damage
 
     def _join(self) -> None:
         if self._writer is not None:

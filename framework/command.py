@@ -7,29 +7,45 @@
 Nothing here imports TensorFlow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from framework.config import UserError, base_config, flatten, near
+from framework.config import UserError, base_config, flatten, near, typed
 
-# Modes, each with the flags that no other mode takes.
+# Modes, each with the flags that not every mode takes.
 MODES: dict[str, tuple[str, ...]] = {
     "train": ("local_workers",),
-    "evaluate": (),
-    "export": (),
+    "evaluate": ("checkpoint",),
+    "export": ("checkpoint",),
     "check": (),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
 }
-LOOK_BACK = ("evaluate", "export", "replay")  # these need a trained run
+_DATA = ("name", "dir", "placement", "resident_limit_mb", "parallel_calls", "prefetch_batches")
+_EVALUATION = (
+    *(f"data.{name}" for name in (*_DATA, "retries", "retry_seconds")),
+    *("eval.splits", "eval.batch_size", "train.compile", "train.precision", "train.block_steps", "runtime"),
+)
+# Modes that look at a trained run, whose config they take; each with the keys of the framework, or whole sections, that
+# may be typed on top. An experiment's own keys always may.
+LOOK_BACK = {
+    "evaluate": _EVALUATION,
+    "export": (*_EVALUATION, "export"),
+    "replay": (
+        *("seed", "resume_from", "init_from", "init_map", "init_weights", "data", "model", "train"),
+        *("loss_scale", "clip", "optimizer", "ema", "schedule", "runtime"),
+    ),
+}
+CHECKPOINTS = ("last", "best")
 FLAGS = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
     (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
     (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
     (flags.DEFINE_integer, "local_workers", None, "train: so many worker processes on this machine share each step."),
+    (flags.DEFINE_string, "checkpoint", None, "evaluate, export: last, best, or the number of a step. [last]"),
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, every layer checked for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
@@ -55,14 +71,34 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
         define(name, default, text, flag_values=values)
     own, overrides = _split(argv)
     _parse(values, own)
+    _check_checkpoint(values, overrides)
     _check(values)
     short = {"data.dir": values.data_dir, "seed": values.seed}
     return values, overrides + [f"--config.{key}={value}" for key, value in short.items() if value is not None]
 
 
 def own_flags(values: flags.FlagValues) -> dict[str, Any]:
-    """{name: value} of what was typed of the flags that only this mode takes."""
-    return {name: values[name].value for name in MODES[values.mode] if values[name].present}
+    """{name: value} of what was typed of the flags that not every mode takes; a step is a number."""
+    typed = {name: values[name].value for name in MODES[values.mode] if values[name].present}
+    return {name: int(value) if name == "checkpoint" and value.isdecimal() else value for name, value in typed.items()}
+
+
+def refuse_unread(mode: str, own: Mapping[str, Any], final: Mapping[str, Any]) -> None:
+    """Raises UserError if a value was typed that a look at a trained run does not read.
+
+    Args:
+      mode: one of LOOK_BACK.
+      own: the run's config, flat; final: the same with what was typed on top.
+    """
+    base = flatten(base_config())
+    for key, value in final.items():
+        if value == own[key] or key not in base or {key, key.partition(".")[0]} & set(LOOK_BACK[mode]):
+            continue
+        hint = f"Type --checkpoint={value}, or leave it out." if key == "export.checkpoint" else "Leave it out."
+        raise UserError(
+            f"--config.{key}={typed(value)} has no effect with --mode={mode}, which takes the {key} of the run"
+            f" ({typed(own[key])}). {hint}"
+        )
 
 
 def help_text(introduction: str) -> str:
@@ -79,10 +115,11 @@ def _check(values: flags.FlagValues) -> None:
         raise UserError("--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more).")
     if mode not in MODES:
         raise UserError(f"--mode={mode} is not one of {', '.join(MODES)}.{near(mode, MODES)}")
-    for owner, name in ((owner, name) for owner, names in MODES.items() for name in names if values[name].present):
-        if owner != mode:
-            raise UserError(f"--{name} has no effect with --mode={mode}. Use --mode={owner}, or leave it out.")
-        if values[name].value < 1 and values[name].flag_type() == "int":
+    for name in dict.fromkeys(name for names in MODES.values() for name in names if values[name].present):
+        if name not in MODES[mode]:
+            owners = " or ".join(f"--mode={owner}" for owner, names in MODES.items() if name in names)
+            raise UserError(f"--{name} has no effect with --mode={mode}. Use {owners}, or leave it out.")
+        if values[name].flag_type() == "int" and values[name].value < 1:
             raise UserError(f"--{name}={values[name].value} is out of range: it must be at least 1.")
     if mode == "replay" and values.step is None:
         raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
@@ -92,6 +129,22 @@ def _check(values: flags.FlagValues) -> None:
         raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
     if mode in LOOK_BACK and not Path(str(workdir), "config.json").is_file():
         raise UserError(f"--workdir={workdir} has no checkpoint. Train first: --mode=train.")
+
+
+def _check_checkpoint(values: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """What is wrong with --checkpoint."""
+    which = values.checkpoint
+    if which is None:
+        return
+    if which not in CHECKPOINTS and not (which.isdecimal() and which.isascii() and int(which)):
+        raise UserError(
+            f"--checkpoint={which} is neither last nor best nor the number of a step.{near(which, CHECKPOINTS)}"
+            " Type e.g. --checkpoint=best or --checkpoint=469."
+        )
+    if any("config.export.checkpoint" in text.partition("=")[0] for text in overrides):
+        raise UserError(
+            f"--checkpoint={which} and --config.export.checkpoint both say what is exported. Leave one of them out."
+        )
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

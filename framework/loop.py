@@ -170,11 +170,21 @@ def _recompiles(run: Run) -> RunError:
     )
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """{'split/metric': value} of the live state over every evaluation split, each example once.
+def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:
+    """{'split/metric': value} over every evaluation split, each example once.
 
     'split@ema/metric' is that of the averaged weights.
+
+    Args:
+      run: as built.
+      checkpoint: 'last', 'best' or the number of a step: the run takes that state of its folder first, and keeps it.
+        None evaluates the live state.
+
+    Raises:
+      UserError: there is no such checkpoint.
     """
+    if checkpoint is not None:
+        run.restore(checkpoint)
     results: dict[str, float] = {}
     for split, block in run.eval_blocks.items():
         with run.weights("ema" if split.endswith(AVERAGED) else "model"):

@@ -26,7 +26,7 @@ import tf_keras as keras
 from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import checkpoint, config, experiment, optim, origin, paths, precision, runtime, state, transfer
+from framework import checkpoint, command, config, experiment, optim, origin, paths, precision, runtime, state, transfer
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import Batches
@@ -194,14 +194,14 @@ class Run:
         alone.note = self.note
         return alone
 
-    def restore(self, which: str = "last", repair: bool = False) -> int:
-        """Restores a checkpoint of the run folder, 'last' or 'best', and returns its step.
+    def restore(self, which: str | int = "last", repair: bool = False) -> int:
+        """Restores a checkpoint of the run folder, 'last', 'best' or that of a step, and returns its step.
 
         Args:
           which: see `Checkpoints.restore`; repair: the same.
 
         Raises:
-          UserError: there is none.
+          UserError: there is none, or not that one.
         """
         restored = self.checkpoints.restore(self.state, which, repair)
         if restored is None:
@@ -258,6 +258,7 @@ def build(
     workdir: str | os.PathLike[str] | None = None,
     of_workdir: bool = False,
     restore: bool = True,
+    mode: str = "",
 ) -> Run:
     """Puts an experiment together; what launch.py calls, and what a notebook uses.
 
@@ -268,13 +269,14 @@ def build(
       of_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
         newest checkpoint is restored. Nothing is written there.
       restore: False leaves the state of a trained run's folder untrained.
+      mode: what a trained run is looked at for, one of `command.LOOK_BACK`; overrides that it ignores are refused.
 
     Raises:
       UserError: bad input, found before a device is initialised: also a workdir that holds a run of another config or
         experiment (the differing keys are listed). Later: data that cannot be had.
     """
     started = time.monotonic()
-    loaded, final, workdir = settle(name, overrides, workdir, of_workdir)
+    loaded, final, workdir = settle(name, overrides, workdir, of_workdir, mode)
     run = assemble(loaded, final, workdir, started)
     if of_workdir:
         _warn_of_change(workdir, loaded)
@@ -289,6 +291,7 @@ def settle(
     overrides: Mapping[str, Any] | Iterable[str] = (),
     workdir: str | os.PathLike[str] | None = None,
     of_workdir: bool = False,
+    mode: str = "",
 ) -> tuple[Experiment, ConfigDict, Path]:
     """The first half of `build`, with its arguments: experiment, final config and run folder, all checked.
 
@@ -306,6 +309,8 @@ def settle(
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides))
+    if mode:
+        command.refuse_unread(mode, config.flatten(start), config.flatten(final))
     _refuse_ignored(loaded, start, final)
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)

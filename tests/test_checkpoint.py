@@ -170,14 +170,16 @@ def test_a_damaged_best_is_refused(tmp_path):
     with pytest.raises(UserError) as caught:
         checkpoints.restore(created, "best")
     assert str(caught.value) == (
-        f"{tmp_path}: the best checkpoint cannot be used: arrays.bin is missing. Use --config.export.checkpoint=last."
+        f"{tmp_path}: the best checkpoint cannot be used: arrays.bin is missing. Use --checkpoint=last."
     )
 
 
 def test_no_best_yet(tmp_path):
     created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
     save_at(checkpoints, created, 1)
-    with pytest.raises(UserError, match=r"the best checkpoint cannot be used: there is none yet\."):
+    with pytest.raises(
+        UserError, match=r"the best checkpoint cannot be used: there is none; checkpoint\.best_metric is what"
+    ):
         checkpoints.restore(created, "best")
 
 

@@ -144,8 +144,22 @@ def accepted(*arguments):
                 ("--kills=3", "kills", ["--mode=replay"], "replay", "verify_resume"),
                 ("--kills=3", "kills", [], "train", "verify_resume"),
                 ("--local_workers=2", "local_workers", ["--mode=evaluate"], "evaluate", "train"),
+                ("--checkpoint=best", "checkpoint", [], "train", "evaluate or --mode=export"),
+                ("--checkpoint=3", "checkpoint", ["--mode=replay", "--step=3"], "replay", "evaluate or --mode=export"),
             )
         ],
+        *[
+            (
+                ["--config=x.py", "--mode=evaluate", "--workdir=r", f"--checkpoint={which}"],
+                f"--checkpoint={which} is neither last nor best nor the number of a step.{hint}"
+                " Type e.g. --checkpoint=best or --checkpoint=469.",
+            )
+            for which, hint in (("bets", " Did you mean 'best'?"), ("0", ""), ("-3", ""), ("1e3", ""), ("", ""))
+        ],
+        (
+            ["--config=x.py", "--mode=export", "--checkpoint=3", "--config.export.checkpoint", "best"],
+            "--checkpoint=3 and --config.export.checkpoint both say what is exported. Leave one of them out.",
+        ),
         *[
             (
                 ["--config=x.py", f"--mode={mode}", f"--{name}={value}"],
@@ -441,7 +455,7 @@ def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
     assert launch.main(["launch.py", *arguments]) == status
     [(given, overrides)] = seen
     preset, final, workdir = given.all
-    assert given.restored == [True] * (mode in ("evaluate", "export"))
+    assert given.restored == []  # the mode knows which checkpoint
     assert (preset, final.data.dir, final.model.width, workdir) == ("small", "/d", 4, Path("r"))
     assert overrides == ["--config.data.dir=/d", "--config.seed=0"]
 
@@ -517,8 +531,43 @@ def test_an_edited_experiment_goes_on_with_a_warning(caplog):
 def test_looking_back_takes_the_config_of_the_run(mode):
     started_run(small_config(seed=3, eval__splits=("a", "b")))
     step = ["--step=3"] if mode == "replay" else []
-    final = accepted("--config=x.py", "--workdir=r", f"--mode={mode}", "--config.eval.batch_size=7", *step)
-    assert (final.seed, final.model.width, final.eval.splits, final.eval.batch_size) == (3, 4, ("a", "b"), 7)
+    key = "data.batch_size" if mode == "replay" else "eval.batch_size"
+    own = ["--config.seed=3", "--config.train.duration=5 epochs"]  # as the run has them
+    final = accepted("--config=x.py", "--workdir=r", f"--mode={mode}", f"--config.{key}=7", *own, *step)
+    assert (final.seed, final.model.width, final.eval.splits, config.flatten(final)[key]) == (3, 4, ("a", "b"), 7)
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "value", "own"),
+    [
+        *((mode, "train.duration", "'9 steps'", "'5 epochs'") for mode in ("evaluate", "export")),
+        ("evaluate", "data.batch_size", "64", "128"),
+        ("evaluate", "export.examples", "7", "10000"),
+        ("export", "schedule.learning_rate", "0.5", "0.001"),
+        ("export", "seed", "4", "0"),
+        *(("replay", key, value, own) for key, value, own in (
+            ("eval.batch_size", "7", "1000"), ("log.every", "'9 steps'", "'100 steps'"),
+            ("checkpoint.keep", "9", "3"), ("export.examples", "9", "10000"),
+        )),
+    ],
+)  # fmt: skip
+def test_what_a_look_at_a_run_does_not_read_is_refused(refused, mode, key, value, own):
+    started_run(small_config())
+    arguments = ["--config=x.py", "--workdir=r", f"--mode={mode}", f"--config.{key}={value.strip(chr(39))}"]
+    assert refused(*arguments, *(["--step=3"] if mode == "replay" else [])) == (
+        f"--config.{key}={value} has no effect with --mode={mode}, which takes the {key} of the run ({own})."
+        " Leave it out."
+    )
+
+
+def test_which_checkpoint_is_evaluated_is_said_by_the_flag(refused):
+    started_run(small_config(checkpoint__best_metric="test/loss", checkpoint__best_mode="min"))
+    arguments = ["--config=x.py", "--workdir=r", "--config.export.checkpoint=best"]
+    assert refused(*arguments, "--mode=evaluate") == (
+        "--config.export.checkpoint=best has no effect with --mode=evaluate, which takes the export.checkpoint of the"
+        " run (last). Type --checkpoint=best, or leave it out."
+    )
+    assert accepted(*arguments, "--mode=export").export.checkpoint == "best"
 
 
 def test_looking_back_at_a_run_of_an_older_file(refused):
@@ -630,6 +679,7 @@ def test_help():
         "  --workdir       Run folder; a fresh one below runs/ by default.",
         f"  --mode          What to do: {MODES}. [train]",
         "  --local_workers train: so many worker processes on this machine share each step.",
+        "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --step          replay: the step to show.",
         "  --eager         replay: compute the step eagerly as well, every layer checked for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",

@@ -8,13 +8,14 @@ from framework.loop import export_run
 from framework.run import Run
 
 
-def main(run: Run, overrides: Sequence[str]) -> int:
-    """Exports `export.checkpoint`; 1 if an export is not what was trained."""
+def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None) -> int:
+    """Exports `checkpoint`, that of `export.checkpoint` by default; 1 if an export is not what was trained."""
     if not run.exports:
         raise UserError(
             f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
         )
-    step = run.restore(run.resolved.export.checkpoint)
+    step = run.restore(checkpoint or run.resolved.export.checkpoint)
+    run.recall()
     print(f"exporting step {step} of {run.workdir}")
     return print_reports(run)
 

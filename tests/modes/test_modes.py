@@ -84,6 +84,50 @@ def test_evaluate_and_export_need_not_repeat_the_overrides(tmp_path, capsys):
     assert json.loads((workdir / "config.json").read_text())["export"]["checkpoint"] == "last"
 
 
+def test_evaluate_and_export_take_the_checkpoint_asked_for(tmp_path, capsys):
+    """The last, the best and one in between, each with the numbers that the run logged at that step."""
+    workdir = tmp_path / "run"
+    settings = ["--config.eval.every=1 step", "--config.checkpoint.every=1 step", "--config.checkpoint.keep=3"]
+    ruin = ["--config.schedule.name=piecewise", "--config.schedule.boundaries=('2 steps',)", "--config.model.hidden=8"]
+    ruin += ["--config.schedule.factors=(200.0,)", "--config.schedule.warmup=", "--config.train.duration=5 steps"]
+    assert call(f"--workdir={workdir}", *settings, *ruin) == 0
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval/test/loss"] for row in rows if "eval/test/loss" in row}
+    best = json.loads((workdir / "checkpoints" / "best.json").read_text())["step"]
+    assert best < 4
+    capsys.readouterr()
+    for which, step in (("last", 5), ("best", best), ("4", 4)):
+        assert call(f"--workdir={workdir}", "--mode=evaluate", f"--checkpoint={which}") == 0
+        out = capsys.readouterr().out.splitlines()
+        assert out[:2] == [f"{workdir}, step {step}", f"  test/loss                {losses[step]:.6g}"]
+    assert call(f"--workdir={workdir}", "--mode=export", "--checkpoint=4") == 0
+    assert {report["step"] for report in json.loads((workdir / "exports" / "report.json").read_text())} == {4}
+    assert call(f"--workdir={workdir}", "--mode=evaluate", "--checkpoint=9") == 2
+    kept = ", ".join(map(str, sorted({3, 4, 5, best})))
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {workdir / 'checkpoints'} has no checkpoint of step 9, but of {kept}. Type e.g. --checkpoint=5."
+    )
+    (workdir / "checkpoints" / "step-00000004" / "arrays.bin").write_bytes(b"")
+    assert call(f"--workdir={workdir}", "--mode=evaluate", "--checkpoint=4") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(
+        f"error: {workdir / 'checkpoints'}: the checkpoint of step 4 cannot be used: arrays.bin has 0"
+    )
+    assert err.endswith("Use --checkpoint=last.")
+
+
+def test_evaluate_from_python_takes_a_checkpoint(trained):
+    from framework import loop, run
+
+    built = run.build("tests/tiny.py", {}, trained, of_workdir=True, restore=False)
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    for step in (20, 40):
+        logged = next(row for row in rows if row["step"] == step and "eval/test/loss" in row)
+        found = loop.evaluate(built, checkpoint=step)
+        assert {f"eval/{name}": value for name, value in found.items()} == {k: logged[k] for k in logged if k != "step"}
+        assert int(built.state.step) == step
+
+
 def test_export_adds_a_version(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export") == 0
     assert f"exporting step 40 of {trained}\n" in capsys.readouterr().out
