@@ -12,7 +12,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import config, experiment, layers, losses, paths, precision, run
-from framework.data.batches import Order, make_batches
+from framework.data.batches import make_batches
+from framework.data.order import Order
 from framework.data.sources import Source
 from framework.overrides import override
 

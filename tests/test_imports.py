@@ -24,6 +24,7 @@ ROWS = (
     ("replicas",),
     ("data.sources",),
     ("data.mnist", "data.reading"),
+    ("data.order",),
     ("data.batches",),
     ("data.replay",),
     ("data.augment", "data.text"),

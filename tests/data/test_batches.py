@@ -13,7 +13,9 @@ import tensorflow as tf
 from framework import rng
 from framework.config import UserError, base_config
 from framework.data import batches as module
-from framework.data.batches import Order, Resident, Streamed, epoch_steps, make_batches, permute
+from framework.data import order as order_module
+from framework.data.batches import Resident, Streamed, epoch_steps, make_batches
+from framework.data.order import Order, permute
 from framework.data.sources import Source
 
 MODES = {
@@ -136,7 +138,7 @@ def equal(one, other):
     [(0, 0), (1, 0x514E28B7), (2, 0x30F4C306), (0xFFFFFFFF, 0x81F16F39), (0xDEADBEEF, 0x0DE5C6A9)],
 )
 def test_mix_gives_the_known_answers_of_murmur3(word, hashed):
-    assert int(module._mix(tf.constant(word, tf.uint32))) == hashed
+    assert int(order_module._mix(tf.constant(word, tf.uint32))) == hashed
     assert mix(word).item() == hashed
 
 
