@@ -23,9 +23,12 @@ class Term(NamedTuple):
     """One part of a loss: `sum` / `weight` is its mean.
 
     Attributes:
-      sum: scalar, float32 or float64, sum of weighted values.
+      sum: scalar, float32 or float64, sum of weighted values. If values of weight 0 may be NaN or infinite, write
+        `tf.reduce_sum(tf.math.multiply_no_nan(values, weight))`: a plain product with 0 is NaN.
       weight: scalar, floating or integer; a function of the batch alone, not of the model. Micro-batches and replicas
-        see parts of a batch, whose sums and weights add up: a weight is a sum over examples, not a constant.
+        see parts of a batch, whose sums and weights add up: a weight is a sum over examples, as
+        `tf.reduce_sum(batch["weight"])` is. A constant, such as 1, is refused unless the sum does not depend on the
+        batch either, as that of a penalty on the weights of a model does not.
     """
 
     sum: tf.Tensor
@@ -66,14 +69,18 @@ def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
     """Cross-entropy of the softmax of logits against class numbers, in at least float32.
 
     Args:
-      logits: floating [..., classes].
+      logits: floating [..., classes], of two classes or more.
       labels: integer [...]; where the weight is 0, any number, such as -1. A label that is no class makes the loss NaN.
-      weight: [...]; 0 for padding.
+      weight: [...]; 0 for padding, whose logits may be NaN or infinite.
 
     Raises:
-      UserError: a weight for something else than each label.
+      UserError: a weight for something else than each label, labels for something else than each row of logits, or
+        logits of a single class.
     """
-    labels, weight = tf.convert_to_tensor(labels), tf.convert_to_tensor(weight)
+    logits, labels, weight = (tf.convert_to_tensor(tensor) for tensor in (logits, labels, weight))
+    _check_shapes(logits, labels)
+    if labels.dtype.is_floating:  # a number between two classes is none of them
+        labels = tf.where(tf.floor(labels) == labels, tf.cast(labels, tf.int64), tf.constant(-1, tf.int64))
     if labels.dtype not in (tf.int32, tf.int64):
         labels = tf.cast(labels, tf.int64)
     if not labels.shape.is_compatible_with(weight.shape):
@@ -82,9 +89,24 @@ def sparse_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
             " weight. Write e.g. tf.cast(labels != PADDING, tf.float32)."
         )
     labels = tf.where(tf.not_equal(weight, 0), labels, tf.zeros_like(labels))
-    values = _cross_entropy(tf.convert_to_tensor(logits), labels)
+    values = _cross_entropy(logits, labels)
     weight = tf.cast(weight, values.dtype)
-    return Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))
+    return Term(tf.reduce_sum(tf.math.multiply_no_nan(values, weight)), tf.reduce_sum(weight))
+
+
+def _check_shapes(logits: tf.Tensor, labels: tf.Tensor) -> None:
+    shapes = f"sparse_cross_entropy: logits have shape {logits.shape} and labels {labels.shape}"
+    if logits.shape[-1] == 1:
+        raise UserError(
+            f"{shapes}. The softmax of a single logit is always 1: write"
+            " tf.nn.sigmoid_cross_entropy_with_logits(labels=…, logits=logits[..., 0]), or give the model two classes."
+        )
+    rows, each = logits.shape[:-1].num_elements(), labels.shape.num_elements()
+    if rows is not None and each is not None and rows != each:
+        raise UserError(
+            f"{shapes}, but each row of logits has one label, the number of its class. Write e.g."
+            " tf.argmax(labels, -1) of one-hot labels."
+        )
 
 
 def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -101,7 +123,8 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     def derivative(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
         of_logits = tf.exp(tf.cast(rows, dtype) - top) / total - tf.one_hot(of_rows, classes, dtype=dtype)
-        return tf.cast(upstream[:, tf.newaxis] * of_logits, rows.dtype)
+        # Of a row that has no weight, nothing: not even of a NaN.
+        return tf.cast(tf.math.multiply_no_nan(of_logits, upstream[:, tf.newaxis]), rows.dtype)
 
     if (rows.shape.num_elements() or 0) >= _LARGE and not tf.executing_eagerly() and not is_in_xla():
         sums, derivative = by_xla(sums), by_xla(derivative)

@@ -203,3 +203,49 @@ def test_gradient_is_softmax_minus_one_hot_times_the_weight():
 def test_a_term_is_a_pair():
     assert Term(1, 2) == (1, 2)
     assert Term._fields == ("sum", "weight")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("large", [False, True], ids=["", "in XLA programs"])
+def test_logits_without_weight_may_be_nan(mode, bad, large, monkeypatch):
+    """0 times NaN is NaN: sum and gradients, of the rows with a weight too, would be lost."""
+    monkeypatch.setattr(losses, "_LARGE", 1 if large else 2**20)
+    logits, labels, weight = example(dtype=np.float64)
+    weight[:5] = [0.0, 0.5, 1.5, 0.0, 0.25]
+    spoiled = np.where(weight[:, np.newaxis] == 0, bad, logits)
+
+    @MODES[mode]
+    def term_and_gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            term = sparse_cross_entropy(x, labels, weight)
+        return (*term, tape.gradient(term.sum, x))
+
+    *term, gradient = term_and_gradient(tf.constant(spoiled))
+    assert [float(part) for part in term] == pytest.approx(reference(logits, labels, weight), rel=1e-13)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(gradient, weight[:, np.newaxis] * (probabilities - np.eye(10)[labels]), atol=1e-14)
+
+
+def test_a_single_logit_has_no_softmax():
+    """Its cross-entropy is 0 whatever the model says, and so is its gradient."""
+    with pytest.raises(UserError) as error:
+        sparse_cross_entropy(np.ones((4, 1)), np.zeros(4, np.int32), np.ones(4))
+    assert str(error.value) == (
+        "sparse_cross_entropy: logits have shape (4, 1) and labels (4,). The softmax of a single logit is always 1:"
+        " write tf.nn.sigmoid_cross_entropy_with_logits(labels=…, logits=logits[..., 0]), or give the model"
+        " two classes."
+    )
+
+
+def test_one_hot_labels_are_refused():
+    with pytest.raises(UserError, match=r"logits have shape \(4, 3\) and labels \(4, 3\), but each row of logits has"):
+        sparse_cross_entropy(np.ones((4, 3)), np.eye(4, 3), np.ones((4, 3)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_label_between_two_classes_makes_the_loss_nan(mode):
+    term = MODES[mode](lambda labels: sparse_cross_entropy(tf.eye(3), labels, tf.ones(3)))
+    assert np.isnan(term(tf.constant([0.0, 1.9, 2.0])).sum)
+    assert float(term(tf.constant([0.0, 1.0, 2.0])).sum) == pytest.approx(3 * np.log(1 + 2 / np.e), rel=1e-6)
