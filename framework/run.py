@@ -355,7 +355,11 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         tune.warn_of_convolutions(resolved, found, replicas)
         if is_asynchronous:
             asynchronous.check(make, model, data, found)
-        schedules = optim.schedules_of(make["make_schedule"](resolved, resolved.train.duration), model)
+        total_steps = resolved.train.duration
+        schedules = {
+            name: optim.checked_schedule(schedule, total_steps, name)
+            for name, schedule in optim.schedules_of(make["make_schedule"](resolved, total_steps), model).items()
+        }
         optimizer = optim.build_optimizers(
             make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved
         )

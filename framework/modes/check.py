@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from framework import paths
+from framework import optim, paths
 from framework.config import flatten
 from framework.export.verify import export_all
 from framework.loop import held_out
@@ -78,7 +78,7 @@ def _schedule(run: Run) -> Iterator[str]:
     for name, schedule in run.schedules.items():
         of = "" if name == "model" else f" of '{name}'"
         yield f"Schedule '{run.resolved.schedule.name}'{of} over {total:,} steps"
-        for update in sorted({0, 1, *(total * share // 100 for share in (1, 5, 10, 25, 50, 75, 90)), total - 1}):
+        for update in optim.sampled_updates(total):
             yield f"  update {update:>9,}  learning rate {float(schedule(update)):.6g}"
 
 

@@ -10,6 +10,7 @@ Each file stands alone; `building` puts them together for a run.
 
 from framework.optim.average import Average
 from framework.optim.building import build_optimizers, schedules_of
+from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.optimizers import Lamb, Optimizer, make_optimizer
@@ -23,11 +24,13 @@ __all__ = [
     "Schedule",
     "assign_groups",
     "build_optimizers",
+    "checked_schedule",
     "clip",
     "global_norm",
     "learning_rate",
     "make_optimizer",
     "make_schedule",
     "parse_groups",
+    "sampled_updates",
     "schedules_of",
 ]
