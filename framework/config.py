@@ -80,8 +80,12 @@ def locked(config: ConfigDict) -> ConfigDict:
     return config.copy_and_resolve_references().unlock().lock()
 
 
-def finalize(config: ConfigDict) -> ConfigDict:
+def finalize(config: ConfigDict, is_trained: bool = True) -> ConfigDict:
     """Checks keys, types, ranges and contradictions; pure. Returns a locked copy.
+
+    Args:
+      config: of all keys.
+      is_trained: False for a look at a trained run, which may evaluate other splits than those that training goes by.
 
     Raises:
       UserError: names the key, its value, what is legal and what to type.
@@ -100,7 +104,7 @@ def finalize(config: ConfigDict) -> ConfigDict:
                 f" Write e.g. config.{key} = {default!r}."
             )
     _check_values(flat)
-    _check_contradictions(flat)
+    _check_contradictions(flat, is_trained)
     return locked(config)
 
 
@@ -204,9 +208,9 @@ def _check_splits(splits: tuple[Any, ...]) -> None:
         raise UserError(f"eval.splits={splits} names a split twice. Name each once.")
 
 
-def _check_contradictions(flat: Mapping[str, Any]) -> None:
+def _check_contradictions(flat: Mapping[str, Any], is_trained: bool) -> None:
     splits = flat["eval.splits"]
-    for key in ("early_stopping.metric", "checkpoint.best_metric"):
+    for key in ("early_stopping.metric", "checkpoint.best_metric") if is_trained else ():
         if not flat[key]:
             continue
         split, slash, name = flat[key].partition("/")

@@ -26,7 +26,20 @@ import tf_keras as keras
 from absl import logging
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import checkpoint, command, config, experiment, optim, origin, paths, precision, runtime, state, transfer
+from framework import (
+    checkpoint,
+    command,
+    config,
+    experiment,
+    optim,
+    origin,
+    paths,
+    precision,
+    runtime,
+    state,
+    stored_config,
+    transfer,
+)
 from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import Batches
@@ -48,16 +61,6 @@ from framework.step.layout import Layout, term_key
 from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
-
-# Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
-# kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
-_MAY_DIFFER = (
-    "data.dir",
-    *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
-    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
-    *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
-)
-
 
 _SHOWN = 5  # most keys of one message
 
@@ -249,7 +252,7 @@ class Run:
         now["data"] = self._samples()
         write_json(header, {"starts": [*earlier, now | runtime.environment()]})
         # Last: a folder with a config.json is one that a run can be compared with.
-        write_json(self.workdir / "config.json", self.config.to_dict())
+        stored_config.write(self.workdir, stored_config.of(self.config))
 
 
 def build(
@@ -303,12 +306,12 @@ def settle(
         check_workdir(workdir)
     loaded = experiment.load(name)
     start = loaded.get_config()
-    stored = _stored_config(workdir) if of_workdir else None
+    stored = stored_config.read(workdir) if of_workdir else None
     if stored is not None:
-        start = restored(start, stored)
+        start = restored(start, stored.values)
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
-    final = config.finalize(override(start, overrides))
+    final = config.finalize(override(start, overrides), is_trained=not mode)
     if mode:
         command.refuse_unread(mode, config.flatten(start), config.flatten(final))
     _refuse_ignored(loaded, start, final)
@@ -474,20 +477,6 @@ def check_workdir(workdir: Path) -> None:
                 path.rmdir()
 
 
-def _stored_config(workdir: Path) -> dict[str, Any] | None:
-    """The config.json of a run folder; None if there is none."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Put it back, or use another --workdir.") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is not the config of a run. Put it back, or use another --workdir.")
-    return stored
-
-
 def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) -> None:
     """An experiment's own optimizer need not read the keys of those of the framework."""
     before, name = config.flatten(start), "make_optimizer"
@@ -501,16 +490,13 @@ def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) ->
 
 
 def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
-    stored, copy = _stored_config(workdir), workdir / loaded.path.name
+    stored, copy = stored_config.read(workdir), workdir / loaded.path.name
     if stored is None:
         return
-    earlier = config.flatten(ConfigDict(stored))
-    # Through JSON, as the earlier one went: tuples are lists there.
-    ours = config.flatten(ConfigDict(json.loads(json.dumps(final.to_dict()))))
     differing = [
-        f"{key}: {earlier.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
-        for key in sorted({*earlier, *ours})
-        if earlier.get(key) != ours.get(key) and key not in (*_MAY_DIFFER, *unknown)
+        f"{key}: {there!r} there, {now!r} now"
+        for key, (there, now) in stored.differing(final).items()
+        if key not in (*stored_config.MAY_DIFFER, *unknown)
     ]
     if not copy.exists():
         differing.insert(0, f"experiment: {copy.name} now, another file there")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from framework import lookback
 from framework.loop import evaluate
 from framework.run import Run
 
@@ -11,6 +12,8 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> 
     run.restore(checkpoint)
     run.recall()
     print(f"{run.workdir}, step {int(run.state.step)}")
+    for line in lookback.lines(run):
+        print(f"  {line}")
     for name, value in evaluate(run).items():
         print(f"  {name:<24} {value:.6g}")
     return 0

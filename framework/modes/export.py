@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from framework import lookback
 from framework.config import UserError
 from framework.export.base import ExportReport
 from framework.loop import export_run
@@ -17,6 +18,8 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None
     step = run.restore(checkpoint or run.resolved.export.checkpoint)
     run.recall()
     print(f"exporting step {step} of {run.workdir}")
+    for line in lookback.lines(run):
+        print(f"  {line}")
     return print_reports(run)
 
 

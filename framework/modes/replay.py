@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from framework import stored_config
 from framework.replay import Replay, replay_step
 from framework.run import Run
 
@@ -24,7 +25,8 @@ def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> 
     elif not shown.differing:
         print("exactly the row of metrics.jsonl")
     else:
-        is_own = json.loads((run.workdir / "config.json").read_text()) == json.loads(json.dumps(run.config.to_dict()))
+        stored = stored_config.read(run.workdir)
+        is_own = stored is not None and not stored.differing(run.config)
         why = "on another machine or by another version?" if is_own else "under another config?"
         replicas = _replicas_then(run, step)
         if replicas != run.replicas.count:

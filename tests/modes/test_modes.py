@@ -128,6 +128,53 @@ def test_evaluate_from_python_takes_a_checkpoint(trained):
         assert int(built.state.step) == step
 
 
+NOISY = """
+import tensorflow as tf
+from framework.data.batches import make_batches
+from tests import tiny
+from tests.tiny import make_exports, make_loss, make_metrics, make_model, make_schedule
+
+
+def get_config(arg):
+    config = tiny.get_config(arg)
+    config.data.noise = 0
+    config.model.spare = 1.0
+    return config
+
+
+def make_data(cfg, split):
+    source = tiny.digits(split)
+    source.arrays["label"][:] = (source.arrays["label"] + cfg.data.noise) % 10
+    return make_batches(source, cfg, training=split == "train", transform=tiny.to_float(cfg))
+"""
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "export"])
+def test_other_data_than_those_of_the_run_are_said(tmp_path, capsys, mode):
+    experiment, workdir = tmp_path / "noisy.py", tmp_path / "run"
+    experiment.write_text(NOISY)
+
+    def lines(*arguments):
+        launch.main(["launch.py", f"--config={experiment}", f"--workdir={workdir}", *arguments])
+        return capsys.readouterr().out.splitlines()
+
+    lines(GRAPH, "--config.train.duration=2 steps", "--config.export.examples=64")
+    plain = lines(f"--mode={mode}", "--config.eval.batch_size=100", "--config.train.compile=eager")
+    assert not any(" than the run" in line or "not as the run" in line for line in plain)
+    shown = "on other data than the run was trained with: "
+    found = lines(f"--mode={mode}", "--config.data.noise=1", "--config.model.spare=2", "--config.data.dir=/elsewhere")
+    assert found[1:3] == [
+        f"  {shown}other examples of 'train'; other examples of 'test'; data.dir='/elsewhere' (the run: '');"
+        " data.noise=1 (the run: 0)",
+        "  not as the run was trained: model.spare=2.0 (the run: 1.0)",
+    ]
+    found = lines(f"--mode={mode}", "--config.eval.splits=train_eval")
+    assert found[1] == f"  {shown}eval.splits=['train_eval'] (the run: ['test'])"
+    experiment.write_text(NOISY.replace("config.data.noise = 0", "config.data.noise = 0  # kept").replace(
+        "+ cfg.data.noise", "+ 1"))  # fmt: skip
+    assert lines(f"--mode={mode}")[1] == f"  {shown}other examples of 'train'; other examples of 'test'"
+
+
 def test_export_adds_a_version(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export") == 0
     assert f"exporting step 40 of {trained}\n" in capsys.readouterr().out
