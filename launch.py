@@ -23,7 +23,7 @@ from types import ModuleType
 
 from absl import flags, logging
 
-from framework import command, experiment
+from framework import command, experiment, user_code
 from framework.config import RunError, UserError
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -32,17 +32,16 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     try:
-        return _launch(argv)
+        with user_code.explained():
+            return _launch(argv)
     except KeyboardInterrupt:
         print("interrupted; checkpoints, if there are any, stay", file=sys.stderr)
         return 128 + 2
-    except (ZeroDivisionError, OverflowError, FloatingPointError):
-        raise  # a slip in somebody's code, unlike a loss that is not finite
-    except (UserError, RunError, ArithmeticError) as error:
+    except (UserError, RunError) as error:
         if {"--debug", "-debug", "--debug=true", "--debug=1"} & {argument.lower() for argument in argv}:
             traceback.print_exc()
         else:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {user_code.one_line(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED
 
 
@@ -67,7 +66,8 @@ def _launch(argv: Sequence[str]) -> int:
     purpose = values.mode if looks_back else ""
     built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
-    return mode.main(built, overrides, **command.own_flags(values))
+    with user_code.explained(built.workdir if values.mode == "train" else None):
+        return mode.main(built, overrides, **command.own_flags(values))
 
 
 def _import_run() -> ModuleType:

@@ -71,7 +71,7 @@ class Experiment:
                 raise
             line = own[-1]
             raise UserError(f"{self.path}:{line.lineno}: {line.line}: {_refused(str(error))}") from error
-        if not isinstance(config, ConfigDict):
+        if type(config) is not ConfigDict:  # a frozen one cannot be overridden
             raise UserError(
                 f"{self.path}: get_config returned {type(config).__name__}, not a ConfigDict."
                 " Start from base_config() and return it."
@@ -140,6 +140,8 @@ def check(name: str) -> tuple[Path, str]:
     for wanted in REQUIRED:
         if wanted not in defined:
             hint = near(wanted, defined - _SIGNATURES.keys())
+            if any(isinstance(node, ast.AsyncFunctionDef | ast.ClassDef) and node.name == wanted for node in tree.body):
+                hint = f" Write it as a plain `def {wanted}`."
             raise UserError(
                 f"{file} does not define {wanted}({', '.join(REQUIRED[wanted])}).{hint}"
                 f" An experiment defines {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."

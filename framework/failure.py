@@ -15,12 +15,13 @@ from absl import logging
 
 from framework import checkpoint
 from framework.checkpoint import write_json
+from framework.config import RunError
 from framework.run import Run
 from framework.step.block import Block
 from framework.step.diagnose import LOSS_ALONE, diagnose
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(RunError, ArithmeticError):
     """The loss or a gradient became NaN or infinite, and the run may not or cannot go on."""
 
 

@@ -60,7 +60,7 @@ class Mean:
 
     def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """Value and weight of each example (or token), of the same shape; numbers or bools of any dtype."""
-        raise TypeError(f"{type(self).__name__} must define values(outputs, batch)")
+        raise UserError(f"{type(self).__name__} must define values(outputs, batch).")
 
     def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
         """float32 [2], or float64 if values or weights are. A value of weight 0 may be NaN or infinite."""

@@ -5,6 +5,7 @@ make["make_data"](cfg, "train")           # batches, or UserError: make_data ret
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,7 @@ import tf_keras as keras
 
 from framework import paths
 from framework.config import UserError
-
-KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
+from framework.user_code import KERAS_3
 
 
 def checked(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -32,7 +32,10 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def shown(returned: Any) -> str:
-    """'None', '0.001' or 'a value of type list': short, whatever it is."""
+    """'None', '0.001', 'loss(model, batch)' or 'a value of type list': short, whatever it is."""
+    if inspect.isfunction(returned):
+        kind = "async " if inspect.iscoroutinefunction(returned) else ""
+        return f"{kind}{returned.__name__}{inspect.signature(returned)}"
     is_plain = returned is None or isinstance(returned, str | int | float)
     return repr(returned) if is_plain else f"a value of type {type(returned).__name__}"
 
@@ -67,18 +70,34 @@ def _model(found: Any) -> str:
             return KERAS_3
         if not isinstance(model, tf.Module):
             return "It must return a model of tf_keras or another tf.Module, or {name: model}."
+    for path, part in paths.objects(found).items():
+        if is_keras_3(part):
+            return f"'{path}' in it is a Keras 3 {type(part).__name__}. {KERAS_3}"
     return ""
 
 
 def _loss(found: Any) -> str:
-    return "" if callable(found) else "It must return the function loss(model, batch, training)."
+    return "" if _takes(found, 3) else "It must return the function loss(model, batch, training)."
 
 
 def _schedule(found: Any) -> str:
     each = found.values() if isinstance(found, Mapping) else [found]
-    if all(map(callable, each)):
+    if all(_takes(schedule, 1) for schedule in each):
         return ""
     return "It must return a function of the update: lambda update: 1e-3, or optim.make_schedule(cfg, total_steps)."
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    """Whether it is a plain function, or another callable, that can be called with so many arguments."""
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C do not tell
+        return True
+    return True
 
 
 def _metrics(found: Any) -> str:
@@ -91,12 +110,16 @@ def _metrics(found: Any) -> str:
     return ""
 
 
+def _state(found: Any) -> str:
+    return "" if isinstance(found, tf.Module) else "It must return a tf.Module, whose variables are saved."
+
+
 def _exports(found: Any) -> str:
     return "" if isinstance(found, Sequence) and not isinstance(found, str) else "It must return a list of exports."
 
 
 def _step(found: Any) -> str:
-    return "" if callable(found) else "It must return the function step(state, batch)."
+    return "" if _takes(found, 2) else "It must return the function step(state, batch)."
 
 
 _WANTED: Mapping[str, Callable[[Any], str]] = {
@@ -105,6 +128,7 @@ _WANTED: Mapping[str, Callable[[Any], str]] = {
     "make_loss": _loss,
     "make_schedule": _schedule,
     "make_metrics": _metrics,
+    "make_state": _state,
     "make_exports": _exports,
     "make_step": _step,
 }

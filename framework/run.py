@@ -39,6 +39,7 @@ from framework import (
     state,
     stored_config,
     transfer,
+    user_code,
 )
 from framework.checkpoint import write_json
 from framework.config import UserError
@@ -279,13 +280,14 @@ def build(
         experiment (the differing keys are listed). Later: data that cannot be had.
     """
     started = time.monotonic()
-    loaded, final, workdir = settle(name, overrides, workdir, of_workdir, mode)
-    run = assemble(loaded, final, workdir, started)
-    if of_workdir:
-        _warn_of_change(workdir, loaded)
-        if restore:
-            run.restore()
-        run.recall()
+    with user_code.explained(Path(workdir) if workdir and not of_workdir else None):
+        loaded, final, workdir = settle(name, overrides, workdir, of_workdir, mode)
+        run = assemble(loaded, final, workdir, started)
+        if of_workdir:
+            _warn_of_change(workdir, loaded)
+            if restore:
+                run.restore()
+            run.recall()
     return run
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("keys",),
     ("config",),
+    ("user_code",),
     ("overrides",),
     ("command",),
     ("cluster",),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from framework import config, run
+from framework import config, run, user_code
 from framework.config import UserError
 from framework.overrides import override
 
@@ -64,6 +64,8 @@ def folder(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("framework.runtime.setup", setup)
+    is_own = user_code.is_own
+    monkeypatch.setattr("framework.user_code.is_own", lambda file: file != __file__ and is_own(file))
     Path("x.py").write_text(EXPERIMENT)
     yield tmp_path
     sys.modules.pop("experiment_x", None)
@@ -441,6 +443,7 @@ def test_arguments_that_are_right(arguments, changed):
 def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
     seen = []
     built = types.SimpleNamespace(restore=lambda: built.restored.append(True), restored=[], recall=lambda: None)
+    built.workdir = Path("r")
 
     def assemble(loaded, final, workdir, started):
         built.all = (loaded.preset, final, workdir)
@@ -601,17 +604,25 @@ def test_debug_shows_a_traceback(capsys, flag):
     assert err.endswith(last)
 
 
-def test_an_experiments_own_error_shows_its_traceback(capsys):
+def test_an_experiments_own_error_is_one_line(refused, capsys):
     Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", "config.model.width = width"))
-    with pytest.raises(NameError, match="name 'width' is not defined") as caught:
-        launch.main(["launch.py", "--config=x.py"])
-    assert caught.traceback[-1].path == Path("x.py").resolve()
-    assert capsys.readouterr().err == ""
+    line = line_of("config.model.width = 8")
+    expected = f"x.py:{line}: get_config: NameError: name 'width' is not defined. --debug shows the traceback."
+    assert refused("--config=x.py") == expected
+    assert launch.main(["launch.py", "--config=x.py", "--debug"]) == 2
+    assert f'x.py", line {line}, in get_config' in capsys.readouterr().err
+    with pytest.raises(UserError, match="name 'width' is not defined") as caught:
+        run.build("x.py")
+    assert isinstance(caught.value.__cause__, NameError)
+
+
+def line_of(text):
+    return 1 + EXPERIMENT[: EXPERIMENT.index(text)].count("\n")
 
 
 def test_a_key_that_get_config_may_not_set(refused):
     Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", "config.sed = 8"))
-    line = 1 + EXPERIMENT[: EXPERIMENT.index("config.model.width = 8")].count("\n")
+    line = line_of("config.model.width = 8")
     assert refused("--config=x.py") == (
         f"x.py:{line}: config.sed = 8: there is no such key. Did you mean config.seed? Own keys belong in"
         " config.data or config.model."
@@ -619,10 +630,17 @@ def test_a_key_that_get_config_may_not_set(refused):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, OverflowError, FloatingPointError])
-def test_arithmetic_of_an_experiment_is_not_a_loss_that_diverged(error):
+def test_arithmetic_of_an_experiment_is_not_a_loss_that_diverged(refused, error):
     Path("x.py").write_text(EXPERIMENT.replace("config.model.width = 8", f"raise {error.__name__}('its own')"))
-    with pytest.raises(error, match="its own"):
+    assert f": {error.__name__}: its own. " in refused("--config=x.py")
+
+
+def test_a_fault_of_the_framework_shows_its_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("framework.config.finalize", len)
+    monkeypatch.setattr("framework.run.override", lambda config, overrides: 3)
+    with pytest.raises(TypeError):
         launch.main(["launch.py", "--config=x.py"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
@@ -631,7 +649,7 @@ def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
     def diverge(*given):
         raise NonFiniteError("step 3: loss=nan")
 
-    monkeypatch.setattr("framework.run.assemble", lambda *given: None)
+    monkeypatch.setattr("framework.run.assemble", lambda *given: types.SimpleNamespace(workdir=Path("r")))
     monkeypatch.setattr("framework.modes.train.main", diverge)
     assert launch.main(["launch.py", "--config=x.py"]) == 1
     assert capsys.readouterr().err == "error: step 3: loss=nan\n"

@@ -113,9 +113,9 @@ def test_a_mean_without_values_says_so():
     class Nothing(Mean):
         pass
 
-    with pytest.raises(TypeError) as error:
+    with pytest.raises(UserError) as error:
         Nothing().update({}, {})
-    assert str(error.value) == "Nothing must define values(outputs, batch)"
+    assert str(error.value) == "Nothing must define values(outputs, batch)."
 
 
 class Seen(Mean):

@@ -22,6 +22,7 @@ from tests.tiny import get_config, make_data, make_exports, make_loss, make_metr
 """
 TINY_BATCH = "image, label, weight"
 KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
+DEBUG = "--debug shows the traceback."
 METRICS = "It must return {'name': metric}, e.g. {'accuracy': metrics.Accuracy()}.".replace("'name'", "name")
 
 CASES = {
@@ -41,6 +42,55 @@ CASES = {
     "a loss that was called": (
         "def make_loss(cfg):\n    return 0.5",
         "make_loss returned 0.5. It must return the function loss(model, batch, training).",
+    ),
+    "a loss of two arguments": (
+        "def make_loss(cfg):\n    def loss(model, batch): ...\n    return loss",
+        "make_loss returned loss(model, batch). It must return the function loss(model, batch, training).",
+    ),
+    "a loss to be awaited": (
+        "def make_loss(cfg):\n    async def loss(model, batch, training): ...\n    return loss",
+        "make_loss returned async loss(model, batch, training). It must return the function loss(model, batch,"
+        " training).",
+    ),
+    "a layer of Keras 3 in a model": (
+        "class Net(keras.Model):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.last = keras_3.layers.Dense(10)\n\n\ndef make_model(cfg):\n    return Net()",
+        f"make_model returned a value of type Net. 'last' in it is a Keras 3 Dense. {KERAS_3}",
+    ),
+    "a layer of Keras 3 in Sequential": (
+        "def make_model(cfg):\n    return keras.Sequential([keras_3.layers.Dense(10, name='k')])",
+        "FILE:14: make_model: TypeError: The added layer must be an instance of class Layer. Received: layer=<Dense"
+        f" name=k, built=False> of type <class 'keras.src.layers.core.dense.Dense'>. {KERAS_3} {DEBUG}",
+    ),
+    "a state that is no module": (
+        "def make_state(cfg, model):\n    return 3",
+        "make_state returned 3. It must return a tf.Module, whose variables are saved.",
+    ),
+    "a schedule of two arguments": (
+        "def make_schedule(cfg, total_steps):\n    def rate(update, total): ...\n    return rate",
+        "make_schedule returned rate(update, total). It must return a function of the update: lambda update: 1e-3, or"
+        " optim.make_schedule(cfg, total_steps).",
+    ),
+    "an if on a tensor": (
+        "def make_loss(cfg):\n    def loss(model, batch, training):\n"
+        "        if batch['weight'][0] > 0:\n            pass\n    return loss",
+        "FILE:15: loss: OperatorNotAllowedInGraphError: A tensor has no value while the step is traced, so Python's"
+        " `if`, `while`, `and`, `or` and `not` cannot ask for it. Write tf.where(condition, a, b), tf.cond,"
+        f" tf.while_loop or tf.logical_and. {DEBUG}",
+    ),
+    "sys.exit": (
+        "def make_model(cfg):\n    import sys\n    sys.exit(3)",
+        "FILE:15: make_model: sys.exit: status 3. An experiment does not end the process: raise an exception that says"
+        f" what is wrong. {DEBUG}",
+    ),
+    "recursion": (
+        "def make_model(cfg):\n    return make_model(cfg)",
+        "FILE:14: make_model: RecursionError: maximum recursion depth exceeded. A function calls itself without end."
+        f" {DEBUG}",
+    ),
+    "an exception that ends processes": (
+        "class Own(BaseException): ...\n\n\ndef make_model(cfg):\n    raise Own()",
+        f"FILE:17: make_model: Own: it has no message. {DEBUG}",
     ),
     "a rate": (
         "def make_schedule(cfg, total_steps):\n    return 0.001",
