@@ -10,10 +10,12 @@ moves `last.json` and `best.json`, which name one each, and deletes what is not 
 for the one before it. The files are those of `framework/storage.py`.
 """
 
+import contextlib
 import copy
 import hashlib
-import json
+import itertools
 import os
+import re
 import shutil
 import sys
 import threading
@@ -29,21 +31,23 @@ from absl import logging
 
 from framework import paths
 from framework.config import RunError, UserError
+from framework.files import load_json, remove, sync, unreachable, write_json
 from framework.state import TrainState
 from framework.storage import (
     MANIFEST,
     AbandonedError,
     DamagedError,
+    UnreachableError,
     bytes_of,
+    is_written,
     read_arrays,
     read_manifest,
-    sync,
     write_arrays,
-    write_json,
     write_manifest,
 )
 
 _PREFIX = "step-"
+_PUT_BACK = "Put it back, or use another --workdir."
 # Of the writing thread: training comes first on a processor that both want.
 _NICENESS = 19
 _SHOWN = 20  # most steps of one message
@@ -109,7 +113,7 @@ class Checkpoints:
         if self._newest == (step, best):
             return self._path(step)  # on its way: several hooks may save one step
         self._settle(self._goes_on)
-        is_there = (self._path(step) / MANIFEST).is_file()
+        is_there = self._has(step)
         if not is_there:
             self._copy = _copied(state, self._copy)
         manifest: dict[str, Any] = {"step": step, "best": best, "saved": self._clock()}
@@ -136,16 +140,21 @@ class Checkpoints:
         return self._complete()
 
     def pointed(self, name: str) -> int | None:
-        """The step that `last.json` or `best.json` names; without the file, what the newest checkpoint says."""
+        """The step that is 'last' or 'best'; None if it is not there.
+
+        The newest whole manifest knows it. `last.json` and `best.json`, which have no hash, count only where they are
+        ahead of it: each best is of a later step than the one before.
+        """
         self._join()
-        step = self._pointer(name)
-        for newest in reversed(self._complete() if step is None else []):
+        complete = self._complete()
+        known = {self._pointer(name)}
+        for newest in reversed(complete):
             try:
-                step = read_manifest(self._path(newest))["step" if name == "last" else "best"]
+                known.add(self._manifest(newest).get("step" if name == "last" else "best"))
             except DamagedError:
                 continue
-            return step if step in self._complete() else None
-        return step
+            break
+        return max((step for step in known if step in complete), default=None)
 
     def facts(self, step: int | None = None) -> dict[str, Any]:
         """The facts that a checkpoint was saved with; {} if there is none, or it was saved without any.
@@ -154,12 +163,9 @@ class Checkpoints:
           step: of the checkpoint, such as that of a state just restored; None for the newest with a whole manifest.
         """
         self._join()
-        for saved in reversed(self._complete()) if step is None else [step]:
-            try:
-                return read_manifest(self._path(saved)).get("facts", {})
-            except DamagedError:
-                continue
-        return {}
+        whole = (saved for saved in reversed(self._complete()) if self._has(saved))
+        newest = next(whole, None) if step is None else step
+        return {} if newest is None else facts_of(self._path(newest))
 
     def restore(
         self, state: TrainState, which: str | int = "last", repair: bool = False, until: int | None = None
@@ -175,8 +181,8 @@ class Checkpoints:
           until: later steps are passed over.
 
         Raises:
-          UserError: the checkpoint is of another model (both sides are listed), or the one asked for is missing or
-            damaged.
+          UserError: the checkpoint is of another model (both sides are listed), the one asked for is missing or
+            damaged, or all are; one cannot be reached, so that it would be lost.
         """
         self._join()
         self._newest = None
@@ -184,22 +190,58 @@ class Checkpoints:
             return self._restore_best(state)
         if isinstance(which, int):
             return self._restore_step(state, which)
+        self._warn_of_other_names()
+        damages: dict[int, DamagedError] = {}
         for step in reversed(self._found()):
             if until is not None and step > until:
                 continue
             try:
                 note = _read(state, self._path(step))
+            except UnreachableError as error:
+                raise UserError(f"{self._path(step)} cannot be reached: {error}. {_PUT_BACK}") from error
             except DamagedError as damage:
-                logging.error("checkpoint %s is damaged (%s); falling back to the one before", self._path(step), damage)
-                if repair:
-                    aside = self.folder / f"damaged-{self._path(step).name}"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    self._path(step).rename(aside)
+                damages[step] = damage
                 continue
+            self._fall_back(damages, repair)
             if repair:
+                self._point("last", step)
                 self._point_to_best(int(state.best.step))
             return note
+        ours = {step: damage for step, damage in damages.items() if is_written(self._path(step))}
+        if ours and repair:
+            listed = "; ".join(f"{self._path(step)}: {damage}" for step, damage in ours.items())
+            raise UserError(
+                f"no checkpoint is whole, and what was trained would be lost ({listed}). Put one back, or use another"
+                " --workdir."
+            )
+        self._fall_back(damages, repair)
         return None
+
+    def _fall_back(self, damages: Mapping[int, DamagedError], repair: bool) -> None:
+        for step, damage in damages.items():
+            path = self._path(step)
+            logging.error("checkpoint %s is damaged (%s); falling back to the one before", path, damage)
+            if repair:
+                self._set_aside(step)
+
+    def _set_aside(self, step: int) -> None:
+        """Renames what is no checkpoint, whoever made it; nothing is deleted."""
+        path = self._path(step)
+        free = self.folder / f"damaged-{path.name}"
+        numbers = itertools.count(2)
+        while os.path.lexists(free):
+            free = self.folder / f"damaged-{path.name}-{next(numbers)}"
+        path.rename(free)
+
+    def _warn_of_other_names(self) -> None:
+        for name in self._names():
+            digits = name.removeprefix(_PREFIX)
+            if name.startswith(_PREFIX) and digits.isascii() and digits.isdecimal() and step_of(name) is None:
+                logging.warning(
+                    "%s is not the name of a checkpoint and is left alone. If it is one, name it %s.",
+                    self.folder / name,
+                    name_of(int(digits)),
+                )
 
     def _restore_best(self, state: TrainState) -> dict[str, Any]:
         step, damage = self.pointed("best"), "there is none; checkpoint.best_metric is what one is kept by"
@@ -250,7 +292,7 @@ class Checkpoints:
                 self._write_new(self._path(step), facts)
             self._point("last", step)
             self._point_to_best(facts["best"])
-            self._prune()
+            self._prune(facts["best"])
         except BaseException as error:
             self._newest = None  # not on its way any more
             self._error = self._explained(step, error)
@@ -259,30 +301,34 @@ class Checkpoints:
         aside = self.folder / f".{target.name}.tmp"
         aside.mkdir()
         write_arrays(aside, self._copy, facts, self._abandoned)
-        if target.exists():  # without a manifest: half deleted
-            shutil.rmtree(target)
+        if os.path.lexists(target):
+            self._set_aside(facts["step"])
         aside.rename(target)
         sync(self.folder)
 
     def _explained(self, step: int, error: BaseException) -> BaseException | None:
         """What the run is told of an error of the writer; None if it is meant."""
-        self._remove_leftovers(ignore_errors=True)  # on a full disk, what is half written is in the way
+        with contextlib.suppress(OSError, UserError):
+            self._remove_leftovers()  # on a full disk, what is half written is in the way
         if isinstance(error, AbandonedError):
             return None
         if not isinstance(error, OSError):
-            return error  # a slip in the code
-        complete = self._complete()
+            return error  # a slip in the code, or a folder that cannot be reached any more
+        try:
+            complete = self._complete()
+        except UserError as unreachable_now:
+            return unreachable_now
         last = f"the last complete one is of step {complete[-1]}" if complete else "there is no complete one"
         message = f"{self.folder}: the checkpoint of step {step} could not be saved: {error}; {last}."
         logging.error("%s", message)
         return RunError(f"{message} Mend that and type the same command again.")
 
-    def _prune(self) -> None:
+    def _prune(self, best: int) -> None:
         steps = self._complete()
-        kept = {*steps[-self._keep :], self._pointer("best"), *self._kept_for_good(steps)}
+        kept = {*steps[-self._keep :], best, *self._kept_for_good(steps)}
         for old in set(steps) - kept:
             # Renamed first: what a crash leaves of it must not look like a checkpoint.
-            shutil.rmtree(self._path(old).rename(self.folder / f".{self._path(old).name}.tmp"))
+            remove(self._path(old).rename(self.folder / f".{self._path(old).name}.tmp"))
 
     def _kept_for_good(self, steps: Iterable[int]) -> list[int]:
         """The oldest, and each that was saved `keep_hours` or more after the one kept before it."""
@@ -290,7 +336,7 @@ class Checkpoints:
         due = -np.inf
         for step in steps if self._keep_seconds else ():
             try:
-                saved = read_manifest(self._path(step))["saved"]
+                saved = float(self._manifest(step)["saved"])
             except DamagedError:
                 continue
             if saved >= due:
@@ -299,10 +345,12 @@ class Checkpoints:
         return kept
 
     def _pointer(self, name: str) -> int | None:
-        """What a pointer file says; None without one that can be read."""
+        """What a pointer file says; None without one that says the same twice: a flipped bit names another step."""
         try:
-            return int(json.loads((self.folder / f"{name}.json").read_text())["step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            pointer = load_json(self.folder / f"{name}.json")
+            step = int(pointer["step"])
+            return step if pointer["checkpoint"] == name_of(step) else None
+        except (OSError, DamagedError, LookupError, TypeError, ValueError, OverflowError):
             return None
 
     def _point_to_best(self, best: int) -> None:
@@ -311,22 +359,48 @@ class Checkpoints:
             self._point("best", best)
 
     def _point(self, name: str, step: int) -> None:
-        write_json(self.folder / f"{name}.json", {"step": step, "checkpoint": self._path(step).name})
+        if self._pointer(name) != step:
+            write_json(self.folder / f"{name}.json", {"step": step, "checkpoint": self._path(step).name})
 
     def _complete(self) -> list[int]:
-        return [step for step in self._found() if (self._path(step) / MANIFEST).is_file()]
+        return [step for step in self._found() if os.path.isfile(self._path(step) / MANIFEST)]
+
+    def _has(self, step: int) -> bool:
+        try:
+            return bool(self._manifest(step))
+        except DamagedError:
+            return False
 
     def _found(self) -> list[int]:
         """Steps of all checkpoint folders, also of those in which something is missing."""
-        names = [path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*")]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(step for step in map(step_of, self._names()) if step is not None)
+
+    def _names(self) -> list[str]:
+        """What is in the folder; [] if there is none.
+
+        Raises:
+          UserError: it cannot be reached. That must not look as if nothing had been saved.
+        """
+        problem = unreachable(self.folder)
+        try:
+            if not problem:
+                return os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            problem = "it is not a folder" if isinstance(error, NotADirectoryError) else str(error.strerror)
+        raise UserError(f"{self.folder} cannot be reached: {problem}. {_PUT_BACK}")
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        return _manifest_of(self._path(step))
 
     def _path(self, step: int) -> Path:
         return self.folder / name_of(step)
 
-    def _remove_leftovers(self, ignore_errors: bool = False) -> None:
-        for path in self.folder.glob(f".{_PREFIX}*.tmp"):
-            shutil.rmtree(path, ignore_errors=ignore_errors)
+    def _remove_leftovers(self) -> None:
+        for name in self._names():
+            if name.startswith(f".{_PREFIX}") and name.endswith(".tmp"):
+                remove(self.folder / name)
 
 
 def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
@@ -371,7 +445,7 @@ def _copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np
 
 
 def _read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") -> dict[str, Any]:
-    manifest, variables = read_manifest(folder), paths.variables(state)
+    manifest, variables = _manifest_of(folder), paths.variables(state)
     saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in manifest["variables"].items()}
     _check_same(saved, {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}, folder, hint)
     for path, array in read_arrays(folder).items():
@@ -416,9 +490,40 @@ def find(key: str, text: str) -> Path:
     )
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """The facts that a checkpoint was saved with; {} if it was saved without any, or is damaged."""
+    try:
+        return _manifest_of(folder).get("facts", {})
+    except DamagedError:
+        return {}
+
+
 def name_of(step: int) -> str:
     """The name of a checkpoint's folder."""
     return f"{_PREFIX}{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder of that name; None if it is no name of one, such as 'step-50'."""
+    match = re.fullmatch(rf"{_PREFIX}([0-9]+)", name)
+    return int(match[1]) if match and name == name_of(int(match[1])) else None
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+      DamagedError: it is damaged, that of something else, or that of another step than the folder's name says.
+    """
+    if why := unreachable(folder):
+        raise UnreachableError(why)
+    manifest = read_manifest(folder)
+    kinds = {"step": int, "note": dict}
+    if wrong := [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]:
+        raise DamagedError(f"{MANIFEST} has no {wrong[0]}")
+    if step_of(folder.name) not in (None, manifest["step"]):
+        raise DamagedError(f"it is the checkpoint of step {manifest['step']} under another name")
+    return manifest
 
 
 def is_whole(folder: Path) -> bool:
@@ -431,7 +536,8 @@ def is_whole(folder: Path) -> bool:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder, 1)
+    inner = folder / "checkpoints"
+    checkpoints = Checkpoints(inner if os.path.lexists(inner) else folder, 1)
     return [checkpoints._path(step) for step in reversed(checkpoints._found())]
 
 
@@ -446,10 +552,10 @@ def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
 
 def adopt(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:
     """Copies a checkpoint into the folder of another run's checkpoints, with that run's facts: whole or not at all."""
-    manifest = read_manifest(source)
+    manifest = _manifest_of(source)
     target = folder / name_of(manifest["step"])
     aside = folder / f".{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     shutil.copytree(source, aside)
     write_manifest(aside, {**manifest, "facts": dict(facts)})
     for path in aside.iterdir():

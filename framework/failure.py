@@ -7,15 +7,14 @@ state before the step in the form of a checkpoint; that after it, where it was t
 """
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from framework import checkpoint
-from framework.checkpoint import write_json
 from framework.config import RunError
+from framework.files import remove, write_json
 from framework.run import Run
 from framework.step.block import Block
 from framework.step.diagnose import LOSS_ALONE, diagnose
@@ -54,7 +53,7 @@ def report(run: Run, block: Block) -> NonFiniteError:
 
 
 def _write_down(run: Run, folder: Path, step: int, row: dict[str, float], finding: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     folder.mkdir(parents=True)
     batch = {name: tensor.numpy() for name, tensor in run.train_block.batch().items()}
     np.savez(folder / "batch.npz", **batch)

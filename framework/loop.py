@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import enum
 import errno
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,16 +22,17 @@ import tensorflow as tf
 from absl import logging
 
 from framework import paths, precision
-from framework.checkpoint import write_json
 from framework.compile import by_xla
 from framework.config import AVERAGED, DataError, RunError, UserError, base_split
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
 from framework.failure import rewind_or_raise
+from framework.files import read_json, write_json
+from framework.folder import CURVES, EXPORTS, METRICS, RESULT, TUNING
 from framework.hooks import Every, Hook
 from framework.progress import Progress
-from framework.run import TUNING, Run
+from framework.run import Run
 from framework.runtime import Interrupt
 from framework.step import tune
 from framework.step.block import Block
@@ -76,10 +76,10 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     run.replicas.take_turns(run.open)
     start = int(run.state.step)
-    ended = run.workdir / "result.json"
-    if _status(run) != "interrupted" and ended.exists():
-        result = json.loads(ended.read_text())
-        if (result["status"], result["step"]) == (_status(run), start):  # else it is of an earlier interruption
+    ended = run.workdir / RESULT
+    if _status(run) != "interrupted":
+        result = read_json(ended, _whole_result, None, "it is written anew")
+        if result and (result["status"], result["step"]) == (_status(run), start):  # or of an earlier interruption
             return result
     if run.replicas.is_chief:
         run.write_header(overrides)
@@ -201,7 +201,7 @@ def export_run(run: Run) -> list[ExportReport]:
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     run = run.on_one_device()
-    folder, step = run.workdir / "exports", int(run.state.step)
+    folder, step = run.workdir / EXPORTS, int(run.state.step)
     with run.weights(run.resolved.export.weights):
         return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
 
@@ -305,10 +305,10 @@ def _writers(run: Run, start: int) -> Writers:
         return Writers([])
     return Writers(
         [
-            Jsonl(run.workdir / "metrics.jsonl", start),
+            Jsonl(run.workdir / METRICS, start),
             Console(run.total_steps, start),
             # Last, or its thread would hold the interpreter while the others need it.
-            Behind(TensorBoard(run.workdir / "tensorboard", start)),
+            Behind(TensorBoard(run.workdir / CURVES, start)),
         ],
         run.resolved.checkpoint.on_error,
     )
@@ -355,6 +355,14 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
         "traces": compiled.traces,
         "compilations": compiled.compilations,
     }
+
+
+def _whole_result(value: Any) -> dict[str, Any]:
+    """A result that has what is printed of it."""
+    for name in ("final", "best"):
+        if any(number is not None and not isinstance(number, (int, float)) for number in value[name].values()):
+            raise ValueError(f"'{name}' holds what is no number")
+    return {**value, "status": str(value["status"]), "step": int(value["step"])}
 
 
 def _or_none(value: float) -> float | None:

@@ -6,7 +6,6 @@ In this order: the newest whole checkpoint of the run's own folder; `resume_from
 whole; `init_from`, weights alone; scratch. What comes first is taken, and the others are not looked at.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 from absl import logging
 from ml_collections import FrozenConfigDict
 
-from framework import checkpoint, paths, transfer
-from framework.checkpoint import Checkpoints, write_json
+from framework import checkpoint, folder, paths, transfer
+from framework.checkpoint import Checkpoints
 from framework.config import UserError
+from framework.files import read_json, write_json
 from framework.state import TrainState
 
 
@@ -49,6 +49,8 @@ def begin(
             f"the state in memory is at step {int(state.step)}, but {workdir} has no checkpoint of it."
             " Build the run anew."
         )
+    if writes:
+        folder.refuse_lost(workdir, config.checkpoint.every)
     if config.resume_from:
         return _resume(state, checkpoints, config, workdir, facts or {})
     if config.init_from:
@@ -94,18 +96,27 @@ def _resume(
 
 def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDict) -> list[str]:
     """Best values of a metric that the run goes by no longer say nothing; returns the keys that have changed."""
-    path = source.resolve().parents[1] / "config.json"
-    if not path.is_file():  # a checkpoint that was copied away from its run: taken as of the same goals
-        return []
-    stored, changed = json.loads(path.read_text()), []
-    for best, section, names in (
-        (state.best, "checkpoint", ("best_metric", "best_mode")),
-        (state.early, "early_stopping", ("metric", "mode")),
-    ):
-        if any(stored[section][name] != config[section][name] for name in names):
+    ours, changed = goals(config), []
+    theirs = checkpoint.facts_of(source).get("goals") or _goals_beside(source, ours)
+    for best, section in ((state.best, "checkpoint"), (state.early, "early_stopping")):
+        if theirs.get(section) != ours[section]:
             best.forget()
-            changed.append(f"{section}.{names[0]}")
+            changed.append(f"{section}.{'best_metric' if section == 'checkpoint' else 'metric'}")
     return changed
+
+
+def goals(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The metrics that a run goes by, and which of their values are better; a fact of each of its checkpoints."""
+    best, early = config["checkpoint"], config["early_stopping"]
+    return {"checkpoint": [best["best_metric"], best["best_mode"]], "early_stopping": [early["metric"], early["mode"]]}
+
+
+def _goals_beside(source: Path, same: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Those of a checkpoint that does not say: by the config.json of its run, and `same` if it stands alone."""
+    path = source.resolve().parents[1] / folder.CONFIG
+    if not path.is_file():
+        return same
+    return read_json(path, goals, {}, "the best values so far are forgotten")
 
 
 def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints, facts: Mapping[str, Any]) -> None:
@@ -124,7 +135,7 @@ def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path, writ
     if writes:
         workdir.mkdir(parents=True, exist_ok=True)
         report = {"from": str(source), "weights": config.init_weights, "taken": found.sources}
-        write_json(workdir / "init.json", report | {"left": found.left, "initial": found.initial})
+        write_json(workdir / folder.INIT, report | {"left": found.left, "initial": found.initial})
     logging.info(
         "%s: starting at step 0 from %s (init_from; no checkpoint of its own): %d of %d variables taken;"
         " with their initial values: %s; not taken: %s",

@@ -9,7 +9,6 @@ It starts at the newest checkpoint before the step, or from scratch. Nothing is 
 """
 
 import dataclasses
-import json
 import math
 import time
 from typing import Any
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import optim, origin, paths
+from framework import checkpoint, optim, origin, paths
 from framework.config import UserError
+from framework.files import rows
+from framework.folder import FAILURE, METRICS
 from framework.run import Run, assemble
 from framework.step.block import Block
 from framework.step.diagnose import look
@@ -123,9 +124,9 @@ def _go_back(run: Run, step: int) -> int:
 def _check_step(run: Run, step: int) -> None:
     if not 1 <= step <= run.total_steps:
         raise UserError(f"--step={step} is out of range: {run.workdir} has steps 1 to {run.total_steps}.")
-    failures = [int(path.name.removeprefix("step-")) + 1 for path in (run.workdir / "failure").glob("step-*")]
+    failed = map(checkpoint.step_of, (path.name for path in (run.workdir / FAILURE).glob("*")))
     logged = [row["step"] for row in _rows(run)]
-    last = max([0, *run.checkpoints.steps(), *logged, *failures])
+    last = max([0, *run.checkpoints.steps(), *logged, *(step + 1 for step in failed if step is not None)])
     if step > last:
         raise UserError(
             f"--step={step} was not trained yet: {run.workdir} has come to step {last}."
@@ -135,15 +136,7 @@ def _check_step(run: Run, step: int) -> None:
 
 def _rows(run: Run) -> list[dict[str, Any]]:
     """Those of steps in metrics.jsonl, without evaluations and without a last line that a dying process left torn."""
-    path = run.workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if "loss" in row]
+    return [row for row in rows(run.workdir / METRICS) if "loss" in row]
 
 
 def _logged(run: Run, step: int) -> dict[str, float | None]:

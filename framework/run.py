@@ -10,12 +10,9 @@
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import functools
-import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +28,7 @@ from framework import (
     command,
     config,
     experiment,
+    folder,
     optim,
     origin,
     paths,
@@ -41,11 +39,12 @@ from framework import (
     transfer,
     user_code,
 )
-from framework.checkpoint import write_json
 from framework.config import UserError
 from framework.data.batches import Batches
 from framework.experiment import Experiment
 from framework.export.base import ExportHook
+from framework.files import held, read_json, write_bytes, write_json, write_text
+from framework.folder import check_workdir
 from framework.layers import rematerialise
 from framework.metrics import Metric
 from framework.optim import Schedule
@@ -64,8 +63,6 @@ from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
 
 _SHOWN = 5  # most keys of one message
-
-TUNING = "tuning.json"  # of a run folder: how train.compile=auto chose
 
 
 @dataclasses.dataclass
@@ -129,9 +126,8 @@ class Run:
     def checkpoints(self) -> checkpoint.Checkpoints:
         """Those of the run folder."""
         settings = self.resolved.checkpoint
-        return checkpoint.Checkpoints(
-            self.workdir / "checkpoints", settings.keep, settings.keep_hours, settings.asynchronous, settings.on_error
-        )
+        kept = settings.keep, settings.keep_hours, settings.asynchronous, settings.on_error
+        return checkpoint.Checkpoints(self.workdir / folder.CHECKPOINTS, *kept)
 
     def open(self) -> int:
         """Makes or enters the run folder and sets the state to go on from (`origin`); returns its step.
@@ -150,9 +146,9 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What each checkpoint of this run says of it, for a resumed run to be compared with: JSON, hashes mostly.
 
-        'data' is a SHA-256 of some examples of each split.
+        'data' is a SHA-256 of some examples of each split; 'goals' are the metrics that decide what is best.
         """
-        return {"data": self._samples()}
+        return {"data": self._samples(), "goals": origin.goals(self.resolved)}
 
     def _samples(self) -> dict[str, str | None]:
         """{split: SHA-256 of some examples}; None of batches that are not made of arrays."""
@@ -176,13 +172,13 @@ class Run:
 
     def recall(self) -> None:
         """Under `train.compile=auto`, compiles the blocks as the run did before, if it did and that can be had here."""
-        path = self.workdir / TUNING
-        # That of the folder is older than the first checkpoint; the note is what a run has that goes on in another.
-        kept = json.loads(path.read_text()) if path.exists() else self.note.get("tuning")
-        if self.config.train.compile != "auto" or kept is None:
+        if self.config.train.compile != "auto":
             return
-        if kept["mode"] in tune.candidates(self.resolved, self.probe, self.replicas):
-            self.compile_by(Choice(**kept))
+        # The note is hashed; the file is all that there is before the first checkpoint.
+        kept = Choice.of(self.note["tuning"]) if self.note.get("tuning") else None
+        kept = kept or read_json(self.workdir / folder.TUNING, Choice.of, None, "the step is timed anew")
+        if kept is not None and kept.mode in tune.candidates(self.resolved, self.probe, self.replicas):
+            self.compile_by(kept)
 
     def on_one_device(self) -> "Run":
         """The same run and state without replicas, to be exported or looked at; itself if it has none."""
@@ -209,7 +205,8 @@ class Run:
         """
         restored = self.checkpoints.restore(self.state, which, repair)
         if restored is None:
-            raise UserError(f"--workdir={self.workdir} has no checkpoint. Train first: --mode=train.")
+            some = "no checkpoint that is whole" if self.checkpoints.steps() else "no checkpoint"
+            raise UserError(f"--workdir={self.workdir} has {some}. Train first: --mode=train.")
         self.note = restored
         return int(self.state.step)
 
@@ -218,40 +215,29 @@ class Run:
         """Keeps every other process from training in the run folder; the system lets go of it when we die.
 
         Raises:
-          UserError: another process has it.
+          UserError: another process has it, or it cannot be locked.
         """
         self.workdir.mkdir(parents=True, exist_ok=True)
-        with (self.workdir / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise UserError(
-                    f"--workdir={self.workdir} is in use by process {file.read().strip() or 'unknown'}."
-                    " Wait for it, stop it, or use another folder."
-                ) from error
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {os.uname().nodename}\n")
-            file.flush()
+        busy = "--workdir={} is in use by process {}. Wait for it, stop it, or use another folder."
+        with held(self.workdir / folder.LOCK, lambda holder: busy.format(self.workdir, holder)):
             yield
 
     def write_header(self, overrides: Iterable[str]) -> None:
         """Writes config.json, overrides.txt, environment.json and the copy of the experiment file."""
-        (self.workdir / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+        write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in overrides))
         copy = self.workdir / self.experiment.path.name
         if copy.exists() and copy.read_bytes() != self.experiment.path.read_bytes():
             # What the steps so far were made by stays; what those from here on are made by stands beside it.
             copy = copy.with_name(f"{copy.stem}.step-{int(self.state.step)}{copy.suffix}")
-        shutil.copyfile(self.experiment.path, copy)
-        header = self.workdir / "environment.json"
-        earlier = json.loads(header.read_text())["starts"] if header.exists() else []
+        write_bytes(copy, self.experiment.path.read_bytes())
+        earlier = folder.starts(self.workdir)
         now: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": int(self.state.step),
         }
         now["replicas"] = self.replicas.count
         now["data"] = self._samples()
-        write_json(header, {"starts": [*earlier, now | runtime.environment()]})
+        write_json(self.workdir / folder.ENVIRONMENT, {"starts": [*earlier, now | runtime.environment()]})
         # Last: a folder with a config.json is one that a run can be compared with.
         stored_config.write(self.workdir, stored_config.of(self.config))
 
@@ -459,26 +445,6 @@ def fresh_workdir(name: str) -> Path:
     return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def check_workdir(workdir: Path) -> None:
-    """Raises UserError if the run folder cannot be made or written; leaves nothing behind."""
-    made: list[Path] = []
-    trial = workdir / f".trial-{secrets.token_hex(4)}"  # of this process: several may start at once
-    try:
-        made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-        workdir.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"")
-        trial.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be written: {error.strerror}."
-            " Type a folder of yours, e.g. --workdir=runs/first."
-        ) from error
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):  # not made after all, or in use by someone else already
-                path.rmdir()
-
-
 def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) -> None:
     """An experiment's own optimizer need not read the keys of those of the framework."""
     before, name = config.flatten(start), "make_optimizer"
@@ -494,6 +460,7 @@ def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) ->
 def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
     stored, copy = stored_config.read(workdir), workdir / loaded.path.name
     if stored is None:
+        _refuse_unknown(workdir, final)
         return
     differing = [
         f"{key}: {there!r} there, {now!r} now"
@@ -509,6 +476,17 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkn
             f" folder; there, --config.resume_from={workdir} goes on from this run."
         )
     _warn_of_change(workdir, loaded)
+
+
+def _refuse_unknown(workdir: Path, final: ConfigDict) -> None:
+    """Checkpoints without a config.json: what they were trained with is not known."""
+    # A run that was killed while it took its first checkpoint from `resume_from` has nothing else yet.
+    is_begun = not final.resume_from or (workdir / folder.ENVIRONMENT).exists()
+    if is_begun and checkpoint.Checkpoints(workdir / folder.CHECKPOINTS, 1).steps():
+        raise UserError(
+            f"--workdir={workdir} has checkpoints but no config.json, so it is not known what they were trained with."
+            f" Put it back, or use another folder; there, --config.resume_from={workdir} goes on from this run."
+        )
 
 
 def _warn_of_change(workdir: Path, loaded: Experiment) -> None:

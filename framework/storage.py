@@ -10,7 +10,9 @@ SHA-256 of `arrays.bin`, and one of itself.
 
 import hashlib
 import json
+import math
 import os
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,14 +21,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework.files import DamagedError, load_json, write_json
+
 MANIFEST = "manifest.json"
 _ARRAYS = "arrays.bin"
 # Small enough that a processor's cache still has what was hashed when it is written.
 _CHUNK_BYTES = 2**20
 
 
-class DamagedError(Exception):
-    """A folder is not what was written."""
+class UnreachableError(DamagedError):
+    """A folder may be what was written, but cannot be looked at."""
 
 
 class AbandonedError(Exception):
@@ -78,21 +82,56 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
       DamagedError: with what is wrong.
     """
     manifest, arrays, whole = read_manifest(folder), {}, hashlib.sha256()
+    entries = _checked(manifest)
     try:
-        with (folder / _ARRAYS).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != manifest["bytes"]:
-                raise DamagedError(f"{_ARRAYS} has {size} bytes, not {manifest['bytes']}")
-            for path, entry in sorted(manifest["variables"].items(), key=lambda item: item[1]["offset"]):
-                arrays[path] = np.empty(entry["shape"], tf.as_dtype(entry["dtype"]).as_numpy_dtype)
+        with os.fdopen(os.open(folder / _ARRAYS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size != manifest["bytes"]:
+                raise DamagedError(f"{_ARRAYS} has {found.st_size} bytes, not {manifest['bytes']}")
+            for path, (dtype, shape) in entries.items():
+                arrays[path] = np.empty(shape, dtype)
                 for part in _parts(arrays[path]):
                     file.readinto(part)
                     whole.update(part)
     except OSError as error:
-        raise DamagedError(_what_of(_ARRAYS, error)) from error
+        raise _damage(_ARRAYS, error) from error
+    except ValueError as error:  # more dimensions, or larger ones, than an array can have
+        raise DamagedError(f"{MANIFEST}: {error}") from error
     if whole.hexdigest() != manifest["sha256"]:
         raise DamagedError(f"{_ARRAYS} does not have its SHA-256")
     return arrays
+
+
+def _checked(manifest: Mapping[str, Any]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """{path: dtype and shape} in the order of their bytes, which follow one another without a gap.
+
+    Raises:
+      DamagedError: no array can be like that, or not all of them together.
+    """
+    entries, end = {}, 0
+    try:
+        for path, entry in sorted(manifest["variables"].items(), key=lambda item: item[1]["offset"]):
+            kind, shape = tf.as_dtype(entry["dtype"]), tuple(entry["shape"])
+            if not (kind.is_floating or kind.is_integer or kind.is_complex or kind.is_bool):
+                raise DamagedError(f"{MANIFEST}: '{path}' is of dtype {kind.name}")
+            if any(type(size) is not int or size < 0 for size in shape):
+                raise DamagedError(f"{MANIFEST}: '{path}' has shape {list(shape)}")
+            if type(entry["offset"]) is not int or entry["offset"] != end:
+                raise DamagedError(f"{MANIFEST}: '{path}' begins at byte {entry['offset']}, not {end}")
+            entries[path] = np.dtype(kind.as_numpy_dtype), shape
+            end += math.prod(shape) * entries[path][0].itemsize
+        if type(manifest["bytes"]) is not int or manifest["bytes"] != end:
+            raise DamagedError(f"{MANIFEST}: {manifest['bytes']} bytes for arrays of {end}")
+        if len(manifest["sha256"]) != len(hashlib.sha256().hexdigest()):
+            raise DamagedError(f"{MANIFEST}: no SHA-256 of {_ARRAYS}")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamagedError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
+    return entries
+
+
+def is_written(folder: Path) -> bool:
+    """Whether a folder holds arrays or their manifest, whole or not."""
+    return any(os.path.lexists(folder / name) for name in (MANIFEST, _ARRAYS))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -102,36 +141,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       DamagedError: with what is wrong.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = load_json(folder / MANIFEST)
         digest = manifest.pop("manifest_sha256")
     except OSError as error:
-        raise DamagedError(_what_of(MANIFEST, error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damage(MANIFEST, error) from error
+    except DamagedError as error:
+        kind = UnreachableError if isinstance(error.__cause__, PermissionError) else DamagedError
+        raise kind(f"{MANIFEST}: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
         raise DamagedError(f"{MANIFEST}: {error}") from error
     if digest != _json_sha256(manifest):
         raise DamagedError(f"{MANIFEST} does not have its SHA-256")
     return manifest
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Waits until a folder's entries are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
@@ -148,5 +169,8 @@ def _json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _what_of(name: str, error: OSError) -> str:
-    return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
+def _damage(name: str, error: OSError) -> DamagedError:
+    if isinstance(error, FileNotFoundError):
+        return DamagedError(f"{name} is missing")
+    kind = UnreachableError if isinstance(error, PermissionError) else DamagedError
+    return kind(f"{name}: {error.strerror}")

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from framework.config import UserError, flatten
-from framework.storage import write_json
+from framework.files import DamagedError, load_json, unreachable, write_json
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
 # kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
@@ -93,15 +93,20 @@ def read(workdir: Path) -> StoredConfig | None:
       UserError: it cannot be read.
     """
     path = workdir / _NAME
-    if not path.exists():
-        return None
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = load_json(path)
+    except FileNotFoundError:
+        if why := unreachable(path):
+            raise UserError(f"{path} cannot be reached: {why}. Put it back, or use another --workdir.") from None
+        return None
+    except DamagedError as error:
         raise UserError(f"{path} cannot be read: {error}. Put it back, or use another --workdir.") from error
     try:
         history = tuple(Change(**change) for change in values.pop(_HISTORY, ()))
-    except (AttributeError, TypeError) as error:
+        flatten(ConfigDict(values))
+        if any((type(change.step), type(change.key)) != (int, str) for change in history):
+            raise ValueError("a change has no step or no key")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run. Put it back, or use another --workdir.") from error
     return StoredConfig(values, history)
 

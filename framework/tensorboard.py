@@ -19,15 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from framework.writers import Writer, replace
+from framework.files import DamagedError, read_bytes, write_bytes
+from framework.writers import Writer
 
 # An event file is a sequence of TFRecords: length and its checksum, the event, its checksum.
 _RECORD_HEAD = struct.Struct("<QI")
@@ -194,25 +198,70 @@ def _run_and_tag(name: str) -> tuple[str, str]:
 
 
 def _drop_events(folder: Path, resume_step: int) -> None:
-    """Rewrites the event files without what came after the step. No reader sees that then."""
+    """Rewrites the event files without what came after the step, and without what is damaged."""
     for path in sorted(folder.rglob("*.tfevents.*")):
-        records = list(_records(path.read_bytes()))
-        steps = [tf.compat.v1.Event.FromString(event).step for _, event in records]
-        kept = b"".join(raw for (raw, _), step in zip(records, steps, strict=True) if step <= resume_step)
+        try:
+            data = read_bytes(path)
+        except (DamagedError, FileNotFoundError) as error:
+            logging.warning("%s cannot be read (%s): it is left alone", path, error)
+            continue
+        kept, lost = [], 0
+        for record, event in _records(data, _is_sound(path)):
+            step = _step_of(event)
+            if step is None:
+                lost += 1
+            elif step <= resume_step:
+                kept.append(record)
+        if lost:
+            logging.warning("%s: %d damaged events are dropped", path, lost)
         if resume_step == 0 or not kept:
             path.unlink()
-        else:
-            replace(path, kept)
+        elif sum(map(len, kept)) != len(data):
+            write_bytes(path, b"".join(kept))
 
 
-def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each complete TFRecord: as it is in the file, and its content."""
+def _step_of(event: bytes | None) -> int | None:
+    try:
+        return None if event is None else Event.FromString(event).step
+    except DecodeError:
+        return None
+
+
+def _records(data: bytes, is_sound: bool) -> Iterator[tuple[bytes, bytes | None]]:
+    """Each TFRecord: as it is in the file, and its content; None in the place of what is damaged.
+
+    Unless `is_sound`, each checksum is looked at. What is torn at the end, because its process died, is left out.
+    """
     start = 0
     while start + _RECORD_HEAD.size <= len(data):
         length, _ = _RECORD_HEAD.unpack_from(data, start)
         content = start + _RECORD_HEAD.size
         end = content + length + _RECORD_TAIL_BYTES
-        if end > len(data):
-            return
-        yield data[start:end], data[content : content + length]
+        if is_sound or _has_length(data, start):
+            if end > len(data):
+                return
+            is_whole = is_sound or _masked(data[content : content + length]) == data[end - _RECORD_TAIL_BYTES : end]
+            yield data[start:end], data[content : content + length] if is_whole else None
+        else:  # the next record is where a length has its checksum again
+            end = next((place for place in range(start + 1, len(data)) if _has_length(data, place)), len(data))
+            yield data[start:end], None
         start = end
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether all checksums are right, by TensorFlow's own reader: a hundred times as fast as looking at each here."""
+    try:
+        tf.data.TFRecordDataset(str(path)).reduce(np.int64(0), lambda count, _: count + 1)
+    except tf.errors.OpError:
+        return False
+    return True
+
+
+def _has_length(data: bytes, start: int) -> bool:
+    head = data[start : start + _RECORD_HEAD.size]
+    return len(head) == _RECORD_HEAD.size and _masked(head[:8]) == head[8:]
+
+
+def _masked(data: bytes) -> bytes:
+    """The masked CRC-32C of a TFRecord's length or content, as it is in the file."""
+    return masked_crc32c(data).to_bytes(4, "little")

@@ -30,6 +30,7 @@ from absl import logging
 from tqdm import tqdm
 
 from framework.config import RunError
+from framework.files import DamagedError, lines_and_rows, write_bytes
 
 _BEHIND = 8  # calls that may wait for their writer
 
@@ -194,11 +195,12 @@ class Jsonl(Writer):
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        path = Path(path)
-        if path.exists():
-            replace(path, _kept_lines(path, resume_step))
-        self._path = path
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = Path(path)
+        if self._path.exists():
+            kept, before = _kept_lines(self._path, resume_step), self._path.stat().st_size
+            if len(kept) != before:
+                write_bytes(self._path.resolve(), kept)  # a link stays one
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         row: dict[str, float | None] = {"step": int(step)}
@@ -292,32 +294,13 @@ def _shown(values: Mapping[str, float]) -> Iterator[str]:
 
 
 def _kept_lines(path: Path, resume_step: int | None) -> bytes:
-    """All up to the last complete row at or before the step."""
-    end = position = 0
-    with path.open("rb") as file:
-        for line in file:
-            position += len(line)
-            step = _step_of(line)
-            if step is not None and (resume_step is None or 0 < step <= resume_step):
-                end = position
-    return path.read_bytes()[:end]
-
-
-def _step_of(line: bytes) -> int | None:
-    """The row's step; None for a line that was not written to its end."""
+    """All rows up to the last one at or before the step; what is damaged among them is left out."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def replace(path: Path, content: bytes) -> None:
-    """The file with other content, never half of it; untouched if it is the same."""
-    if path.stat().st_size == len(content):
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        found = lines_and_rows(path)
+    except DamagedError as error:
+        raise RunError(f"{path} cannot be read: {error}. Mend that and type the same command again.") from error
+    is_kept = [resume_step is None or 0 < row["step"] <= resume_step for _, row in found]
+    last = max((place for place, kept in enumerate(is_kept) if kept), default=-1)
+    if odd := is_kept[: last + 1].count(False):
+        logging.warning("%s: %d rows of steps that the run has not come to are left out", path, odd)
+    return b"".join(line for (line, _), kept in zip(found, is_kept, strict=True) if kept)

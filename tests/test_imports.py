@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("keys",),
     ("config",),
+    ("files",),
     ("user_code",),
     ("overrides",),
     ("command",),
@@ -58,6 +59,7 @@ ROWS = (
     ("storage",),
     ("stored_config",),
     ("checkpoint", "transfer"),
+    ("folder",),
     ("origin",),
     ("export.base",),
     ("export.verify",),

@@ -3,11 +3,10 @@
 python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
 """
 
-import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from framework import stored_config
+from framework import folder, stored_config
 from framework.replay import Replay, replay_step
 from framework.run import Run
 
@@ -29,7 +28,7 @@ def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> 
         is_own = stored is not None and not stored.differing(run.config)
         why = "on another machine or by another version?" if is_own else "under another config?"
         replicas = _replicas_then(run, step)
-        if replicas != run.replicas.count:
+        if replicas not in (None, run.replicas.count):
             devices = f"=mirrored --config.runtime.virtual_devices={replicas}" if replicas > 1 else "=one_device"
             why = f"it was of {replicas} replicas. Type --config.runtime.strategy{devices}."
         print(f"NOT the row of metrics.jsonl, in {', '.join(shown.differing)}: {why}")
@@ -37,10 +36,10 @@ def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> 
     return 0
 
 
-def _replicas_then(run: Run, step: int) -> int:
-    """Of the start of the run that took the step."""
-    starts = json.loads((run.workdir / "environment.json").read_text())["starts"]
-    return next(start["replicas"] for start in reversed(starts) if start["step"] < step)
+def _replicas_then(run: Run, step: int) -> int | None:
+    """Of the start of the run that took the step; None if that is not known."""
+    starts = reversed(folder.starts(run.workdir))
+    return next((start.get("replicas") for start in starts if start["step"] < step), None)
 
 
 def _scalars(shown: Replay) -> Iterator[str]:

@@ -27,7 +27,8 @@ import numpy as np
 from framework import paths
 from framework.checkpoint import digest
 from framework.config import UserError
-from framework.run import TUNING, Run
+from framework.folder import TUNING
+from framework.run import Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 # Of five kills: most where something can be lost.

@@ -13,6 +13,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -57,6 +58,18 @@ class Choice:
     mode: str
     milliseconds: dict[str, float | None]
     reason: str
+
+    @classmethod
+    def of(cls, value: Any) -> "Choice":
+        """The choice that JSON tells of.
+
+        Raises:
+          ValueError, TypeError, LookupError: it tells of none.
+        """
+        times = {str(mode): None if spent is None else float(spent) for mode, spent in value["milliseconds"].items()}
+        if value["mode"] not in MODES:
+            raise ValueError(f"there is no mode '{value['mode']}'")
+        return cls(value["mode"], times, str(value["reason"]))
 
 
 def candidates(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> tuple[str, ...]:
