@@ -11,7 +11,7 @@ Nothing here imports TensorFlow, so bad input is reported before a device is tou
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -80,11 +80,13 @@ def locked(config: ConfigDict) -> ConfigDict:
     return config.copy_and_resolve_references().unlock().lock()
 
 
-def finalize(config: ConfigDict, is_trained: bool = True) -> ConfigDict:
+def finalize(config: ConfigDict, own: Collection[str] = (), is_trained: bool = True) -> ConfigDict:
     """Checks keys, types, ranges and contradictions; pure. Returns a locked copy.
 
     Args:
       config: of all keys.
+      own: sections that a function of the experiment reads, e.g. 'optimizer' where it has a make_optimizer: a key there
+        may have an effect whatever the values of others.
       is_trained: False for a look at a trained run, which may evaluate other splits than those that training goes by.
 
     Raises:
@@ -104,7 +106,7 @@ def finalize(config: ConfigDict, is_trained: bool = True) -> ConfigDict:
                 f" Write e.g. config.{key} = {default!r}."
             )
     _check_values(flat)
-    _check_contradictions(flat, is_trained)
+    _check_contradictions(flat, own, is_trained)
     return locked(config)
 
 
@@ -208,7 +210,7 @@ def _check_splits(splits: tuple[Any, ...]) -> None:
         raise UserError(f"eval.splits={splits} names a split twice. Name each once.")
 
 
-def _check_contradictions(flat: Mapping[str, Any], is_trained: bool) -> None:
+def _check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_trained: bool) -> None:
     splits = flat["eval.splits"]
     for key in ("early_stopping.metric", "checkpoint.best_metric") if is_trained else ():
         if not flat[key]:
@@ -235,20 +237,29 @@ def _check_contradictions(flat: Mapping[str, Any], is_trained: bool) -> None:
             "export.checkpoint='best' needs checkpoint.best_metric, which is ''."
             " Type e.g. --config.checkpoint.best_metric=test/accuracy."
         )
-    base = flatten(base_config())
-    for key, (decider, wanted) in ONLY_WITH.items():
-        if flat[key] != base[key] and flat[decider] not in wanted:
-            raise UserError(
-                f"{key}={flat[key]!r} has no effect with {decider}='{flat[decider]}'."
-                f" Use --config.{decider}={wanted[0]} or --config.{key}={typed(base[key])}."
-            )
-    if flat["optimizer.nesterov"] and flat["optimizer.momentum"] == 0:
-        raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
+    check_effects({key: value for key, value in flat.items() if key.partition(".")[0] not in own})
     _check_step(flat)
     _check_replicas(flat)
     _check_asynchronous(flat)
     _check_loss_scale(flat)
     _check_schedule(flat)
+
+
+def check_effects(flat: Mapping[str, Any]) -> None:
+    """Raises UserError for a key that does nothing because of the value of another of the same section.
+
+    Args:
+      flat: {dotted key: value} of whole sections.
+    """
+    base = flatten(base_config())
+    for key, (decider, wanted) in ONLY_WITH.items():
+        if key in flat and flat[key] != base[key] and flat[decider] not in wanted:
+            raise UserError(
+                f"{key}={flat[key]!r} has no effect with {decider}='{flat[decider]}'."
+                f" Use --config.{decider}={wanted[0]} or --config.{key}={typed(base[key])}."
+            )
+    if flat.get("optimizer.nesterov") and flat["optimizer.momentum"] == 0:
+        raise UserError("optimizer.nesterov=True needs optimizer.momentum > 0. Use --config.optimizer.momentum=0.9.")
 
 
 def _check_origin(flat: Mapping[str, Any]) -> None:

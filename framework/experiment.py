@@ -56,6 +56,11 @@ class Experiment:
     preset: str
     functions: Mapping[str, Callable[..., Any]]
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Sections of the config that a function of the experiment reads in place of the framework's."""
+        return ("optimizer",) if "make_optimizer" in self.functions else ()
+
     def get_config(self) -> ConfigDict:
         """The experiment's config for its preset.
 
@@ -159,22 +164,28 @@ def check(name: str) -> tuple[Path, str]:
     return path, preset
 
 
-def ignores(path: Path, function: str, section: str) -> bool:
-    """Whether a function that the file defines takes no notice of a section of its config: no `cfg.SECTION` in it.
+def ignores(path: Path, function: str, key: str) -> bool:
+    """Whether a function that the file defines takes no notice of 'SECTION.NAME' of its config: no `cfg.SECTION.NAME`.
 
-    Where it hands its whole config on, that cannot be seen, and it is taken to.
+    Where it hands its config or the section on as a whole, that cannot be seen, and it is taken to.
     """
     tree = ast.parse(path.read_bytes())
+    section, _, name = key.partition(".")
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function and node.args.args:
             config = node.args.args[0].arg
-            read = [
-                part.attr
+            inner = {id(part.value): part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+            uses = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id == config]
+            if not all(id(use) in inner for use in uses):
+                return False
+            sections = [
+                part
                 for part in ast.walk(node)
-                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == config
+                if isinstance(part, ast.Attribute)
+                and isinstance(part.value, ast.Name)
+                and (part.value.id, part.attr) == (config, section)
             ]
-            uses = sum(isinstance(part, ast.Name) and part.id == config for part in ast.walk(node))
-            return uses == len(read) and section not in read
+            return all(inner.get(id(part), name) != name for part in sections)
     return False
 
 

@@ -74,8 +74,8 @@ def base_config() -> ConfigDict:
     config.optimizer.beta_1 = 0.9  # all but sgd
     config.optimizer.beta_2 = 0.999  # all but sgd
     config.optimizer.epsilon = 1e-7  # adam, adamw, lamb
-    config.optimizer.weight_decay = 0.0  # adamw, lamb, lion: decoupled, times the learning rate
-    config.optimizer.groups = ()  # ('REGEX: decay=0', 'REGEX: lr=0.1 decay=2', 'REGEX: frozen'), each parameter in one
+    config.optimizer.weight_decay = 0.0  # sgd, adamw, lamb, lion: decoupled, times the learning rate
+    config.optimizer.groups = ()  # ('REGEX: decay=0', 'REGEX: lr=0.1 decay=2', 'REGEX: frozen'), and all others
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # of the average of the weights over updates, e.g. 0.999; 0 = off
@@ -243,7 +243,9 @@ ONLY_WITH = {
     "clip.exclude": ("clip.name", ("adaptive",)),
     "optimizer.momentum": ("optimizer.name", ("sgd",)),
     "optimizer.nesterov": ("optimizer.name", ("sgd",)),
-    "optimizer.weight_decay": ("optimizer.name", ("adamw", "lamb", "lion")),
+    **{f"optimizer.{name}": ("optimizer.name", ("adam", "adamw", "lamb", "lion")) for name in ("beta_1", "beta_2")},
+    "optimizer.epsilon": ("optimizer.name", ("adam", "adamw", "lamb")),
+    "optimizer.weight_decay": ("optimizer.name", ("adamw", "sgd", "lamb", "lion")),
     "schedule.final_fraction": ("schedule.name", ("cosine", "polynomial", "restarts", "one_cycle")),
     "schedule.boundaries": ("schedule.name", ("piecewise",)),
     "schedule.factors": ("schedule.name", ("piecewise",)),

@@ -23,7 +23,20 @@ def checked(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[.
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises UserError if what make_optimizer returned is no optimizer of tf_keras."""
+    """Raises UserError if what make_optimizer returned is no optimizer of tf_keras that a step can apply."""
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+        raise UserError(
+            f"make_optimizer returned keras.optimizers.legacy.{kind}, of an interface that steps do not use."
+            f" Write keras.optimizers.{kind}(learning_rate)."
+        )
+    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        name = "dynamic" if optimizer.dynamic else "static"
+        raise UserError(
+            "make_optimizer returned a LossScaleOptimizer, but steps scale the loss themselves. Return the optimizer"
+            f" inside it, and type --config.loss_scale.name={name}"
+            f" --config.loss_scale.initial={float(optimizer.initial_scale or 2**15):g}."
+        )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise UserError(
             f"make_optimizer returned {shown(optimizer)}."

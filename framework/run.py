@@ -299,7 +299,7 @@ def settle(
         start = restored(start, stored.values)
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
-    final = config.finalize(override(start, overrides), is_trained=not mode)
+    final = config.finalize(override(start, overrides), loaded.own, is_trained=not mode)
     if mode:
         command.refuse_unread(mode, config.flatten(start), config.flatten(final))
     _refuse_ignored(loaded, start, final)
@@ -450,9 +450,9 @@ def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) ->
     before, name = config.flatten(start), "make_optimizer"
     for key, value in config.flatten(final).items():
         is_typed = key.startswith("optimizer.") and key != "optimizer.groups" and value != before[key]
-        if is_typed and experiment.ignores(loaded.path, name, "optimizer"):
+        if is_typed and experiment.ignores(loaded.path, name, key):
             raise UserError(
-                f"{key}={value!r} has no effect: {name} of {loaded.path} does not read cfg.optimizer."
+                f"{key}={value!r} has no effect: {name} of {loaded.path} does not read cfg.{key}."
                 " Leave it out, or read it there."
             )
 

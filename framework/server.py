@@ -26,7 +26,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> bool:
       UserError: bad input, or the chief does not come.
     """
     loaded = experiment.load(values.config)
-    final = config.finalize(override(loaded.get_config(), overrides))
+    final = config.finalize(override(loaded.get_config(), overrides), loaded.own)
     if final.runtime.strategy != "parameter_server":
         return False
     cluster = resolve_servers(os.environ)

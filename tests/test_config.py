@@ -533,6 +533,16 @@ def test_ints_do_for_floats():
             " Use --config.optimizer.name=adamw or --config.optimizer.weight_decay=0.0.",
         ),
         (
+            {"optimizer.name": "sgd", "optimizer.beta_1": 0.8},
+            "optimizer.beta_1=0.8 has no effect with optimizer.name='sgd'."
+            " Use --config.optimizer.name=adam or --config.optimizer.beta_1=0.9.",
+        ),
+        (
+            {"optimizer.name": "lion", "optimizer.epsilon": 1e-3},
+            "optimizer.epsilon=0.001 has no effect with optimizer.name='lion'."
+            " Use --config.optimizer.name=adam or --config.optimizer.epsilon=1e-07.",
+        ),
+        (
             {"schedule.final_fraction": 0.1},
             "schedule.final_fraction=0.1 has no effect with schedule.name='constant'."
             " Use --config.schedule.name=cosine or --config.schedule.final_fraction=0.0.",
@@ -647,6 +657,7 @@ def test_contradictions(overrides, expected):
         {"export.checkpoint": "best", "checkpoint.best_metric": "test/accuracy"},
         {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
         {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
+        {"optimizer.name": "sgd", "optimizer.weight_decay": 0.1},
         {"schedule.name": "cosine", "schedule.final_fraction": 0.1},
         {"schedule.name": "piecewise", "schedule.boundaries": ("1 epoch", "50%"), "schedule.factors": (0, 0.1)},
         {"eval.every": "", "checkpoint.best_metric": "test/loss"},
@@ -655,6 +666,25 @@ def test_contradictions(overrides, expected):
 def test_no_contradiction(overrides):
     changed = flatten(final(**overrides))
     assert {key: changed[key] for key in overrides} == overrides
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("momentum", 0.9),
+        ("nesterov", True),
+        ("weight_decay", 0.1),
+        ("beta_1", 0.8),
+        ("beta_2", 0.8),
+        ("epsilon", 1e-3),
+    ],
+)
+def test_a_section_that_the_experiment_reads_binds_no_key_to_another(key, value):
+    for name in ("sgd", "adam", "lion"):
+        created = override(base_config(), {"optimizer.name": name, f"optimizer.{key}": value})
+        assert finalize(created, own=("optimizer",)).optimizer[key] == value
+    with pytest.raises(UserError, match=r"clip\.threshold=0\.5 has no effect"):
+        finalize(override(base_config(), {"clip.threshold": 0.5}), own=("optimizer",))
 
 
 # --- messages of the helpers for experiments --------------------------------------------------------------------------

@@ -36,7 +36,7 @@ ROWS = (
     ("layers",),
     ("losses", "metrics"),
     ("precision",),
-    ("optim.groups",),
+    ("optim.groups", "optim.options"),
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average"),
     ("optim.checked",),
     ("optim.building",),

@@ -7,6 +7,7 @@
 so every optimizer can be grouped, an experiment's own too.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from framework import paths, precision
 from framework.config import UserError, near
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.optimizers import Optimizer, make_optimizer
+from framework.optim.options import check_groups, check_options, numbers_of
 from framework.optim.schedules import Schedule, learning_rate
 from framework.returned import check_optimizer
 
@@ -41,23 +43,26 @@ def build_optimizers(
 
     Raises:
       UserError: parameters in half precision, groups or clip.exclude that do not fit them, names that are no models, an
-        optimizer with a rate of its own.
+        optimizer with a rate of its own or an option that a step would pass over.
     """
     groups = parse_groups(config.optimizer.groups)
-    if make is make_optimizer and config.optimizer.weight_decay == 0:
-        for group in groups:
-            if group.decay != 1 and not group.frozen:
-                raise UserError(
-                    f"optimizer.groups: '{group.pattern}: decay={group.decay:g}' has no effect with"
-                    " optimizer.weight_decay=0. Type e.g. --config.optimizer.weight_decay=0.01."
-                )
+    for group in groups:
+        if group.decay != 1 and config.optimizer.weight_decay == 0:
+            raise UserError(
+                f"optimizer.groups: '{group.pattern}: decay={group.decay:g}' has no effect with"
+                " optimizer.weight_decay=0. Type e.g. --config.optimizer.weight_decay=0.01."
+            )
     models = paths.models(model)
     schedules = schedules_of(schedule, model)
     trainable = paths.trainable(model)
     _refuse_half_precision(trainable)
     found: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
-    for group, members in zip(groups, assign_groups(groups, list(trainable)), strict=True):
+    for group, members in assign_groups(groups, list(trainable)):
         made = {} if group.frozen else _make(make, model, schedules, updates, config, group)
+        if group.decay != 1 and make is not make_optimizer:
+            _check_decay(
+                made, _make(make, model, schedules, updates, config, dataclasses.replace(group, decay=1.0)), group
+            )
         for name, optimizer in made.items():
             prefix = f"{name}/" if isinstance(model, Mapping) else ""
             own = {path.removeprefix(prefix): trainable[path] for path in members if path.startswith(prefix)}
@@ -71,6 +76,10 @@ def build_optimizers(
                 " has no trainable variable. Train a part of it"
                 + (", or leave it out of what make_optimizer returns." if isinstance(model, Mapping) else ".")
             )
+    for name, pairs in found.items():
+        prefix = f"{name}/" if isinstance(model, Mapping) else ""
+        own = {path: variable for path, variable in trainable.items() if path.startswith(prefix)}
+        check_groups(name, [optimizer for optimizer, _ in pairs], own, config)
     optimizers = {name: Optimizer(pairs) for name, pairs in found.items()}
     _check_exclude(config.clip.exclude, {path: None for own in optimizers.values() for path in own.trained})
     return optimizers if isinstance(model, Mapping) else optimizers["model"]
@@ -117,7 +126,19 @@ def _make(
                 "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"
                 " and not used. Pass its argument on: learning_rate=learning_rate."
             )
+        check_options(optimizer, config)
     return made
+
+
+def _check_decay(made: Mapping[str, Any], plain: Mapping[str, Any], group: Group) -> None:
+    """Raises UserError if an experiment's optimizer is the same whatever the group's factor of the weight decay."""
+    for name, optimizer in made.items():
+        if numbers_of(optimizer) == numbers_of(plain[name]):
+            raise UserError(
+                f"optimizer.groups: '{group.pattern}: decay={group.decay:g}' has no effect: {type(optimizer).__name__}"
+                " of make_optimizer is the same for any cfg.optimizer.weight_decay. Pass it on, e.g."
+                " weight_decay=cfg.optimizer.weight_decay, which holds the factor of the group."
+            )
 
 
 def _refuse_half_precision(parameters: Mapping[str, tf.Variable]) -> None:

@@ -1,7 +1,7 @@
 """Parameter groups: which parameters are frozen, or have their own learning rate and decay.
 
     groups = parse_groups(('.*/bias: decay=0', 'head/kernel: lr=0.1 decay=2', 'embedding/.*: frozen'))
-    for group, members in zip(groups, assign_groups(groups, paths.trainable(model)), strict=True): …
+    for group, members in assign_groups(groups, paths.trainable(model)): …    # the last one: what no pattern covers
 
 Nothing here imports TensorFlow, so bad input is reported before a device is touched.
 """
@@ -89,17 +89,14 @@ def _error(text: str, problem: str) -> UserError:
     return UserError(f"optimizer.groups: '{text}' {problem} {_EXAMPLE}")
 
 
-def assign_groups(groups: Sequence[Group], paths: Collection[str]) -> list[list[str]]:
-    """The paths of each group, in their order.
+def assign_groups(groups: Sequence[Group], paths: Collection[str]) -> list[tuple[Group, list[str]]]:
+    """The groups with their paths, in their order; paths that no pattern covers are the last one, without settings.
 
     Raises:
-      UserError: names every path that is in no group or in more than one, and every group without a path.
+      UserError: names every path that more than one pattern covers, and every pattern that covers none.
     """
     members = [[path for path in paths if re.fullmatch(group.pattern, path)] for group in groups]
     problems = []
-    uncovered = [path for path in paths if not any(path in group for group in members)]
-    if uncovered:
-        problems.append(f"no group covers {_listed(uncovered)}")
     for path in paths:
         patterns = [group.pattern for group, covered in zip(groups, members, strict=True) if path in covered]
         if len(patterns) > 1:
@@ -110,10 +107,11 @@ def assign_groups(groups: Sequence[Group], paths: Collection[str]) -> list[list[
             problems.append(f"'{group.pattern}' covers nothing" + (f" (did you mean '{close}'?)" if close else ""))
     if problems:
         raise UserError(
-            f"optimizer.groups: {'; '.join(problems)}. Every parameter must be in exactly one group;"
-            " type e.g. 'REGEX: lr=1' for those without settings of their own."
+            f"optimizer.groups: {'; '.join(problems)}. Each pattern must cover a parameter, and no parameter may be in"
+            " two groups; those in none have lr=1 and decay=1."
         )
-    return members
+    rest = [path for path in paths if not any(path in covered for covered in members)]
+    return [*zip(groups, members, strict=True), *([(Group("the rest"), rest)] if rest else [])]
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ import tf_keras as keras
 from ml_collections import ConfigDict
 
 from framework import paths
-from framework.config import UserError
+from framework.config import UserError, check_effects, flatten
+from framework.optim.options import numbers_of
 
 
 def make_optimizer(
@@ -24,17 +25,18 @@ def make_optimizer(
     """The optimizer of `config.optimizer`, for one group of parameters.
 
     Raises:
-      UserError: lion with `beta_1=0`, which tf_keras refuses.
+      UserError: a key that the optimizer does not have, or lion with `beta_1=0`, which tf_keras refuses.
     """
     settings = config.optimizer
+    check_effects(flatten(settings, "optimizer."))
     # tf_keras turns a Python float into a float32 before it casts it; a NumPy float64 keeps its value.
     number = np.float64 if config.train.precision == "float64" else float
     # tf_keras would compile its own update; ours is part of a compiled step already.
     common: dict[str, Any] = {"learning_rate": learning_rate, "jit_compile": False}
-    if settings.name == "sgd":
-        return _Sgd(momentum=number(settings.momentum), nesterov=settings.nesterov, **common)
-    common |= {name: number(settings[name]) for name in ("beta_1", "beta_2")}
     epsilon, decay = number(settings.epsilon), number(settings.weight_decay)
+    if settings.name == "sgd":
+        return _Sgd(decay=decay, momentum=number(settings.momentum), nesterov=settings.nesterov, **common)
+    common |= {name: number(settings[name]) for name in ("beta_1", "beta_2")}
     if settings.name == "adam":
         return _Adam(epsilon=epsilon, **common)
     if settings.name == "adamw":
@@ -70,8 +72,9 @@ class _Adam(keras.optimizers.Adam):
         """Changes `variable`, of any shape, and its averages by one gradient."""
         dtype, index = variable.dtype, self._index_dict[self._var_key(variable)]
         rate = tf.cast(self.learning_rate, dtype)
+        decays = self.decay and self._use_weight_decay(variable)
         if self.allowed is None:
-            if self.decay:
+            if decays:
                 variable.assign_sub(variable * tf.cast(self.decay, dtype) * rate)
             super().update_step(gradient, variable)
             return
@@ -79,7 +82,7 @@ class _Adam(keras.optimizers.Adam):
         mean, square = self._momentums[index], self._velocities[index]
         _assign(mean, mean + (gradient - mean) * (1 - self.beta_1), self.allowed)
         _assign(square, square + (tf.square(gradient) - square) * (1 - self.beta_2), self.allowed)
-        if self.decay:
+        if decays:
             weights -= weights * tf.cast(self.decay, dtype) * rate
         step = tf.cast(self.iterations + 1, dtype)
         power_1, power_2 = (tf.pow(tf.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2))
@@ -90,22 +93,36 @@ class _Adam(keras.optimizers.Adam):
 class _Sgd(keras.optimizers.SGD):
     """tf_keras's SGD with momentum, which passes over weights and slots once, and can leave them alone.
 
+    A `decay` is decoupled, as in AdamW: weights lose `decay` times the learning rate of themselves before each step
+    (Loshchilov and Hutter, 2019). The gradient, and so the momentum, does not see it.
+
     Attributes:
       allowed: see `Optimizer.apply`.
     """
 
     allowed: tf.Tensor | None = None
 
+    def __init__(self, decay: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.decay = decay
+
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         """Changes `variable`, of any shape, and its momentum by one gradient."""
         average = self.momentums[self._index_dict[self._var_key(variable)]]
         rate, momentum = (tf.cast(x, variable.dtype) for x in (self.learning_rate, self.momentum))
+        decays = self.decay and self._use_weight_decay(variable)
         if self.allowed is not None:
-            step = tf.convert_to_tensor(gradient) * rate
+            gradient, weights = tf.convert_to_tensor(gradient), variable.read_value()
+            if decays:
+                weights -= weights * tf.cast(self.decay, variable.dtype) * rate
+            step = gradient * rate
             _assign(average, average * momentum - step, self.allowed)
             moved = average * momentum - step if self.nesterov else average
-            _assign(variable, variable + moved, self.allowed)
-        elif isinstance(gradient, tf.IndexedSlices):
+            _assign(variable, weights + moved, self.allowed)
+            return
+        if decays:
+            variable.assign_sub(variable * tf.cast(self.decay, variable.dtype) * rate)
+        if isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable)
         else:
             tf.raw_ops.ResourceApplyKerasMomentum(
@@ -165,7 +182,8 @@ class Lamb(keras.optimizers.Optimizer):
         mean = self._averaged(self._momentums[index], gradient, self.beta_1)
         square = self._averaged(self._velocities[index], tf.square(gradient), self.beta_2)
         update = mean / (tf.sqrt(square) + tf.constant(self.epsilon, dtype))
-        update += tf.constant(self.decay, dtype) * variable
+        if self._use_weight_decay(variable):
+            update += tf.constant(self.decay, dtype) * variable
         long, wide = tf.norm(variable), tf.norm(update)
         is_scaled = (long > 0) & (wide > 0)
         ratio = tf.where(is_scaled, long / tf.where(is_scaled, wide, 1), 1)
@@ -219,14 +237,32 @@ class Optimizer(tf.Module):
         for optimizer, variables in zip(self.groups, self._members, strict=True):
             pairs = [(gradients[path], variable) for path, variable in variables.items()]
             if allowed is None:
-                optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+                _apply(optimizer, pairs)
                 continue
             # tf_keras's own: the count of its updates, a copy of the rate, and weights after their constraint.
             moved = [variable for variable in paths.variables(optimizer).values() if variable.shape.rank == 0]
             moved += [variable for variable in variables.values() if getattr(variable, "constraint", None) is not None]
             before = [variable.read_value() for variable in moved]
             optimizer.allowed = allowed
-            optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+            _apply(optimizer, pairs)
             optimizer.allowed = None
             for variable, value in zip(moved, before, strict=True):
                 variable.assign(tf.where(allowed, variable, value))
+
+
+def _apply(optimizer: keras.optimizers.Optimizer, pairs: list[tuple[Any, tf.Variable]]) -> None:
+    """One update by one optimizer, all of whose state is variables.
+
+    Raises:
+      UserError: it changes a Python value, which a compiled step would compute once, when it is traced.
+    """
+    before = numbers_of(optimizer)
+    optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+    after = numbers_of(optimizer)
+    for name in after:
+        if after[name] != before.get(name, before):
+            raise UserError(
+                f"{type(optimizer).__name__} of make_optimizer changes its attribute '{name}' in an update. A compiled"
+                " step runs Python once, when it is traced, so the value would stay what it is then. Make it a variable"
+                " in build, or use another optimizer, e.g. keras.optimizers.AdamW."
+            )

@@ -24,8 +24,8 @@ def test_a_text_is_a_group(text, group):
 
 def test_without_groups_there_is_one_of_everything():
     assert parse_groups(()) == (Group(".*", frozen=False, lr=1.0, decay=1.0),)
-    assert assign_groups(parse_groups(()), ["b/kernel", "a"]) == [["b/kernel", "a"]]
-    assert assign_groups(parse_groups(()), []) == [[]]
+    assert assign_groups(parse_groups(()), ["b/kernel", "a"]) == [(Group(".*"), ["b/kernel", "a"])]
+    assert assign_groups(parse_groups(()), []) == [(Group(".*"), [])]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,26 @@ PATHS = ["embedding", "dense/kernel", "dense/bias", "head/kernel", "head/bias"]
 
 def test_each_path_is_in_the_group_whose_regex_is_all_of_it():
     groups = parse_groups((".*/bias: decay=0", "(dense|head)/kernel: lr=0.1", "embedding: frozen"))
-    assert assign_groups(groups, PATHS) == [["dense/bias", "head/bias"], ["dense/kernel", "head/kernel"], ["embedding"]]
+    members = [["dense/bias", "head/bias"], ["dense/kernel", "head/kernel"], ["embedding"]]
+    assert assign_groups(groups, PATHS) == list(zip(groups, members, strict=True))
 
 
-END = " Every parameter must be in exactly one group; type e.g. 'REGEX: lr=1' for those without settings of their own."
+def test_paths_that_no_pattern_covers_are_a_group_without_settings():
+    groups = parse_groups((".*/(bias|gamma|beta): decay=0",))
+    (own, biases), (rest, others) = assign_groups(groups, PATHS)
+    assert (own, biases) == (groups[0], ["dense/bias", "head/bias"])
+    assert others == ["embedding", "dense/kernel", "head/kernel"]
+    assert (rest.frozen, rest.lr, rest.decay) == (False, 1.0, 1.0)
+
+
+END = (
+    " Each pattern must cover a parameter, and no parameter may be in two groups; those in none have lr=1 and decay=1."
+)
 
 
 @pytest.mark.parametrize(
     ("texts", "problem"),
     [
-        ((".*/kernel: lr=1",), "no group covers 'embedding', 'dense/bias', 'head/bias'."),
         (("tail: lr=1", ".*: lr=1"), "'tail' covers nothing."),
         (("heads/kernel: lr=1", ".*: lr=1"), "'heads/kernel' covers nothing (did you mean 'head/kernel'?)."),
         (
@@ -81,7 +91,7 @@ END = " Every parameter must be in exactly one group; type e.g. 'REGEX: lr=1' fo
         ),
         (
             (".*/bias: lr=1", "head/.*: lr=1", "Dense/kernal: lr=1", "dense/.*: lr=1"),
-            "no group covers 'embedding'; '.*/bias', 'dense/.*' all cover 'dense/bias';"
+            "'.*/bias', 'dense/.*' all cover 'dense/bias';"
             " '.*/bias', 'head/.*' all cover 'head/bias';"
             " 'Dense/kernal' covers nothing (did you mean 'dense/kernel'?).",
         ),

@@ -20,6 +20,8 @@ OPTIMIZERS = {
     "sgd": {"name": "sgd"},
     "momentum": {"name": "sgd", "momentum": 0.8},
     "nesterov": {"name": "sgd", "momentum": 0.8, "nesterov": True},
+    "decayed": {"name": "sgd", "weight_decay": 0.05},
+    "decayed nesterov": {"name": "sgd", "momentum": 0.5, "nesterov": True, "weight_decay": 0.05},
     "adam": {"name": "adam", "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3},
     "adamw": {"name": "adamw", "weight_decay": 0.05, "beta_1": 0.7},
     "lamb": {"name": "lamb", "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "weight_decay": 0.05},
@@ -58,6 +60,7 @@ class Reference:
         getattr(self, self.settings.name)(g, rate, self.settings)
 
     def sgd(self, g, rate, s):
+        self.w -= rate * s.weight_decay * self.w
         self.m = s.momentum * self.m - rate * g
         self.w += s.momentum * self.m - rate * g if s.nesterov else self.m
 
@@ -140,6 +143,27 @@ def test_updates_are_those_of_the_paper(name, masked, mode, precision):
     assert {variable.dtype for variable in slots} == {tf.as_dtype(precision)}
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("precision", BOUND)
+def test_the_decay_of_sgd_is_decoupled_to_the_bit(precision, masked):
+    """w - w * decay * rate, and then the step of the momentum, which has seen the gradient alone."""
+    config, kind = make_config("decayed nesterov", precision), np.dtype(precision).type
+    weights, rng = make_weights(precision), np.random.default_rng(3)
+    variables = {path: tf.Variable(w) for path, w in weights.items()}
+    optimizer = optim.Optimizer([(make_optimizer(config, tf.Variable(0, dtype=tf.int64)), variables)])
+    extra = {"allowed": tf.constant(True)} if masked else {}
+    rate, decay, momentum = kind(PEAK), kind(0.05), kind(0.5)
+    slots = {path: np.zeros_like(w) for path, w in weights.items()}
+    for _ in range(3):
+        gradients = {path: np.asarray(rng.normal(size=w.shape), precision) for path, w in weights.items()}
+        optimizer.apply({path: tf.constant(g) for path, g in gradients.items()}, **extra)
+        for path, g in gradients.items():
+            weights[path] = weights[path] - weights[path] * decay * rate
+            slots[path] = slots[path] * momentum - g * rate
+            weights[path] = weights[path] + (slots[path] * momentum - g * rate)
+            assert np.array_equal(variables[path].numpy(), weights[path]), path
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_lamb_does_not_scale_by_a_norm_of_zero(mode):
     config = make_config("lamb", weight_decay=0.0)
@@ -153,7 +177,7 @@ def test_lamb_does_not_scale_by_a_norm_of_zero(mode):
 
 
 KINDS = {
-    "sgd": (keras.optimizers.SGD, {"momentum": "momentum", "nesterov": "nesterov"}),
+    "sgd": (keras.optimizers.SGD, {"momentum": "momentum", "nesterov": "nesterov", "decay": "weight_decay"}),
     "adam": (keras.optimizers.Adam, {"beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon"}),
     "adamw": (
         keras.optimizers.Adam,
