@@ -94,8 +94,15 @@ class Compiled:
             return result
 
         # Autograph stays off: loops are written with tf.while_loop, so what is compiled is what is read.
-        self.function = None if mode == "eager" else tf.function(traced, jit_compile=compiled or None, autograph=False)
+        self._make = lambda: tf.function(traced, jit_compile=compiled or None, autograph=False)
+        self.function = None if mode == "eager" else self._make()
         self._fn = fn
+
+    def forget(self) -> None:
+        """Makes the next call trace anew: what was traced computes with constants that are others now."""
+        if self.function is not None and self.traces:
+            self.function, self.traces, self.calls = self._make(), 0, 0
+            self.compilations = None if self.compilations is None else 0
 
     @property
     def has_recompiled(self) -> bool:

@@ -115,6 +115,7 @@ def _go_back(run: Run, step: int) -> int:
                 f"--step={step + 1} is of the run that this one went on from at step {int(run.state.step)}:"
                 f" {run.resolved.resume_from}. Use the --workdir of that one."
             )
+    run.refresh()
     start = int(run.state.step)
     if run.state.skip_list is not None:
         run.state.skip_list.assign(listed)

@@ -52,13 +52,13 @@ from framework.overrides import override, restored
 from framework.replicas import ParameterServers, Replicas
 from framework.returned import checked
 from framework.state import TrainState
-from framework.step import asynchronous, tune
+from framework.step import asynchronous, coverage, tune
 from framework.step.asynchronous import AsynchronousBlock
 from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout, term_key
-from framework.step.probe import Probe, check_saved, probe, probe_evaluation, probe_step
+from framework.step.probe import Probe, check_covered, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
 
@@ -84,6 +84,7 @@ class Run:
       started: `time.monotonic()` when `build` was called; None after a `train`, whose successor counts for itself.
       note: what the last restored checkpoint said of the run so far.
       choice: how `train.compile=auto` chose to compile the blocks; None before, and where the config says how.
+      constants: {name: SHA-256} of the tables and constants that its traces compute with, see `step/coverage.py`.
     """
 
     experiment: Experiment
@@ -104,6 +105,7 @@ class Run:
     started: float | None
     note: dict[str, Any] = dataclasses.field(default_factory=dict)
     choice: Choice | None = None
+    constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> keras.Model:
@@ -138,17 +140,31 @@ class Run:
         """
         _refuse_other_run(self.workdir, self.experiment, self.config)
         self._refuse_other_data()
+        self._refuse_other_constants()
         chief = self.replicas.is_chief
         note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, chief, self.facts())
         self.note = self.note if note is None else note
+        self.refresh()
         return int(self.state.step)
+
+    def refresh(self) -> None:
+        """Makes layers compute with the state as it is, after it was assigned from elsewhere; see `state.refresh`."""
+        if state.refresh(self.state):
+            self.train_block.forget()
+            for block in self.eval_blocks.values():
+                block.compiled.forget()
 
     def facts(self) -> dict[str, Any]:
         """What each checkpoint of this run says of it, for a resumed run to be compared with: JSON, hashes mostly.
 
-        'data' is a SHA-256 of some examples of each split; 'goals' are the metrics that decide what is best.
+        'data' is a SHA-256 of some examples of each split; 'goals' are the metrics that decide what is best;
+        'constants' are hashes of the tables and constants of the traces.
         """
-        return {"data": self._samples(), "goals": origin.goals(self.resolved)}
+        return {
+            "data": self._samples(),
+            "goals": origin.goals(self.resolved),
+            "constants": dict(self.constants),
+        }
 
     def _samples(self) -> dict[str, str | None]:
         """{split: SHA-256 of some examples}; None of batches that are not made of arrays."""
@@ -163,6 +179,25 @@ class Run:
                     " one that was never stopped. Does make_data draw them without a seed? Use another folder; there,"
                     f" --config.resume_from={self.workdir} goes on from this run."
                 )
+
+    def _refuse_other_constants(self) -> None:
+        begun = self.checkpoints.facts().get("constants")
+        self._refuse([] if begun is None else coverage.differing(begun, self.constants))
+
+    def _refuse_other_tables(self) -> None:
+        """Who looks back may have other batches and splits, but not another vocabulary."""
+        begun = self.checkpoints.facts(int(self.state.step)).get("constants", {})
+        tables = {name: begun[name] for name in begun.keys() & self.constants.keys() if name.startswith("table")}
+        self._refuse(coverage.differing(tables, {name: self.constants[name] for name in tables}))
+
+    def _refuse(self, differing: Sequence[str]) -> None:
+        if differing:
+            more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            raise UserError(
+                f"{', '.join(differing[:_SHOWN])}{more}: not what {self.workdir} was begun with, so it cannot end as a"
+                " run that was never stopped. Was it read from a file that changed? Put that back, or use another"
+                f" folder; there, --config.resume_from={self.workdir} goes on from this run."
+            )
 
     def compile_by(self, choice: Choice, block: TrainBlock | None = None) -> None:
         """Compiles the blocks in the chosen way; `block` is the training block if that is compiled already."""
@@ -191,6 +226,7 @@ class Run:
         alone = assemble(self.experiment, config.locked(final), self.workdir, time.monotonic(), data_of=self)
         for path, variable in paths.variables(alone.state).items():
             variable.assign(paths.copies(paths.variables(self.state)[path])[0].read_value())
+        alone.refresh()
         alone.note = self.note
         return alone
 
@@ -201,13 +237,15 @@ class Run:
           which: see `Checkpoints.restore`; repair: the same.
 
         Raises:
-          UserError: there is none, or not that one.
+          UserError: there is none, or not that one, or a lookup table of it was another.
         """
         restored = self.checkpoints.restore(self.state, which, repair)
         if restored is None:
             some = "no checkpoint that is whole" if self.checkpoints.steps() else "no checkpoint"
             raise UserError(f"--workdir={self.workdir} has {some}. Train first: --mode=train.")
         self.note = restored
+        self._refuse_other_tables()
+        self.refresh()
         return int(self.state.step)
 
     @contextlib.contextmanager
@@ -365,14 +403,14 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
     )
-    check_saved(found.graph, created)
+    constants = check_covered(found, created, data)
     with precision.scope(resolved.train.precision):
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
     _check_metric_names(resolved, metrics, layout)
-    for batches in eval_data.values():
-        probe_evaluation(loss, model, batches, resolved)
+    for split, batches in eval_data.items():
+        constants |= probe_evaluation(loss, created, batches, resolved, split)
     evaluations = {
         split: EvalBlock(model, loss, metrics, batches, resolved, found.terms, replicas, found.has_collectives)
         for split, batches in eval_data.items()
@@ -395,6 +433,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         eval_blocks={split: evaluations[config.base_split(split)] for split in final.eval.splits},
         exports=make["make_exports"](resolved) if "make_exports" in make else [],
         started=started,
+        constants=constants,
     )
 
 

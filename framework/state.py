@@ -10,7 +10,9 @@ Names are paths in this object, see `paths`; a checkpoint has exactly these vari
 import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 
 from framework import paths, rng
 from framework.optim import Average, Optimizer
@@ -136,3 +138,28 @@ def create(model: Any, optimizer: Any, updates: tf.Variable, **parts: Any) -> Tr
     if state.extra is not None:
         rng.name_streams({f"extra/{path}": child for path, child in paths.objects(state.extra).items()})
     return state
+
+
+def refresh(state: TrainState) -> bool:
+    """Makes preprocessing layers compute with the values their variables have now; returns whether any did not.
+
+    `Normalization`, `Discretization` and the tf-idf of lookups keep tensors that they made of their variables when they
+    were adapted. After variables were assigned from a checkpoint, those are of other data.
+    """
+    is_stale = False
+    for root in (state.model, state.extra):
+        for layer in paths.objects(root).values() if root is not None else ():
+            if isinstance(layer, keras.layers.experimental.preprocessing.PreprocessingLayer):
+                before = _computed(layer)
+                layer.finalize_state()
+                is_stale |= before != _computed(layer)
+    return is_stale
+
+
+def _computed(layer: Any) -> dict[str, Any]:
+    """The numbers that a layer keeps beside its variables."""
+    return {
+        name: np.asarray(value).tolist()
+        for name, value in vars(layer).items()
+        if name == "bin_boundaries" or (tf.is_tensor(value) and not tf.is_symbolic_tensor(value))
+    }

@@ -121,7 +121,7 @@ def _check_same(
     for path, origin in sources.items():
         array, variable = source[origin], target[path]
         both_floating = tf.as_dtype(array.dtype).is_floating and variable.dtype.is_floating
-        if list(array.shape) != variable.shape.as_list() or not (both_floating or array.dtype == variable.dtype):
+        if not variable.shape.is_compatible_with(array.shape) or not (both_floating or array.dtype == variable.dtype):
             there = f"{array.dtype.name}{list(array.shape)}"
             here = f"{variable.dtype.name}{variable.shape.as_list()}"
             renamed = "" if path == origin else f" (from {origin})"

@@ -45,7 +45,7 @@ ROWS = (
     ("step.weights",),
     ("step.gradients",),
     ("step.update", "step.layout"),
-    ("step.tools",),
+    ("step.tools", "step.coverage"),
     ("step.probe",),
     ("step.halves",),
     ("step.block",),

@@ -25,6 +25,7 @@ from framework.data.batches import Batch, Batches
 from framework.optim import Schedule, global_norm
 from framework.replicas import Replicas
 from framework.state import TrainState
+from framework.step import coverage
 from framework.step.gradients import Gradients, total
 from framework.step.layout import Layout
 from framework.step.probe import check_draws, scopes
@@ -126,6 +127,11 @@ class TrainBlock:
         other._inspect = {}
         return other
 
+    def forget(self) -> None:
+        """Makes the next calls trace anew."""
+        for compiled in (self.compiled, *self._inspect.values()):
+            compiled.forget()
+
     @property
     def state(self) -> TrainState:
         """What its steps change."""
@@ -187,6 +193,7 @@ class TrainBlock:
         _, steps, norms = tf.while_loop(lambda last, *_: last < 2, part, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
             check_draws(tf.compat.v1.get_default_graph(), self._config)
+            coverage.check(tf.compat.v1.get_default_graph(), self._state, list(self._seen.values()))
         is_finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(norms.values()))))
         return steps.rows, steps.count, steps.is_halted | ~is_finite, norms
 

@@ -15,6 +15,7 @@ from framework.config import UserError, near
 from framework.data.batches import Batches
 from framework.metrics import Metric
 from framework.state import TrainState
+from framework.step import coverage
 from framework.step.gradients import Loss, forward, refuse_coupled
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights
@@ -31,6 +32,7 @@ class Probe:
       moved: variables that the forward pass may assign to, such as moving averages.
       has_collectives: the forward pass communicates between replicas: a layer, the model or the loss has an attribute
         `needs_collectives`, or is a synchronised BatchNormalization.
+      data: graph of a batch and its transform.
     """
 
     terms: tuple[str, ...]
@@ -39,6 +41,7 @@ class Probe:
     graph: tf.Graph
     moved: tuple[tf.Variable, ...]
     has_collectives: bool
+    data: tf.Graph | None = None
 
 
 def probe(
@@ -88,7 +91,7 @@ def probe(
             " Use --config.runtime.strategy=one_device."
         )
     moved = _moved(function.graph, model)
-    return Probe(tuple(terms), batch, function.structured_outputs, function.graph, moved, has_collectives)
+    return Probe(tuple(terms), batch, function.structured_outputs, function.graph, moved, has_collectives, data.graph)
 
 
 def _has_collectives(loss: Loss, model: Any) -> bool:
@@ -129,22 +132,42 @@ def probe_step(
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
     check_draws(function.graph, config)
-    check_saved(function.graph, state)
+    coverage.check(function.graph, state)
     return tuple(terms)
 
 
-def probe_evaluation(loss: Loss, model: Any, batches: Batches, config: FrozenConfigDict) -> None:
-    """Traces the forward pass of one evaluation batch, which is not run.
+def check_covered(found: Probe, state: TrainState, batches: Batches) -> dict[str, str]:
+    """Compares what the probe's traces read and assign with the state; returns their `coverage.constants`.
 
     Raises:
-      UserError: a random draw, by which a resumed run would see another best step or stop elsewhere.
+      UserError: a variable or table that no checkpoint has.
+    """
+    coverage.check(found.graph, state)
+    steers = coverage.constants(found.graph, state, "the loss")
+    if found.data is not None:
+        coverage.check_data(found.data, state, "the transform of the training data")
+        steers |= coverage.constants(found.data, state, "the transform of the training data", batches)
+    return steers
+
+
+def probe_evaluation(
+    loss: Loss, state: TrainState, batches: Batches, config: FrozenConfigDict, split: str
+) -> dict[str, str]:
+    """Traces the forward pass of one evaluation batch, which is not run; returns its `coverage.constants`.
+
+    Raises:
+      UserError: a random draw, or a variable or table that no checkpoint has, by which a resumed run would see another
+        best step or stop elsewhere.
     """
 
     def trace() -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            forward(loss, model, _Batch(batches.at(0)), training=False)
+            forward(loss, state.model, _Batch(batches.at(0)), training=False)
 
-    check_draws(tf.function(trace, autograph=False).get_concrete_function().graph, config)
+    graph, where = tf.function(trace, autograph=False).get_concrete_function().graph, f"evaluation of '{split}'"
+    check_draws(graph, config)
+    coverage.check_data(graph, state, where)
+    return coverage.constants(graph, state, where, batches)
 
 
 def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
@@ -221,25 +244,6 @@ def _moved(graph: Any, model: Any) -> tuple[tf.Variable, ...]:
     }
     return tuple(moved.values())
 
-
-def check_saved(graph: Any, state: TrainState) -> None:
-    """Raises UserError if a trace changes a variable that is not in the state: a resumed run would not have its value.
-
-    Only what the trace does itself is looked at, not what it calls: there, reading looks like changing.
-    """
-    saved = {id(copy.handle) for variable in paths.variables(state).values() for copy in paths.copies(variable)}
-    named = {id(copy.handle): variable.name for variable in graph.variables for copy in paths.copies(variable)}
-    for outer, inner in graph.captures:
-        is_changed = any(_CHANGE.match(consumer.type) for consumer in inner.consumers())
-        if is_changed and id(outer) in named.keys() - saved:
-            raise UserError(
-                f"a step changes the variable '{named[id(outer)]}', which no checkpoint has: a resumed run would start"
-                " with another value. Make it an attribute of a layer of the model, or return it in"
-                " make_state(cfg, model)."
-            )
-
-
-_CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)")
 
 # Ops that draw from a generator of the process, or of the op, which no checkpoint holds.
 _STATEFUL_DRAW = re.compile(

@@ -219,7 +219,7 @@ def test_a_changed_variable_that_no_checkpoint_has_is_refused():
 
 def test_a_variable_that_is_only_read_is_a_constant():
     def make_loss(cfg):
-        loss, factor = small.make_loss(cfg), tf.Variable(0.5)
+        loss, factor = small.make_loss(cfg), tf.Variable(0.5, trainable=False)
         return lambda model, batch, training: loss(model, {**batch, "x": factor * batch["x"]}, training)
 
     small.build(functions={"make_loss": make_loss})

@@ -1,0 +1,252 @@
+"""What a trace reads and assigns beside what `TrainState` holds: refused, or hashed for a resumed run to compare.
+
+    check(graph, state)                              # UserError: a variable or table that no checkpoint has
+    constants(graph, state, "the loss")              # {"table 'labels' of the loss": sha256, …}
+
+A variable is saved if the state tracks it. A lookup table is content that no checkpoint holds: one that can change is
+refused, one that cannot is hashed. So are constants: tensors that were made before the trace, and arrays of the
+experiment's own code.
+"""
+
+import gc
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import paths
+from framework.config import UserError
+from framework.state import TrainState
+
+_CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)|LookupTable(Insert|Import|Remove)")
+_TABLE = re.compile(r"LookupTable")
+_IMMUTABLE = tf.lookup.StaticHashTable.__mro__[1]  # also of a StaticVocabularyTable and of StringLookup's
+_ANY_TABLE = tf.lookup.StaticHashTable.__mro__[2]
+# What to write instead, in a step and in a transform.
+_IN_STATE = "Make it an attribute of a layer of the model, or return it in make_state(cfg, model)."
+_BY_BATCH = (
+    "A transform is a function of the batch: draw with framework.rng; what it counts belongs into the examples, or the"
+    " batches are a tf.Module, as data.replay.Replay is."
+)
+_MANY_AXES = 8
+_FRAMEWORK = str(Path(__file__).resolve().parents[1])
+_LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (tf, keras))
+
+
+def check(graph: Any, state: TrainState, known: Collection[tf.Variable] = ()) -> None:
+    """Raises UserError if a trace of the step steers by a variable, table or other resource that no checkpoint has.
+
+    Args:
+      graph: with all functions that it calls.
+      known: variables beside those of the state that need not be saved.
+    """
+    for variable in _checked(graph, state, "a step", _IN_STATE, known):
+        if variable.trainable:
+            raise UserError(
+                f"a step reads the variable '{variable.name}', which is neither trained nor saved, because the model"
+                " does not track it. Make it, or the layer that has it, an attribute of the model; what is not trained,"
+                " such as a teacher, belongs into make_state(cfg, model); a constant is"
+                " tf.Variable(…, trainable=False)."
+            )
+
+
+def check_data(graph: Any, state: TrainState, where: str) -> None:
+    """The same of a trace that trains nothing: what it only reads is a constant."""
+    _checked(graph, state, where, _BY_BATCH, ())
+
+
+def _checked(graph: Any, state: TrainState, where: str, hint: str, known: Collection[tf.Variable]) -> list[tf.Variable]:
+    """The variables outside of the state that a trace only reads; raises UserError for what may change."""
+    read = []
+    for outer, inner, variable in _unsaved(graph, state, known):
+        uses = _uses(inner)
+        is_changed = any(_CHANGE.match(op) for op in uses)
+        if variable is not None and is_changed:
+            raise UserError(
+                f"{where} changes the variable '{variable.name}', which no checkpoint has: a resumed run would start"
+                f" with another value. {hint}"
+            )
+        if variable is None and any(_TABLE.match(op) for op in uses):
+            if is_changed or not isinstance(_table_of(outer), _IMMUTABLE):
+                raise UserError(
+                    f"{where} uses the table '{_name_of_table(outer)}', which can change and which no checkpoint has: a"
+                    f" resumed run would start with another one. Use tf.lookup.StaticHashTable. {hint}"
+                )
+        elif variable is None and uses:
+            raise UserError(
+                f"{where} uses something of TensorFlow that has a content of its own ({', '.join(sorted(uses))}), which"
+                f" no checkpoint has: a resumed run would not go on with it. {hint}"
+            )
+        if variable is not None:
+            read.append(variable)
+    return read
+
+
+def constants(graph: Any, state: TrainState, where: str, data: Any = None) -> dict[str, str]:
+    """{name: SHA-256} of what a trace computes with and no checkpoint has.
+
+    That is: lookup tables, variables that are constants (trainable=False, never assigned), tensors that were made
+    before the trace, and arrays of at least two elements that the experiment's code put into it.
+
+    Args:
+      data: batches whose own tensors, the examples, are known by another hash.
+    """
+    found: dict[str, str] = {}
+    for outer, _, variable in _unsaved(graph, state):
+        if variable is not None:
+            name, value = f"variable '{variable.name}'", _sha256(paths.copies(variable)[0].numpy())
+        else:
+            name, value = f"table '{_name_of_table(outer)}'", _sha256(*_content(outer))
+        found[_unused(f"{name} of {where}", found)] = value
+    passed = _tensors_of(data) | _tensors_of_layers(state)
+    for array, used_at in _arrays(graph, passed):
+        kind = f"{array.dtype.name if array.dtype != object else 'string'}{list(array.shape)}"
+        found[_unused(f"constant {kind}{used_at} of {where}", found)] = _sha256(array)
+    return found
+
+
+def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names whose hashes differ, or that only one side has."""
+    return sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    count = 1 + sum(other == name or other.startswith(f"{name} (") for other in taken)
+    return name if count == 1 else f"{name} ({count})"
+
+
+def _unsaved(
+    graph: Any, state: TrainState, known: Collection[tf.Variable] = ()
+) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Variable | None]]:
+    """(handle, its place in the trace, its variable if it is one) of each resource that the state does not hold."""
+    held = [*paths.variables(state).values(), *known]
+    saved = {id(copy.handle) for variable in held for copy in paths.copies(variable)}
+    seen = [variable for part in _graphs(graph) for variable in part.variables]
+    variables = {id(copy.handle): variable for variable in seen for copy in paths.copies(variable)}
+    for outer, inner in graph.captures:
+        if inner.dtype == tf.resource and not tf.is_symbolic_tensor(outer) and id(outer) not in saved:
+            yield outer, inner, variables.get(id(outer))
+
+
+def _graphs(graph: Any) -> list[Any]:
+    """A trace and the functions that it calls."""
+    return [graph, *(function.graph for function in graph._functions.values())]
+
+
+def _uses(tensor: tf.Tensor) -> set[str]:
+    """The types of the operations that take a resource, in functions that are called too."""
+    found: set[str] = set()
+    for operation in tensor.consumers():
+        inside = _called(operation)
+        if not inside:
+            found.add(operation.type)
+        for function in inside:
+            skipped = len(operation.inputs) - len(function.inputs)  # such as the condition of an If
+            for place, source in enumerate(operation.inputs):
+                if source is tensor and place >= skipped:
+                    found |= _uses(function.inputs[place - skipped])
+    return found
+
+
+def _called(operation: tf.Operation) -> list[Any]:
+    """The graphs of the functions that an operation calls, but for functions of tf.data and Python."""
+    graphs = []
+    for value in operation.node_def.attr.values():
+        for function in [value.func, *value.list.func]:
+            known = operation.graph._get_function(function.name) if function.name else None
+            if known is not None:
+                graphs.append(known.graph)
+    return graphs
+
+
+def _table_of(handle: tf.Tensor) -> Any:
+    """The table object of a handle; None if it is gone."""
+    tables = (found for found in gc.get_objects() if isinstance(found, _ANY_TABLE))
+    return next((table for table in tables if getattr(table, "_resource_handle_value", None) is handle), None)
+
+
+def _name_of_table(handle: tf.Tensor) -> str:
+    """'labels', or with the file that it was read from 'labels (from vocabulary.txt)'."""
+    table = _table_of(handle)
+    file = getattr(getattr(table, "_initializer", None), "_filename_arg", None)
+    name = getattr(table, "_name", "table")
+    return name if file is None else f"{name} (from {Path(tf.compat.as_str(tf.get_static_value(file) or file)).name})"
+
+
+def _content(handle: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of a table, in the order of the keys."""
+    keys, values = (part.numpy() for part in _table_of(handle).export())
+    order = np.argsort(keys, kind="stable")
+    return keys[order], values[order]
+
+
+def _arrays(graph: Any, passed: Collection[int]) -> Iterator[tuple[np.ndarray, str]]:
+    """(array, ' (loss in file.py)' where the experiment's code uses it) of each constant of a trace, in its order.
+
+    Args:
+      passed: ids of tensors that are not looked at.
+    """
+    for part in _graphs(graph):
+        made_before = {id(inner.op): outer for outer, inner in part.captures}
+        for operation in part.get_operations():
+            outer = made_before.get(id(operation))
+            if outer is not None:
+                is_tensor = not tf.is_symbolic_tensor(outer) and outer.dtype not in (tf.resource, tf.variant)
+                if is_tensor and id(outer) not in passed:
+                    users = [user for output in operation.outputs for user in output.consumers()]
+                    yield np.asarray(outer), next((place for user in users if (place := _place(user))), "")
+            elif operation.type == "Const" and _is_data(operation.outputs[0]):
+                yield from ((tf.make_ndarray(operation.get_attr("value")), p) for p in [_place(operation)] if p)
+
+
+def _is_data(constant: tf.Tensor) -> bool:
+    """Whether a constant may be numbers of an experiment; else it is one number, or a few of axes and shapes."""
+    count = constant.shape.num_elements() or 0
+    if constant.dtype.is_integer and count <= _MANY_AXES:
+        return count > 1 and any(re.match("Gather|Cast|Select", user.type) for user in constant.consumers())
+    return count > 1
+
+
+def _place(operation: tf.Operation) -> str:
+    """' (loss in file.py)' of the experiment's function that made an operation; '' if the framework did."""
+    try:
+        frames = operation.traceback.get_user_frames()
+    except AttributeError:  # of a graph that was read from a definition
+        return ""
+    for frame in reversed(list(frames)):
+        if not frame.filename.startswith(_LIBRARIES):
+            is_ours = frame.filename.startswith(_FRAMEWORK)
+            return "" if is_ours else f" ({frame.name} in {Path(frame.filename).name})"
+    return ""
+
+
+def _tensors_of(data: Any) -> set[int]:
+    """Ids of the tensors that batches hold as attributes."""
+    return {id(value) for value in tf.nest.flatten(list(getattr(data, "__dict__", {}).values())) if tf.is_tensor(value)}
+
+
+def _tensors_of_layers(state: TrainState) -> set[int]:
+    """Ids of the tensors that preprocessing layers make of their variables."""
+    layers = [
+        child for root in (state.model, state.extra) if root is not None for child in paths.objects(root).values()
+    ]
+    return {
+        id(value)
+        for layer in layers
+        if isinstance(layer, keras.layers.Layer) and hasattr(layer, "finalize_state") and layer.variables
+        for value in vars(layer).values()
+        if tf.is_tensor(value) and not tf.is_symbolic_tensor(value)
+    }
+
+
+def _sha256(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+    return digest.hexdigest()
