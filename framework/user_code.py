@@ -46,9 +46,9 @@ _ADVICE = (
         "Write tf.unstack(x), tf.map_fn or tf.while_loop.",
     ),
     (
-        r"SymbolicTensor' object has no attribute 'numpy'|(float|int|bool)\(\) argument .*Tensor'"
-        r"|Cannot convert a symbolic|NumPy array conversion is not supported",
-        f"{_NO_VALUE}, so float(), int(), .numpy() and NumPy cannot take it.",
+        r"SymbolicTensor' object (has no attribute 'numpy'|cannot be)|not '?SymbolicTensor|passed to SymbolicTensor"
+        r"|Cannot convert a symbolic|NumPy array conversion is not supported|Tensor is unhashable",
+        f"{_NO_VALUE}, so float(), int(), range(), .numpy(), a list and NumPy cannot take it.",
         "Write tf.cast and other functions of tf.",
     ),
     (r"<class 'keras\.|keras\.src\.", "", KERAS_3),

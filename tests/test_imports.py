@@ -21,7 +21,6 @@ ROWS = (
     ("runtime",),
     ("paths",),
     ("returned",),
-    ("symbolic",),
     ("compile",),
     ("rng",),
     ("replicas",),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework import user_code
 from framework.config import UserError
 from framework.optim.schedules import Schedule
 from framework.returned import shown
-from framework.symbolic import explain, place_of
 
 _SHARES = (1, 2, 5, 10, 25, 50, 75, 90)  # of a run, in percent: updates at which the rate is computed at the start
 
@@ -35,15 +35,8 @@ def checked_schedule(schedule: Schedule, total_steps: int, name: str = "model") 
     def rate(update: Any) -> tf.Tensor:
         return _scalar(schedule(update), of)
 
-    try:
+    with user_code.explained():
         traced = tf.function(rate, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64))
-    except UserError:
-        raise
-    except Exception as error:
-        raise explain(error, of) or UserError(
-            f"{place_of(error)}: {of} raised {type(error).__name__}: {' '.join(str(error).split())} The update is an"
-            " int64 scalar; write tf.cast(update, tf.float64) for a number to compute with."
-        ) from error
     for update in sampled_updates(total_steps):
         value = float(traced(tf.constant(update, tf.int64)))
         if not 0 <= value < math.inf:

@@ -52,7 +52,22 @@ WRONG = {
     "negative": (lambda update: -0.1, "the schedule gives a learning rate of -0.1 at update 0 of 50."),
     "negative later": (lambda update: 0.1 - update / 100, "a learning rate of -0.02 at update 12 of 50."),
     "infinite at the start": (lambda update: 1 / update, "the schedule gives a learning rate of inf at update 0"),
-    "an error": (lambda update: 0.1 * update, "the schedule raised TypeError: Expected int64, but got 0.1"),
+    "an error": (lambda update: 0.1 * update, ": <lambda>: TypeError: Expected int64, but got 0.1"),
+}
+NO_VALUE = {
+    "a choice": (lambda x: 1.0 if x > 3 else 2.0, "Write tf.where"),
+    "an and": (lambda x: (x > 3) and 1.0, "Write tf.where"),
+    "a largest": (lambda x: max(x, 3), "Write tf.where"),
+    "a loop": (lambda x: sum(value + 1 for value in x), "tf.map_fn"),
+    "a range": (lambda x: len(range(x)), "Write tf.cast"),
+    "a float": (lambda x: float(x), "Write tf.cast"),
+    "math": (lambda x: math.cos(x), "Write tf.cast"),
+    "NumPy": (lambda x: np.cos(x), "Write tf.cast"),
+    "an array": (lambda x: np.interp(x, [1, 2], [3, 4]), "Write tf.cast"),
+    "its value": (lambda x: x.numpy(), "Write tf.cast"),
+    "a place": (lambda x: [0.1, 0.2][x], "Write tf.cast"),
+    "a key": (lambda x: {1: 2}[x], "Write tf.cast"),
+    "a text": (lambda x: f"{x:.3f}", "Write tf.cast"),
 }
 
 
@@ -64,17 +79,22 @@ def test_what_is_no_rate_is_one_line(schedule, problem):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("schedule", "advice"), NO_VALUE.values(), ids=NO_VALUE)
+def test_python_that_needs_the_value_of_the_update_is_one_line(schedule, advice):
+    with pytest.raises(UserError) as error:
+        optim.checked_schedule(schedule, 50)
+    message = str(error.value)
+    assert f"test_checked.py:{schedule.__code__.co_firstlineno}: " in message
+    assert "A tensor has no value while the step is traced" in message and advice in message
+    assert "\n" not in message
+
+
 def test_a_python_choice_is_refused_when_a_run_is_built():
     def make_schedule(cfg, total_steps):
         return lambda update: 1e-3 if update < total_steps // 2 else 1e-4
 
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"test_checked.py:\d+: <lambda>: .* Write tf\.where\(condition, a, b\)"):
         build(functions={"make_schedule": make_schedule}, **{"train.compile": "eager"})
-    line = make_schedule.__code__.co_firstlineno + 1
-    assert str(error.value).startswith(
-        f"{__file__}:{line}: `return lambda update: 1e-3 if update < total_steps // 2 else 1e-4` needs the value of a"
-        " tensor, which has none while the schedule is compiled. Write tf.where(condition, a, b)"
-    )
 
 
 def test_the_schedule_of_one_of_several_models_is_named():
