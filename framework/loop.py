@@ -31,6 +31,7 @@ from framework.failure import rewind_or_raise
 from framework.files import read_json, write_json
 from framework.folder import CURVES, EXPORTS, METRICS, RESULT, TUNING
 from framework.hooks import Every, Hook
+from framework.interval import Interval
 from framework.progress import Progress
 from framework.run import Run
 from framework.runtime import Interrupt
@@ -125,11 +126,12 @@ class Ended(enum.Enum):
 
 def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> Ended:
     """Trains from `start` on, as long as nothing makes the run go back."""
+    interval = Interval(run.train_block.layout, run.note)
     with _writers(run, start) as writer:
-        hooks = _hooks(run, writer, progress, start)
+        hooks = _hooks(run, writer, progress, interval, start)
         step, is_warned, is_shown = start, False, start > 0
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
-            _save(run, writer, progress)
+            _save(run, writer, progress, interval)
         # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
         everywhere = run.replicas.all_workers
         while _status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
@@ -137,12 +139,13 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             try:
                 block = progress.timed(run.train_block, length)
             except DataError as error:  # of a block that was not begun: the state is that after the last one
-                _save(run, writer, progress)
+                _save(run, writer, progress, interval)
                 raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error
             if block.is_halted:
                 rewind_or_raise(run, block)
                 return Ended.TO_REWIND
             step += len(block.rows)
+            interval.add(block)
             if not is_shown:  # not before: nobody waits for pictures, but for the first step
                 is_shown = True
                 _show_inputs(run, writer)
@@ -153,9 +156,9 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             for hook in hooks:
                 hook(step, block)
             if run.train_block.compiled.keeps_compiling:
-                _save(run, writer, progress)
+                _save(run, writer, progress, interval)
                 raise _recompiles(run)
-        _save(run, writer, progress)
+        _save(run, writer, progress, interval)
     return Ended.AS_ASKED
 
 
@@ -231,12 +234,14 @@ def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
         yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
 
 
-def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Hook]:
+def _hooks(run: Run, writer: Writers, progress: Progress, interval: Interval, start: int) -> list[Hook]:
     """What happens beside the step, in this order where two are due at once."""
     cfg = run.resolved
 
     def log(step: int, block: Block) -> None:
-        writer.scalars(step, {**block.row(len(block.rows) - 1), "examples_per_second": progress.lap()})
+        own, means = block.row(len(block.rows) - 1), interval.means()
+        writer.scalars(step, {**own, **means, "examples_per_second": progress.lap()})
+        interval.begin()
 
     def histograms(step: int, block: Block) -> None:
         # The gradients are those of the step to come, at the weights shown.
@@ -253,10 +258,10 @@ def _hooks(run: Run, writer: Writers, progress: Progress, start: int) -> list[Ho
         if stopping.metric:
             run.state.early.observe(results[stopping.metric], step, stopping.mode, stopping.min_delta)
         if best and run.state.best.observe(results[best], step, cfg.checkpoint.best_mode):
-            _save(run, writer, progress)
+            _save(run, writer, progress, interval)
 
     def save(step: int, block: Block) -> None:
-        _save(run, writer, progress)
+        _save(run, writer, progress, interval)
 
     total = run.total_steps
     return [
@@ -277,12 +282,12 @@ def _block_length(run: Run, hooks: Sequence[Hook], step: int, progress: Progress
     return max(1, min(run.train_block.block_steps, run.total_steps - step, due, quick))
 
 
-def _save(run: Run, writer: Writers, progress: Progress) -> None:
+def _save(run: Run, writer: Writers, progress: Progress, interval: Interval) -> None:
     if not run.replicas.is_chief:
         return
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
     tuning = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
-    run.checkpoints.save(run.state, progress.note() | tuning, run.facts())
+    run.checkpoints.save(run.state, progress.note() | interval.note() | tuning, run.facts())
 
 
 def _status(run: Run) -> str:
@@ -306,7 +311,7 @@ def _writers(run: Run, start: int) -> Writers:
     return Writers(
         [
             Jsonl(run.workdir / METRICS, start),
-            Console(run.total_steps, start),
+            Console(run.total_steps, start, steps_per_epoch=run.data.steps_per_epoch),
             # Last, or its thread would hold the interpreter while the others need it.
             Behind(TensorBoard(run.workdir / CURVES, start)),
         ],

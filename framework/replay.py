@@ -20,6 +20,7 @@ from framework import checkpoint, optim, origin, paths
 from framework.config import UserError
 from framework.files import rows
 from framework.folder import FAILURE, METRICS
+from framework.interval import PREFIX
 from framework.run import Run, assemble
 from framework.step.block import Block
 from framework.step.diagnose import look
@@ -35,7 +36,7 @@ class Replay:
       start: the step of the checkpoint that the re-run began at; 0 for scratch.
       outcome: 'applied', or why the weights stayed as they were.
       scalars: all that a step reports.
-      logged: what metrics.jsonl has of them, None for what was not finite; {} if the step was not logged.
+      logged: what metrics.jsonl has of the step itself, None for what was not finite; {} if the step was not logged.
       gradient_norms: {path: L2 norm} of the gradients, unscaled and not clipped.
       weight_norms: {path: L2 norm} of the variables that they were taken at.
       indices: {'source', 'index', 'weight'}, each [batch]; {} for batches that have a state.
@@ -142,7 +143,9 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 def _logged(run: Run, step: int) -> dict[str, float | None]:
     row: dict[str, Any] = next((row for row in _rows(run) if row["step"] == step), {})
-    return {name: value for name, value in row.items() if name not in ("step", "examples_per_second")}
+    # Means are of many steps.
+    own = {name: value for name, value in row.items() if not name.startswith(PREFIX)}
+    return {name: value for name, value in own.items() if name not in ("step", "examples_per_second")}
 
 
 def _is_listed(run: Run, step: int) -> bool:

@@ -458,6 +458,11 @@ def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )
+    for name in (name for name in metrics if name.startswith(("mean/", "eval/"))):
+        raise UserError(
+            f"make_metrics names a metric '{name}', but rows of metrics.jsonl have names of their own below"
+            f" '{name[:5]}'. Leave that out."
+        )
     known = ["loss", *(term_key(name) for name in layout.terms if len(layout.terms) > 1), *metrics]
     early, best = resolved.early_stopping, resolved.checkpoint
     for key, chosen, mode_key, mode in (

@@ -53,7 +53,7 @@ ROWS = (
     ("step.tune",),
     ("step.diagnose",),
     ("step",),
-    ("hooks", "writers"),
+    ("hooks", "interval", "writers"),
     ("tensorboard",),
     ("storage",),
     ("stored_config",),

@@ -52,6 +52,7 @@ def before_blocks(built, action):
 
     class Watched:
         block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
+        layout = train_block.layout
 
         def __call__(self, k):
             action(int(built.state.step), k)
@@ -225,7 +226,8 @@ def test_a_row_for_every_logged_step_and_evaluation(uninterrupted):
     assert [line["step"] for line in trained] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert [line["step"] for line in evaluated] == [20, 40]
     counts, norms = ["skipped", "empty_terms"], ["parameter_norm", "update_norm"]
-    keys = ["step", "loss", "learning_rate", "gradient_norm", *counts, "accuracy", *norms, "examples_per_second"]
+    keys = ["step", "loss", "learning_rate", "gradient_norm", *counts, "accuracy", *norms]
+    keys += ["mean/loss", "mean/accuracy", "examples_per_second"]
     assert all(list(line) == keys for line in trained)
     assert all(list(line) == ["step", "eval/test/loss", "eval/test/accuracy"] for line in evaluated)
 
@@ -383,6 +385,7 @@ def test_a_block_takes_no_longer_than_a_signal_may_wait(tmp_path, monkeypatch):
 
     class Slow:
         block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
+        layout = train_block.layout
 
         def __call__(self, k):
             lengths.append(k)

@@ -208,7 +208,7 @@ def test_replay_shows_a_step_as_it_was_logged(trained, capsys):
     lines = out.splitlines()
     assert lines[0] == f"step 25 of {trained}, re-run from the checkpoint of step 20: applied"
     for name, value in row.items():
-        if name not in ("step", "examples_per_second"):
+        if name not in ("step", "examples_per_second") and not name.startswith("mean/"):
             assert f"  {name:<24} {value!r:<24} {value!r}" in lines
     assert "  batch, layers, terms and gradients of the eager run are all finite" in lines
     (begin,) = [
