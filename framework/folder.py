@@ -19,7 +19,8 @@ from framework.files import DamagedError, read_json, rows, unreachable
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.txt", "environment.json"
 METRICS, RESULT, TUNING, INIT = "metrics.jsonl", "result.json", "tuning.json", "init.json"
 CHECKPOINTS, CURVES, EXPORTS, FAILURE, WORKERS = "checkpoints", "tensorboard", "exports", "failure", "workers"
-LOCK, REPORT = ".lock", "report.json"  # the first also of exports/, the second of it alone
+LOCK = ".lock"
+REPORT = "report.json"  # of exports/
 
 _FILES = (CONFIG, OVERRIDES, ENVIRONMENT, METRICS, RESULT, TUNING, INIT)
 _FOLDERS = (CHECKPOINTS, CURVES, EXPORTS, FAILURE, WORKERS)

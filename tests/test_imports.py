@@ -61,6 +61,7 @@ ROWS = (
     ("folder",),
     ("origin",),
     ("export.base",),
+    ("export.report",),
     ("export.verify",),
     ("export.compression",),
     ("export.saved_model", "export.lite"),

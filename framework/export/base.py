@@ -113,6 +113,7 @@ class ExportReport:
       metrics: per metric its value from the live model (`trained`) and the artefact (`exported`); None = not finite.
       examples: held-out examples compared.
       seconds: time taken by writing and verifying.
+      sha256: of the artefact, when passed.
     """
 
     hook: str
@@ -126,6 +127,7 @@ class ExportReport:
     metrics: dict[str, dict[str, float | None]]
     examples: int
     seconds: float
+    sha256: str = ""
 
 
 def make_servable(model: Any) -> tf.Module:

@@ -8,15 +8,13 @@ examples, and only one whose numbers agree with the live model's is moved into p
 
 import contextlib
 import dataclasses
-import json
 import logging as python_logging
 import math
 import os
 import re
-import shutil
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from framework.config import UserError
+from framework.config import RunError, UserError
+from framework.export import report
 from framework.export.base import SERVING, Arrays, Call, ExportHook, ExportReport, Signature
+from framework.files import held, remove, sync
 from framework.metrics import Metric
 
 LATENCY_BATCHES = (1, 32)
@@ -64,6 +64,7 @@ def export_all(
 
     Raises:
       UserError: two hooks of one name, a name that is no folder name, no held-out example.
+      RunError: nothing can be written into `folder`, or the report cannot: when all hooks have had their turn.
     """
     names = [hook.name for hook in hooks]
     for name in names:
@@ -74,11 +75,31 @@ def export_all(
     held_out = [real for real in map(_real_rows, batches) if len(real["weight"])]
     if not held_out:
         raise UserError("there is no held-out example to verify exports on: every batch is empty or padding.")
-    folder.mkdir(parents=True, exist_ok=True)
-    reports = [_export(hook, model, held_out, metrics, folder, step, own_outputs) for hook in hooks]
-    partial = folder / ".report.json.partial"
-    partial.write_text(json.dumps([dataclasses.asdict(report) for report in reports], indent=2, allow_nan=False) + "\n")
-    os.replace(partial, folder / "report.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made: {error.strerror}. Mend that and export again.") from error
+    # One export at a time: two would write one artefact, or take one version.
+    busy = "process {} is exporting to {}: waiting for it"
+    with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):
+        return _export_each(
+            hooks, folder, step, lambda hook: _export(hook, model, held_out, metrics, folder, step, own_outputs)
+        )
+
+
+def _export_each(
+    hooks: Sequence[ExportHook], folder: Path, step: int, export: Callable[[ExportHook], ExportReport]
+) -> list[ExportReport]:
+    """Keeps report.json true all the while: what has not ended has not passed."""
+    reports = [report.begun(hook.name, step) for hook in hooks]
+    with contextlib.suppress(RunError):  # said at the end, if it is so then
+        report.write(folder, reports)
+    for place, hook in enumerate(hooks):
+        reports[place] = export(hook)
+        if place + 1 < len(hooks):
+            with contextlib.suppress(RunError):
+                report.write(folder, reports)
+    report.write(folder, reports)
     return reports
 
 
@@ -98,28 +119,32 @@ def _export(
 ) -> ExportReport:
     start = time.perf_counter()
     partial, failed = folder / f".{hook.name}.partial", folder / f"{hook.name}.failed"
-    for leftover in (partial, failed):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
-    target, path, found = folder / hook.name, partial, _Findings()
+    target, path, size, sha256, found = folder / hook.name, partial, 0, "", _Findings()
     try:
+        remove(partial)
+        remove(failed)
+        partial.mkdir()
         target = hook.target(folder / hook.name)
         path = partial / target.name
         with _without_tensorflow_chatter():
             hook.write(model, path)
+        size, sha256 = _size(path), report.digest(path)
         _verify(found, hook, model, path, batches, metrics, own_outputs)
-    except Exception as error:  # one format that breaks must not cost the others
+        if not found.failures:
+            _put_in_place(path, target)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # one format that breaks, or wants to end the process, must not cost the others
         found.failures.append(_one_line(error))
-        (partial / "error.txt").write_text(traceback.format_exc())
-    size = _size(path) if path != partial else 0
-    if found.failures:
-        os.replace(partial, failed)
-        target = failed / target.name if (failed / target.name).exists() else failed
-    else:
-        target.parent.mkdir(exist_ok=True)
-        os.replace(path, target)
-        shutil.rmtree(partial)
-    report = ExportReport(
+        with contextlib.suppress(OSError):
+            (partial / "error.txt").write_text(traceback.format_exc())
+    with contextlib.suppress(OSError):
+        if found.failures:
+            os.replace(partial, failed)
+            target = failed / target.name if (failed / target.name).exists() else failed
+        else:
+            remove(partial)
+    done = ExportReport(
         hook=hook.name,
         step=step,
         path=target.relative_to(folder).as_posix(),
@@ -131,9 +156,19 @@ def _export(
         metrics=found.metrics,
         examples=found.examples,
         seconds=round(time.perf_counter() - start, 3),
+        sha256="" if found.failures else sha256,
     )
-    _log(report)
-    return report
+    _log(done)
+    return done
+
+
+def _put_in_place(path: Path, target: Path) -> None:
+    """Moves an artefact that is on disk as a whole; until then, what stood there stands."""
+    for part in (path, *path.rglob("*")):
+        sync(part)
+    target.parent.mkdir(exist_ok=True)
+    os.replace(path, target)
+    sync(target.parent)
 
 
 @dataclasses.dataclass
@@ -366,31 +401,31 @@ def _size(path: Path) -> int:
     return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
     return text if len(text) <= _FAILURE_CHARACTERS else text[:_FAILURE_CHARACTERS] + "…"
 
 
-def _log(report: ExportReport) -> None:
-    if not report.passed:
+def _log(done: ExportReport) -> None:
+    if not done.passed:
         logging.error(
             "export %s FAILED: %s. It is kept in %s.failed/ for study; %s/ is as it was before.",
-            report.hook,
-            report.failure.rstrip("."),
-            report.hook,
-            report.hook,
+            done.hook,
+            done.failure.rstrip("."),
+            done.hook,
+            done.hook,
         )
         return
-    worst = max(report.outputs.values(), key=lambda output: output["max_error"] - output["bound"])
+    worst = max(done.outputs.values(), key=lambda output: output["max_error"] - output["bound"])
     logging.info(
         "export %s passed: %s, %s, max error %.2g (bound %.2g) over %d examples, p50 %.3g ms at batch 1, %.1f s",
-        report.hook,
-        report.path,
-        f"{report.bytes / 1e3:.0f} kB" if report.bytes >= 1000 else f"{report.bytes} bytes",
+        done.hook,
+        done.path,
+        f"{done.bytes / 1e3:.0f} kB" if done.bytes >= 1000 else f"{done.bytes} bytes",
         worst["max_error"],
         worst["bound"],
-        report.examples,
-        report.latency_ms["1"]["p50"],
-        report.seconds,
+        done.examples,
+        done.latency_ms["1"]["p50"],
+        done.seconds,
     )

@@ -14,6 +14,7 @@ import tensorflow as tf
 from framework import optim, paths
 from framework.config import flatten
 from framework.export.verify import export_all
+from framework.folder import EXPORTS
 from framework.loop import held_out
 from framework.modes.export import describe
 from framework.run import Run
@@ -106,7 +107,7 @@ def _exports(run: Run) -> int:
         return 0
     print("Dry export of the untrained model")
     with tempfile.TemporaryDirectory() as folder:
-        reports = export_all(run.exports, run.model, list(held_out(run)), run.metrics, Path(folder))
+        reports = export_all(run.exports, run.model, list(held_out(run)), run.metrics, Path(folder, EXPORTS))
     for report in reports:
         print(f"  {report.hook:<14} {describe(report)}")
     return 0 if all(report.passed for report in reports) else 1

@@ -1,10 +1,11 @@
 """--mode=train: trains to the end, exports, and says where everything is."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from framework.export import report
+from framework.folder import EXPORTS
 from framework.loop import train
 from framework.modes.export import print_reports
 from framework.run import Run
@@ -46,12 +47,9 @@ def _shown(value: float | None) -> str:
 
 def _is_exported(run: Run) -> bool:
     """Whether an earlier start of this command exported this very state and every export passed."""
-    path = run.workdir / "exports" / "report.json"
-    if not path.exists():
-        return False
     best = run.resolved.export.checkpoint == "best"
     step = int(run.state.best.step if best else run.state.step)
-    return all(report["passed"] and report["step"] == step for report in json.loads(path.read_text()))
+    return report.is_current(run.workdir / EXPORTS, [hook.name for hook in run.exports], step)
 
 
 def _command(run: Run, overrides: Sequence[str]) -> str:
