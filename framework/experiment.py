@@ -9,10 +9,8 @@ A mistake in a function's name or arguments is found by reading the file (`ast`)
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import re
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from ml_collections import ConfigDict
 
 from framework.config import UserError, closest, flatten, near
 from framework.keys import base_config
+from framework.own_modules import OwnModules
 
 REQUIRED = {
     "get_config": ("arg",),
@@ -41,6 +40,8 @@ OPTIONAL = {
 }
 _SIGNATURES = {**REQUIRED, **OPTIONAL}
 
+CODE = "code"  # folder of a run folder with the copies of modules
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -50,11 +51,18 @@ class Experiment:
       path: the file.
       preset: what stood after the colon, handed to `get_config`; '' if nothing did.
       functions: those of REQUIRED and OPTIONAL that it has.
+      modules: what it imports from beside it.
     """
 
     path: Path
     preset: str
     functions: Mapping[str, Callable[..., Any]]
+    modules: OwnModules = dataclasses.field(default_factory=lambda: OwnModules(Path()))
+
+    def sources(self) -> dict[str, tuple[Path, bytes]]:
+        """{name of its copy in a run folder: (file, bytes)} of the file and of the modules that it has imported."""
+        modules = {f"{CODE}/{name}": source for name, source in self.modules.files().items()}
+        return {self.path.name: (self.path, self.modules.source(self.path)), **modules}
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -106,17 +114,24 @@ def load(name: str) -> Experiment:
       UserError: as `check` does, or the file made tensors while it was executed.
     """
     path, preset = check(name)
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UserError(f"--config={path} is not a Python file. Type e.g. --config=experiments/mnist_mlp.py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and type hints of the file look their module up
-    spec.loader.exec_module(module)
+    modules = _modules_of(path)
+    module = modules.load(f"experiment_{path.stem}", path)
     _refuse_tensors(module, path)
     functions = {name: getattr(module, name) for name in _SIGNATURES if hasattr(module, name)}
     for function_name, function in functions.items():
         _check_callable(path, function_name, function)
-    return Experiment(path, preset, functions)
+    return Experiment(path, preset, functions, modules)
+
+
+def _modules_of(path: Path) -> OwnModules:
+    """Those beside the file; of a copy in a run folder, the copies."""
+    folder = path.resolve().parent
+    version = re.search(r"\.step-\d+$", path.stem)
+    copies = folder / f"{CODE}{version[0] if version else ''}"
+    is_copy = (folder / "config.json").is_file() and copies.is_dir()
+    return OwnModules(copies if is_copy else folder, is_copy)
 
 
 def check(name: str) -> tuple[Path, str]:

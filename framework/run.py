@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import (
     checkpoint,
+    code_copies,
     command,
     config,
     experiment,
@@ -43,7 +44,7 @@ from framework.config import UserError
 from framework.data.batches import Batches
 from framework.experiment import Experiment
 from framework.export.base import ExportHook
-from framework.files import held, read_json, write_bytes, write_json, write_text
+from framework.files import held, read_json, write_json, write_text
 from framework.folder import check_workdir
 from framework.layers import rematerialise
 from framework.metrics import Metric
@@ -141,6 +142,7 @@ class Run:
         _refuse_other_run(self.workdir, self.experiment, self.config)
         self._refuse_other_data()
         self._refuse_other_constants()
+        code_copies.refuse_damaged(self.workdir, self.experiment, self.checkpoints.facts().get("code", {}))
         chief = self.replicas.is_chief
         note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, chief, self.facts())
         self.note = self.note if note is None else note
@@ -158,12 +160,13 @@ class Run:
         """What each checkpoint of this run says of it, for a resumed run to be compared with: JSON, hashes mostly.
 
         'data' is a SHA-256 of some examples of each split; 'goals' are the metrics that decide what is best;
-        'constants' are hashes of the tables and constants of the traces.
+        'constants' are hashes of the tables and constants of the traces; 'code' are those of the experiment's files.
         """
         return {
             "data": self._samples(),
             "goals": origin.goals(self.resolved),
             "constants": dict(self.constants),
+            "code": code_copies.hashes(self.experiment),
         }
 
     def _samples(self) -> dict[str, str | None]:
@@ -246,6 +249,8 @@ class Run:
         self.note = restored
         self._refuse_other_tables()
         self.refresh()
+        trained = self.checkpoints.facts(int(self.state.step)).get("code", {})
+        code_copies.refuse_damaged(self.workdir, self.experiment, trained)
         return int(self.state.step)
 
     @contextlib.contextmanager
@@ -261,13 +266,10 @@ class Run:
             yield
 
     def write_header(self, overrides: Iterable[str]) -> None:
-        """Writes config.json, overrides.txt, environment.json and the copy of the experiment file."""
+        """Writes config.json, overrides.txt, environment.json and the copies of the experiment's code."""
         write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in overrides))
-        copy = self.workdir / self.experiment.path.name
-        if copy.exists() and copy.read_bytes() != self.experiment.path.read_bytes():
-            # What the steps so far were made by stays; what those from here on are made by stands beside it.
-            copy = copy.with_name(f"{copy.stem}.step-{int(self.state.step)}{copy.suffix}")
-        write_bytes(copy, self.experiment.path.read_bytes())
+        code_copies.write(self.workdir, self.experiment, int(self.state.step))
+        self.experiment.modules.close()
         earlier = folder.starts(self.workdir)
         now: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -275,6 +277,7 @@ class Run:
         }
         now["replicas"] = self.replicas.count
         now["data"] = self._samples()
+        now["experiment_git"] = runtime.git_commit(self.experiment.path.resolve().parent)
         write_json(self.workdir / folder.ENVIRONMENT, {"starts": [*earlier, now | runtime.environment()]})
         # Last: a folder with a config.json is one that a run can be compared with.
         stored_config.write(self.workdir, stored_config.of(self.config))
@@ -534,11 +537,11 @@ def _refuse_unknown(workdir: Path, final: ConfigDict) -> None:
 
 
 def _warn_of_change(workdir: Path, loaded: Experiment) -> None:
-    copy = workdir / loaded.path.name
-    if not copy.exists():
+    if not (workdir / loaded.path.name).exists():
         logging.warning("%s is not the experiment that %s was started with", loaded.path, workdir)
-    elif copy.read_bytes() != loaded.path.read_bytes():
-        logging.warning("%s has changed since %s was started", loaded.path, workdir)
+    elif files := code_copies.changed(workdir, loaded):
+        verb = "has" if len(files) == 1 else "have"
+        logging.warning("%s %s changed since %s was started", ", ".join(files), verb, workdir)
 
 
 def _numpy_seed(seed: int) -> int:

@@ -212,9 +212,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def git_commit() -> dict[str, Any]:
-    """{'commit': 40 hex digits, 'dirty': bool} of this checkout; the commit is '' outside one."""
-    root = Path(__file__).parent.parent
+def git_commit(folder: Path | None = None) -> dict[str, Any]:
+    """{'commit': 40 hex digits, 'dirty': bool} of a checkout, by default our own; the commit is '' outside one."""
+    root = folder or Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

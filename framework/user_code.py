@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from framework.config import RunError, UserError
+from framework.files import write_bytes
 
 KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
 TRACEBACK = Path("failure", "traceback.txt")  # of a run folder
@@ -181,13 +182,10 @@ def _sentence(raw: str) -> str:
 def _kept(error: BaseException, folder: Path | None) -> str:
     """Writes the traceback into a run folder that is one already; returns where it is to be seen."""
     if folder is not None and (folder / "config.json").is_file():
-        path, aside = folder / TRACEBACK, folder / TRACEBACK.with_name(f".traceback-{os.getpid()}.tmp")
+        path = folder / TRACEBACK
         with contextlib.suppress(OSError):  # such as a full disk, which must not hide what went wrong
             path.parent.mkdir(exist_ok=True)
-            with aside.open("w", errors="backslashreplace") as file:
-                file.writelines(traceback.format_exception(error))
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
+            text = "".join(traceback.format_exception(error))
+            write_bytes(path, text.encode(errors="backslashreplace"))
             return f"The traceback is in {path}."
     return "--debug shows the traceback."

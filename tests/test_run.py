@@ -1,6 +1,7 @@
 """Putting a run together: what it refuses, and what it leaves alone."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -228,6 +229,53 @@ def test_a_changed_experiment_file_is_kept_beside_the_first_one(tmp_path):
     loop.train(second)
     assert (tmp_path / "run" / "tiny_copy.py").read_text() == original
     assert (tmp_path / "run" / "tiny_copy.step-1.py").read_text() == original + "\n# changed\n"
+
+
+def test_checkpoints_know_the_code_that_they_were_trained_with(tmp_path, caplog):
+    """A flipped byte of a copy is found; with the experiment itself unchanged the run goes on."""
+    (tmp_path / "mine").mkdir()
+    source, workdir = tmp_path / "mine" / "tiny_copy.py", tmp_path / "run"
+    source.write_text(f"import beside\n{Path(TINY).read_text()}")
+    source.with_name("beside.py").write_text("VALUE = 1\n")
+    settings = {**GRAPH, "train.duration": "2 steps", "log.histograms_every": ""}
+    trained = run.build(str(source), settings, workdir)
+    loop.train(trained)
+    assert trained.checkpoints.facts()["code"] == {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in {
+            "tiny_copy.py": source,
+            "code/beside.py": source.with_name("beside.py"),
+            "code/experiments/mnist_mlp.py": Path("experiments/mnist_mlp.py"),
+        }.items()
+    }
+    copy = workdir / "code" / "beside.py"
+    assert copy.read_text() == "VALUE = 1\n"
+    copy.write_text("VALUE = 3\n")
+    assert run.build(str(source), (), workdir, of_workdir=True).state.step == 2
+    assert caplog.messages[-1] == f"{copy} was changed or damaged: the experiment itself is what was trained with"
+    source.with_name("beside.py").write_text("VALUE = 2\n")
+    expected = f"{copy} is not the code that the checkpoint was trained with: their SHA-256 differ."
+    assert refusal(lambda: run.build(str(source), (), workdir, of_workdir=True)).startswith(expected)
+    again = run.build(str(source), settings, workdir)
+    assert refusal(again.open).startswith(expected)
+    copy.write_text("VALUE = 1\n")
+    assert again.open() == 2
+    assert f"{source.with_name('beside.py')} has changed since {workdir} was started" in caplog.messages
+
+
+def test_the_header_has_the_commit_of_the_experiment_and_ours(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    source = tmp_path / "tiny_copy.py"
+    source.write_bytes(Path(TINY).read_bytes())
+    built = run.build(str(source), GRAPH, tmp_path / "run")
+    built.open()
+    built.write_header([])
+    start = json.loads((tmp_path / "run" / "environment.json").read_text())["starts"][-1]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert start["experiment_git"] == {"commit": commit, "dirty": True}
+    assert start["git"] == run.runtime.git_commit()
 
 
 def test_an_optimizer_that_does_not_use_the_schedule_is_refused():
