@@ -39,7 +39,9 @@ def write(folder: Path, reports: Sequence[ExportReport]) -> None:
             gone = "there is none now"
         except OSError:
             gone = "the one that is there is of an earlier export"
-        raise RunError(f"{path} could not be written: {error.strerror}; {gone}. Mend that and export again.") from error
+        raise RunError(
+            f"{path} could not be written: {error.strerror or error}; {gone}. Mend that and export again."
+        ) from error
 
 
 def is_current(folder: Path, hooks: Collection[str], step: int) -> bool:

@@ -78,7 +78,7 @@ def export_all(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} cannot be made: {error.strerror}. Mend that and export again.") from error
+        raise RunError(f"{folder} cannot be made: {error.strerror or error}. Mend that and export again.") from error
     # One export at a time: two would write one artefact, or take one version.
     busy = "process {} is exporting to {}: waiting for it"
     with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):

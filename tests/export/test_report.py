@@ -1,0 +1,216 @@
+"""Exports that are interrupted, meet each other or a full disk: report.json says what is there."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework.config import RunError
+from framework.export import report, verify
+from framework.export.base import Signature
+from framework.export.verify import export_all
+
+SIGNATURE = Signature(
+    lambda model, inputs: {"logits": inputs["x"] * model.factor}, {"x": tf.TensorSpec([None, 3], tf.float32)}
+)
+BATCH = {"x": np.ones([4, 3], np.float32), "weight": np.ones(4, np.float32)}
+
+
+class Scale(tf.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = tf.Variable(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Versions:
+    """Writes the factor into a numbered folder; `meanwhile` is called while it does."""
+
+    name: str = "saved"
+    bound: float = 2e-6
+    meanwhile: object = None
+
+    @property
+    def signatures(self):
+        return {"serving_default": SIGNATURE}
+
+    def target(self, folder):
+        return folder / str(1 + len(list(folder.glob("*"))))
+
+    def write(self, model, path):
+        path.mkdir()
+        if self.meanwhile:
+            self.meanwhile()
+        (path / "factor.txt").write_text(str(float(model.factor)))
+
+    def load(self, path):
+        factor = np.float32((path / "factor.txt").read_text())
+        return {"serving_default": lambda inputs: {"logits": inputs["x"] * factor}}
+
+
+def export(folder, *hooks, factor=1.5, step=7):
+    return export_all(hooks, Scale(factor), [BATCH], {}, folder, step)
+
+
+def told(folder):
+    """(hook, step, passed) of each entry of report.json; every one that has passed stands there as it was written."""
+    entries = json.loads((folder / "report.json").read_text())
+    for entry in entries:
+        assert not entry["passed"] or report.digest(folder / entry["path"]) == entry["sha256"]
+    return [(entry["hook"], entry["step"], entry["passed"]) for entry in entries]
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def test_two_exports_at_once_take_two_versions(tmp_path, caplog):
+    caplog.set_level("INFO")
+    inside, go_on, reports = threading.Event(), threading.Event(), {}
+
+    def first():
+        reports[1] = export(tmp_path, Versions(meanwhile=lambda: inside.set() or go_on.wait(30)), factor=1.0, step=1)
+
+    def second():
+        reports[2] = export(tmp_path, Versions(), factor=2.0, step=2)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    threads[1].join(0.5)
+    assert 2 not in reports and told(tmp_path) == [("saved", 1, False)]
+    assert f"process {os.getpid()} on {os.uname().nodename} is exporting to {tmp_path}: waiting for it" in caplog.text
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert [reports[number][0].path for number in (1, 2)] == ["saved/1", "saved/2"]
+    assert [(tmp_path / f"saved/{number}/factor.txt").read_text() for number in (1, 2)] == ["1.0", "2.0"]
+    assert told(tmp_path) == [("saved", 2, True)]
+
+
+def test_exports_of_two_processes_wait_for_one_another(tmp_path):
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
+    )
+    lock = tmp_path / ".exports.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        thread = threading.Thread(target=lambda: export(tmp_path / "exports", Versions()))
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and os.listdir(tmp_path / "exports") == []
+        other.stdin.close()
+        thread.join(30)
+    assert told(tmp_path / "exports") == [("saved", 7, True)]
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), GeneratorExit(), MemoryError("32 GB")])
+def test_a_hook_that_wants_to_end_the_process_has_failed(tmp_path, error):
+    bad, good = export(tmp_path, Versions("bad", meanwhile=raising(error)), Versions("good"))
+    assert (bad.passed, good.passed) == (False, True)
+    assert bad.failure == f"{type(error).__name__}: {error}"
+    assert told(tmp_path) == [("bad", 7, False), ("good", 7, True)]
+    assert type(error).__name__ in (tmp_path / "bad.failed/error.txt").read_text()
+
+
+@pytest.mark.parametrize("when", ["at first", "later"])
+def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path, when):
+    """KeyboardInterrupt stands for the kill: it passes through, and what is there at that moment is all there is."""
+    if when == "later":
+        export(tmp_path, Versions("one"), Versions("two"), factor=1.0, step=3)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path, Versions("one"), Versions("two", meanwhile=raising(KeyboardInterrupt())), factor=2.0)
+    assert told(tmp_path) == [("one", 7, True), ("two", 7, False)]
+    assert not report.is_current(tmp_path, ["one", "two"], 7)
+    assert (tmp_path / "two").exists() == (when == "later")
+    export(tmp_path, Versions("one"), Versions("two"), factor=2.0)
+    assert report.is_current(tmp_path, ["one", "two"], 7)
+    assert sorted(os.listdir(tmp_path)) == ["one", "report.json", "two"]
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write", "rename", "flush"])
+def test_a_full_disk_costs_one_hook_and_no_other(tmp_path, monkeypatch, call):
+    export(tmp_path, Versions("one"), Versions("two"), factor=1.0, step=3)
+    real = {"mkdir": verify.Path.mkdir, "rename": os.replace, "flush": verify.sync}
+
+    def fail(kind, path, *args, **kwargs):
+        if ".one.partial" in str(path) or str(path).endswith(("one.failed", "/one")):
+            raise FULL
+        return real[kind](path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        if call == "mkdir":
+            patch.setattr(verify.Path, "mkdir", lambda self, *a, **k: fail("mkdir", self, *a, **k))
+        elif call == "rename":
+            patch.setattr(verify.os, "replace", lambda a, b: fail("rename", a, b))
+        elif call == "flush":
+            patch.setattr(verify, "sync", lambda path: fail("flush", path))
+        one = Versions("one", meanwhile=raising(FULL) if call == "write" else None)
+        bad, good = export(tmp_path, one, Versions("two"), factor=2.0)
+    assert bad.failure == "OSError: [Errno 28] No space left on device" and good.passed
+    assert told(tmp_path) == [("one", 7, False), ("two", 7, True)]
+    assert sorted(os.listdir(tmp_path / "one")) == ["1"]  # as it was
+    assert (tmp_path / "one/1/factor.txt").read_text() == "1.0"
+
+
+def test_no_room_for_the_report_leaves_none_that_is_not_true(tmp_path, monkeypatch):
+    export(tmp_path, Versions("one"), Versions("two"), factor=1.0, step=3)
+
+    def fail(path, value):
+        raise FULL
+
+    monkeypatch.setattr(report, "write_json", fail)
+    with pytest.raises(RunError) as caught:
+        export(tmp_path, Versions("one"), Versions("two"), factor=2.0)
+    assert str(caught.value) == (
+        f"{tmp_path / 'report.json'} could not be written: No space left on device; there is none now."
+        " Mend that and export again."
+    )
+    assert not (tmp_path / "report.json").exists()
+    assert sorted(os.listdir(tmp_path / "one")) == sorted(os.listdir(tmp_path / "two")) == ["1", "2"]  # both had a turn
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/exports cannot be made: Not a directory\. Mend that and export again\.$"):
+        export(tmp_path / "file" / "exports", Versions())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[", "5", "[]", "{}", "[5]", '[{"hook": "saved"}]', "[[[", '[{"hook": "saved", "passed": true}]']
+)
+def test_a_damaged_report_is_no_report(tmp_path, content):
+    export(tmp_path, Versions())
+    assert report.is_current(tmp_path, ["saved"], 7)
+    assert not report.is_current(tmp_path, ["saved"], 8) and not report.is_current(tmp_path, ["saved", "lite"], 7)
+    (tmp_path / "report.json").write_text(content)
+    assert not report.is_current(tmp_path, ["saved"], 7)
+
+
+def test_an_artefact_that_has_changed_is_exported_anew(tmp_path, caplog):
+    export(tmp_path, Versions())
+    artefact = tmp_path / "saved/1/factor.txt"
+    artefact.write_text("1.4")
+    assert not report.is_current(tmp_path, ["saved"], 7)
+    assert caplog.messages[-1] == f"{tmp_path / 'saved/1'} is not what was exported: it is exported anew"
+    artefact.write_text("1.5")
+    assert report.is_current(tmp_path, ["saved"], 7)
+    shutil.rmtree(tmp_path / "saved")
+    assert not report.is_current(tmp_path, ["saved"], 7)
