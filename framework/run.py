@@ -59,7 +59,7 @@ from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.gradients import Loss
 from framework.step.layout import Layout, term_key
-from framework.step.probe import Probe, check_covered, probe, probe_evaluation, probe_step
+from framework.step.probe import Probe, check_covered, check_frozen, probe, probe_evaluation, probe_step
 from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
 
@@ -384,6 +384,10 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
         # Tracing the loss creates the variables of models that wait for their first input.
         found = probe(loss, model, metrics, data, resolved, replicas.count)
+        grouped = optim.group_parameters(model, resolved)
+        if frozen := optim.freeze_layers(model, grouped):  # they run otherwise, and move nothing any more
+            found = probe(loss, model, metrics, data, resolved, replicas.count)
+            check_frozen(found.graph, frozen)
         tune.warn_of_convolutions(resolved, found, replicas)
         if is_asynchronous:
             asynchronous.check(make, model, data, found)
@@ -393,7 +397,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
             for name, schedule in optim.schedules_of(make["make_schedule"](resolved, total_steps), model).items()
         }
         optimizer = optim.build_optimizers(
-            make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved
+            make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved, grouped
         )
         extra = make["make_state"](resolved, model) if "make_state" in make else None
     created = state.create(

@@ -38,7 +38,7 @@ ROWS = (
     ("precision",),
     ("optim.groups", "optim.options"),
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average"),
-    ("optim.checked",),
+    ("optim.checked", "optim.freezing"),
     ("optim.building",),
     ("optim",),
     ("state",),

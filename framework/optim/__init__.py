@@ -12,6 +12,7 @@ from framework.optim.average import Average
 from framework.optim.building import build_optimizers, schedules_of
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
+from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.optimizers import Lamb, Optimizer, make_optimizer
 from framework.optim.schedules import Schedule, learning_rate, make_schedule
@@ -26,7 +27,9 @@ __all__ = [
     "build_optimizers",
     "checked_schedule",
     "clip",
+    "freeze_layers",
     "global_norm",
+    "group_parameters",
     "learning_rate",
     "make_optimizer",
     "make_schedule",

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import paths, precision
 from framework.config import UserError, near
-from framework.optim.groups import Group, assign_groups, parse_groups
+from framework.optim.freezing import Grouped, group_parameters
+from framework.optim.groups import Group, parse_groups
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.options import check_groups, check_options, numbers_of
 from framework.optim.schedules import Schedule, learning_rate
@@ -30,6 +31,7 @@ def build_optimizers(
     schedule: Schedule | Mapping[str, Schedule],
     updates: tf.Variable,
     config: FrozenConfigDict,
+    grouped: Grouped | None = None,
 ) -> Optimizer | dict[str, Optimizer]:
     """The optimizer of a model, or of each of several.
 
@@ -40,24 +42,25 @@ def build_optimizers(
       schedule: one for all models, or {model: schedule}.
       updates: what schedules are functions of.
       config: resolved.
+      grouped: as `group_parameters` returned it, if it was called already.
 
     Raises:
       UserError: parameters in half precision, groups or clip.exclude that do not fit them, names that are no models, an
         optimizer with a rate of its own or an option that a step would pass over.
     """
-    groups = parse_groups(config.optimizer.groups)
-    for group in groups:
+    for group in parse_groups(config.optimizer.groups):
         if group.decay != 1 and config.optimizer.weight_decay == 0:
             raise UserError(
                 f"optimizer.groups: '{group.pattern}: decay={group.decay:g}' has no effect with"
                 " optimizer.weight_decay=0. Type e.g. --config.optimizer.weight_decay=0.01."
             )
+    grouped = group_parameters(model, config) if grouped is None else grouped
     models = paths.models(model)
     schedules = schedules_of(schedule, model)
-    trainable = paths.trainable(model)
+    trainable = {path: variable for _, own in grouped for path, variable in own.items()}
     _refuse_half_precision(trainable)
     found: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
-    for group, members in assign_groups(groups, list(trainable)):
+    for group, members in grouped:
         made = {} if group.frozen else _make(make, model, schedules, updates, config, group)
         if group.decay != 1 and make is not make_optimizer:
             _check_decay(
@@ -65,7 +68,7 @@ def build_optimizers(
             )
         for name, optimizer in made.items():
             prefix = f"{name}/" if isinstance(model, Mapping) else ""
-            own = {path.removeprefix(prefix): trainable[path] for path in members if path.startswith(prefix)}
+            own = {path.removeprefix(prefix): v for path, v in members.items() if path.startswith(prefix)}
             found.setdefault(name, [])
             if own:
                 found[name].append((optimizer, own))

@@ -115,6 +115,16 @@ def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
 
 
+def assigned(graph: Any, variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
+    """Those of {path: variable} that a trace assigns to."""
+    changed = {id(outer) for outer, inner in graph.captures if any(_CHANGE.match(op) for op in _uses(inner))}
+    return {
+        path: variable
+        for path, variable in variables.items()
+        if any(id(copy.handle) in changed for copy in paths.copies(variable))
+    }
+
+
 def _unused(name: str, taken: Collection[str]) -> str:
     count = 1 + sum(other == name or other.startswith(f"{name} (") for other in taken)
     return name if count == 1 else f"{name} ({count})"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
+import tf_keras as keras
 from absl import logging
 from ml_collections import FrozenConfigDict
 
@@ -90,6 +91,8 @@ def probe(
             f"batches that have a state live on one device, but there are {replicas} replicas."
             " Use --config.runtime.strategy=one_device."
         )
+    if config.train.micro_batches > 1:
+        _check_once_an_update(function.graph, model, config.train.micro_batches)
     moved = _moved(function.graph, model)
     return Probe(tuple(terms), batch, function.structured_outputs, function.graph, moved, has_collectives, data.graph)
 
@@ -229,6 +232,40 @@ def _check_batch(batch: Mapping[str, tf.TensorSpec], micro_batches: int, replica
                 f"{cut}: '{name}' of the batch has shape {spec.shape}, but only what has"
                 f" the {size} examples first can be cut. Keep it out of the batch, or use one micro-batch."
             )
+
+
+def check_frozen(graph: Any, frozen: Mapping[str, tf.Variable]) -> None:
+    """Raises UserError if a forward pass assigns to one of {path: variable} that are frozen."""
+    for path in coverage.assigned(graph, frozen):
+        raise UserError(
+            f"'{path}' is frozen by optimizer.groups, but the forward pass assigns to it: its layer does so in training"
+            " whether it is trained or not. Call the layer with training=False, or take it out of the frozen group."
+        )
+
+
+def _check_once_an_update(graph: Any, model: Any, micro_batches: int) -> None:
+    """Raises UserError if the forward pass moves a variable by anything but BatchNormalization's moving averages.
+
+    Those move once a micro-batch and are documented; what else a layer moves in a call, such as the power iteration of
+    SpectralNormalization, would make of micro-batches another training.
+    """
+    layers = paths.objects(model)
+    for path in coverage.assigned(graph, paths.variables(model)):
+        owner = next(
+            (layers[place] for place in _above(path) if isinstance(layers.get(place), keras.layers.Layer)), None
+        )
+        if not any("BatchNormalization" in kind.__name__ for kind in type(owner).__mro__):
+            raise UserError(
+                f"train.micro_batches={micro_batches}: each call of {type(owner).__name__} moves '{path}', which would"
+                f" happen {micro_batches} times an update instead of once. Use --config.train.micro_batches=1."
+            )
+
+
+def _above(path: str) -> Iterator[str]:
+    """'a/b', 'a', '' for 'a/b/c'."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 def _moved(graph: Any, model: Any) -> tuple[tf.Variable, ...]:
