@@ -204,6 +204,17 @@ def ignores(path: Path, function: str, key: str) -> bool:
     return False
 
 
+def readers(path: Path, section: str, key: str) -> list[str]:
+    """Names of the functions and classes of a file in which `….SECTION.KEY` is read."""
+    tree = ast.parse(path.read_bytes())
+    found = []
+    for node in tree.body:
+        parts = (part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr == key)
+        if any(isinstance(part.value, ast.Attribute) and part.value.attr == section for part in parts):
+            found.append(getattr(node, "name", f"line {node.lineno}"))
+    return found
+
+
 def _defined(tree: ast.Module) -> set[str]:
     """Functions that a module defines, or takes from another under a name that the framework would call."""
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

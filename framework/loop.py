@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from framework import paths, precision
+from framework import longer, paths, precision
 from framework.compile import by_xla
 from framework.config import AVERAGED, DataError, RunError, UserError, base_split
 from framework.data.batches import epoch_steps
@@ -76,6 +76,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     run.replicas.take_turns(run.open)
+    longer.check(run)
     start = int(run.state.step)
     ended = run.workdir / RESULT
     if _status(run) != "interrupted":

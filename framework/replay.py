@@ -118,6 +118,7 @@ def _go_back(run: Run, step: int) -> int:
             )
     run.refresh()
     start = int(run.state.step)
+    run.refuse_altered()
     if run.state.skip_list is not None:
         run.state.skip_list.assign(listed)
     return start

@@ -14,7 +14,7 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,14 @@ class Run:
         chief = self.replicas.is_chief
         note = origin.begin(self.state, self.checkpoints, self.resolved, self.workdir, chief, self.facts())
         self.note = self.note if note is None else note
+        self.refuse_altered()
         self.refresh()
         return int(self.state.step)
+
+    def refuse_altered(self) -> None:
+        """Raises UserError unless config.json is what the checkpoint just restored was trained with."""
+        facts = self.checkpoints.facts(int(self.state.step))
+        stored_config.refuse_altered(self.workdir, stored_config.read(self.workdir), facts)
 
     def refresh(self) -> None:
         """Makes layers compute with the state as it is, after it was assigned from elsewhere; see `state.refresh`."""
@@ -160,13 +166,15 @@ class Run:
         """What each checkpoint of this run says of it, for a resumed run to be compared with: JSON, hashes mostly.
 
         'data' is a SHA-256 of some examples of each split; 'goals' are the metrics that decide what is best;
-        'constants' are hashes of the tables and constants of the traces; 'code' are those of the experiment's files.
+        'constants' are hashes of the tables and constants of the traces; 'code' are those of the experiment's files;
+        'config' is the hash of the config.
         """
         return {
             "data": self._samples(),
             "goals": origin.goals(self.resolved),
             "constants": dict(self.constants),
             "code": code_copies.hashes(self.experiment),
+            stored_config.FACT: stored_config.of(self.config).hashes()[0],
         }
 
     def _samples(self) -> dict[str, str | None]:
@@ -247,6 +255,7 @@ class Run:
             some = "no checkpoint that is whole" if self.checkpoints.steps() else "no checkpoint"
             raise UserError(f"--workdir={self.workdir} has {some}. Train first: --mode=train.")
         self.note = restored
+        self.refuse_altered()
         self._refuse_other_tables()
         self.refresh()
         trained = self.checkpoints.facts(int(self.state.step)).get("code", {})
@@ -280,7 +289,8 @@ class Run:
         now["experiment_git"] = runtime.git_commit(self.experiment.path.resolve().parent)
         write_json(self.workdir / folder.ENVIRONMENT, {"starts": [*earlier, now | runtime.environment()]})
         # Last: a folder with a config.json is one that a run can be compared with.
-        stored_config.write(self.workdir, stored_config.of(self.config))
+        stored = stored_config.read(self.workdir) or stored_config.of(self.config)
+        stored_config.write(self.workdir, stored.changed(self.config, int(self.state.step)))
 
 
 def build(
@@ -335,8 +345,9 @@ def settle(
         check_workdir(workdir)
     loaded = experiment.load(name)
     start = loaded.get_config()
-    stored = stored_config.read(workdir) if of_workdir else None
-    if stored is not None:
+    stored = stored_config.read(workdir)
+    stored_config.refuse_altered(workdir, stored, checkpoint.Checkpoints(workdir / folder.CHECKPOINTS, 1).facts())
+    if of_workdir and stored is not None:
         start = restored(start, stored.values)
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
@@ -391,11 +402,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         tune.warn_of_convolutions(resolved, found, replicas)
         if is_asynchronous:
             asynchronous.check(make, model, data, found)
-        total_steps = resolved.train.duration
-        schedules = {
-            name: optim.checked_schedule(schedule, total_steps, name)
-            for name, schedule in optim.schedules_of(make["make_schedule"](resolved, total_steps), model).items()
-        }
+        schedules = make_schedules(make["make_schedule"], model, resolved)
         optimizer = optim.build_optimizers(
             make.get("make_optimizer", optim.make_optimizer), model, schedules, updates, resolved, grouped
         )
@@ -442,6 +449,13 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         started=started,
         constants=constants,
     )
+
+
+def make_schedules(make_schedule: Callable[..., Any], model: Any, resolved: FrozenConfigDict) -> dict[str, Schedule]:
+    """{model: schedule}, looked at."""
+    total_steps = resolved.train.duration
+    made = optim.schedules_of(make_schedule(resolved, total_steps), model)
+    return {name: optim.checked_schedule(schedule, total_steps, name) for name, schedule in made.items()}
 
 
 def _step(
@@ -518,6 +532,8 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkn
         for key, (there, now) in stored.differing(final).items()
         if key not in (*stored_config.MAY_DIFFER, *unknown)
     ]
+    if stored.is_longer(final, unknown):  # whether that can be shows when the run is to train
+        differing = []
     if not copy.exists():
         differing.insert(0, f"experiment: {copy.name} now, another file there")
     if differing:

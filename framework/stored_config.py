@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from framework.config import UserError, flatten
 from framework.files import DamagedError, load_json, unreachable, write_json
+from framework.keys import DURATIONS
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
 # kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
@@ -28,6 +29,8 @@ MAY_DIFFER = (
     *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
     *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
 )
+
+FACT = "config"  # of a checkpoint: the first of `hashes`
 
 _NAME, _HISTORY = "config.json", "history"
 
@@ -60,6 +63,16 @@ class StoredConfig:
         pairs = {key: (ours.get(key, "absent"), theirs.get(key, "absent")) for key in sorted({*ours, *theirs})}
         return {key: (own, other) for key, (own, other) in pairs.items() if own != other}
 
+    def is_longer(self, config: ConfigDict, unknown: Sequence[str] = ()) -> bool:
+        """Whether `config` is this one with another train.duration, and perhaps other durations.
+
+        Args:
+          config: finalized.
+          unknown: keys whose value is not known yet.
+        """
+        differing = {*self.differing(config)} - {*MAY_DIFFER, *unknown}
+        return "train.duration" in differing and differing <= {*DURATIONS, "schedule.boundaries"}
+
     def hashes(self) -> list[str]:
         """The hash of the values, then of those before the newest change, and so on back to the first config."""
         values, found = flatten(ConfigDict(self.values)), []
@@ -69,16 +82,14 @@ class StoredConfig:
                 values = {**values, change.key: change.old}
         return found
 
-    def with_changes(self, changes: Sequence[Change]) -> "StoredConfig":
-        """The same with further values changed."""
-        values = _as_json(self.values)
-        for change in changes:
-            *sections, name = change.key.split(".")
-            place = values
-            for section in sections:
-                place = place[section]
-            place[name] = change.new
-        return StoredConfig(values, (*self.history, *changes))
+    def changed(self, config: ConfigDict, step: int) -> "StoredConfig":
+        """What config.json holds once the run goes on with `config` from a step on."""
+        changes = (
+            Change(step, key, old, new)
+            for key, (old, new) in self.differing(config).items()
+            if key not in MAY_DIFFER and "absent" not in (old, new)
+        )
+        return StoredConfig(of(config).values, (*self.history, *changes))
 
 
 def of(config: ConfigDict) -> StoredConfig:
@@ -115,6 +126,22 @@ def write(workdir: Path, stored: StoredConfig) -> None:
     """Writes config.json; the history stands at its end, if there is any."""
     history = [dataclasses.asdict(change) for change in stored.history]
     write_json(workdir / _NAME, stored.values | ({_HISTORY: history} if history else {}))
+
+
+def refuse_altered(workdir: Path, stored: StoredConfig | None, facts: Mapping[str, Any]) -> None:
+    """Raises UserError unless config.json has the values that a checkpoint was trained with.
+
+    Args:
+      workdir: the run folder.
+      stored: its config.json, if there is one.
+      facts: of the checkpoint; one of an older version does not say.
+    """
+    if stored is None or facts.get(FACT) in (None, *stored.hashes()):
+        return
+    raise UserError(
+        f"{workdir / _NAME} is not what the checkpoints of the run were trained with: a value in it was changed."
+        " Put the file back; what was typed is in overrides.txt."
+    )
 
 
 def _hash(values: Mapping[str, Any]) -> str:

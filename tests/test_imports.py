@@ -70,7 +70,7 @@ ROWS = (
     ("experiment",),
     ("code_copies",),
     ("run",),
-    ("lookback",),
+    ("longer", "lookback"),
     ("failure",),
     ("progress",),
     ("loop",),

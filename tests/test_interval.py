@@ -138,7 +138,10 @@ def test_a_row_has_the_means_of_all_steps_since_the_last(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("log", "save", "block"), [(5, 3, 4), (3, 7, 10), (7, 2, 3), (4, 4, 5)])
+@pytest.mark.parametrize(
+    ("log", "save", "block"),
+    [(5, 3, 4), *(pytest.param(*ratio, marks=pytest.mark.slow) for ratio in ((3, 7, 10), (7, 2, 3), (4, 4, 5)))],
+)
 def test_rows_after_a_kill_are_the_same_bits(tmp_path, monkeypatch, log, save, block, mode):
     settings = {"log.every": f"{log} steps", "checkpoint.every": f"{save} steps", "train.block_steps": block}
     settings |= {"train.duration": "20 steps", "train.compile": mode, "checkpoint.keep": 2}
@@ -183,6 +186,7 @@ def test_a_metric_must_not_have_the_name_of_another_rows_number(tmp_path, name):
         small.build(tmp_path / "run", functions=with_metric(make_metrics=lambda cfg: {name: metrics.Accuracy()}))
 
 
+@pytest.mark.slow
 def test_two_replicas_log_the_means_of_one_device(tmp_path):
     settings = {"log.every": "4 steps", "train.duration": "9 steps", "train.precision": "float64"}
     mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}

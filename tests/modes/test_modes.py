@@ -149,7 +149,7 @@ def make_data(cfg, split):
 """
 
 
-@pytest.mark.parametrize("mode", ["evaluate", "export"])
+@pytest.mark.parametrize("mode", ["evaluate", pytest.param("export", marks=pytest.mark.slow)])
 def test_other_data_than_those_of_the_run_are_said(tmp_path, capsys, mode):
     experiment, workdir = tmp_path / "noisy.py", tmp_path / "run"
     experiment.write_text(NOISY)
