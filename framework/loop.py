@@ -39,6 +39,7 @@ from framework.step import tune
 from framework.step.block import Block
 from framework.step.gradients import forward
 from framework.step.halves import unlike_halves
+from framework.step.penalties import shown
 from framework.tensorboard import TensorBoard
 from framework.writers import Behind, Console, Jsonl, Writers
 
@@ -177,7 +178,7 @@ def _recompiles(run: Run) -> RunError:
 def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:
     """{'split/metric': value} over every evaluation split, each example once.
 
-    'split@ema/metric' is that of the averaged weights.
+    'split@ema/metric' is that of the averaged weights. Nothing that the loss moves stays moved.
 
     Args:
       run: as built.
@@ -192,8 +193,20 @@ def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:
     results: dict[str, float] = {}
     for split, block in run.eval_blocks.items():
         with run.weights("ema" if split.endswith(AVERAGED) else "model"):
-            results |= {f"{split}/{name}": value for name, value in block().items()}
+            found = block()
+        if bad := [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]:
+            logging.warning("evaluating '%s': %s: %s", split, ", ".join(bad), block.problem or "no example has weight")
+        results |= {f"{split}/{name}": value for name, value in found.items()}
     return results
+
+
+@contextlib.contextmanager
+def untouched(run: Run) -> Iterator[None]:
+    """Puts back what the loss moves where it is not training, such as averages under training=True."""
+    with contextlib.ExitStack() as stack:
+        for block in run.eval_blocks.values():
+            stack.enter_context(block.untouched())
+        yield
 
 
 def export_run(run: Run) -> list[ExportReport]:
@@ -206,7 +219,7 @@ def export_run(run: Run) -> list[ExportReport]:
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     run = run.on_one_device()
     folder, step = run.workdir / EXPORTS, int(run.state.step)
-    with run.weights(run.resolved.export.weights):
+    with run.weights(run.resolved.export.weights), untouched(run):
         return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
 
 
@@ -300,7 +313,7 @@ def _status(run: Run) -> str:
 
 def _modes(run: Run) -> dict[str, str]:
     """Which values of each evaluated metric are better; losses are better when small."""
-    modes = {"loss": "min"} | {f"loss/{term}": "min" for term in run.probe.terms}
+    modes = {"loss": "min"} | {f"loss/{term}": "min" for term in shown(run.probe.terms)}
     modes |= {name: metric.mode for name, metric in run.metrics.items()}
     return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in modes.items()}
 
@@ -333,7 +346,9 @@ def _show_inputs(run: Run, writer: Writers) -> None:
 def _warn_of_halves(run: Run) -> None:
     """Once a run: says so if the loss compares examples with one another, or means another weight."""
     if run.replicas.strategy is None and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
-        for sentence in unlike_halves(run.loss, run.model, run.data.at(0), run.resolved):
+        with untouched(run):
+            found = unlike_halves(run.loss, run.model, run.data.at(0), run.resolved)
+        for sentence in found:
             logging.warning("%s", sentence)
 
 

@@ -57,9 +57,11 @@ from framework.step import asynchronous, coverage, tune
 from framework.step.asynchronous import AsynchronousBlock
 from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
+from framework.step.evaluation_probe import probe_evaluation
 from framework.step.gradients import Loss
 from framework.step.layout import Layout, term_key
-from framework.step.probe import Probe, check_covered, check_frozen, probe, probe_evaluation, probe_step
+from framework.step.penalties import shown
+from framework.step.probe import Probe, check_covered, check_frozen, check_penalties, probe, probe_step
 from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
 
@@ -423,10 +425,15 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
     _check_metric_names(resolved, metrics, layout)
-    for split, batches in eval_data.items():
-        constants |= probe_evaluation(loss, created, batches, resolved, split)
+    check_penalties(model, data, resolved, replicas.count)
+    looked = {
+        split: probe_evaluation(loss, created, batches, resolved, split, found.terms)
+        for split, batches in eval_data.items()
+    }
+    for one in looked.values():
+        constants |= one.constants
     evaluations = {
-        split: EvalBlock(model, loss, metrics, batches, resolved, found.terms, replicas, found.has_collectives)
+        split: EvalBlock(model, loss, metrics, batches, resolved, looked[split], replicas, found.has_collectives)
         for split, batches in eval_data.items()
     }
     parts = (created, step, tools, layout, data, schedules, resolved, guarded, replicas)
@@ -484,7 +491,7 @@ def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric
             f"make_metrics names a metric '{name}', but rows of metrics.jsonl have names of their own below"
             f" '{name[:5]}'. Leave that out."
         )
-    known = ["loss", *(term_key(name) for name in layout.terms if len(layout.terms) > 1), *metrics]
+    known = ["loss", *(term_key(name) for name in shown(layout.terms) if len(layout.terms) > 1), *metrics]
     early, best = resolved.early_stopping, resolved.checkpoint
     for key, chosen, mode_key, mode in (
         ("early_stopping.metric", early.metric, "early_stopping.mode", early.mode),

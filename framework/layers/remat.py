@@ -71,8 +71,9 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
 
         if not layer.built or not places:
             return call(*args, **kwargs)  # variables are not made inside the recomputed function
+        own = len(layer._eager_losses)
         outputs = tf.recompute_grad(run)(*(flat[place] for place in places))
-        _refuse_losses(layer, path)
+        _refuse_losses(layer, path, own)
         return tf.nest.pack_sequence_as(structures[0], tf.nest.flatten(outputs))
 
     return recomputed
@@ -86,11 +87,13 @@ def masked_as(original: Any, tensor: Any) -> Any:
     return tensor
 
 
-def _refuse_losses(layer: keras.layers.Layer, path: str) -> None:
-    """What is added to the loss inside would be cut off from the gradient."""
-    for part in layer.submodules:
-        if isinstance(part, keras.layers.Layer) and (part._losses or part._eager_losses):
-            raise UserError(
-                f"train.remat: layer '{path}' adds a loss of its activations inside ('{part.name}'), whose gradient"
-                " would be lost. Leave the layer out of train.remat."
-            )
+def _refuse_losses(layer: keras.layers.Layer, path: str, own: int) -> None:
+    """What is added to the loss inside would be cut off from the gradient; the layer had `own` losses before."""
+    parts = [part for part in layer.submodules if isinstance(part, keras.layers.Layer)]
+    adds = [part for part in parts if part._losses or part._eager_losses or part.activity_regularizer]
+    adds += [layer] * (len(layer._eager_losses) > own)
+    if adds:
+        raise UserError(
+            f"train.remat: layer '{path}' adds a loss of its activations inside ('{adds[0].name}'), whose gradient"
+            " would be lost. Leave the layer out of train.remat."
+        )

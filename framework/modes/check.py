@@ -15,10 +15,11 @@ from framework import optim, paths
 from framework.config import flatten
 from framework.export.verify import export_all
 from framework.folder import EXPORTS
-from framework.loop import held_out
+from framework.loop import held_out, untouched
 from framework.modes.export import describe
 from framework.run import Run
 from framework.step.halves import unlike_halves
+from framework.step.penalties import shown
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
@@ -45,7 +46,7 @@ def _batch(run: Run) -> Iterator[str]:
         is_number = np.issubdtype(values.dtype, np.number)
         extent = f"  {values.min():.6g} … {values.max():.6g}" if is_number else ""
         yield f"  {name:<24} {tensor.dtype.name:<8} {tensor.shape.as_list()}{extent}"
-    yield f"Outputs of the loss (terms: {', '.join(run.probe.terms)})"
+    yield f"Outputs of the loss (terms: {', '.join(shown(run.probe.terms))})"
     for name, spec in run.probe.outputs.items():
         yield f"  {name:<24} {spec.dtype.name:<8} {spec.shape.as_list()}"
     for split, batches in run.eval_data.items():
@@ -55,7 +56,8 @@ def _batch(run: Run) -> Iterator[str]:
 def _loss(run: Run) -> int:
     if run.replicas.strategy is not None:
         return 0
-    found = unlike_halves(run.loss, run.model, run.data.at(0), run.resolved)
+    with untouched(run):
+        found = unlike_halves(run.loss, run.model, run.data.at(0), run.resolved)
     print("\n".join(["Loss of a batch and of its halves", *(f"  {sentence}" for sentence in found or ["the same"])]))
     print()
     return 1 if found else 0

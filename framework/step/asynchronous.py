@@ -20,7 +20,8 @@ from framework.optim import clip, global_norm
 from framework.replicas import ParameterServers
 from framework.step import coverage
 from framework.step.block import Block, TrainBlock
-from framework.step.gradients import Loss, gradients_of, total, with_penalty
+from framework.step.gradients import Loss, counted, gradients_of, total
+from framework.step.penalties import is_penalty
 from framework.step.probe import Probe, check_draws, scopes
 from framework.step.update import when
 
@@ -108,7 +109,7 @@ class AsynchronousBlock(TrainBlock):
         with scopes(config.train.precision, self._key, step):
             batch = batches.take(plan or batches.plan(step, 1, 1), tf.constant(0))
             found = gradients_of(
-                lambda part: with_penalty(self._loss(state.model, part, True), state.model),
+                counted(lambda part: self._loss(state.model, part, True), state.model),
                 batch,
                 optimizer.trained,
                 metrics,
@@ -129,7 +130,8 @@ class AsynchronousBlock(TrainBlock):
                 state.updates.assign_add(1)
 
             when(is_finite, update, lambda: None)
-        empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in found.terms.values())
+        terms = [term for name, term in found.terms.items() if not is_penalty(name)]
+        empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in terms)
         scalars = {"loss": loss, "gradient_norm": norm, "skipped": ~is_finite, **rates}
         scalars["empty_terms"] = tf.where(is_finite, empty, 0)
         check_draws(tf.compat.v1.get_default_graph(), config)

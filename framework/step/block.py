@@ -20,6 +20,7 @@ import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
+from framework.assigned import untouched
 from framework.compile import Compiled, programs
 from framework.data.batches import Batch, Batches
 from framework.optim import Schedule, global_norm
@@ -172,12 +173,8 @@ class TrainBlock:
     def untouched(self) -> Iterator[None]:
         """Puts back what looking at a step moves: averages such as BatchNorm's, batches that have a state."""
         data = {} if self._state.data is None else paths.variables(self._state.data)
-        before = [(variable, paths.copies(variable)[0].numpy()) for variable in (*self._guarded, *data.values())]
-        try:
+        with untouched((*self._guarded, *data.values())):
             yield
-        finally:
-            for variable, value in before:
-                variable.assign(value)
 
     def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         plans = plans or [part.plan(self._state.step, k, self.block_steps) for part in self._parts]

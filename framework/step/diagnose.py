@@ -17,6 +17,7 @@ from framework.layers.remat import masked_as
 from framework.state import TrainState
 from framework.step.block import TrainBlock
 from framework.step.gradients import Gradients
+from framework.step.penalties import explained, is_penalty
 
 LOSS_ALONE = "of the loss is not finite, and no layer's output is to blame"
 
@@ -60,6 +61,8 @@ def look(block: TrainBlock) -> Look:
     if forwards:
         return Look(found, forwards[0])
     if bad := _first_bad({name: term.sum for name, term in found.terms.items()}):
+        if reason := is_penalty(bad) and "weight" in batch and explained(block.state.model, batch["weight"]):
+            return Look(found, reason)
         return Look(found, f"term '{bad}' {LOSS_ALONE}")
     if backwards:
         return Look(found, backwards[0])

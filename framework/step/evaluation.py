@@ -1,26 +1,32 @@
 """One compiled pass over an evaluation split.
 
-evaluate = EvalBlock(model, loss, metrics, batches, config, terms, replicas)
+evaluate = EvalBlock(model, loss, metrics, batches, config, found, replicas)
 evaluate()                              # {'loss': 0.07, 'accuracy': 0.98}
 """
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import precision, rng
+from framework import paths, precision, rng
+from framework.assigned import untouched
 from framework.compile import Compiled
 from framework.data.batches import Batch, Batches, epoch_steps
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.replicas import Replicas
 from framework.step.block import at_once, parts_of, repeat, take_parts
-from framework.step.gradients import PENALTY, Loss, forward
+from framework.step.evaluation_probe import EvaluationProbe
+from framework.step.gradients import Loss, forward
 from framework.step.layout import Layout, mean, term_key
+from framework.step.penalties import PENALTY, explained
 from framework.step.probe import scopes
 
 # There is no update here.
@@ -28,7 +34,12 @@ _MODES = {"xla_update": "graph"}
 
 
 class EvalBlock:
-    """One pass over an evaluation split, compiled; sums are merged over batches in float64."""
+    """One pass over an evaluation split, compiled; sums are merged over batches in float64.
+
+    Attributes:
+      compiled: counts traces and compilations.
+      problem: why the last pass was not finite, a sentence that names a variable or batch; '' if it was.
+    """
 
     def __init__(
         self,
@@ -37,56 +48,127 @@ class EvalBlock:
         metrics: Mapping[str, Metric],
         batches: Batches,
         config: FrozenConfigDict,
-        terms: tuple[str, ...],
+        found: EvaluationProbe,
         replicas: Replicas,
         has_collectives: bool = False,
     ) -> None:
-        self.compiled = self._compiled(config.train.compile, replicas)
         self._replicas, self._parts = replicas, parts_of(batches, replicas)
         self._has_collectives = has_collectives
-        self._layout = Layout((), terms, metrics)
-        self._steps = epoch_steps(batches)
-        self._block_steps = at_once(batches, min(config.train.block_steps, self._steps))
+        self._found, self._layout = found, Layout((), found.terms, metrics)
+        self._steps = epoch_steps(batches) - (found.rest is not None)
+        self._block_steps = at_once(batches, min(config.train.block_steps, max(1, self._steps)))
         self._model, self._loss, self._batches = model, loss, batches
         self._precision = config.train.precision
         self._dtype = precision.master_dtype(self._precision)
         self._key = tf.constant(rng.key(config.seed), tf.uint64)
+        self.problem = ""
+        self._compile(config.train.compile)
 
     def __call__(self) -> dict[str, float]:
-        """{'loss': …, metric: …} over the whole split, each example once."""
+        """{'loss': …, metric: …} over the whole split, each example once; NaN if a weight of the model is not finite.
+
+        Changes nothing: what the forward pass moves is put back.
+        """
         totals = {term_key(name): np.zeros(2) for name in self._layout.terms}
         totals |= {name: metric.empty() for name, metric in self._layout.metrics.items()}
+        self.problem = self._bad_weight()
+        if self.problem:  # fused kernels of some CPUs make relu(NaN) 0
+            return dict.fromkeys(["loss", *self._layout.results(totals)], math.nan)
+        with untouched(self._found.moved):
+            for step, row in enumerate(self._rows()):
+                if not self.problem and not np.isfinite(row).all():
+                    self.problem = self._bad_batch(step)
+                totals = self._merge(totals, self._layout.unpack(row))
+        loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
+        return {"loss": loss, **self._layout.results(totals)}
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Puts back what the loss moves where it is not training."""
+        with untouched(self._found.moved):
+            yield
+
+    def _rows(self) -> Iterator[np.ndarray]:
+        """Of each batch, in order."""
         for first in range(0, self._steps, self._block_steps):
             k = min(self._block_steps, self._steps - first)
             plans = []
             if not self._batches.is_resident:
                 plans = [part.plan(first, k, self._block_steps) for part in self._parts]
-            rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
-            for row in rows:
-                totals = self._merge(totals, self._layout.unpack(row))
-        loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
-        return {"loss": loss, **self._layout.results(totals)}
+            yield from self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
+        if self._found.rest:
+            batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
+            yield self._compiled_rest(tf.constant(self._steps, tf.int64), batch).numpy()
+
+    def _bad_weight(self) -> str:
+        """A sentence about the first variable of the model that no evaluation can be trusted with; '' for none."""
+        are_finite = self._weights_are_finite().numpy()
+        return next(
+            (
+                f"the variable '{path}' is not finite"
+                for path, is_finite in zip(self._floating(), are_finite, strict=True)
+                if not is_finite
+            ),
+            "",
+        )
+
+    def _bad_batch(self, step: int) -> str:
+        """A sentence about the first batch that is not finite."""
+        first = step * self._batches.batch_size
+        found = (
+            f"batch {step} (examples {first} to {first + self._batches.batch_size - 1}) is the first that is not finite"
+        )
+        reason = explained(self._model, self._batches.at(step)["weight"]) if self._found.has_uneven else ""
+        return f"{found}; {reason}" if reason else found
+
+    @functools.cached_property
+    def _weights_are_finite(self) -> Callable[[], tf.Tensor]:
+        """() -> bool [variables]; of those that are not trained infinity is no fault, such as that of a mask."""
+
+        def are_finite() -> tf.Tensor:
+            flags = [tf.constant(True)]
+            for variable in self._floating().values():
+                value = paths.copies(variable)[0].read_value()
+                flags.append(tf.reduce_all(tf.math.is_finite(value) if variable.trainable else ~tf.math.is_nan(value)))
+            return tf.stack(flags)[1:]
+
+        return tf.function(are_finite, autograph=False).get_concrete_function()
+
+    def _floating(self) -> dict[str, tf.Variable]:
+        return {path: variable for path, variable in paths.variables(self._model).items() if variable.dtype.is_floating}
 
     def compiled_by(self, mode: str) -> "EvalBlock":
         """The same pass, compiled as suits a training block compiled by `mode`."""
         other = copy.copy(self)
-        other.compiled = other._compiled(mode, self._replicas)
+        other._compile(mode)
         return other
 
-    def _compiled(self, mode: str, replicas: Replicas) -> Compiled:
-        return Compiled(self._run, _MODES.get(mode, mode), "evaluate", in_parts=replicas.strategy is not None)
+    def _compile(self, mode: str) -> None:
+        mode, in_parts = _MODES.get(mode, mode), self._replicas.strategy is not None
+        self.compiled = Compiled(self._run, mode, "evaluate", in_parts)
+        self._compiled_rest = Compiled(self._run_rest, mode, "evaluate the rest", in_parts)
+
+    @property
+    def _mode(self) -> str:
+        return "xla" if "gradients" in self.compiled.programs and not self._has_collectives else "graph"
 
     def _run(self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch]) -> tf.Tensor:
         plans = plans or [part.plan(first, k, self._block_steps) for part in self._parts]
 
-        mode = "xla" if "gradients" in self.compiled.programs and not self._has_collectives else "graph"
-
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch = take_parts(self._replicas, self._parts, plans, index)
-                return self._replicas.total(self._row, batch, mode=mode), tf.constant(False)
+                return self._replicas.total(self._row, batch, mode=self._mode), tf.constant(False)
 
         return repeat(step, k, self._block_steps, self._layout.width, self._dtype).rows
+
+    def _run_rest(self, step: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """The row of the last batch without its padding; each replica has all of it, because it need not divide."""
+        size = self._batches.batch_size
+        with scopes(self._precision, self._key, step):
+            whole = batch or self._batches.at(step)
+            rest = {name: x[: self._found.rest] if x.shape[:1] == [size] else x for name, x in whole.items()}
+            return self._replicas.alone().total(self._row, rest, mode=self._mode)
 
     def _row(self, index: int, batch: Batch) -> tf.Tensor:
         """Sums over the examples of one replica."""

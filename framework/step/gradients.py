@@ -11,25 +11,24 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from framework import paths, rng
+from framework import rng
 from framework.compile import is_in_xla
 from framework.config import UserError
 from framework.losses import Coupled, Term
 from framework.metrics import Metric
 from framework.replicas import Replicas
+from framework.step.penalties import is_penalty, sum_of, with_penalties
 from framework.step.weights import Pass, term_weights
 
 Terms = Mapping[str, Term]
 Batch = Mapping[str, tf.Tensor]
 # loss(model, batch, training) -> (terms, outputs); outputs feed metrics
 Loss = Callable[[Any, Batch, bool], tuple[Terms, Mapping[str, tf.Tensor]]]
-
-PENALTY = "penalty"
 
 _FULL = (tf.float32, tf.float64)
 
@@ -49,19 +48,28 @@ class Gradients(NamedTuple):
 
 
 def forward(loss: Loss, model: Any, batch: Batch, training: bool) -> tuple[Terms, Mapping[str, Any]]:
-    """The loss's terms and outputs, with the penalties of the model as one more term."""
-    return with_penalty(loss(model, batch, training), model)
+    """The loss's terms and outputs, with the penalties of the model as further terms."""
+    return counted(lambda part: loss(model, part, training), model)(batch)
 
 
-def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
-    """(terms, outputs) as a loss returned them, checked, and `model.losses` as a term of weight 1.
+def counted(one_pass: Pass, model: Any) -> Pass:
+    """A pass that checks what `one_pass` returns and adds the penalties of layers of the model to its terms.
 
-    A term of weight 1 a micro-batch counts once an update: sum and weight both grow with the number of micro-batches.
-
-    Raises:
-      UserError: something else was returned, a term or penalty is not a scalar in at least float32, or a term has the
-        name of the penalties.
+    Raises (when called):
+      UserError: something else was returned than (terms, outputs), a term or penalty is not a scalar in at least
+        float32, a term has the name of the penalties, or a penalty cannot be counted (`penalties.with_penalties`).
     """
+
+    def run(batch: Batch) -> tuple[Terms, Mapping[str, Any]]:
+        returned, found = with_penalties(lambda: one_pass(batch), model, batch)
+        terms, outputs = _checked(returned)
+        return {**terms, **found}, outputs
+
+    return run
+
+
+def _checked(returned: Any) -> tuple[Terms, Mapping[str, Any]]:
+    """(terms, outputs) as a loss returned them."""
     if not _is_terms_and_outputs(returned):
         raise UserError(
             f"the loss returned {_shown(returned)}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}):"
@@ -80,33 +88,11 @@ def with_penalty(returned: Any, model: Any) -> tuple[Terms, Mapping[str, Any]]:
                 f"term '{name}' of the loss has a sum and a weight of shapes {shapes[0]} and {shapes[1]}. Both are"
                 " scalars, e.g. Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
             )
-    # A plain tf.Module has none; Keras may still hold those that a layer added in an earlier trace.
-    penalties = [
-        penalty
-        for part in paths.models(model).values()
-        for penalty in getattr(part, "losses", ())
-        if _is_of_this_trace(penalty)
-    ]
-    if PENALTY in terms:
-        raise UserError(
-            f"the loss returned a term '{PENALTY}', which is what model.losses are called. Give it another name."
-        )
-    for penalty in penalties:
-        if penalty.dtype not in _FULL:
+        if is_penalty(name):
             raise UserError(
-                f"a layer adds a loss in {penalty.dtype.name}: sums need float32 at least. Give the layer"
-                " dtype='float32', or make the loss a term of make_loss."
+                f"the loss returned a term '{name}', which is what model.losses are called. Give it another name."
             )
-    if penalties:
-        penalty = _sum(penalties)
-        terms = {**terms, PENALTY: Term(penalty, tf.ones([], penalty.dtype))}
     return terms, outputs
-
-
-def _is_of_this_trace(penalty: tf.Tensor) -> bool:
-    if tf.executing_eagerly():
-        return not tf.is_symbolic_tensor(penalty)
-    return not tf.is_symbolic_tensor(penalty) or penalty.graph is tf.compat.v1.get_default_graph()
 
 
 def _is_terms_and_outputs(returned: Any) -> bool:
@@ -155,16 +141,9 @@ def total(terms: Terms, weights: Mapping[str, tf.Tensor] | None = None) -> tf.Te
       weights: of the whole batch where the terms are of a part.
     """
     weights = weights or {name: term.weight for name, term in terms.items()}
-    return _sum(
+    return sum_of(
         [tf.math.divide_no_nan(term.sum, tf.cast(weights[name], term.sum.dtype)) for name, term in terms.items()]
     )
-
-
-def _sum(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Sum of scalars, in float64 if one of them is (layers may differ in dtype)."""
-    dtype = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
-    # Not tf.add_n, whose order hangs on what memory is free when it is called.
-    return tf.reduce_sum(tf.stack([tf.cast(value, dtype) for value in values]))
 
 
 def gradients_of(
@@ -327,7 +306,7 @@ def _weights_of(one_pass: Pass, parts: _Parts) -> dict[str, tf.Tensor]:
 
     def named(index: tf.Tensor) -> Any:
         terms, outputs = parts.at(index, one_pass)
-        names.extend(name for name in terms if name != PENALTY)
+        names.extend(name for name in terms if not is_penalty(name))
         return terms, outputs
 
     weights_of = term_weights(named, tf.TensorSpec([], tf.int32), of_a_part=names)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from framework.metrics import Metric
 from framework.step.gradients import Terms
+from framework.step.penalties import PENALTY, is_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Layout:
         """Final numbers: terms as means (left out where there is only one: it is the loss), metrics by `result`."""
         results = {name: float(values[name][0]) for name in self.scalars}
         if len(self.terms) > 1:
-            results |= {term_key(name): mean(values[term_key(name)]) for name in self.terms}
+            means = {name: mean(values[term_key(name)]) for name in self.terms}
+            results |= {term_key(name): value for name, value in means.items() if not is_penalty(name)}
+            if penalties := [value for name, value in means.items() if is_penalty(name)]:
+                results[term_key(PENALTY)] = sum(penalties)
         return results | {name: metric.result(values[name]) for name, metric in self.metrics.items()}
 
 

@@ -12,12 +12,14 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
+from framework.assigned import assigned
 from framework.config import UserError, near
-from framework.data.batches import Batches
+from framework.data.batches import Batches, epoch_steps
 from framework.metrics import Metric
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.gradients import Loss, forward, refuse_coupled
+from framework.step.penalties import refuse_parts, refuse_weights, uneven
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights
 
@@ -65,7 +67,7 @@ def probe(
             return dict(batches.at(0))
 
     def trace(batch: Any) -> Any:
-        batch = _Batch(batch)
+        batch = NamedBatch(batch)
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
             found, outputs = forward(loss, model, batch, training=True)
             for name, metric in metrics.items():
@@ -93,7 +95,7 @@ def probe(
         )
     if config.train.micro_batches > 1:
         _check_once_an_update(function.graph, model, config.train.micro_batches)
-    moved = _moved(function.graph, model)
+    moved = assigned(function.graph, model)
     return Probe(tuple(terms), batch, function.structured_outputs, function.graph, moved, has_collectives, data.graph)
 
 
@@ -153,24 +155,19 @@ def check_covered(found: Probe, state: TrainState, batches: Batches) -> dict[str
     return steers
 
 
-def probe_evaluation(
-    loss: Loss, state: TrainState, batches: Batches, config: FrozenConfigDict, split: str
-) -> dict[str, str]:
-    """Traces the forward pass of one evaluation batch, which is not run; returns its `coverage.constants`.
+def check_penalties(model: Any, batches: Batches, config: FrozenConfigDict, replicas: int) -> None:
+    """Looks for penalties that micro-batches, replicas, padding or weights would make wrong, once steps are traced.
+
+    A penalty that is right for rows of weight 1 alone needs a look at the weights: of the first batch, and of the last
+    of an epoch, which may be padded. Those of other batches make it NaN.
 
     Raises:
-      UserError: a random draw, or a variable or table that no checkpoint has, by which a resumed run would see another
-        best step or stop elsewhere.
+      UserError: there is one.
     """
-
-    def trace() -> None:
-        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            forward(loss, state.model, _Batch(batches.at(0)), training=False)
-
-    graph, where = tf.function(trace, autograph=False).get_concrete_function().graph, f"evaluation of '{split}'"
-    check_draws(graph, config)
-    coverage.check_data(graph, state, where)
-    return coverage.constants(graph, state, where, batches)
+    refuse_parts(model, config.train.micro_batches, replicas)
+    if uneven(model) and not isinstance(batches, tf.Module):  # whose batches move on when they are looked at
+        for step in {0, epoch_steps(batches) - 1}:
+            refuse_weights(model, batches.at(step)["weight"], f"the training batch of step {step}")
 
 
 def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
@@ -181,7 +178,7 @@ def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:
     return stack
 
 
-class _Batch(dict):
+class NamedBatch(dict):
     """A batch in which a slip of the pen is found."""
 
     def __missing__(self, name: Any) -> Any:
@@ -266,20 +263,6 @@ def _above(path: str) -> Iterator[str]:
     while path:
         path = path.rpartition("/")[0]
         yield path
-
-
-def _moved(graph: Any, model: Any) -> tuple[tf.Variable, ...]:
-    """Variables that something else than a read takes the handle of."""
-    handles = {id(variable.handle): variable for variable in graph.variables if not hasattr(variable, "values")}
-    for variable in paths.variables(model).values():  # of several replicas, each copy leads to the whole
-        handles |= {id(copy.handle): variable for copy in paths.copies(variable)}
-    reads = ("ReadVariableOp", "ResourceGather", "VariableShape")
-    moved = {
-        id(handles[id(outer)]): handles[id(outer)]
-        for outer, inner in graph.captures
-        if id(outer) in handles and any(consumer.type not in reads for consumer in inner.consumers())
-    }
-    return tuple(moved.values())
 
 
 # Ops that draw from a generator of the process, or of the op, which no checkpoint holds.

@@ -26,7 +26,8 @@ from framework.config import UserError, near
 from framework.metrics import Metric
 from framework.replicas import Replicas
 from framework.state import TrainState
-from framework.step.gradients import Gradients, Loss, Terms, gradients_of, total, with_penalty
+from framework.step.gradients import Gradients, Loss, Terms, counted, gradients_of, total
+from framework.step.penalties import is_penalty
 from framework.step.update import Applied, apply, when
 from framework.step.weights import Pass
 
@@ -71,12 +72,9 @@ class Tools:
         """
         model, optimizer = self._state.models[self._known(of)], self._state.optimizers[of]
 
-        def with_penalties(part: Mapping[str, tf.Tensor]) -> tuple[Terms, Mapping[str, Any]]:
-            return with_penalty(one_pass(part), model)
-
         loss_scale = self._state.loss_scale
         found = gradients_of(
-            with_penalties,
+            counted(one_pass, model),
             batch,
             optimizer.trained,
             self._metrics,
@@ -164,7 +162,8 @@ class Tools:
         before = [(copy, copy.read_value()) for variable in guarded for copy in paths.copies(variable)]
         returned = self._checked(step(self._state, batch))
         state, is_good = self._state, self.is_finite() & allowed
-        empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in returned[0].values())
+        terms = [term for name, term in returned[0].items() if not is_penalty(name)]
+        empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in terms)
 
         def keep() -> None:
             self._replicas.agree(guarded)

@@ -1,0 +1,108 @@
+"""What evaluating a split would do, found by tracing one batch before anything runs.
+
+found = probe_evaluation(loss, state, batches, config, "test", terms)
+found.moved                             # variables that the loss changes in evaluation
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import logging
+from ml_collections import FrozenConfigDict
+
+from framework import paths
+from framework.assigned import assigned
+from framework.config import UserError
+from framework.data.batches import Batches, epoch_steps
+from framework.state import TrainState
+from framework.step import coverage
+from framework.step.gradients import Loss, forward
+from framework.step.penalties import PENALTY, is_penalty, refuse_weights, uneven
+from framework.step.probe import NamedBatch, check_draws, scopes
+
+_SHOWN = 3  # variables of one message
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationProbe:
+    """What was found.
+
+    Attributes:
+      terms: of the loss, penalties included.
+      moved: variables that the forward pass may assign to; they are put back after each evaluation.
+      has_uneven: a penalty is right for rows of weight 1 alone, so the last batch must not be padded.
+      rest: examples of the last batch then; None if it is a whole one, or may be padded.
+      constants: see `coverage.constants`.
+    """
+
+    terms: tuple[str, ...]
+    moved: tuple[tf.Variable, ...]
+    has_uneven: bool
+    rest: int | None
+    constants: Mapping[str, str]
+
+
+def probe_evaluation(
+    loss: Loss, state: TrainState, batches: Batches, config: FrozenConfigDict, split: str, terms: tuple[str, ...]
+) -> EvaluationProbe:
+    """Traces the forward pass of one evaluation batch, which is not run.
+
+    Args:
+      split: its name.
+      terms: of training; penalties that only training has are 0 here.
+
+    Raises:
+      UserError: a random draw, or a variable or table that no checkpoint has, by which a resumed run would see another
+        best step or stop elsewhere; a Keras metric inside of the model; or weights that a penalty cannot take.
+    """
+    found: list[str] = []
+
+    def trace() -> None:
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+            found.extend(forward(loss, state.model, NamedBatch(batches.at(0)), training=False)[0])
+
+    graph, where = tf.function(trace, autograph=False).get_concrete_function().graph, f"evaluation of '{split}'"
+    check_draws(graph, config)
+    moved = assigned(graph, state.model)
+    _check_moved(state, moved, split)
+    coverage.check_data(graph, state, where)
+    names = [name for name in terms if not is_penalty(name)] + [name for name in found if is_penalty(name)]
+    if any(map(is_penalty, terms)) and not any(map(is_penalty, names)):
+        names.append(PENALTY)
+    has_uneven = bool(uneven(state.model))
+    rest = _rest(state, batches, split) if has_uneven else None
+    return EvaluationProbe(tuple(names), moved, has_uneven, rest, coverage.constants(graph, state, where, batches))
+
+
+def _check_moved(state: TrainState, moved: tuple[tf.Variable, ...], split: str) -> None:
+    """Raises UserError if evaluation moves a Keras metric; says so if it moves anything else."""
+    moving = {id(variable) for variable in moved}
+    for part in paths.objects(state.model).values():
+        if isinstance(part, keras.metrics.Metric) and moving & {id(variable) for variable in part.variables}:
+            raise UserError(
+                f"evaluating '{split}' updates the Keras metric '{part.name}', which counts on and on inside of the"
+                " model. Return what it reads as outputs of the loss, and a metric of sums over examples in"
+                " make_metrics(cfg), such as metrics.Accuracy or a metrics.Mean of your own."
+            )
+    if moved:
+        names = {id(variable): path for path, variable in paths.variables(state.model).items()}
+        shown = ", ".join(f"'{names.get(id(variable), variable.name)}'" for variable in moved[:_SHOWN])
+        logging.warning(
+            "evaluating '%s' moves %s%s, as training does; they are put back afterwards. Give the model the `training`"
+            " that the loss is given: model(x, training=training)",
+            split,
+            shown,
+            f" and {len(moved) - _SHOWN} more" if len(moved) > _SHOWN else "",
+        )
+
+
+def _rest(state: TrainState, batches: Batches, split: str) -> int | None:
+    """Rows of the last batch before its padding; None if it has none."""
+    last = epoch_steps(batches) - 1
+    for step in sorted({0, last}):
+        weight = batches.at(step)["weight"]
+        rest = int(tf.reduce_max(tf.where(weight > 0, tf.range(1, len(weight) + 1), 0)))
+        refuse_weights(state.model, weight[: rest if step == last else len(weight)], f"batch {step} of '{split}'")
+    return rest if rest < len(weight) else None
