@@ -84,11 +84,11 @@ class Progress:
         return self._rate(self._seconds, self._steps)
 
     def observe(self, step: int, evaluations: Mapping[str, float]) -> None:
-        """Takes the evaluation of a step; NaN is never the best."""
+        """Takes the evaluation of a step; what is not finite is never the best."""
         self.evaluations, self.evaluated_step = dict(evaluations), step
         for name, value in evaluations.items():
             better = min if self._modes.get(name) == "min" else max
-            if not math.isnan(value):
+            if math.isfinite(value):
                 self.best[name] = better(value, self.best.get(name, value))
 
     def note(self) -> dict[str, Any]:

@@ -35,10 +35,10 @@ class Best(tf.Module):
         self.waited = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def observe(self, value: float, step: int, mode: str, min_delta: float = 0.0) -> bool:
-        """Takes one evaluation; True if it beats the best by more than `min_delta`. NaN never does."""
+        """Takes one evaluation; True if it beats the best by more than `min_delta`. What is not finite never does."""
         best = float(self.value)
         gain = value - best if mode == "max" else best - value
-        improved = not math.isnan(value) and (math.isnan(best) or gain > min_delta)
+        improved = math.isfinite(value) and (math.isnan(best) or gain > min_delta)
         if improved:
             self.value.assign(value)
             self.step.assign(step)

@@ -21,8 +21,8 @@ NAN, INF = math.nan, math.inf
         ("max", 0.5, [1.0, 1.25, 1.5, 1.75, 2.25], [True, False, False, True, False]),
         ("min", 0.5, [1.0, 0.75, 0.5, 0.25], [True, False, False, True]),
         ("max", 0.0, [NAN, 1.0, NAN, 2.0], [False, True, False, True]),
-        ("min", 0.0, [NAN, NAN, INF, INF, 5.0, -INF, -INF], [False, False, True, False, True, True, False]),
-        ("max", 0.0, [-INF, -INF, 0.0, INF, INF], [True, False, True, True, False]),
+        ("min", 0.0, [NAN, NAN, INF, INF, 5.0, -INF, 4.0], [False, False, False, False, True, False, True]),
+        ("max", 0.0, [-INF, -INF, 0.0, INF, 1.0], [False, False, True, False, True]),
     ],
 )
 def test_best_takes_what_beats_it_and_counts_what_does_not(mode, min_delta, values, improved):
