@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 
 from framework import longer, paths, precision
 from framework.compile import by_xla
-from framework.config import AVERAGED, DataError, RunError, UserError, base_split
+from framework.config import AVERAGED, DataError, RunError, UserError, base_config, base_split, flatten
 from framework.data.batches import epoch_steps
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
 from framework.failure import rewind_or_raise
 from framework.files import read_json, write_json
-from framework.folder import CURVES, EXPORTS, METRICS, RESULT, TUNING
+from framework.folder import CURVES, EXPORTS, METRICS, RESULT, TUNING, starts
 from framework.hooks import Every, Hook
+from framework.interval import PREFIX as MEAN
 from framework.interval import Interval
 from framework.progress import Progress
 from framework.run import Run
@@ -255,6 +257,7 @@ def _hooks(run: Run, writer: Writers, progress: Progress, interval: Interval, st
     def log(step: int, block: Block) -> None:
         own, means = block.row(len(block.rows) - 1), interval.means()
         writer.scalars(step, {**own, **means, "examples_per_second": progress.lap()})
+        progress.logged(step, {name.removeprefix(MEAN): value for name, value in means.items()})
         interval.begin()
 
     def histograms(step: int, block: Block) -> None:
@@ -355,6 +358,7 @@ def _warn_of_halves(run: Run) -> None:
 def _result(run: Run, progress: Progress) -> dict[str, Any]:
     compiled = run.train_block.compiled
     rate = progress.examples_per_second()
+    start = ([{}, *starts(run.workdir)])[-1]  # what trained, whatever became of the checkouts meanwhile
     return {
         "status": _status(run),
         "step": int(run.state.step),
@@ -362,9 +366,16 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
         "skipped": int(run.state.skipped),
         "empty_terms": int(run.state.empty_terms),
         "epochs": int(run.state.step) / run.data.steps_per_epoch,
+        "train": {name: _or_none(value) for name, value in progress.trained.items()},
+        "train_step": progress.trained_step,
         "final": {name: _or_none(value) for name, value in progress.evaluations.items()},
         "final_step": progress.evaluated_step,
         "best": {name: _or_none(value) for name, value in progress.best.items()},
+        "best_steps": progress.best_steps,
+        "seed": run.config.seed,
+        "hyperparameters": _unlike(run.config, base_config()),
+        "overridden": _unlike(run.config, run.experiment.get_config()),
+        "commit": {"framework": start.get("git"), "experiment": start.get("experiment_git")},
         "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
         "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
         "wall_seconds": progress.wall_seconds(),
@@ -384,6 +395,13 @@ def _whole_result(value: Any) -> dict[str, Any]:
         if any(number is not None and not isinstance(number, (int, float)) for number in value[name].values()):
             raise ValueError(f"'{name}' holds what is no number")
     return {**value, "status": str(value["status"]), "step": int(value["step"])}
+
+
+def _unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:
+    """{key: value} of a config, where another one has another value or no such key; tuples are lists, as in JSON."""
+    theirs = flatten(other)
+    unlike = {key: value for key, value in flatten(config).items() if key not in theirs or theirs[key] != value}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in unlike.items()}
 
 
 def _or_none(value: float) -> float | None:

@@ -28,7 +28,9 @@ class Progress:
       clock: seconds; the one `started` was read from.
 
     Attributes:
-      evaluations: {'split/metric': value} of the newest evaluation, that of `evaluated_step`; best: the best of each.
+      trained: {'loss': mean, …} of the newest row, that of `trained_step`.
+      evaluations: {'split/metric': value} of the newest evaluation, that of `evaluated_step`; best: the best of each,
+        and best_steps: where each was seen first.
       time_to_first_step: seconds from `started` to the end of the first step; None before it.
     """
 
@@ -40,9 +42,12 @@ class Progress:
         modes: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.trained: dict[str, float] = dict(note.get("trained", {}))
+        self.trained_step: int | None = note.get("trained_step")
         self.evaluations: dict[str, float] = dict(note.get("evaluations", {}))
         self.evaluated_step: int | None = note.get("evaluated_step")
         self.best: dict[str, float] = dict(note.get("best", {}))
+        self.best_steps: dict[str, int] = dict(note.get("best_steps", {}))
         self.time_to_first_step: float | None = None
         self._batch_size, self._started, self._modes, self._clock = batch_size, started, modes, clock
         self._before = float(note.get("wall_seconds", 0.0))
@@ -89,15 +94,25 @@ class Progress:
         for name, value in evaluations.items():
             better = min if self._modes.get(name) == "min" else max
             if math.isfinite(value):
-                self.best[name] = better(value, self.best.get(name, value))
+                before = self.best.get(name)
+                self.best[name] = better(value, value if before is None else before)
+                if self.best[name] != before:
+                    self.best_steps[name] = step
+
+    def logged(self, step: int, means: Mapping[str, float]) -> None:
+        """Takes the means of a row."""
+        self.trained, self.trained_step = dict(means), step
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint carries for the next start."""
         return {
             "wall_seconds": self.wall_seconds(),
+            "trained": self.trained,
+            "trained_step": self.trained_step,
             "evaluations": self.evaluations,
             "evaluated_step": self.evaluated_step,
             "best": self.best,
+            "best_steps": self.best_steps,
         }
 
     def wall_seconds(self) -> float:

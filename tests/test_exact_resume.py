@@ -45,6 +45,7 @@ def observed(built, result):
     """All that a run leaves, without times."""
     rows = [json.loads(line) for line in (built.workdir / "metrics.jsonl").read_text().splitlines()]
     kept = ("status", "step", "updates", "skipped", "empty_terms", "epochs", "final", "final_step", "best", "data")
+    kept += ("train", "train_step", "best_steps", "seed", "hyperparameters", "overridden")
     return {
         "state": {path: variable.numpy().tobytes() for path, variable in paths.variables(built.state).items()},
         "rows": [{key: value for key, value in row.items() if key not in TIMES} for row in rows],

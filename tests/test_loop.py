@@ -250,6 +250,21 @@ def test_result_says_what_happened(uninterrupted):
     assert result["final"] == {name.removeprefix("eval/"): lines[-1][name] for name in lines[-1] if name != "step"}
     assert result["best"]["test/accuracy"] == max(line["eval/test/accuracy"] for line in lines)
     assert result["best"]["test/loss"] == min(line["eval/test/loss"] for line in lines)
+    for name, step in result["best_steps"].items():
+        (best,) = [line for line in lines if line["step"] == step]
+        assert best[f"eval/{name}"] == result["best"][name]
+    last = [line for line in rows(workdir) if "loss" in line][-1]
+    assert result["train"] == {name: last[f"mean/{name}"] for name in ("loss", "accuracy")}
+    assert (result["train_step"], result["seed"]) == (40, 0)
+    assert result["overridden"] == {"train.compile": "graph"}
+    assert (
+        result["hyperparameters"].items()
+        >= {"train.compile": "graph", "model.hidden": 128, "log.every": "5 steps"}.items()
+    )
+    unlike = {"seed", "clip.name", "ema.decay", "eval.every"}  # as by default
+    assert not unlike & result["hyperparameters"].keys()
+    (start,) = json.loads((workdir / "environment.json").read_text())["starts"]
+    assert result["commit"] == {"framework": start["git"], "experiment": start["experiment_git"]}
     assert result["data"]["train"] == {
         "placement": "resident", "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False,
         "sample": built.data.origin["sample"],

@@ -53,14 +53,18 @@ def test_speed_leaves_out_the_first_block_and_what_is_between_blocks():
 def test_a_note_carries_time_and_evaluations_across_an_interruption():
     progress, clock = make_progress()
     progress.observe(7, {"test/loss": 0.5, "test/accuracy": 0.9})
-    progress.observe(7, {"test/loss": 0.7, "test/accuracy": 0.95})
+    progress.observe(9, {"test/loss": 0.7, "test/accuracy": 0.95})
+    progress.logged(9, {"loss": 0.4})
     clock.now += 60
     note = progress.note()
     assert note == {
         "wall_seconds": 60.0,
+        "trained": {"loss": 0.4},
+        "trained_step": 9,
         "evaluations": {"test/loss": 0.7, "test/accuracy": 0.95},
-        "evaluated_step": 7,
+        "evaluated_step": 9,
         "best": {"test/loss": 0.5, "test/accuracy": 0.95},
+        "best_steps": {"test/loss": 7, "test/accuracy": 9},
     }
     again, clock = make_progress(note, started=5000.0, now=5000.0)
     assert again.note() == note
@@ -69,9 +73,12 @@ def test_a_note_carries_time_and_evaluations_across_an_interruption():
     again.observe(20, {"test/loss": 0.6, "test/accuracy": 0.97})
     assert again.note() == {
         "wall_seconds": 75.0,
+        "trained": {"loss": 0.4},
+        "trained_step": 9,
         "evaluations": {"test/loss": 0.6, "test/accuracy": 0.97},
         "evaluated_step": 20,
         "best": {"test/loss": 0.5, "test/accuracy": 0.97},
+        "best_steps": {"test/loss": 7, "test/accuracy": 20},
     }
     assert note["best"] == {"test/loss": 0.5, "test/accuracy": 0.95}  # the restored note is not written to
 
@@ -92,6 +99,7 @@ def test_best_follows_the_mode_and_passes_over_nan(name, values, best):
     for value in values:
         progress.observe(7, {name: value})
     assert progress.best == {name: best}
+    assert progress.best_steps == {name: 7}
     assert progress.evaluations.keys() == {name}
 
 
