@@ -479,6 +479,7 @@ def find(key: str, text: str) -> Path:
     damages = {}
     for path in [folder] if (folder / MANIFEST).is_file() else _newest_first(folder):
         try:
+            _manifest_of(path)
             read_arrays(path)
         except DamagedError as damage:
             logging.error("checkpoint %s is damaged (%s)", path, damage)
@@ -534,10 +535,9 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
 def is_whole(folder: Path) -> bool:
     """Whether a folder is an undamaged checkpoint."""
     try:
-        read_arrays(folder)
+        return bool(_manifest_of(folder)) and bool(read_arrays(folder))
     except DamagedError:
         return False
-    return True
 
 
 def _newest_first(folder: Path) -> list[Path]:

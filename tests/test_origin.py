@@ -8,7 +8,7 @@ import pytest
 import tf_keras as keras
 
 import launch
-from framework import loop
+from framework import loop, origin, storage
 from framework.config import UserError
 from tests import small
 from tests.small import differing, snapshot
@@ -142,6 +142,35 @@ def test_another_goal_forgets_the_best_value_of_the_one_before(tmp_path, source,
     assert int(built.state.best.step) == -1
     assert differing(snapshot(built), snapshot(source)) == {"best/value", "best/step", "best/waited"}
     assert built.checkpoints.steps() == [10]
+
+
+def test_a_damaged_config_of_the_run_before_decides_nothing(tmp_path, source, caplog):
+    """Its checkpoints say what they were the best by; where they do not, it is not known."""
+    moved = tmp_path / "source"
+    shutil.copytree(source.workdir, moved)
+    (moved / "config.json").write_text('{"checkpoint": 5}')
+    longer = {"train.duration": "12 steps", "resume_from": str(moved)}
+    built = build(tmp_path / "run", **longer)
+    assert not any("is forgotten" in line for line in opened(built, caplog))
+    assert int(built.state.best.step) == int(source.state.best.step) > 0
+    for path in (moved / "checkpoints").glob("step-*"):
+        manifest = storage.read_manifest(path)
+        del manifest["facts"]["goals"]
+        storage.write_manifest(path, manifest)
+    built = build(tmp_path / "other", **longer)
+    opened(built, caplog)
+    assert int(built.state.best.step) == -1
+
+
+@pytest.mark.parametrize("content", ["", "{", "5", '{"checkpoint": 5}', "[" * 10**5, "\ufeff{}"])
+def test_a_damaged_config_of_the_run_before_is_said(tmp_path, caplog, content):
+    (tmp_path / "config.json").write_text(content)
+    same = {"checkpoint": ["test/loss", "min"], "early_stopping": ["", "min"]}
+    checkpoint = tmp_path / "checkpoints" / "step-00000010"
+    assert origin._goals_beside(checkpoint, same) == {}
+    assert caplog.messages[0].startswith(f"{tmp_path / 'config.json'} is damaged (")
+    (tmp_path / "config.json").unlink()
+    assert origin._goals_beside(checkpoint, same) == same  # one that was copied away from its run
 
 
 def test_resume_from_falls_back_past_a_damaged_checkpoint(tmp_path, source, caplog):

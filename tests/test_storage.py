@@ -116,3 +116,60 @@ def test_write_json_never_shows_half_a_file(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             storage.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("shape", [2**40, 2**20], "begins at byte"),
+        ("shape", [-1, 2], "has shape"),
+        ("shape", [1.0], "has shape"),
+        ("shape", [True], "has shape"),
+        ("shape", 5, "TypeError"),
+        ("shape", [0] * 70, "begins at byte"),
+        ("dtype", "float33", "TypeError"),
+        ("dtype", "string", "is of dtype string"),
+        ("dtype", "resource", "is of dtype resource"),
+        ("dtype", None, "TypeError"),
+        ("offset", 4, "begins at byte"),
+        ("offset", -60, "begins at byte"),
+        ("offset", "0", "TypeError"),
+        ("offset", 10**400, "begins at byte"),
+        ("offset", float("nan"), "begins at byte"),
+    ],
+)
+def test_a_manifest_that_no_array_can_have(tmp_path, key, value, says):
+    """With a hash that is right: by another version, or on purpose."""
+    folder = write(tmp_path / "a")
+    manifest = read_manifest(folder)
+    manifest["variables"]["weights/a"][key] = value
+    storage.write_manifest(folder, manifest)
+    with pytest.raises(DamagedError, match=says):
+        read_arrays(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bytes": 10**18},
+        {"bytes": "7"},
+        {"sha256": ""},
+        {"sha256": None},
+        {"variables": []},
+        {"variables": {"a": 5}},
+        {"variables": {"a": {"dtype": "float32", "shape": [0, 2**70], "offset": 0}}, "bytes": 0},
+    ],
+)
+def test_a_manifest_of_other_things(tmp_path, change):
+    folder = write(tmp_path / "a")
+    storage.write_manifest(folder, {**read_manifest(folder), **change})
+    with pytest.raises(DamagedError):
+        read_arrays(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**6, '{"a": ' * 10**5, "9" * 10**5, "\ufeff{}", "NaN"])
+def test_json_that_breaks_a_reader(tmp_path, content):
+    folder = write(tmp_path / "a")
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(DamagedError):
+        read_manifest(folder)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 import time
 from pathlib import Path
@@ -335,3 +336,44 @@ def test_image_grid_places_pictures_row_by_row(n: int, rows: int, columns: int) 
         row, column = divmod(place, columns)
         cell = grid[0, row * 2 : row * 2 + 2, column * 3 : column * 3 + 3]
         np.testing.assert_array_equal(cell, images[place] if place < n else np.zeros([2, 3, 4]))
+
+
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def test_a_flipped_bit_costs_the_event_that_it_is_in_and_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever it is: in a length, its checksum, an event or its checksum."""
+    writer = TensorBoard(tmp_path)
+    for step in (10, 20, 30, 40):
+        writer.scalars(step, {"loss": float(step)})
+    writer.close()
+    (path,) = (tmp_path / "train").iterdir()
+    intact = path.read_bytes()
+    ends = np.cumsum([len(record) for record, _ in tensorboard._records(intact, True)])  # the version, then four events
+    assert ends[-1] == len(intact)
+    for place in range(0, len(intact), 13):
+        path.write_bytes(flipped(intact, place, place % 8))
+        caplog.clear()
+        TensorBoard(tmp_path, 30).close()
+        hit = int(np.searchsorted(ends, place, side="right"))
+        assert [step for step, _ in curve(tmp_path / "train", "loss")] == [
+            step for number, step in enumerate((10, 20, 30), 1) if number != hit
+        ], place
+        # The last length, if it is what is damaged, leads to no next record: all of the rest is one damaged event.
+        assert caplog.messages == [f"{path}: 1 damaged events are dropped"], place
+
+
+def test_event_files_that_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "train"
+    (folder / "a.tfevents.folder").mkdir(parents=True)
+    os.mkfifo(folder / "b.tfevents.pipe")
+    (folder / "c.tfevents.text").write_bytes(b"this is no event file, but a long line of text")
+    TensorBoard(tmp_path, 30).close()
+    assert [message.partition(" ")[2] for message in caplog.messages] == [
+        "cannot be read (it is not a file): it is left alone",
+        "cannot be read (it is not a file): it is left alone",
+        "1 damaged events are dropped",
+    ]

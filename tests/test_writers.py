@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import threading
 from pathlib import Path
 
@@ -394,3 +395,28 @@ def test_rows_of_a_file_that_is_gone_are_not_lost_in_silence(tmp_path, how):
     assert str(error.value) == f"[Errno 5] deleted or replaced while the run was writing it: '{path}'"
     with pytest.raises(OSError):
         writer.close()
+
+
+def test_damaged_rows_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is whole stays, byte for byte; a link to the file stays a link."""
+    rows = [f'{{"step": {step}, "loss": 0.5}}\n' for step in (1, 2, 3, 4)]
+    path, other = tmp_path / "m.jsonl", tmp_path / "disk.jsonl"
+    path.symlink_to(other)
+    other.write_bytes((rows[0] + '{"step": 2, "lo\xff\n' + rows[2] + rows[3].replace("4", "3,")).encode("latin-1"))
+    Jsonl(path, 3).close()
+    assert other.read_text() == rows[0] + rows[2] and path.is_symlink()
+    assert caplog.messages == [f"{path}: 2 of 4 lines are damaged and left out"]
+
+
+def test_rows_that_cannot_be_read_are_not_wiped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n')
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(RunError, match=r"m\.jsonl cannot be read: Permission denied\. Mend that"):
+            Jsonl(path, 0)
+    assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
