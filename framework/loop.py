@@ -197,7 +197,12 @@ def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:
         with run.weights("ema" if split.endswith(AVERAGED) else "model"):
             found = block()
         if bad := [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]:
-            logging.warning("evaluating '%s': %s: %s", split, ", ".join(bad), block.problem or "no example has weight")
+            logging.warning(
+                "evaluating '%s': %s: %s",
+                split,
+                ", ".join(bad),
+                block.problem or "the sums are finite, such as those of no example",
+            )
         results |= {f"{split}/{name}": value for name, value in found.items()}
     return results
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import paths
+from framework.assigned import assigned
 from framework.config import UserError
 
 SERVING = "serving_default"  # the signature every export has, and the one that latency and metrics are taken from
@@ -53,7 +54,7 @@ class Signature:
         """A new graph of `fn` on `model`, called with the inputs by keyword.
 
         Raises:
-          UserError: `fn` returns something else than a dict of named tensors.
+          UserError: `fn` returns something else than a dict of named tensors, or changes a variable.
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -66,7 +67,13 @@ class Signature:
             return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
 
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
-        return tf.function(serve, autograph=False).get_concrete_function(**specs)
+        function = tf.function(serve, autograph=False).get_concrete_function(**specs)
+        if moved := assigned(function.graph, model):
+            raise UserError(
+                f"Signature.fn changes the variable '{moved[0].name}', so what is served would depend on what was"
+                " served before. Call the model with training=False, and count nothing in it then."
+            )
+        return function
 
 
 class ExportHook(Protocol):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import tensorflow as tf
 
 from framework import paths
+from framework.assigned import untouched
 
 
 class Average(tf.Module):
@@ -65,11 +66,8 @@ class Average(tf.Module):
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has its averaged weights in here, and its own to the last bit afterwards."""
-        own = {path: paths.copies(variable)[0].read_value() for path, variable in self._averaged.items()}
-        try:
+        with untouched(list(self._averaged.values())):
             for path, variable in self._averaged.items():
-                variable.assign(self.averages[path])
+                for copy in paths.copies(variable):  # one by one: assigned as a whole, sums over replicas are divided
+                    copy.assign(self.averages[path], read_value=False)
             yield
-        finally:
-            for path, variable in self._averaged.items():
-                variable.assign(own[path])

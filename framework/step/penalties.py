@@ -20,6 +20,7 @@ import tf_keras as keras
 from framework import paths
 from framework.config import UserError
 from framework.losses import Term
+from framework.step.weights import ancestors
 
 # Terms, of which users see the sum of the means as one number, `PENALTY`.
 PENALTY = "penalty"  # of the weights: weight 1
@@ -62,6 +63,7 @@ def with_penalties(run: Callable[[], Any], model: Any, batch: Mapping[str, tf.Te
     if found.is_incomplete():  # layers were made while it was traced: now they are watched from the start
         found = _Recorder(model)
         returned = found.watch(run)
+    _refuse_read(found, returned)
     return returned, _terms(found, batch)
 
 
@@ -136,6 +138,7 @@ class _Recorder:
         self.layers = _layers(model)
         self.added: list[_Added] = []
         self.hidden: list[Any] = []
+        self.read: list[tf.Tensor] = []
         self._model = model
         self._known = {id(layer) for _, layer in self.layers}
         self._graph = _graph()
@@ -144,12 +147,24 @@ class _Recorder:
 
     def watch(self, run: Callable[[], Any]) -> Any:
         outer, _local.recorder = current(), self
+        lists = [layer._callable_losses for _, layer in self.layers]
+        for losses in lists:
+            losses.append(self._mark)
         try:
             returned = run()
         finally:
             _local.recorder = outer
+            for losses in lists:
+                losses.remove(self._mark)
         self.layers = _layers(self._model)  # a first call may make some
         return returned
+
+    def _mark(self) -> tf.Tensor | None:
+        """What Keras finds among the losses of a layer while a pass runs: a zero by which it is seen where they go."""
+        if current() is not self or tf.executing_eagerly():
+            return None
+        self.read.append(tf.zeros([], keras.backend.floatx()))
+        return self.read[-1]
 
     def is_incomplete(self) -> bool:
         """Whether a layer that nobody watched has added something."""
@@ -253,6 +268,19 @@ def _summed(sums: Mapping[str, list[tf.Tensor]], weights: Mapping[str, tf.Tensor
             weight = weights.get(name)
             terms[name] = Term(total, tf.ones([], total.dtype) if weight is None else tf.cast(weight, total.dtype))
     return terms
+
+
+def _refuse_read(found: _Recorder, returned: Any) -> None:
+    """Raises UserError if a term has model.losses in it, which would then count twice."""
+    if not found.read or not isinstance(returned, tuple) or not isinstance(returned[0], Mapping):
+        return
+    marks = {mark.op for mark in found.read}
+    for name, term in returned[0].items():
+        if isinstance(term, Term) and tf.is_symbolic_tensor(term.sum) and ancestors(term.sum) & marks:
+            raise UserError(
+                f"term '{name}' of the loss has model.losses in it, which are counted already, as '{PENALTY}'. Leave"
+                " them out of make_loss."
+            )
 
 
 def _checked(value: tf.Tensor) -> tf.Tensor:

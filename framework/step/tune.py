@@ -255,11 +255,11 @@ class _Tuner:
 
 def _copy_of(state: TrainState) -> Callable[[], None]:
     """What puts all variables of a state back to what they are now."""
-    variables = list(paths.variables(state).values())
-    before = [np.array(paths.copies(variable)[0].numpy()) for variable in variables]
+    copies = [copy for variable in paths.variables(state).values() for copy in paths.copies(variable)]
+    before = [np.array(copy.numpy()) for copy in copies]
 
     def put_back() -> None:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
+        for copy, value in zip(copies, before, strict=True):
+            copy.assign(value, read_value=False)
 
     return put_back

@@ -235,3 +235,12 @@ def test_serving_default_is_required():
         "SavedModel has the signatures predict, but no 'serving_default', which TensorFlow Serving calls by default."
         ' Use SavedModel({"serving_default": Signature(...)}).'
     )
+
+
+def test_a_signature_that_changes_a_variable_is_refused():
+    net = keras.Sequential([keras.layers.BatchNormalization(name="norm")])
+    net.build((None, 6))
+    spec = {"x": tf.TensorSpec([None, 6], tf.float32)}
+    Signature(lambda model, inputs: {"y": model(inputs["x"], training=False)}, spec).trace(net)
+    with pytest.raises(UserError, match=r"Signature.fn changes the variable 'norm/moving_mean:0', so what is served"):
+        Signature(lambda model, inputs: {"y": model(inputs["x"], training=True)}, spec).trace(net)

@@ -148,6 +148,19 @@ def test_a_loss_inside_is_refused(mode):
         MODES[mode](step)()
 
 
+def test_a_loss_of_the_layer_itself_is_refused():
+    class Adds(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(tf.reduce_mean(x**2))
+            return 2 * x
+
+    net = keras.Sequential([keras.layers.Dense(4), Adds(), keras.layers.Dense(1)])
+    net.build((None, 3))
+    layers.rematerialise(net, "adds")
+    with rng.scope(rng.key(0), 0), pytest.raises(UserError, match="layer 'adds' adds a loss of its activations inside"):
+        net(tf.ones([2, 3]), training=True)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mask_that_keras_hands_on_holds_the_second_time_too(mode):
     """Attention to padding would change gradients and not the loss; behind a model inside the mask goes on."""

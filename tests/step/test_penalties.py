@@ -375,6 +375,46 @@ def test_what_cannot_be_counted_is_refused():
     )
 
 
+def test_a_loss_that_adds_model_losses_itself_is_refused():
+    """As one does beside a GradientTape of Keras: each would count twice."""
+
+    def loss(model, batch, training):
+        term = squares(model(batch["x"], training=training), batch)
+        return {"squares": losses.Term(term.sum + sum(model.losses), term.weight)}, {}
+
+    def only_shown(model, batch, training):
+        term = squares(model(batch["x"], training=training), batch)
+        return {"squares": term}, {"penalties": tf.add_n(model.losses)}
+
+    def with_kernel(cfg):
+        code = {"kernel_initializer": "ones", "kernel_regularizer": keras.regularizers.L2(0.1)}
+        return keras.Sequential([keras.layers.Dense(2, **code, name="code"), Kl()])
+
+    functions = {**with_layer(Kl), "make_model": with_kernel, "make_loss": lambda cfg: loss}
+    assert refusal(functions) == (
+        "term 'squares' of the loss has model.losses in it, which are counted already, as 'penalty'. Leave them out of"
+        " make_loss."
+    )
+    built = build(functions={**functions, "make_loss": lambda cfg: only_shown}, **CARRY)
+    wanted = 0.1 * 2 * FEATURES + (built.data.at(0)["x"].numpy().sum(axis=1) ** 2).mean()
+    assert built.train_block(1).row(0)["loss/penalty"] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_losses_of_a_functional_model_and_an_activity_layer_count():
+    def model_of(cfg):
+        x = keras.Input([FEATURES], dtype="float64")
+        code = keras.layers.Dense(WIDTH, kernel_initializer="ones")(x)
+        model = keras.Model(x, keras.layers.ActivityRegularization(l2=0.5)(code))
+        model.add_loss(tf.reduce_sum(tf.square(code), axis=-1))
+        return model
+
+    built = build(functions={**with_layer(Kl), "make_model": model_of}, **{**SETTINGS, "schedule.learning_rate": 0.0})
+    batch = {name: value.numpy() for name, value in built.data.at(2).items()}
+    squared = (outputs_of(batch["x"][batch["weight"] > 0]) ** 2).sum(axis=1)
+    assert len(squared) == 6
+    assert built.train_block(3).row(2)["loss/penalty"] == pytest.approx(1.5 * squared.mean(), rel=1e-12)
+
+
 class Late(keras.Model):
     """Makes its layers in its first call, below a plain module."""
 
