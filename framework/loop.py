@@ -92,8 +92,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
     progress.passed("building")
     if run.config.train.compile == "auto":
-        _choose(run)
-        progress.passed("tuning")
+        progress.passed("tuning", compiling=_choose(run))
     with Interrupt() as interrupt, run.checkpoints:
         while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
             start = int(run.state.step)
@@ -104,14 +103,18 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def _choose(run: Run) -> None:
-    """Settles how the blocks are compiled: as the run has done so far, or by trial."""
+def _choose(run: Run) -> float:
+    """Settles how the blocks are compiled: as the run has done so far, or by trial.
+
+    Returns:
+      seconds that compiling the chosen took, if it is compiled already.
+    """
     everywhere, left = run.replicas.all_workers, run.total_steps - int(run.state.step)
     run.recall()
     if everywhere(int(run.choice is not None), most=False) or left < 1:
         what = "as before" if run.choice else "at its end already"
         logging.info("train.compile=auto: %s, %s", run.train_block.compiled.mode, what)
-        return
+        return 0.0
     modes = tune.candidates(run.resolved, run.probe, run.replicas)
     block, choice = tune.tune(run.train_block, modes, run.replicas, left)
     run.compile_by(choice, block)
@@ -119,6 +122,7 @@ def _choose(run: Run) -> None:
     logging.info("train.compile=auto: %s, %s (ms a step: %s)", choice.mode, choice.reason, table or "not timed")
     if run.replicas.is_chief:
         write_json(run.workdir / TUNING, dataclasses.asdict(choice))
+    return choice.compiling
 
 
 class Ended(enum.Enum):

@@ -55,9 +55,14 @@ class Progress:
         self._lap_first = self._steps = 0
         self._phases: dict[str, float] = {}
 
-    def passed(self, phase: str) -> None:
-        """Something that comes before the first step, such as 'building', is done."""
-        self._phases[phase] = self._clock() - self._started - sum(self._phases.values())
+    def passed(self, phase: str, compiling: float = 0.0) -> None:
+        """Something that comes before the first step, such as 'building', is done.
+
+        Args:
+          compiling: seconds of it that belong to compiling what is trained.
+        """
+        self._phases[phase] = self._clock() - self._started - sum(self._phases.values()) - compiling
+        self._phases["compiling"] = self._phases.get("compiling", 0.0) + compiling
 
     def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
         """Runs a block of `k` steps and takes its time; the first one compiles and is not counted as speed."""
@@ -65,7 +70,8 @@ class Progress:
         block = train_block(k)
         if self.time_to_first_step is None:
             self.time_to_first_step = self._clock() - self._started
-            phases = self._phases | {"compiling": self._clock() - start}
+            compiling = self._phases.pop("compiling", 0.0) + self._clock() - start
+            phases = self._phases | {"compiling": compiling}
             parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
             logging.info("first step after %.1f s, of which %s", self.time_to_first_step, parts)
         else:

@@ -487,7 +487,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
     assert re.search(
         r"first step after [\d.]+ s, of which building [\d.]+, tuning [\d.]+, compiling [\d.]+", caplog.text
     )
-    kept = {"mode": "xla_update", "milliseconds": {"graph": 2.0, "xla": None}, "reason": "the fastest"}
+    kept = {"mode": "xla_update", "milliseconds": {"graph": 2.0, "xla": None}, "reason": "the fastest", "compiling": 0}
     assert (result["compile"], result["tuning"], result["traces"]) == ("xla_update", kept, 1)
     assert json.loads((tmp_path / "whole" / "tuning.json").read_text()) == kept
     assert whole.eval_blocks["test"].compiled.mode == "graph"  # which is what goes with it

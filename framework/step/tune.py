@@ -30,10 +30,12 @@ from framework.step.probe import Probe
 # with tables of embeddings, a step takes 20 ms with its gradients by XLA, 6 in a graph, 0.8 with all of it by XLA.
 MODES = ("graph", "xla_update", "xla_gradients", "xla")
 
-# A run that the first candidate ends in less than this, or in less than so many times what that took to compile, would
-# lose more by tuning than it could gain.
-_WORTH_SECONDS, _WORTH_COMPILATIONS = 10.0, 10
-_SECONDS = 4.0  # of timing, beside what compiling takes
+# What tuning may take of the time that the first candidate needs for the run, all but the compilation of that one.
+_SHARE = 0.08
+# So many times what the first took to compile, the others take; the dearest may have most to gain. Measured on the six
+# workloads of tests/benchmarks: 0.4 to 2.7, 1 to 3.1, and 3 to 7 on a busy machine.
+_COMPILING = {"xla": 4.0, "xla_update": 2.0, "xla_gradients": 3.0, "graph": 1.0}
+_SECONDS = 4.0  # of timing in turns, at most
 _RUN_SECONDS = 0.1  # of one timed run
 _TURNS = 25  # most of a candidate
 # After so many turns, a candidate that is slower than the best by more than this factor is out.
@@ -53,11 +55,13 @@ class Choice:
       mode: a value of train.compile.
       milliseconds: {mode: of a step}, the best of its runs; None for one that cannot be had.
       reason: one line.
+      compiling: seconds that the chosen took to compile, which a run without a choice spends too.
     """
 
     mode: str
     milliseconds: dict[str, float | None]
     reason: str
+    compiling: float = 0.0
 
     @classmethod
     def of(cls, value: Any) -> "Choice":
@@ -69,7 +73,7 @@ class Choice:
         times = {str(mode): None if spent is None else float(spent) for mode, spent in value["milliseconds"].items()}
         if value["mode"] not in MODES:
             raise ValueError(f"there is no mode '{value['mode']}'")
-        return cls(value["mode"], times, str(value["reason"]))
+        return cls(value["mode"], times, str(value["reason"]), float(value.get("compiling", 0.0)))
 
 
 def candidates(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> tuple[str, ...]:
@@ -128,23 +132,25 @@ def tune(
 
     Args:
       modes: to be tried, in this order.
-      steps: that the run has before it. If the first candidate takes them in less than what tuning would take, it is
-        chosen without looking at the others.
+      steps: that the run has before it. Once the first candidate is timed, tuning has a share of what the run will
+        take: candidates that would cost more are not looked at.
       clock: seconds.
     """
     if len(modes) == 1:
         return block.compiled_by(modes[0]), Choice(modes[0], {}, "nothing else can be had")
     tuner = _Tuner(block, replicas, steps, clock)
     with tuner.untouched():
-        compiling = tuner.first(modes[0])
-        if steps * tuner.best() < max(_WORTH_SECONDS, _WORTH_COMPILATIONS * compiling):
+        tuner.first(modes[0])
+        tried = tuner.affordable(modes[1:])
+        reason = "the fastest"
+        if not tried:
             reason = f"not tuned: that would cost more than {steps} steps of {1e3 * tuner.best():.3g} ms can gain"
-            return tuner.blocks[modes[0]], Choice(modes[0], tuner.table(), reason)
-        for mode in modes[1:]:
-            tuner.add(mode)
+        for mode in tried:
+            if tuner.left() >= tuner.cost(mode):  # those before it may have cost more than was expected
+                tuner.add(mode)
         tuner.race()
     chosen = tuner.fastest()
-    return tuner.blocks[chosen], Choice(chosen, tuner.table(), "the fastest")
+    return tuner.blocks[chosen], Choice(chosen, tuner.table(), reason, round(tuner.compiling[chosen], 3))
 
 
 class _Tuner:
@@ -152,6 +158,7 @@ class _Tuner:
 
     Attributes:
       blocks: {mode: its block}; without those that cannot be had.
+      compiling: {mode: seconds that its first call took}.
     """
 
     def __init__(self, block: TrainBlock, replicas: Replicas, steps: int, clock: Callable[[], float]) -> None:
@@ -161,6 +168,8 @@ class _Tuner:
         self._last = int(block.state.step) + steps
         self._runs: dict[str, list[float]] = {}  # seconds of a step, of each timed run
         self._failed: dict[str, str] = {}
+        self._steps, self._first = steps, ""
+        self.compiling: dict[str, float] = {}
         self._spent, self._put_back = 0.0, _copy_of(block.state)
 
     @contextlib.contextmanager
@@ -173,19 +182,38 @@ class _Tuner:
 
     def best(self) -> float:
         """Seconds of a step of the fastest so far that can be taken."""
-        return min(min(self._runs[mode]) for mode in self._left() if self._runs.get(mode))
+        return min(min(self._runs[mode]) for mode in self._candidates() if self._runs.get(mode))
 
-    def first(self, mode: str) -> float:
-        """Compiles a candidate and times it; returns the seconds that the first took."""
+    def first(self, mode: str) -> None:
+        """Compiles a candidate and times it."""
+        self._first = self._first or mode
         self.blocks[mode] = self._block.compiled_by(mode)
-        compiling, _ = self._measured(mode, 1)
+        self.compiling[mode], _ = self._measured(mode, 1, tick=1e-3)
+        self._spent += self.compiling[mode]
         for _ in range(_TRIES):
             self._timed(mode, 1)
             if not self._is_far(mode) or self._runs[mode][-1] > _STALL_SECONDS:
                 break
         if not self._is_far(mode):
             self._timed(mode)
-        return compiling
+
+    def left(self) -> float:
+        """Seconds that tuning may still take; what the first candidate took to compile is none of it."""
+        return _SHARE * self._steps * min(self._runs[self._first]) - (self._spent - self.compiling[self._first])
+
+    def cost(self, mode: str) -> float:
+        """Seconds that a further candidate is expected to take: to be compiled, with a step, and two runs."""
+        step, factor = min(self._runs[self._first]), _COMPILING[mode] / _COMPILING[self._first]
+        return factor * max(0.0, self.compiling[self._first] - step) + step + 2 * max(_RUN_SECONDS, self.best())
+
+    def affordable(self, modes: Sequence[str]) -> list[str]:
+        """Those of `modes` that fit into what is left, in their order; the ones that may gain most are chosen first."""
+        left, chosen = self.left(), []
+        for mode in sorted(modes, key=list(_COMPILING).index):
+            if self.cost(mode) <= left:
+                left -= self.cost(mode)
+                chosen.append(mode)
+        return [mode for mode in modes if mode in chosen]
 
     def add(self, mode: str) -> None:
         """The same for a further one, unless it cannot be had."""
@@ -198,10 +226,10 @@ class _Tuner:
 
     def race(self) -> None:
         """Runs the candidates in turns until one is left, or time is up."""
-        running = [mode for mode in self._left() if not self._is_far(mode)]
-        self._spent, factor = 0.0, _FAR
+        running = [mode for mode in self._candidates() if not self._is_far(mode)]
+        end, factor = self._spent + min(_SECONDS, self.left()), _FAR
         for turn in range(1, _TURNS + 1):
-            if len(running) <= 1 or (turn > 2 and self._spent > _SECONDS):
+            if len(running) <= 1 or (turn > 2 and self._spent > end):
                 break
             for mode in running[:: 1 if turn % 2 else -1]:
                 self._timed(mode)
@@ -211,7 +239,7 @@ class _Tuner:
 
     def fastest(self) -> str:
         """The mode to take; the others are let go of."""
-        chosen = min(self._left(), key=lambda mode: min(self._runs[mode]))
+        chosen = min(self._candidates(), key=lambda mode: min(self._runs[mode]))
         self.blocks = {chosen: self.blocks[chosen]}
         return chosen
 
@@ -222,7 +250,7 @@ class _Tuner:
         timed = {mode: round(1e3 * min(runs), 4) for mode, runs in self._runs.items() if runs}
         return {**timed, **dict.fromkeys(self._failed)}
 
-    def _left(self) -> list[str]:
+    def _candidates(self) -> list[str]:
         """Candidates that can be taken: not those that keep being compiled, unless all do."""
         return [mode for mode in self.blocks if not self._recompiles(mode)] or list(self.blocks)
 
@@ -241,16 +269,16 @@ class _Tuner:
         self._runs.setdefault(mode, []).append(seconds / steps)
         self._spent += seconds
 
-    def _measured(self, mode: str, k: int) -> tuple[float, int]:
-        """Seconds of `k` steps, or of fewer if one is not finite, and how many that were."""
+    def _measured(self, mode: str, k: int, tick: float = 1e-6) -> tuple[float, int]:
+        """Seconds, in whole ticks, of `k` steps, or of fewer if one is not finite, and how many that were."""
         if int(self._block.state.step) + k > self._last:
             self._put_back()
         start = self._clock()
         block = self.blocks[mode](k)
-        micros = min(_LARGEST, max(1, round(1e6 * (self._clock() - start))))
+        ticks = min(_LARGEST, max(1, round((self._clock() - start) / tick)))
         if block.is_halted:
             self._put_back()
-        return self._everywhere(micros, most=True) / 1e6, len(block.rows)
+        return self._everywhere(ticks, most=True) * tick, len(block.rows)
 
 
 def _copy_of(state: TrainState) -> Callable[[], None]:

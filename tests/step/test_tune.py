@@ -29,7 +29,7 @@ class Fake:
         self.now, self.block_steps, self.calls = 0.0, block_steps, []
         self.state = tf.Module()
         self.state.step = tf.Variable(0, dtype=tf.int64)
-        self.failing, self.recompiling = {}, set()
+        self.failing, self.recompiling, self.compiling_of = {}, set(), {}
         self.furthest = 0
 
     def compiled_by(self, mode):
@@ -55,7 +55,8 @@ class FakeBlock:
         assert 1 <= k <= fake.block_steps
         is_new = not self.compilations or self.mode in fake.recompiling
         self.compilations += is_new
-        fake.now += is_new * fake.compiling + (fake.call + k * fake.seconds[self.mode]) * fake.noise(fake.now)
+        compiling = fake.compiling * fake.compiling_of.get(self.mode, 1)
+        fake.now += is_new * compiling + (fake.call + k * fake.seconds[self.mode]) * fake.noise(fake.now)
         fake.calls.append((self.mode, k))
         fake.state.step.assign_add(k)
         fake.furthest = max(fake.furthest, int(fake.state.step))
@@ -127,11 +128,47 @@ def test_a_short_run_is_not_tuned():
     assert choice.reason.startswith("not tuned: that would cost more than 2000 steps of 1.2 ms")
     assert fake.now < 0.5 + 0.2
     # Nor one that lasts longer, but compiles for long as well.
-    assert set(tuned(Fake(dict(ALL, graph=1e-3), compiling=3.0), steps=20_000).milliseconds) == {"graph"}
-    assert len(tuned(Fake(dict(ALL, graph=1e-3), compiling=1.0), steps=20_000).milliseconds) == 4
+    assert set(tuned(Fake(dict(ALL, graph=1e-3), compiling=3.0), steps=40_000).milliseconds) == {"graph"}
+    assert len(tuned(Fake(dict(ALL, graph=1e-3), compiling=1.0), steps=200_000).milliseconds) == 4
 
 
-def test_no_step_past_the_end_of_the_run_is_taken():
+@pytest.mark.parametrize("run_seconds", [5, 20, 40, 100, 400, 2000])
+@pytest.mark.parametrize(("step", "compiling"), [(1e-3, 0.5), (0.02, 1.0), (0.2, 4.0), (0.5, 12.0)])
+def test_tuning_takes_a_tenth_of_the_run_at_most(step, compiling, run_seconds):
+    """Beside the compilation of the graph, which a run that is not tuned has too; what is slow costs as much."""
+    for factor in (0.4, 1.0, 5.0):
+        seconds = {mode: step * (1 if mode == "graph" else factor) for mode in module.MODES}
+        fake = Fake(seconds, compiling=compiling)
+        fake.compiling_of = {"xla_update": 2, "xla_gradients": 3, "xla": 4}
+        choice = tuned(fake, steps=round(run_seconds / step))
+        # Three single steps are what the estimate itself takes.
+        assert fake.now - compiling <= 0.1 * run_seconds * (1 + 0.004 / step) + 3 * step + 0.15
+        if len(choice.milliseconds) > 1:
+            assert (choice.mode == "graph") == (factor >= 1)
+        assert choice.compiling == pytest.approx(
+            compiling * fake.compiling_of.get(choice.mode, 1) + step * (1 if choice.mode == "graph" else factor),
+            abs=0.01,
+        )
+
+
+def test_what_may_gain_most_is_tried_first_where_not_all_can_be():
+    fake = Fake({"graph": 1.3e-3, "xla_update": 1.0e-3, "xla_gradients": 1.1e-3, "xla": 0.45e-3}, compiling=0.6)
+    fake.compiling_of = {"xla_update": 2, "xla_gradients": 3, "xla": 4}
+    choice = tuned(fake, steps=31_000)  # 40 s
+    assert choice.mode == "xla"
+    assert set(choice.milliseconds) == {"graph", "xla"}
+
+
+def test_a_candidate_that_compiles_longer_than_expected_leaves_no_time_for_the_next():
+    fake = Fake(dict.fromkeys(module.MODES, 0.001), compiling=0.5)
+    fake.compiling_of = {"xla_update": 20}
+    assert set(tuned(fake, steps=70_000).milliseconds) == {"graph", "xla_update"}
+    fake = Fake(dict.fromkeys(module.MODES, 0.001), compiling=0.5)
+    assert set(tuned(fake, steps=70_000).milliseconds) == set(module.MODES)
+
+
+def test_no_step_past_the_end_of_the_run_is_taken(monkeypatch):
+    monkeypatch.setattr(module, "_SHARE", 1e9)
     fake = Fake(dict(ALL, graph=0.5, xla=0.001), compiling=0.0)
     assert tuned(fake, steps=60).mode == "xla"
     assert fake.furthest <= 60
@@ -190,8 +227,7 @@ def test_workers_decide_by_the_slowest_of_them():
 @pytest.fixture
 def thorough(monkeypatch):
     """Tunes whatever the length of the run, in little time."""
-    monkeypatch.setattr(module, "_WORTH_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_WORTH_COMPILATIONS", 0)
+    monkeypatch.setattr(module, "_SHARE", 1e9)
     monkeypatch.setattr(module, "_SECONDS", 0.0)
     monkeypatch.setattr(module, "_FAR", 1e9)
     monkeypatch.setattr(module, "_RUN_SECONDS", 0.01)
