@@ -23,7 +23,7 @@ from types import ModuleType
 
 from absl import flags, logging
 
-from framework import command, experiment, user_code
+from framework import command, experiment, lifeline, user_code
 from framework.config import RunError, UserError
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -115,6 +115,7 @@ def _leave_at_once() -> None:
 
 
 if __name__ == "__main__":
+    lifeline.hold()
     if '"ps"' in os.environ.get("TF_CONFIG", ""):
         _leave_at_once()
     sys.exit(main(sys.argv))

@@ -454,7 +454,7 @@ def _read(state: TrainState, folder: Path, hint: str = "Use another --workdir.")
             wanted[path] = f"{variable.dtype.name}{entry['shape']}"
     _check_same(saved, wanted, folder, hint)
     for path, array in read_arrays(folder).items():
-        variables[path].assign(array)
+        paths.assign(variables[path], array)
     return manifest["note"]
 
 

@@ -27,6 +27,7 @@ _SERVERS_EXAMPLE = (
     'Set e.g. TF_CONFIG=\'{"cluster": {"chief": ["host0:2222"], "worker": ["host1:2222", "host2:2222"], "ps":'
     ' ["host3:2222"]}, "task": {"type": "chief", "index": 0}}\'.'
 )
+LOCAL_WORKERS = "FRAMEWORK_LOCAL_WORKERS"  # in the environment of those that --local_workers starts: how many
 _SLURM_PORT = 12_222
 _LOST_SECONDS = 5.0  # without a chief: it restarts, or is between two listeners
 

@@ -49,6 +49,7 @@ def report(run: Run, block: Block) -> NonFiniteError:
     folder = run.workdir / "failure" / f"step-{step:08d}"
     if run.replicas.is_chief:
         _write_down(run, folder, step, row, finding)
+    run.replicas.all_workers(0, most=True)  # a worker that failed before would have the chief ended as it writes
     return NonFiniteError(f"{_what_happened(run, row, finding)} Batch, indices and state are in {folder}.")
 
 

@@ -48,6 +48,16 @@ def copies(variable: tf.Variable) -> tuple[tf.Variable, ...]:
     return tuple(getattr(variable, "values", (variable,)))
 
 
+def assign(variable: tf.Variable, value: Any) -> None:
+    """Gives a variable its value on every replica of this process; outside of a compiled step, where `assign` does it.
+
+    Nothing is read back. `assign` reads a variable that each replica moves by itself, such as BatchNorm's averages:
+    a sum over all workers, for which one that assigns alone waits for ever. It also divides what is summed when read.
+    """
+    for copy in copies(variable):
+        copy.assign(value, read_value=False)
+
+
 def models(model: Any) -> dict[str, Any]:
     """What `make_model` returned as {name: model}; a single model is called 'model'."""
     return dict(model) if isinstance(model, Mapping) else {"model": model}

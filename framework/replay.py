@@ -109,7 +109,7 @@ def _go_back(run: Run, step: int) -> int:
     if run.checkpoints.restore(run.state, until=step) is None:
         untrained = paths.variables(assemble(run.experiment, run.config, run.workdir, time.monotonic()).state)
         for path, variable in paths.variables(run.state).items():
-            variable.assign(paths.copies(untrained[path])[0])
+            paths.assign(variable, paths.copies(untrained[path])[0])
         origin.set_out(run.state, run.resolved)
         if int(run.state.step) > step:
             raise UserError(

@@ -6,7 +6,8 @@
 Each process runs `command` with a TF_CONFIG of its own on 127.0.0.1. What they print comes out here with their name in
 front, and is kept in workdir/workers/. When one fails, all are ended, and the whole cluster starts again from the last
 checkpoint: a worker that lost the others cannot go on by itself. With parameter servers it can: a worker that is lost
-is started again while the others go on. (On a real cluster Slurm or Kubernetes does this.)
+is started again while the others go on. (On a real cluster Slurm or Kubernetes does this.) All of them end with this
+process, also if it is killed, and the same command goes on.
 """
 
 import contextlib
@@ -24,13 +25,12 @@ from typing import IO, Any
 
 from absl import flags, logging
 
-from framework import experiment
-from framework.cluster import Cluster
+from framework import experiment, lifeline
+from framework.cluster import LOCAL_WORKERS, Cluster
 from framework.config import UserError, with_replicas
 from framework.overrides import override
 from framework.run import settle
 
-_GRACE_SECONDS = 10.0
 _BAD_INPUT = 2  # the status of a process that was given it, which does not get better
 
 
@@ -98,20 +98,21 @@ class _Process:
     def __init__(self, cluster: Cluster, command: Sequence[str], workdir: Path) -> None:
         self.name, self.has_servers = cluster.name(cluster.index), cluster.servers > 0
         self.kind = cluster.role(cluster.index)[0]
-        self._command, self._environment = command, {**os.environ, "TF_CONFIG": cluster.tf_config()}
+        self._command = command
+        workers = len(cluster.tasks) - (cluster.servers + 1 if cluster.servers else 0)
+        self._environment = {**os.environ, "TF_CONFIG": cluster.tf_config(), LOCAL_WORKERS: str(workers)}
         self._log = workdir / "workers" / f"{self.name.replace(' ', '-')}.log"
 
     def start(self) -> None:
         """Starts it, or starts it again."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
+        self._process = lifeline.Process(
             [sys.executable, *self._command],
-            env=self._environment,
+            self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C reaches us alone, and is passed on once
         )
         arguments = (self._process.stdout, self._log, f"[{self.name}] ")
         self._reader = threading.Thread(target=_copy, args=arguments)
@@ -134,9 +135,7 @@ class _Process:
 
     def end(self) -> None:
         """A worker whose peer is gone waits in a collective and does not hear SIGTERM for long: it is killed."""
-        if self.status() is None:
-            self._process.kill()
-        self._process.wait(_GRACE_SECONDS)
+        self._process.end()
         self._reader.join()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework import paths
 from framework.config import UserError, near
 
 # (regex of a whole path, replacement)
@@ -144,7 +145,7 @@ def _typed(rules: Sequence[str]) -> str:
 def assign(found: Match, source: Mapping[str, np.ndarray], target: Mapping[str, tf.Variable]) -> None:
     """Gives each variable its values; those of another floating type are rounded."""
     for path, origin in found.sources.items():
-        target[path].assign(tf.cast(source[origin], target[path].dtype))
+        paths.assign(target[path], tf.cast(source[origin], target[path].dtype))
 
 
 def weights_of(arrays: Mapping[str, np.ndarray], which: str, name: str) -> dict[str, np.ndarray]:

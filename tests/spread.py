@@ -1,10 +1,13 @@
 """tests/tiny.py in float64 with two terms of different masks, and an example that is infinite: what workers train.
 
 LiteRT does not run float64. The steps that meet the bad example are skipped by all workers, whichever of them has it.
+The first layer moves an average on each replica by itself, as BatchNormalization does, but one of a weight: the same on
+one device.
 """
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 
 from experiments import mnist_mlp
 from framework import losses
@@ -12,7 +15,7 @@ from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.export.saved_model import SavedModel
 from tests import tiny
-from tests.tiny import make_metrics, make_model, make_schedule  # noqa: F401
+from tests.tiny import make_metrics, make_schedule  # noqa: F401
 
 BAD = 77
 
@@ -22,6 +25,25 @@ def get_config(arg):
     config.train.precision = "float64"
     config.train.on_nonfinite = "skip"
     return config
+
+
+class Gain(keras.layers.Layer):
+    """Multiplies by a weight, in evaluation by its moving average."""
+
+    def build(self, shape):
+        apart = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.MEAN}
+        self.gain = self.add_weight(name="gain", shape=[], initializer="ones")
+        self.slow = self.add_weight(name="slow", shape=[], initializer="zeros", trainable=False, **apart)
+
+    def call(self, x, training=None):
+        if training:
+            self.slow.assign(0.9 * self.slow + 0.1 * self.gain)
+            return x * self.gain
+        return x * self.slow
+
+
+def make_model(cfg):
+    return keras.Sequential([Gain(name="gain"), *tiny.make_model(cfg).layers])
 
 
 def make_data(cfg, split):

@@ -18,7 +18,7 @@ ROWS = (
     ("own_modules",),
     ("overrides",),
     ("command",),
-    ("cluster",),
+    ("cluster", "lifeline"),
     ("runtime",),
     ("paths",),
     ("assigned",),

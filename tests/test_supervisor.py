@@ -162,6 +162,7 @@ def test_sigterm_stops_all_workers_and_saves(cluster, tmp_path):
     status, output = ended(process)
     assert status == 0, output
     assert "and saved; the same command goes on from there" in output
+    assert f"--workdir={workdir} --local_workers=2 --config." in output
     status, output = ended(launch(workdir, "--local_workers=2"))
     assert status == 0, output
     assert digest(state(workdir)) == digest(state(cluster[0]))

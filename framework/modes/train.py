@@ -1,9 +1,11 @@
 """--mode=train: trains to the end, exports, and says where everything is."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from framework.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
 from framework.loop import train
@@ -55,4 +57,6 @@ def _is_exported(run: Run) -> bool:
 def _command(run: Run, overrides: Sequence[str]) -> str:
     """What to type to go on."""
     name = f"{run.experiment.path}:{run.experiment.preset}" if run.experiment.preset else f"{run.experiment.path}"
-    return shlex.join(["python", "launch.py", f"--config={name}", f"--workdir={run.workdir}", *overrides])
+    workers = os.environ.get(LOCAL_WORKERS)
+    flags = [f"--config={name}", f"--workdir={run.workdir}", *([f"--local_workers={workers}"] if workers else [])]
+    return shlex.join(["python", "launch.py", *flags, *overrides])

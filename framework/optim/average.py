@@ -68,6 +68,5 @@ class Average(tf.Module):
         """The model has its averaged weights in here, and its own to the last bit afterwards."""
         with untouched(list(self._averaged.values())):
             for path, variable in self._averaged.items():
-                for copy in paths.copies(variable):  # one by one: assigned as a whole, sums over replicas are divided
-                    copy.assign(self.averages[path], read_value=False)
+                paths.assign(variable, self.averages[path])
             yield

@@ -51,7 +51,9 @@ def look(block: TrainBlock) -> Look:
     backwards: list[str] = []
     with block.untouched():
         batch = block.batch()
-        variable = _first_bad({path: v for path, v in block.state.learned.items() if v.dtype.is_floating})
+        variable = _first_bad(
+            {path: paths.copies(v)[0] for path, v in block.state.learned.items() if v.dtype.is_floating}
+        )
         with _watched(block.state, forwards, backwards):
             found = block.look(batch)
     if bad := _first_bad(batch):
