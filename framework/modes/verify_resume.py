@@ -2,15 +2,19 @@
 
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
 
-Trains once uninterrupted, then once more with K times `kill -9` at random moments: of start-up, of training, of a save.
-Each start is a process of launch.py. A run that ends before all kills are used is compared as well, and the rest is
-used on another. Compared are the SHA-256 of all state and the rows of metrics.jsonl but for the speed in them.
+Trains once uninterrupted, then again with `kill -9` at random moments: of training, of a save, of start-up. Each start
+is a process of launch.py. A kill counts if a checkpoint from inside the run is there to go on from, and the proof takes
+as many kills as it needs until K starts have resumed inside and their training is in a result. A run that ends before
+is compared, and another one is killed. At last a run goes on by `resume_from` from a checkpoint in the middle. Compared
+are the SHA-256 of all state, the rows of metrics.jsonl but for the speed in them, and the evaluations in result.json:
+data, streamed or with a state of their own, are covered by what was trained on them.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from framework import paths
-from framework.checkpoint import digest
-from framework.config import UserError
-from framework.folder import TUNING
+from framework import checkpoint, lifeline
+from framework.checkpoint import digest, read_arrays
+from framework.config import RunError, UserError
+from framework.folder import TUNING, starts
 from framework.run import Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
@@ -36,135 +40,247 @@ _MOMENTS = ("training", "a save", "start-up", "a save", "training")
 _SAVES = 100  # in a run
 _POLL_SECONDS = 0.002
 _SAVE_SECONDS = 0.05  # a kill in a save comes at most so long after its begin
+_FRUITLESS = 4  # so many runs in a row that end before they can be killed inside are too short for it
+_COMPARED = ("status", "step", "updates", "skipped", "empty_terms", "final", "final_step", "best")  # of result.json
+
+
+class _DifferentError(Exception):
+    """A killed run fails, or ends in other bits."""
 
 
 def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
-    """Prints every kill and the digests; 1 if a killed run ended in other bits, and both are left in the run folder."""
+    """Prints every kill and the digests; 1 if a killed run ended in other bits, and both are left in the run folder.
+
+    Raises:
+      UserError: the run fails without a kill, or needs several processes.
+      RunError: it cannot be killed so often inside; says how often it was, why, and what to type.
+    """
+    _refuse_cluster(run)
+    command = _command(run, overrides)
     is_new = not run.workdir.exists()
     run.workdir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="verify_resume-", dir=run.workdir))
     keeps = True
     try:
         with _terminated_as_interrupted():
-            problem = _verify(run, _command(run, overrides), folder, kills)
-        keeps = bool(problem)
-    except KeyboardInterrupt:
+            _Proof(run, command, folder, kills).find()
+        keeps = False
+    except (KeyboardInterrupt, RunError):
         keeps = False
         raise
+    except _DifferentError as problem:
+        print(f"NOT the same bits: {problem}. See {folder}.")
+        return 1
     finally:
         if not keeps:
             shutil.rmtree(folder)
             if is_new:
                 run.workdir.rmdir()
-    print(f"NOT the same bits: {problem}. See {folder}." if problem else f"the same bits after {kills} kills")
-    return 1 if problem else 0
+    print(f"the same bits after {kills} kills")
+    return 0
+
+
+def _refuse_cluster(run: Run) -> None:
+    strategy = run.config.runtime.strategy
+    if strategy in ("multi_worker", "parameter_server"):
+        raise UserError(
+            f"--mode=verify_resume kills one process, but runtime.strategy='{strategy}' is several. Leave it out:"
+            " --config.runtime.strategy=one_device, or mirrored."
+        )
+
+
+def _command(run: Run, overrides: Sequence[str]) -> list[str]:
+    """What starts a run; raises RunError if nothing is saved inside of it."""
+    name = f"{run.experiment.path}:{run.experiment.preset}" if run.experiment.preset else str(run.experiment.path)
+    command = [sys.executable, str(_LAUNCH), f"--config={name}", *overrides]
+    total, every = run.total_steps, run.resolved.checkpoint.every
+    if not any(text.startswith(("--config.checkpoint.every", "-config.checkpoint.every")) for text in overrides):
+        every = max(1, total // _SAVES)
+        print(f"checkpoint.every='{every} steps' instead of '{run.config.checkpoint.every}', for many saves")
+        command.append(f"--config.checkpoint.every={every} steps")
+    best = run.resolved.eval.every if run.resolved.checkpoint.best_metric else 0
+    if not any(0 < steps < total for steps in (every, best)):
+        raise RunError(
+            f"NOT proven: no start can resume inside the run: it has {total} steps, and checkpoint.every is"
+            f" {f'{every} steps' if every else 'never'}. Leave checkpoint.every out, or train longer: type e.g."
+            f" --config.train.duration='{max(100, total)} steps'."
+        )
+    return command
 
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
-    """What a run that ended has left: {path: value} of its state, and the rows of its metrics.jsonl."""
+    """What a run that ended has left.
+
+    Attributes:
+      state: {path: value} of its last checkpoint.
+      rows: of its metrics.jsonl.
+      result: what of its result.json is compared.
+    """
 
     state: dict[str, np.ndarray]
     rows: list[dict[str, Any]]
+    result: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _command(run: Run, overrides: Sequence[str]) -> list[str]:
-    name = f"{run.experiment.path}:{run.experiment.preset}" if run.experiment.preset else str(run.experiment.path)
-    command = [sys.executable, str(_LAUNCH), f"--config={name}", *overrides]
-    if not any(text.startswith(("--config.checkpoint.every", "-config.checkpoint.every")) for text in overrides):
-        every = max(1, run.total_steps // _SAVES)
-        print(f"checkpoint.every='{every} steps' instead of '{run.config.checkpoint.every}', for many saves")
-        command.append(f"--config.checkpoint.every={every} steps")
-    return command
+class _Proof:
+    """An uninterrupted run, and those that are killed and compared with it."""
 
+    def __init__(self, run: Run, command: Sequence[str], folder: Path, kills: int) -> None:
+        self._run, self._command, self._folder, self._kills = run, command, folder, kills
+        self._draws = np.random.default_rng(run.config.seed)
+        self._moments = [_MOMENTS[number % len(_MOMENTS)] for number in range(kills)]
+        self._draws.shuffle(self._moments)
+        self._done = 0  # kills that count
+        self._resumes: list[int] = []  # steps at which starts resumed whose training is in a result
+        self._was_in_start_up = True  # the last kill
+        self._middle: int | None = None  # step of the newest checkpoint in the folder 'middle'
 
-def _verify(run: Run, command: Sequence[str], folder: Path, kills: int) -> str:
-    """What is not the same; '' if nothing."""
-    whole, start_up, training = _uninterrupted(run, command, folder / "uninterrupted")
-    draws = np.random.default_rng(run.config.seed)
-    moments = [_MOMENTS[number % len(_MOMENTS)] for number in range(kills)]
-    draws.shuffle(moments)
-    done, runs, window = 0, 0, 2 * training / kills
-    while done < kills:
-        runs += 1
-        workdir = folder / f"killed-{runs}"
-        _as_tuned(folder / "uninterrupted", workdir)
-        while done < kills and not _has_ended(workdir):
-            moment = moments[done]
-            if _killed(command, workdir, moment, draws.uniform(0, start_up), draws.uniform(0, window), draws):
-                done += 1
-                print(f"kill {done} of {kills}, in {moment}: {_goes_on(run, workdir)}", flush=True)
-            elif not _has_ended(workdir):
-                return f"after kill {done} the run fails: {_last_line(workdir)}"
-            else:
-                window /= 2  # the run was faster than the kill
+    def find(self) -> None:
+        """Raises _DifferentError, or RunError if the proof cannot be had."""
+        self._train_whole(self._folder / "uninterrupted")
+        runs = fruitless = 0
+        while self._is_short(0):
+            if fruitless == _FRUITLESS:
+                raise RunError(self._shortfall())
+            runs += 1
+            resumed = self._train_killed(self._folder / f"killed-{runs}", runs)
+            self._resumes += resumed
+            fruitless = 0 if resumed else fruitless + 1
+        self._resume_from(self._folder / "resumed-from")
+        print(f"{len(self._resumes)} resumes at steps {self._resumes} of {self._total}, and one by resume_from")
+
+    def _is_short(self, further: int) -> bool:
+        """Whether more kills are needed, if there were so many further resumes."""
+        return self._done < self._kills or len(self._resumes) + further < self._kills
+
+    def _shortfall(self) -> str:
+        return (
+            f"NOT proven: {len(self._resumes)} of {self._kills} starts resumed inside the run, at steps {self._resumes}"
+            f" of {self._total}: in {_FRUITLESS} runs in a row none could be killed between its first checkpoint and"
+            f" its end, {self._training:.2g} s apart. Train longer: type e.g."
+            f" --config.train.duration='{10 * self._total} steps'."
+        )
+
+    def _train_whole(self, workdir: Path) -> None:
+        begin = time.monotonic()
+        with _process(self._command, workdir) as process:
+            _is_saving(process, workdir)
+            self._start_up = time.monotonic() - begin  # seconds until the first save
+            process.wait()
+        if not _has_ended(workdir):
+            raise UserError(f"the run fails without a kill: {_last_line(workdir)} See {workdir.with_suffix('.log')}.")
+        result = json.loads((workdir / "result.json").read_text())
+        self._training = result["wall_seconds"] - (result["time_to_first_step_seconds"] or 0.0)
+        self._window = self._training / self._kills  # seconds that a kill waits at most: several fit one run
+        self._whole = _read(workdir)
+        self._begin, self._total = _starts(workdir)[0], int(self._whole.state["step"])
+        print(f"uninterrupted, {self._whole.result['status']} at step {self._total}: {digest(self._whole.state)}")
+
+    def _train_killed(self, workdir: Path, number: int) -> list[int]:
+        """Trains with kills to the end and compares; returns the steps at which it resumed inside."""
+        workdir.mkdir()
+        if (self._folder / "uninterrupted" / TUNING).exists():  # the same bits: compiled as that one was
+            shutil.copyfile(self._folder / "uninterrupted" / TUNING, workdir / TUNING)
+        while not _has_ended(workdir) and self._is_short(len(self._inside(workdir))):
+            self._kill(workdir)
+        ended = self._ended(self._command, workdir)
+        resumed = self._inside(workdir)
+        print(f"run {number} with kills ended at step {int(ended.state['step'])}: {digest(ended.state)}", flush=True)
+        if problem := _difference(self._whole, ended):
+            raise _DifferentError(problem)
+        return resumed
+
+    def _kill(self, workdir: Path) -> None:
+        """Starts the run and kills it, unless it ends before."""
+        moment, before = self._next_moment(workdir), _newest(workdir)
+        with _process(self._command, workdir) as process:
+            if moment == "start-up":
+                _is_running_after(process, self._draws.uniform(0, self._start_up))
+            elif _has_saved(process, workdir, before):
+                _is_running_after(process, self._draws.uniform(0, self._window))
+                if moment == "a save" and _is_saving(process, workdir):
+                    _is_running_after(process, self._draws.uniform(0, _SAVE_SECONDS))
+            process.kill()
+            was_killed = process.wait() == -signal.SIGKILL
+        step = _newest(workdir)
+        if not was_killed or step >= self._total:
+            self._window /= 2  # the run was faster than the kill
+        if not was_killed:
+            if not _has_ended(workdir):
+                raise _DifferentError(f"after kill {self._done} the run fails: {_last_line(workdir)}")
+            return
+        goes_on = f"in {moment}: {f'goes on at step {step}' if step else 'starts from scratch'}"
+        if not self._begin < step < self._total:
+            print(f"not counted, a kill {goes_on}", flush=True)
+            return
+        self._done += 1
+        if self._moments:
+            self._moments.remove(moment if moment in self._moments else self._moments[0])
+        label = f"kill {self._done} of {self._kills}" if self._done <= self._kills else "one more kill"
+        print(f"{label}, {goes_on}", flush=True)
+        self._keep_middle(workdir, step)
+
+    def _next_moment(self, workdir: Path) -> str:
+        """The next of those left; a kill in start-up comes after another, and where a start goes on inside the run."""
+        is_due = not self._was_in_start_up and self._begin < _newest(workdir) < self._total
+        self._was_in_start_up = is_due and "start-up" in self._moments
+        if self._was_in_start_up:
+            return "start-up"
+        return next((moment for moment in self._moments if moment != "start-up"), "training")
+
+    def _inside(self, workdir: Path) -> list[int]:
+        """Steps inside the run at which it resumed, or will, and from which it did not fall back again."""
+        steps: list[int] = []
+        for step in reversed([*_starts(workdir), *([] if _has_ended(workdir) else [_newest(workdir)])]):
+            if self._begin < step < min([self._total, *steps]):
+                steps.append(step)
+        return steps[::-1]
+
+    def _ended(self, command: Sequence[str], workdir: Path) -> _Ended:
+        """What a run has left at its end, to which it is trained."""
         if not _has_ended(workdir):
             with _process(command, workdir) as process:
                 process.wait()
         if not _has_ended(workdir):
-            return f"after kill {done} the run fails: {_last_line(workdir)}"
-        ended = _read(run, workdir)
-        print(f"run {runs} with kills ended at step {int(ended.state['step'])}: {digest(ended.state)}", flush=True)
-        if problem := _difference(whole, ended):
-            return problem
-    return ""
+            raise _DifferentError(f"after kill {self._done} the run fails: {_last_line(workdir)}")
+        return _read(workdir)
 
+    def _keep_middle(self, workdir: Path, step: int) -> None:
+        """Keeps a copy of the killed run whose checkpoint is nearest to the middle."""
+        if self._middle is None or abs(2 * step - self._total) < abs(2 * self._middle - self._total):
+            shutil.rmtree(self._folder / "middle", ignore_errors=True)
+            shutil.copytree(workdir, self._folder / "middle")
+            self._middle = step
 
-def _as_tuned(whole: Path, workdir: Path) -> None:
-    """A run that is to have the bits of another is compiled as that one was (train.compile=auto)."""
-    workdir.mkdir()
-    if (whole / TUNING).exists():
-        shutil.copyfile(whole / TUNING, workdir / TUNING)
-
-
-def _uninterrupted(run: Run, command: Sequence[str], workdir: Path) -> tuple[_Ended, float, float]:
-    """Trains once; returns what that left, the seconds until the first save, and those of the training after it."""
-    begin = time.monotonic()
-    with _process(command, workdir) as process:
-        _is_saving(process, workdir)
-        start_up = time.monotonic() - begin
-        process.wait()
-    if not _has_ended(workdir):
-        raise UserError(f"the run fails without a kill: {_last_line(workdir)} See {workdir.with_suffix('.log')}.")
-    result = json.loads((workdir / "result.json").read_text())
-    ended = _read(run, workdir)
-    print(f"uninterrupted, {result['status']} at step {result['step']}: {digest(ended.state)}", flush=True)
-    return ended, start_up, result["wall_seconds"] - (result["time_to_first_step_seconds"] or 0.0)
-
-
-def _killed(
-    command: Sequence[str], workdir: Path, moment: str, start_up: float, training: float, draws: np.random.Generator
-) -> bool:
-    """Starts the run and kills it at a moment; False if it ended before.
-
-    Args:
-      moment: one of _MOMENTS.
-      start_up, training: seconds to wait after the start, or after the first save.
-    """
-    with _process(command, workdir) as process:
-        if moment == "start-up":
-            _is_running_after(process, start_up)
-        elif _is_saving(process, workdir) and _is_running_after(process, training) and moment == "a save":
-            _ = _is_saving(process, workdir) and _is_running_after(process, draws.uniform(0, _SAVE_SECONDS))
-        process.kill()
-        return process.wait() == -signal.SIGKILL
+    def _resume_from(self, workdir: Path) -> None:
+        """A run in a folder of its own goes on from the middle, and is compared."""
+        arguments = [f"--config.resume_from={self._folder / 'middle'}"]
+        if self._run.config.init_from:
+            arguments += ["--config.init_from=", "--config.init_map=()", "--config.init_weights=model"]
+        ended, start = self._ended([*self._command, *arguments], workdir), _starts(workdir)[0]
+        print(
+            f"resume_from at step {start} ended at step {int(ended.state['step'])}: {digest(ended.state)}", flush=True
+        )
+        rest = [row for row in self._whole.rows if row["step"] > start]
+        if problem := _difference(dataclasses.replace(self._whole, rows=rest), ended):
+            raise _DifferentError(f"by resume_from at step {start}: {problem}")
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], workdir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """launch.py in a process that does not outlive the context; all that it says is added to a file beside the run."""
+def _process(command: Sequence[str], workdir: Path) -> Iterator[lifeline.Process]:
+    """launch.py in a process that outlives neither the context nor this process; what it says is in a file beside."""
     with workdir.with_suffix(".log").open("ab") as log:
-        process = subprocess.Popen(
+        process = lifeline.Process(
             [*command, f"--workdir={workdir}"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.end()
 
 
-def _is_saving(process: subprocess.Popen[bytes], workdir: Path) -> bool:
+def _is_saving(process: lifeline.Process, workdir: Path) -> bool:
     """Waits until something changes among the checkpoints; False if the process ended before."""
     before = _checkpoint_files(workdir)
     while process.poll() is None:
@@ -174,6 +290,26 @@ def _is_saving(process: subprocess.Popen[bytes], workdir: Path) -> bool:
     return False
 
 
+def _has_saved(process: lifeline.Process, workdir: Path, before: int) -> bool:
+    """Waits for a complete checkpoint of a later step; False if the process ended before."""
+    while process.poll() is None:
+        if _newest(workdir) > before:
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _newest(workdir: Path) -> int:
+    """The step of the newest complete checkpoint, which a start goes on from; 0 without one."""
+    names = (re.fullmatch(r"step-(\d+)", name) for name in _checkpoint_files(workdir))
+    return max((int(match[1]) for match in names if match), default=0)
+
+
+def _starts(workdir: Path) -> list[int]:
+    """The step at which each start of a run began to train."""
+    return [start["step"] for start in starts(workdir)]
+
+
 def _checkpoint_files(workdir: Path) -> set[str]:
     try:
         return set(os.listdir(workdir / "checkpoints"))
@@ -181,7 +317,7 @@ def _checkpoint_files(workdir: Path) -> set[str]:
         return set()
 
 
-def _is_running_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
+def _is_running_after(process: lifeline.Process, seconds: float) -> bool:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -195,27 +331,30 @@ def _has_ended(workdir: Path) -> bool:
     return result.exists() and json.loads(result.read_text())["status"] != "interrupted"
 
 
-def _goes_on(run: Run, workdir: Path) -> str:
-    steps = dataclasses.replace(run, workdir=workdir).checkpoints.steps()
-    return f"goes on at step {steps[-1]}" if steps else "starts from scratch"
-
-
 def _last_line(workdir: Path) -> str:
     lines = workdir.with_suffix(".log").read_text(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def _read(run: Run, workdir: Path) -> _Ended:
-    dataclasses.replace(run, workdir=workdir).restore()
+def _read(workdir: Path) -> _Ended:
+    state = read_arrays(checkpoint.find("resume_from", str(workdir)))
+    result = json.loads((workdir / "result.json").read_text())
+    if int(state["step"]) != result["step"]:
+        raise _DifferentError(
+            f"{workdir} ended at step {result['step']}, but its checkpoint is of {int(state['step'])}"
+        )
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return _Ended(
-        {path: np.asarray(variable.numpy()) for path, variable in paths.variables(run.state).items()},
+        state,
         [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows],
+        {name: result.get(name) for name in _COMPARED},
     )
 
 
 def _difference(whole: _Ended, ended: _Ended) -> str:
     """The first variables that differ, or the first row; '' if nothing does."""
+    if whole.state.keys() != ended.state.keys():
+        return f"the variables {', '.join(sorted(whole.state.keys() ^ ended.state.keys()))} are in one state alone"
     differing = [path for path, value in whole.state.items() if value.tobytes() != ended.state[path].tobytes()]
     if differing:
         shown = ", ".join(f"{path} ({_extent(whole.state[path], ended.state[path])})" for path in differing[:5])
@@ -225,6 +364,9 @@ def _difference(whole: _Ended, ended: _Ended) -> str:
             return f"metrics.jsonl has {json.dumps(row)} uninterrupted, {json.dumps(other)} after kills"
     if len(whole.rows) != len(ended.rows):
         return f"metrics.jsonl has {len(whole.rows)} rows uninterrupted, {len(ended.rows)} after kills"
+    for name, value in whole.result.items():
+        if ended.result[name] != value:
+            return f"result.json has {name}={value} uninterrupted, {ended.result[name]} after kills"
     return ""
 
 

@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import launch
+from framework.config import RunError
 from framework.modes import verify_resume
+from framework.storage import write_arrays
 
 AUGMENTED = "--config=tests/augmented.py"
 
@@ -45,8 +49,8 @@ def verify(workdir, mode, kills, *overrides):
 @pytest.mark.parametrize(
     ("mode", "kills"),
     [
-        ("graph", 5),
-        pytest.param("xla", 5, marks=pytest.mark.slow),
+        pytest.param("graph", 5, marks=pytest.mark.timeout(900)),
+        pytest.param("xla", 5, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param("graph", 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
         pytest.param("xla", 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
@@ -71,7 +75,11 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, capsys, mode, kills):
         "training": 2 * kills // 5,
         "a save": 2 * kills // 5,
     }
-    assert any("goes on at step" in line for line in killed)
+    assert all("goes on at step" in line for line in killed)
+    resumes, steps = re.fullmatch(r"(\d+) resumes at steps \[(.*)\] of 60, and one by resume_from", lines[-2]).groups()
+    steps = [int(step) for step in steps.split(", ")]
+    assert len(steps) == int(resumes) >= kills and all(0 < step < 60 for step in steps)
+    assert sum(line.startswith("resume_from at step ") for line in lines) == 1
     assert lines[-1] == f"the same bits after {kills} kills"
     assert not workdir.exists()
 
@@ -162,3 +170,115 @@ def test_what_differs_is_named(other, expected):
 def test_zeros_of_another_sign_are_other_bits():
     problem = verify_resume._difference(left([], kernel=np.float32([0.0])), left([], kernel=np.float32([-0.0])))
     assert problem == "1 of 1 variables differ, first kernel (1 of 1 elements, by 0 at most)"
+
+
+# A run of 20 steps without TensorFlow. It copies its checkpoints from a stock, one a step.
+IMITATION = """
+import json, os, pathlib, shutil, sys, time
+stock, faults, every = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
+given = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[4:])
+workdir = pathlib.Path(given["workdir"])
+if (workdir / "result.json").exists():
+    sys.exit(0)
+(workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+source = pathlib.Path(given.get("config.resume_from", workdir)) / "checkpoints"
+saved = sorted(int(name[5:]) for folder in (workdir / "checkpoints", source)
+               for name in os.listdir(folder) if name.startswith("step-"))
+start = saved[-1] if saved and "scratch" not in faults else 0
+header, metrics = workdir / "environment.json", workdir / "metrics.jsonl"
+starts = json.loads(header.read_text())["starts"] if header.exists() else []
+header.write_text(json.dumps({"starts": [*starts, {"step": start}]}))
+is_other = start > 0 and ("resume_from" in faults) <= ("config.resume_from" in given)
+lines = metrics.read_text().splitlines() if start and metrics.exists() else []
+rows = [line for line in lines if json.loads(line)["step"] <= start]
+metrics.write_text("".join(f"{row}\\n" for row in rows))
+for step in range(start + 1, 21):
+    time.sleep(0.02)
+    with metrics.open("a") as file:
+        row = {"step": step, "loss": 0.5 + (is_other and "row" in faults), "examples_per_second": time.time()}
+        file.write(json.dumps(row) + "\\n")
+    name = f"step-{step:08d}"
+    if (step % every == 0 or step == 20) and not (workdir / "checkpoints" / name).exists():
+        kind = "other" if is_other and "state" in faults else "same"
+        aside = workdir / "checkpoints" / f".{name}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(stock / kind / name, aside)
+        aside.rename(workdir / "checkpoints" / name)
+result = {"status": "finished", "step": 20, "best": {"test/loss": is_other and "result" in faults}}
+(workdir / "result.json").write_text(json.dumps({**result, "wall_seconds": 0.5, "time_to_first_step_seconds": 0.1}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imitation(tmp_path_factory):
+    """The command of a run that does not keep `faults`, and a folder for its runs."""
+    stock = tmp_path_factory.mktemp("imitation")
+    (stock / "run.py").write_text(IMITATION)
+    for kind, slope in {"same": 1.0, "other": 2.0}.items():
+        for step in range(1, 21):
+            folder = stock / kind / f"step-{step:08d}"
+            folder.mkdir(parents=True)
+            state = {"step": np.int64(step), "kernel": np.full(3, slope * step, np.float32)}
+            write_arrays(folder, {path: np.asarray(value) for path, value in state.items()}, {"step": step, "note": {}})
+
+    def proof(folder, *faults, every=1, kills=3):
+        folder.mkdir()
+        run = SimpleNamespace(config=ConfigDict({"seed": 0, "init_from": ""}))
+        command = [sys.executable, str(stock / "run.py"), str(stock), ",".join(faults), str(every)]
+        return verify_resume._Proof(run, command, folder, kills)
+
+    return proof
+
+
+def test_a_proof_tells_where_starts_resumed(imitation, tmp_path, capsys):
+    imitation(tmp_path / "proof").find()
+    lines = capsys.readouterr().out.splitlines()
+    digests = {line.rpartition(": ")[2] for line in lines if " ended at step 20: " in line or "finished at" in line}
+    assert len(digests) == 1
+    steps = [int(step) for step in re.search(r"resumes at steps \[(.*)\] of 20", lines[-1])[1].split(", ")]
+    runs = [sorted(verify_resume._starts(folder)) for folder in sorted((tmp_path / "proof").glob("killed-[0-9]"))]
+    assert len(steps) >= 3 and steps == [step for starts in runs for step in sorted({*starts} - {0, 20})]
+    killed = [line for line in lines if line.startswith("kill ")]
+    assert [line[:11] for line in killed] == ["kill 1 of 3", "kill 2 of 3", "kill 3 of 3"]
+    assert all(0 < int(line.rpartition(" ")[2]) < 20 for line in killed)
+
+
+@pytest.mark.parametrize(
+    ("faults", "problem"),
+    [
+        (("state",), "1 of 2 variables differ, first kernel (3 of 3 elements, by 20 at most)"),
+        (("row",), 'metrics.jsonl has {"step": '),
+        (("result",), "result.json has best={'test/loss': False} uninterrupted, {'test/loss': True} after kills"),
+        (("state", "resume_from"), r"by resume_from at step \d+: 1 of 2 variables differ"),
+    ],
+)
+def test_a_resume_that_changes_something_is_found_out(imitation, tmp_path, faults, problem):
+    with pytest.raises(verify_resume._DifferentError) as caught:
+        imitation(tmp_path / "proof", *faults, kills=1).find()
+    assert re.match(problem if "resume_from" in faults else re.escape(problem), str(caught.value))
+
+
+@pytest.mark.parametrize(("faults", "every"), [(("scratch",), 1), ((), 20)])
+def test_where_no_start_resumes_inside_nothing_is_proven(imitation, tmp_path, faults, every, monkeypatch):
+    """Always from scratch, or nothing saved before the end: the same bits, and yet no proof."""
+    monkeypatch.setattr(verify_resume, "_FRUITLESS", 2)
+    with pytest.raises(RunError) as caught:
+        imitation(tmp_path / "proof", *faults, every=every, kills=2).find()
+    assert str(caught.value) == (
+        "NOT proven: 0 of 2 starts resumed inside the run, at steps [] of 20: in 2 runs in a row none could be killed"
+        " between its first checkpoint and its end, 0.4 s apart. Train longer: type e.g."
+        " --config.train.duration='200 steps'."
+    )
+
+
+@pytest.mark.parametrize("every", ["", "60 steps", "100%"])
+def test_a_run_without_a_checkpoint_inside_is_not_begun(tmp_path, capsys, every):
+    workdir = tmp_path / "run"
+    assert verify(workdir, "graph", 5, f"--config.checkpoint.every={every}", "--config.checkpoint.best_metric=") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line == (
+        "error: NOT proven: no start can resume inside the run: it has 60 steps, and checkpoint.every is"
+        f" {'60 steps' if every else 'never'}. Leave checkpoint.every out, or train longer: type e.g."
+        " --config.train.duration='100 steps'."
+    )
+    assert not workdir.exists()
