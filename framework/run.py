@@ -278,7 +278,8 @@ class Run:
 
     def write_header(self, overrides: Iterable[str]) -> None:
         """Writes config.json, overrides.txt, environment.json and the copies of the experiment's code."""
-        write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in overrides))
+        lines = [line if len(line.splitlines()) < 2 else repr(line) for line in overrides]  # one a line
+        write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in lines))
         code_copies.write(self.workdir, self.experiment, int(self.state.step))
         self.experiment.modules.close()
         earlier = folder.starts(self.workdir)

@@ -1,10 +1,17 @@
 """framework/overrides.py: what may be typed, set by a preset or read back, and every refusal by its exact message."""
 
+import json
+import math
+from pathlib import Path
+
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from framework import overrides as overrides_module
-from framework.config import UserError, base_config, flatten
+from framework.config import UserError, base_config, finalize, flatten
 from framework.overrides import override
 
 BASE = flatten(base_config())
@@ -269,3 +276,118 @@ def test_restored():
 )
 def test_restored_refuses(stored, expected):
     assert message(overrides_module.restored, own(width=1), stored) == expected
+
+
+OWN = {"name": "relu", "rate": 0.5, "width": 128, "on": False, "sizes": (3,)}
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    ["1e-3", "None", "True", "(1,)", "'a'", '"', ",", " a ", "a\nb", "-0.0", "--config.seed=3", "=", "$HOME", "\t"]
+)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([5e-324, -0.0, 1e308, 0.1 + 0.2])
+INTS = st.integers(-(2**70), 2**70)
+PARTS = st.lists(TEXTS | FLOATS | INTS | st.booleans(), max_size=4).map(tuple)
+
+
+def same(one, two):
+    """Equal values of one type, to the bit."""
+    if type(one) is tuple and type(two) is tuple:
+        return len(one) == len(two) and all(map(same, one, two))
+    is_float = type(one) is float and type(two) is float
+    return type(one) is type(two) and one == two and (not is_float or math.copysign(1, one) == math.copysign(1, two))
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=TEXTS, rate=FLOATS, width=INTS, on=st.booleans(), sizes=PARTS)
+def test_a_value_given_in_python_arrives_as_it_was_given_and_comes_back_from_config_json(**values):
+    arrived = finalize(override(own(**OWN), {f"model.{key}": value for key, value in values.items()}))
+    again = overrides_module.restored(own(**OWN), json.loads(json.dumps(arrived.to_dict())))
+    for key, value in values.items():
+        assert same(arrived.model[key], value), key
+        assert same(again.model[key], value), key
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS, rate=FLOATS, width=INTS)
+def test_a_typed_text_arrives_as_it_was_typed(text, rate, width):
+    typed = [f"--config.model.name={text}", f"--config.model.rate={rate!r}", f"--config.model.width={width}"]
+    arrived = override(own(**OWN), typed).model
+    assert same(arrived.name, text) and same(arrived.rate, rate) and same(arrived.width, width)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "arrives"),
+    [
+        ("rate", np.float64(0.1), 0.1),
+        ("rate", np.float32(0.1), 0.10000000149011612),
+        ("rate", np.float16(0.1), 0.0999755859375),
+        ("rate", np.int64(3), 3.0),
+        ("rate", 2**53, float(2**53)),
+        ("width", np.int8(-3), -3),
+        ("width", np.uint64(2**64 - 1), 2**64 - 1),
+        ("on", np.True_, True),
+        ("name", np.str_("None"), "None"),
+        ("name", Path("a") / "b c", "a/b c"),
+        ("sizes", [1, np.float64(0.5), "x,y"], (1, 0.5, "x,y")),
+        ("sizes", np.int64(7), (7,)),
+        # A text for another type is one that was typed.
+        ("rate", "1e-3", 0.001),
+        ("on", "true", True),
+        ("sizes", "(1,'b')", (1, "b")),
+    ],
+)
+def test_a_value_that_can_be_held_exactly_is_in_the_type_of_its_key(key, value, arrives):
+    assert same(override(own(**OWN), {f"model.{key}": value}).model[key], arrives)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("name", None, "str, but NoneType"),
+        ("name", 3, "str, but int"),
+        ("name", True, "str, but bool"),
+        ("name", 0.1, "str, but float"),
+        ("name", b"relu", "str, but bytes"),
+        ("name", ("a",), "str, but tuple"),
+        ("name", np.float32(1), "str, but float32"),
+        ("name", np.array("a"), "str, but ndarray"),
+        ("rate", None, "float"),
+        ("rate", True, "float"),
+        ("rate", 2**53 + 1, "float"),
+        ("rate", 10**400, "float"),
+        ("rate", np.int64(2**53 + 1), "float, but int64"),
+        ("rate", np.longdouble(1) / 3, "float, but longdouble"),
+        ("rate", np.zeros(100), "float, but ndarray"),
+        ("rate", np.True_, "float, but bool"),
+        ("width", np.float64(3), "int, but float64"),
+        ("width", np.array(3), "int, but ndarray"),
+        ("on", 1, "bool"),
+        ("on", np.int64(1), "bool, but int64"),
+        ("sizes", None, "tuple"),
+        ("sizes", (1, None), "tuple, but tuple with NoneType"),
+        ("sizes", ((1, 2), 3), "tuple, but tuple with tuple"),
+        ("sizes", np.array([1, 2]), "tuple, but ndarray"),
+        ("sizes", {1, 2}, "tuple, but set"),
+    ],
+)
+def test_a_value_that_cannot_is_refused_in_one_line_with_key_and_type(key, value, kind):
+    line = message(override, own(**OWN), {f"model.{key}": value})
+    shown = overrides_module._short(value)
+    assert line.startswith(f"--config.model.{key}={shown}: '{shown}' is not of type {kind}"), line
+    assert "\n" not in line and len(line) < 300
+
+
+def test_what_is_no_text_is_refused():
+    half = "a\udcff"  # as an argument that is not UTF-8 reaches Python
+    expected = "--config.model.name='a\\udcff' is not text in UTF-8, which config.json is. Type it anew."
+    assert message(override, own(**OWN), [f"--config.model.name={half}"]) == expected
+    assert "is not of type str" in message(override, own(**OWN), {"model.name": half})
+
+
+@pytest.mark.parametrize(("key", "value"), [("rate", True), ("width", True), ("name", None), ("sizes", 3), ("on", 1)])
+def test_presets_and_stored_values_keep_their_type(key, value):
+    kind = type(OWN[key]).__name__
+    assert message(overrides_module.apply_preset, own(**OWN), "x", {"x": {f"model.{key}": value}}) == (
+        f"preset 'x' sets model.{key}={value!r}, but it is of type {kind}."
+    )
+    assert message(overrides_module.restored, own(**OWN), {"model": {key: value}}) == (
+        f"the run's config.json sets model.{key}={value!r}, but it is of type {kind}."
+    )
