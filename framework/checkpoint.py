@@ -118,6 +118,7 @@ class Checkpoints:
             self._copy = _copied(state, self._copy)
         manifest: dict[str, Any] = {"step": step, "best": best, "saved": self._clock()}
         manifest |= {"note": copy.deepcopy(note), "facts": copy.deepcopy(dict(facts or {}))}
+        manifest["named"] = paths.ambiguous(state)
         self._newest, self._error, self._abandoned = (step, best), None, threading.Event()
         self._writer = threading.Thread(target=self._write, args=(manifest, not is_there), name="checkpoint writer")
         self._writer.start()
@@ -421,7 +422,7 @@ def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
 
 def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
     """Writes the state into an empty folder in the form of a checkpoint; returns when it is on disk."""
-    write_arrays(folder, dict(_arrays(state)), {"step": int(state.step), "note": note})
+    write_arrays(folder, dict(_arrays(state)), {"step": int(state.step), "note": note, "named": paths.ambiguous(state)})
 
 
 def _arrays(state: tf.Module) -> Iterator[tuple[str, np.ndarray]]:
@@ -453,6 +454,12 @@ def _read(state: TrainState, folder: Path, hint: str = "Use another --workdir.")
         if not variable.shape.is_fully_defined() and entry and variable.shape.is_compatible_with(entry["shape"]):
             wanted[path] = f"{variable.dtype.name}{entry['shape']}"
     _check_same(saved, wanted, folder, hint)
+    named = paths.ambiguous(state)
+    if differing := {*named} ^ {*manifest.get("named", named)}:
+        raise UserError(
+            f"{folder}: the layers {', '.join(sorted(differing))} have a name of their own on one side and one that"
+            f" Keras made up on the other, so they need not be the same. Name them as they were. {hint}"
+        )
     for path, array in read_arrays(folder).items():
         paths.assign(variables[path], array)
     return manifest["note"]
@@ -553,6 +560,11 @@ def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
       UserError: it is of another model or optimizer; ends with `hint`.
     """
     return _read(state, folder, hint)
+
+
+def named_in(folder: Path) -> list[str]:
+    """`paths.ambiguous` of the model of a checkpoint; none of one that was written before that was kept."""
+    return [path.removeprefix("model/") for path in read_manifest(folder).get("named", [])]
 
 
 def adopt(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:

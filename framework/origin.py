@@ -153,7 +153,8 @@ def _take_weights(state: TrainState, config: FrozenConfigDict) -> tuple[Path, tr
     source = checkpoint.find("init_from", config.init_from)
     arrays = transfer.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
     target = paths.variables(state.model)
-    found = transfer.match(arrays, target, transfer.parse_map(config.init_map), str(source))
+    named = (checkpoint.named_in(source), paths.ambiguous(state.model))
+    found = transfer.match(arrays, target, transfer.parse_map(config.init_map), str(source), named)
     transfer.assign(found, arrays, target)
     if state.ema is not None:
         state.ema.restart()

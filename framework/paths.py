@@ -7,11 +7,13 @@ first. A path depends on the model alone: checkpoints, histograms, random stream
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
+
+from framework import naming
 
 # How tf_keras names the layers of Sequential and functional models in its object graph.
 _POSITIONAL = re.compile(r"layer(_with_weights)?-\d+")
@@ -41,6 +43,23 @@ def objects(root: Any) -> dict[str, Any]:
 def variables(root: Any) -> dict[str, tf.Variable]:
     """{path: variable} of all variables that `root` tracks."""
     return {path: child for path, child in objects(root).items() if isinstance(child, tf.Variable)}
+
+
+def ambiguous(root: Any) -> list[str]:
+    """Paths of layers below `root` whose name is the user's own, although it looks like one that Keras made up.
+
+    A path `dense_2` of a model elsewhere may be a third layer without a name: such paths are compared with care.
+    """
+    found = objects(root)
+    return [
+        path
+        for path, layer in found.items()
+        if path
+        and isinstance(layer, keras.layers.Layer)
+        and naming.is_own(layer)
+        and naming.looks_made_up(layer)
+        and _has_layers_by_place(found.get(path.rpartition("/")[0]))
+    ]
 
 
 def copies(variable: tf.Variable) -> tuple[tf.Variable, ...]:
@@ -77,23 +96,35 @@ def _children(parent: Any) -> dict[str, Any]:
     if type(parent) is dict:
         return parent
     children = tf.train.TrackableView.children(parent)
-    if not any(_POSITIONAL.fullmatch(name) for name in children):
+    if not _has_layers_by_place(parent):
         return children
-    named = {name: child for name, child in children.items() if not _POSITIONAL.fullmatch(name)}
-    for layer in parent.layers:
-        own = _layer_name(layer)
+    others = {name: child for name, child in children.items() if not _POSITIONAL.fullmatch(name)}
+    names = _names_of_layers(parent, others)
+    return others | dict(zip(names, parent.layers, strict=True))
+
+
+def _has_layers_by_place(parent: Any) -> bool:
+    """Whether Keras tracks the layers of `parent` by number, as those of Sequential and functional models."""
+    children = tf.train.TrackableView.children(parent) if isinstance(parent, keras.Model) else {}
+    return any(_POSITIONAL.fullmatch(name) for name in children)
+
+
+def _names_of_layers(parent: Any, taken: Collection[str]) -> list[str]:
+    """Names of the layers of a Sequential or functional model: the user's own, or the class's with a number.
+
+    Own names are settled first, so that a number never takes one of them.
+    """
+    names = [""] * len(parent.layers)
+    for place in sorted(range(len(names)), key=lambda place: not naming.is_own(parent.layers[place])):
+        own = _layer_name(parent.layers[place])
         name, count = own, 0
-        while name in named:
+        while name in taken or name in names:
             count += 1
             name = f"{own}_{count}"
-        named[name] = layer
-    return named
+        names[place] = name
+    return names
 
 
 def _layer_name(layer: keras.layers.Layer) -> str:
-    """The name the user gave, or the class's in snake case, by Keras' own rule, where Keras made one up."""
-    # Keras makes functional models of a hidden class and names them after the public one.
-    kind = "Model" if type(layer).__name__ == "Functional" else type(layer).__name__
-    automatic = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)).lower()
-    automatic = f"private{automatic}" if automatic.startswith("_") else automatic
-    return automatic if re.fullmatch(rf"{automatic}(_\d+)?", layer.name) else layer.name
+    """The name the user gave, or the class's in snake case where Keras made one up."""
+    return str(layer.name) if naming.is_own(layer) else naming.class_name(layer)

@@ -11,7 +11,7 @@ out. A path that no rule matches keeps its name.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,11 @@ def _parse(text: str) -> Rule:
 
 
 def match(
-    source: Mapping[str, np.ndarray], target: Mapping[str, tf.Variable], rules: Sequence[Rule], name: str
+    source: Mapping[str, np.ndarray],
+    target: Mapping[str, tf.Variable],
+    rules: Sequence[Rule],
+    name: str,
+    named: tuple[Collection[str], Collection[str]] = ((), ()),
 ) -> Match:
     """Finds for each variable of a model the one of the source that it takes.
 
@@ -71,10 +75,11 @@ def match(
       source: {path in its model: values}.
       target: {path in the model: variable}.
       name: of the source, for messages.
+      named: `paths.ambiguous` of the source's model and of this one.
 
     Raises:
       UserError: a rule that is the first for no variable, two variables for one, none at all, or another shape or kind
-        of number (both sides are listed).
+        of number (both sides are listed); a layer with a name of its own on one side that Keras made up on the other.
     """
     renamed = {path: _renamed(path, rules) for path in source}
     for index, (pattern, replacement) in enumerate(rules):
@@ -97,9 +102,26 @@ def match(
             f" {', '.join(target)}. {_EXAMPLE}"
         )
     sources = {path: sources[path] for path in target if path in sources}
+    _check_named([path for path in sources if renamed.get(path) == (-1, path)], named, rules, name)
     _check_same(sources, source, target, rules, name)
     left = tuple(path for path in source if path not in sources.values())
     return Match(sources, left, tuple(path for path in target if path not in sources))
+
+
+def _check_named(
+    kept: Collection[str], named: tuple[Collection[str], Collection[str]], rules: Sequence[Rule], name: str
+) -> None:
+    """Raises UserError where a path is, on one side alone, that of a layer with a name of its own."""
+    there, here = ({(layer, path) for path in kept for layer in side if path.startswith(f"{layer}/")} for side in named)
+    if differing := list(dict.fromkeys(layer for layer, _ in sorted(there ^ here))):
+        earlier = [f"{pattern} -> {replacement}" for pattern, replacement in rules]
+        same = [rf"{re.escape(layer)}/(.*) -> {layer}/\1" for layer in differing]
+        other = [f"{re.escape(layer)}/.* -> " for layer in differing]
+        raise UserError(
+            f"init_from={name}: the layers {', '.join(differing)} have a name of their own on one side and one that"
+            f' Keras made up on the other. If they are the same, type --config.init_map="{_typed([*same, *earlier])}",'
+            f' and if they are not, --config.init_map="{_typed([*other, *earlier])}".'
+        )
 
 
 def _renamed(path: str, rules: Sequence[Rule]) -> tuple[int, str]:

@@ -20,6 +20,7 @@ ROWS = (
     ("command",),
     ("cluster", "lifeline"),
     ("runtime",),
+    ("naming",),
     ("paths",),
     ("assigned",),
     ("returned",),

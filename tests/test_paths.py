@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.utils.generic_utils import to_snake_case
 
-from framework import paths
+from framework import layers, naming, paths
 
 
 class Block(keras.layers.Layer):
@@ -117,3 +117,91 @@ def test_objects_starts_with_the_root_and_goes_breadth_first():
     assert list(found) == ["", "child", "own", "child/leaf"]
     assert found[""] is root
     assert found["child/leaf"] is leaf
+
+
+def kernels(model):
+    """{path: name of its layer} of the kernels."""
+    return {path: layer.name for path, layer in paths.objects(model).items() if hasattr(layer, "kernel")}
+
+
+def dense(name=None, **kwargs):
+    return keras.layers.Dense(3, name=name, **kwargs)
+
+
+def of(*layers):
+    model = keras.Sequential(list(layers))
+    model.build([None, 3])
+    return model
+
+
+def chain(*layers):
+    x = inputs = keras.Input([3])
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+class Numbered(keras.layers.Dense):
+    """Names itself, by a number that is not its place."""
+
+    def __init__(self, number):
+        super().__init__(3, name=f"numbered_{number}")
+
+
+@pytest.mark.parametrize("build", [of, chain])
+def test_own_names_are_kept_where_keras_might_have_made_them_up(build):
+    model = build(dense("dense_2"), dense("dense_1", kernel_regularizer="l2"))
+    assert list(kernels(model).items()) == [("dense_2", "dense_2"), ("dense_1", "dense_1")]
+    assert paths.ambiguous(model) == ["dense_2", "dense_1"]
+    assert list(kernels(build(Numbered(2), Numbered(1)))) == ["numbered_2", "numbered_1"]
+
+
+@pytest.mark.parametrize("build", [of, chain])
+def test_a_number_never_takes_an_own_name(build):
+    for _ in range(5):
+        dense()  # Keras numbers on
+    model = build(dense(), dense("dense"), dense(), dense("dense_2"))
+    own = {"dense": "dense", "dense_2": "dense_2"}
+    assert list(kernels(model)) == ["dense_1", "dense", "dense_3", "dense_2"]
+    assert {path: name for path, name in kernels(model).items() if path in own} == own
+    assert paths.ambiguous(model) == ["dense", "dense_2"]
+
+
+def test_own_names_of_sub_models_and_draws():
+    model = of(
+        keras.Sequential([dense("dense_1"), dense()], name="sequential_3"), layers.Dropout(0.5, name="dropout_1")
+    )
+    found = [path for path, child in paths.objects(model).items() if isinstance(child, keras.layers.Layer) and path]
+    assert [path for path in found if "input" not in path] == [
+        "sequential_3",
+        "dropout_1",
+        "sequential_3/dense_1",
+        "sequential_3/dense",
+    ]
+    assert paths.ambiguous({"a": model}) == ["a/sequential_3", "a/dropout_1", "a/sequential_3/dense_1"]
+
+
+def test_copies_keep_whose_name_it_is():
+    model = of(dense("dense_4"), dense(), dense("mine"))
+    for copy in (keras.models.clone_model(model), of(*(type(x).from_config(x.get_config()) for x in model.layers))):
+        assert [*kernels(copy)] == ["dense_4", "dense", "mine"]
+    read = keras.models.model_from_json(model.to_json())  # of a file, where nothing says whose a name is
+    assert [*kernels(read)] == ["dense", "dense_1", "mine"]
+
+
+def test_a_layer_that_was_renamed_has_an_own_name():
+    renamed = dense()
+    renamed._name = "dense_9"
+    assert list(kernels(of(dense(), renamed))) == ["dense", "dense_9"]
+
+
+def test_layers_that_were_made_before_the_import(monkeypatch):
+    """Nothing was noted of them: the arguments of simple calls, and the names that Keras saw, decide."""
+    for kind in (keras.layers.Layer, naming.Functional):
+        monkeypatch.setattr(kind, "_init_set_name", kind._init_set_name.__wrapped__)
+    model = of(dense("dense_2"), dense("dense_1", kernel_regularizer=keras.regularizers.L2(0.1)), dense())
+    assert list(kernels(model)) == ["dense_2", "dense_1", "dense"]
+    assert list(kernels(of(*(type(x).from_config(x.get_config()) for x in of(dense(), dense()).layers)))) == [
+        "dense",
+        "dense_1",
+    ]

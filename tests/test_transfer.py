@@ -130,3 +130,20 @@ def test_weights_of_a_checkpoint():
     assert refusal(transfer.weights_of, arrays, "ema", "runs/a") == (
         "init_weights='ema', but runs/a has no averaged weights. Use --config.init_weights=model."
     )
+
+
+def test_a_layer_with_an_own_name_is_not_one_that_keras_numbered():
+    target = model(encoder__a__kernel=[2, 3], encoder__a__bias=[3], head__kernel=[3, 4])
+    for named in ((["encoder/a"], []), ([], ["encoder/a"])):
+        line = refusal(transfer.match, SOURCE, target, (), "runs/a", named)
+        assert line == (
+            "init_from=runs/a: the layers encoder/a have a name of their own on one side and one that Keras made up on"
+            r""" the other. If they are the same, type --config.init_map="(r'encoder/a/(.*) -> encoder/a/\1',)","""
+            """ and if they are not, --config.init_map="('encoder/a/.* -> ',)"."""
+        )
+        same = transfer.parse_map([r"encoder/a/(.*) -> encoder/a/\1"])
+        assert len(transfer.match(SOURCE, target, same, "runs/a", named).sources) == 3
+        other = transfer.parse_map(["encoder/a/.* -> "])
+        assert set(transfer.match(SOURCE, target, other, "runs/a", named).sources) == {"head/kernel"}
+    both = transfer.match(SOURCE, target, (), "runs/a", (["encoder/a"], ["encoder/a"]))
+    assert len(both.sources) == 3
