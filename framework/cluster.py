@@ -29,6 +29,7 @@ _SERVERS_EXAMPLE = (
 )
 LOCAL_WORKERS = "FRAMEWORK_LOCAL_WORKERS"  # in the environment of those that --local_workers starts: how many
 _SLURM_PORT = 12_222
+_LAST_PORT = 65_535
 _LOST_SECONDS = 5.0  # without a chief: it restarts, or is between two listeners
 
 
@@ -262,7 +263,7 @@ def _parsed(text: str, kinds: Sequence[str], example: str) -> tuple[dict[str, li
     """({kind: addresses}, type and index of this process's task)."""
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"TF_CONFIG={text!r} is not JSON: {error}. {example}") from error
     try:
         jobs = {kind: list(config["cluster"][kind]) for kind in kinds}
@@ -272,8 +273,11 @@ def _parsed(text: str, kinds: Sequence[str], example: str) -> tuple[dict[str, li
         raise UserError(f"TF_CONFIG={text!r} has no {wanted}, task.type and task.index. {example}") from error
     addresses = [(kind, address) for kind, job in jobs.items() for address in job]
     for job, address in addresses:
-        if not re.fullmatch(r"\S+:[0-9]+", str(address)):
-            raise UserError(f"TF_CONFIG: the {job} {address!r} is not host:port. {example}")
+        match = re.fullmatch(r"\S+:([0-9]{1,5})", str(address))
+        if match is None or not 1 <= int(match[1]) <= _LAST_PORT:
+            raise UserError(
+                f"TF_CONFIG: the {job} {address!r} is not host:port with a port of 1 to {_LAST_PORT}. {example}"
+            )
     if len({address for _, address in addresses}) != len(addresses):
         named = ", ".join(address for _, address in addresses)
         what = "a worker" if len(kinds) == 1 else "an address"
@@ -283,10 +287,15 @@ def _parsed(text: str, kinds: Sequence[str], example: str) -> tuple[dict[str, li
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:
     """One worker a task; those of one node have ports of their own."""
-    tasks = _slurm_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
-    hosts = _slurm_hosts(environment["SLURM_STEP_NODELIST"])
-    workers = [f"{host}:{_SLURM_PORT + i}" for host, count in zip(hosts, tasks, strict=True) for i in range(count)]
-    return Cluster(tuple(workers), int(environment["SLURM_PROCID"]))
+    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST", "SLURM_PROCID")
+    try:
+        tasks, hosts = _slurm_counts(environment[names[0]]), _slurm_hosts(environment[names[1]])
+        workers = [f"{host}:{_SLURM_PORT + i}" for host, count in zip(hosts, tasks, strict=True) for i in range(count)]
+        index = range(len(workers))[int(environment[names[2]])]
+    except (KeyError, ValueError, IndexError) as error:
+        shown = ", ".join(f"{name}={environment.get(name, '')!r}" for name in names)
+        raise UserError(f"{shown} are not understood together. Set TF_CONFIG on each worker instead.") from error
+    return Cluster(tuple(workers), index)
 
 
 def _slurm_counts(text: str) -> list[int]:

@@ -7,13 +7,15 @@
 Nothing here imports TensorFlow.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from framework.config import UserError, base_config, flatten, near, typed
+from framework.user_code import check_text
 
 # Modes, each with the flags that not every mode takes.
 MODES: dict[str, tuple[str, ...]] = {
@@ -53,6 +55,7 @@ FLAGS = (
     (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
     (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
 )
+_LONGEST_FLAG = 100
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -69,12 +72,38 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     values = flags.FlagValues()  # of our own, not absl's process-wide ones: a launch may be called any number of times
     for define, name, default, text in FLAGS:
         define(name, default, text, flag_values=values)
+    for argument in argv:
+        check_text(argument, argument)
     own, overrides = _split(argv)
     _parse(values, own)
     _check_checkpoint(values, overrides)
     _check(values)
     short = {"data.dir": values.data_dir, "seed": values.seed}
     return values, overrides + [f"--config.{key}={value}" for key, value in short.items() if value is not None]
+
+
+def check_build(name: Any, overrides: Any, workdir: Any) -> tuple[str, Mapping[str, Any] | tuple[str, ...]]:
+    """Checks the arguments of `framework.build`, which come from Python; returns experiment and overrides.
+
+    Raises:
+      UserError: they are of another kind.
+    """
+    if not isinstance(name, str | os.PathLike):
+        kind = type(name).__name__
+        raise UserError(
+            f"build takes the experiment file, e.g. 'experiments/mnist_mlp.py', not a value of type {kind}."
+        )
+    if workdir is not None and not isinstance(workdir, str | os.PathLike):
+        raise UserError(f"workdir is a folder, e.g. 'runs/first', not a value of type {type(workdir).__name__}.")
+    is_list = isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes)
+    given = overrides if isinstance(overrides, Mapping) or not is_list else tuple(overrides)
+    if not is_list or not all(isinstance(override, str) for override in given):
+        raise UserError(
+            f"overrides={given!r} is neither {{'train.compile': 'graph'}} nor ['--config.train.compile=graph']."
+        )
+    for what, text in {"the experiment's name": os.fsdecode(name), "workdir": os.fsdecode(workdir or "")}.items():
+        check_text(what, text)
+    return os.fsdecode(name), given
 
 
 def own_flags(values: flags.FlagValues) -> dict[str, Any]:
@@ -166,6 +195,8 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         if argument.lstrip("-").startswith(("flagfile", "undefok")):  # absl's own ways round these checks
             raise UserError(f"{argument}: there is no such flag. --help lists them.")
+        if len(argument.partition("=")[0]) > _LONGEST_FLAG:  # absl would look for one that is like it for ever
+            raise UserError(f"{argument.partition('=')[0]}: there is no such flag. --help lists them.")
     try:
         left = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:

@@ -35,6 +35,7 @@ class DataError(RunError):
 AVERAGED = "@ema"
 
 _DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(UNITS)})s?\s*", re.IGNORECASE)
+_LONGEST_SPLIT = 100  # characters: folders are named after splits
 _PLAIN = (bool, int, float, str)
 
 
@@ -201,6 +202,8 @@ def _check_splits(splits: tuple[Any, ...]) -> None:
                 f"eval.splits={splits}: {split!r} is not a name of letters, digits, '_', '-' and '.'."
                 " Type e.g. --config.eval.splits=\"('train_eval','test')\"."
             )
+        if len(split) > _LONGEST_SPLIT:
+            raise UserError(f"eval.splits has a name of {len(split)} characters: it must be at most {_LONGEST_SPLIT}.")
     if "train" in map(base_split, splits):
         raise UserError(
             "eval.splits contains 'train', which is shuffled and endless."

@@ -10,6 +10,7 @@ A mistake in a function's name or arguments is found by reading the file (`ast`)
 import ast
 import dataclasses
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ OPTIONAL = {
 }
 _SIGNATURES = {**REQUIRED, **OPTIONAL}
 
+_MOST_BYTES = 5_000_000  # of an experiment file
 CODE = "code"  # folder of a run folder with the copies of modules
 
 
@@ -144,18 +146,22 @@ def check(name: str) -> tuple[Path, str]:
     file, _, preset = name.partition(":")
     path = Path(file)
     try:
+        if path.exists() and not path.is_dir() and (not path.is_file() or path.stat().st_size > _MOST_BYTES):
+            raise UserError(f"--config={file} is no experiment, but a device, a pipe or a file of more than 5 MB.")
         source = path.read_bytes()
     except OSError as error:
         siblings = [str(sibling) for sibling in path.parent.glob("*.py")]
-        named = Path("experiments", path.name).with_suffix(".py")
-        hint = f" Did you mean '{named}'?" if named.exists() else near(file, siblings)
+        named = os.path.join("experiments", f"{path.stem}.py")
+        hint = f" Did you mean '{named}'?" if os.path.exists(named) else near(file, siblings)
         raise UserError(
             f"--config={file} cannot be read: {error.strerror}.{hint} Type e.g. --config=experiments/mnist_mlp.py."
         ) from error
     try:
         tree = ast.parse(source, str(path))
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"--config={file} is not valid Python: {' '.join(str(error).split())}.") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"--config={file} is not valid Python: {' '.join(str(error).split()) or 'it is nested too deeply'}."
+        ) from error
     defined = _defined(tree)
     for wanted in REQUIRED:
         if wanted not in defined:

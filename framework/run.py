@@ -62,6 +62,7 @@ from framework.step.gradients import Loss
 from framework.step.layout import Layout, term_key
 from framework.step.penalties import shown
 from framework.step.probe import Probe, check_covered, check_frozen, check_penalties, probe, probe_step
+from framework.step.size import refuse_too_large
 from framework.step.tools import Step, Tools, standard_step
 from framework.step.tune import Choice
 
@@ -297,7 +298,7 @@ class Run:
 
 
 def build(
-    name: str,
+    name: str | os.PathLike[str],
     overrides: Mapping[str, Any] | Iterable[str] = (),
     workdir: str | os.PathLike[str] | None = None,
     of_workdir: bool = False,
@@ -307,7 +308,7 @@ def build(
     """Puts an experiment together; what launch.py calls, and what a notebook uses.
 
     Args:
-      name: 'experiments/mnist_mlp.py' or 'experiments/mnist_mlp.py:preset'.
+      name: 'experiments/mnist_mlp.py', also as a Path, or 'experiments/mnist_mlp.py:preset'.
       overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
       workdir: the run folder; a fresh one below runs/ by default.
       of_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
@@ -320,8 +321,9 @@ def build(
         experiment (the differing keys are listed). Later: data that cannot be had.
     """
     started = time.monotonic()
+    file, typed = command.check_build(name, overrides, workdir)
     with user_code.explained(Path(workdir) if workdir and not of_workdir else None):
-        loaded, final, workdir = settle(name, overrides, workdir, of_workdir, mode)
+        loaded, final, workdir = settle(file, typed, workdir, of_workdir, mode)
         run = assemble(loaded, final, workdir, started)
         if of_workdir:
             _warn_of_change(workdir, loaded)
@@ -361,6 +363,7 @@ def settle(
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
     if not of_workdir:
+        _refuse_no_origin(workdir, final)
         # Given by the replica, the batch size is known when these are; `open` looks again.
         _refuse_other_run(workdir, loaded, final, ("data.batch_size",) if final.data.replica_batch_size else ())
     return loaded, final, workdir
@@ -402,6 +405,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         if frozen := optim.freeze_layers(model, grouped):  # they run otherwise, and move nothing any more
             found = probe(loss, model, metrics, data, resolved, replicas.count)
             check_frozen(found.graph, frozen)
+        refuse_too_large(found, data, resolved)
         tune.warn_of_convolutions(resolved, found, replicas)
         if is_asynchronous:
             asynchronous.check(make, model, data, found)
@@ -551,6 +555,13 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkn
             f" folder; there, --config.resume_from={workdir} goes on from this run."
         )
     _warn_of_change(workdir, loaded)
+
+
+def _refuse_no_origin(workdir: Path, final: ConfigDict) -> None:
+    """Before a folder is made: `origin` reads these keys only if the run has no checkpoint of its own."""
+    for key in ("resume_from", "init_from"):
+        if final[key] and not Path(final[key]).exists() and not (workdir / folder.CHECKPOINTS).exists():
+            checkpoint.find(key, final[key])
 
 
 def _refuse_unknown(workdir: Path, final: ConfigDict) -> None:

@@ -8,6 +8,7 @@ is a fault of the framework and passes through. Nothing here imports TensorFlow.
 """
 
 import contextlib
+import errno
 import os
 import re
 import sysconfig
@@ -75,6 +76,8 @@ def explained(folder: Path | None = None) -> Iterator[None]:
     except (UserError, RunError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{error.filename} is too long for the name of a file. Type a shorter one.") from error
         place = _place(error)
         if place is None:
             raise
@@ -87,6 +90,13 @@ def one_line(text: str, most: int = 800) -> str:
     words = [word if len(word) <= _MOST_CHARACTERS else f"{word[:120]}…{word[-40:]}" for word in text.split()]
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(words))
     return line if len(line) <= most else f"{line[: most - most // 4]} … {line[3 - most // 4 :]}"
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises UserError if `text`, called `name`, cannot be part of a path or of a message."""
+    is_broken = any("\ud800" <= letter <= "\udfff" for letter in text)  # what Python makes of bytes of an argument
+    if is_broken or "\0" in text:
+        raise UserError(f"{name} has {'bytes that are not UTF-8' if is_broken else 'a NUL character'}. Type it anew.")
 
 
 def is_own(file: str) -> bool:

@@ -67,7 +67,27 @@ def test_slurm_is_understood(nodes, tasks, workers):
             f" {EXAMPLE}",
         ),
         ({"TF_CONFIG": "{}"}, f"TF_CONFIG='{{}}' has no cluster.worker, task.type and task.index. {EXAMPLE}"),
-        (tf_config(["a"]), f"TF_CONFIG: the worker 'a' is not host:port. {EXAMPLE}"),
+        (tf_config(["a"]), f"TF_CONFIG: the worker 'a' is not host:port with a port of 1 to 65535. {EXAMPLE}"),
+        *[
+            (
+                tf_config([f"a:{port}"]),
+                f"TF_CONFIG: the worker 'a:{port}' is not host:port with a port of 1 to 65535. {EXAMPLE}",
+            )
+            for port in (0, -1, 65536, 99999, 10**30)
+        ],
+        *[
+            (
+                {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_PROCID": process},
+                f"SLURM_STEP_TASKS_PER_NODE={tasks!r}, SLURM_STEP_NODELIST={nodes!r}, SLURM_PROCID={process!r} are not"
+                " understood together. Set TF_CONFIG on each worker instead.",
+            )
+            for nodes, tasks, process in (
+                ("n[1-3]", "2", "0"),
+                ("n[a-b]", "2", "0"),
+                ("n1", "2", "2"),
+                ("n1", "2", "x"),
+            )
+        ],
         (
             tf_config(["a:1", "a:1"]),
             "TF_CONFIG names a worker twice: a:1, a:1. Each needs a host or port of its own.",

@@ -50,6 +50,7 @@ ROWS = (
     ("step.update", "step.layout"),
     ("step.tools", "step.coverage"),
     ("step.probe",),
+    ("step.size",),
     ("step.halves",),
     ("step.block",),
     ("step.asynchronous",),

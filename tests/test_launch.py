@@ -405,6 +405,85 @@ def test_a_check_of_the_experiment(refused):
     assert accepted("--config=x.py", "--config.model.width=9").model.width == 9
 
 
+# --- arguments that are no names of anything --------------------------------------------------------------------------
+
+LONG, SHORT = "x" * 5000, f"{'x' * 120}…{'x' * 40}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([f"--config={LONG}"], "cannot be read"),
+        ([f"--config={'/'.join(['x' * 200] * 40)}"], "is too long for the name of a file"),
+        (["--config=x.py", f"--workdir={LONG}"], "cannot be written"),
+        (["--config=x.py", f"--workdir={LONG}", "--mode=evaluate"], "is too long for the name of a file"),
+        (["--config=x.py", f"--mode={LONG}"], "is not one of"),
+        (["--config=x.py", f"--seed={'1' * 5000}"], "is not of type int"),
+        (["--config=x.py", f"--config.seed={'1' * 5000}"], "is not of type int"),
+        (["--config=x.py", f"--config.{LONG}=1"], "there is no key"),
+        (["--config=x.py", f"--config.train.duration={LONG}"], "is not a duration"),
+        (["--config=x.py", f"--{LONG}"], "there is no such flag"),
+        (["--config=x.py", f"--config.eval.splits={LONG}"], "a name of 5000 characters: it must be at most 100"),
+        (["--config=x.py", f"--config.resume_from={LONG}"], "is too long for the name of a file"),
+        (["--config=x.py", f"--config.init_from={LONG}"], "is too long for the name of a file"),
+        (["--config=x.py", "--config.init_from=nowhere"], "is neither a checkpoint nor a run folder with one"),
+        (["--config=a\0b.py"], r"--config=a\x00b.py has a NUL character"),
+        (["--config=x.py", "--workdir=a\0b", "--mode=evaluate"], "has a NUL character"),
+        (["--config=x.py", "--config.resume_from=\0"], "has a NUL character"),
+        (["--config=\udce9.py"], r"--config=\udce9.py has bytes that are not UTF-8"),
+        (["--config=x.py", "--config.data.name=\udce9"], "has bytes that are not UTF-8"),
+        (["--config=x.py", "--seed=1.5"], "is not of type int"),
+        (["--config=pipe.py"], "is no experiment, but a device, a pipe or a file of more than 5 MB"),
+        (["--config=/dev/zero"], "is no experiment"),
+        (["--config=large.py"], "is no experiment"),
+        (["--config=deep.py"], "is not valid Python: it is nested too deeply"),
+        (["--config=return.py"], "return.py:1: SyntaxError: 'return' outside function"),
+        (["--config=utf.py"], "is not valid Python"),
+    ],
+)
+def test_arguments_that_are_no_names(refused, arguments, said):
+    os.mkfifo("pipe.py")
+    Path("large.py").write_bytes(b"#" * 5_000_001)
+    Path("deep.py").write_text(f"x = {'-' * 200_000}1\n")
+    Path("return.py").write_text(f"return\n{EXPERIMENT}")
+    Path("utf.py").write_bytes(b"\xe9 = 1\n")
+    message = refused(*arguments)
+    assert said in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (({},), "build takes the experiment file, e.g. 'experiments/mnist_mlp.py', not a value of type dict."),
+        ((None,), "build takes the experiment file, e.g. 'experiments/mnist_mlp.py', not a value of type NoneType."),
+        (("x.py", 3), "overrides=3 is neither {'train.compile': 'graph'} nor ['--config.train.compile=graph']."),
+        (
+            ("x.py", "seed"),
+            "overrides='seed' is neither {'train.compile': 'graph'} nor ['--config.train.compile=graph'].",
+        ),
+        (
+            ("x.py", {1: 2}),
+            "overrides={1: 2} is neither {'train.compile': 'graph'} nor ['--config.train.compile=graph'].",
+        ),
+        (("x.py", [3]), "overrides=(3,) is neither {'train.compile': 'graph'} nor ['--config.train.compile=graph']."),
+        (("x.py", {}, 3), "workdir is a folder, e.g. 'runs/first', not a value of type int."),
+        (("a\0b",), "the experiment's name has a NUL character. Type it anew."),
+        (("x.py", {}, "a\udce9"), "workdir has bytes that are not UTF-8. Type it anew."),
+    ],
+)
+def test_what_build_cannot_take(arguments, said):
+    with pytest.raises(UserError) as caught:
+        run.build(*arguments)
+    assert str(caught.value) == said
+
+
+def test_build_takes_a_path_and_any_list_of_overrides():
+    with pytest.raises(Reached) as reached:
+        run.build(Path("x.py"), (text for text in ["--config.seed=4"]), Path("r"))
+    assert reached.value.args[0].seed == 4
+
+
 # --- what is right comes through --------------------------------------------------------------------------------------
 
 

@@ -218,7 +218,7 @@ def test_roles_are_read_and_written(kind, index, place, name):
         ),
         (
             servers({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c"]}),
-            f"TF_CONFIG: the ps 'c' is not host:port. {EXAMPLE}",
+            f"TF_CONFIG: the ps 'c' is not host:port with a port of 1 to 65535. {EXAMPLE}",
         ),
         (
             servers(kind="worker", index=2),

@@ -263,6 +263,19 @@ def test_checkpoints_know_the_code_that_they_were_trained_with(tmp_path, caplog)
     assert f"{source.with_name('beside.py')} has changed since {workdir} was started" in caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("key", "size", "needed"),
+    # A row: 784 floats, a label, a weight. The largest tensor: the pixels. A block of 8 steps: 16 bytes a place.
+    [("data", 2**31 - 1, 784 * 4 + 8 + 784 * 4 + 16 * 8), ("eval", 2**31 - 1, 784 * 4 + 8)],
+)
+def test_a_batch_that_no_memory_holds(key, size, needed, monkeypatch):
+    monkeypatch.setattr(run.runtime, "memory", lambda: 10 * 2**30)
+    assert refusal(lambda: run.build(TINY, {**GRAPH, f"{key}.batch_size": size})) == (
+        f"{key}.batch_size={size} needs at least {needed * size / 2**30:,.1f} GiB, and this machine has 10.0. Use a"
+        f" smaller --config.{key}.batch_size."
+    )
+
+
 def test_the_header_has_the_commit_of_the_experiment_and_ours(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):

@@ -20,6 +20,7 @@ from framework.modes.export import describe
 from framework.run import Run
 from framework.step.halves import unlike_halves
 from framework.step.penalties import shown
+from framework.step.size import bytes_of
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
@@ -88,10 +89,10 @@ def _schedule(run: Run) -> Iterator[str]:
 def _memory(run: Run) -> Iterator[str]:
     trained = paths.trainable(run.model)
     parts = {
-        "state (weights, slots, counters)": sum(_bytes(v) for v in paths.variables(run.state).values()),
-        "gradients": sum(_bytes(v) for v in trained.values()),
+        "state (weights, slots, counters)": sum(bytes_of(v) for v in paths.variables(run.state).values()),
+        "gradients": sum(bytes_of(v) for v in trained.values()),
         "activations of one batch, at most": sum(
-            _bytes(tensor)
+            bytes_of(tensor)
             for operation in run.probe.graph.get_operations()
             if operation.type != "Placeholder"  # what the graph is given: the resident examples, the variables
             for tensor in operation.outputs
@@ -117,9 +118,3 @@ def _exports(run: Run) -> int:
 
 def _count(variables: dict[str, tf.Variable]) -> int:
     return sum(variable.shape.num_elements() for variable in variables.values())
-
-
-def _bytes(tensor: tf.Tensor | tf.Variable) -> int:
-    """0 where the size is not known before the step runs."""
-    elements = tensor.shape.num_elements() if tensor.shape.rank is not None else None
-    return (elements or 0) * tensor.dtype.size if tensor.dtype.is_numpy_compatible else 0
