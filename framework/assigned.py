@@ -65,8 +65,9 @@ def _called(operation: tf.Operation) -> list[Any] | None:
     for value in operation.node_def.attr.values():
         for function in [value.func, *value.list.func]:
             if function.name:
-                known = operation.graph._get_function(function.name)
-                if known is None:
+                # A function of TensorFlow 1, such as one that Keras' LSTM chooses between, has no graph to look into.
+                graph = getattr(operation.graph._get_function(function.name), "graph", None)
+                if graph is None:
                     return None
-                graphs.append(known.graph)
+                graphs.append(graph)
     return graphs

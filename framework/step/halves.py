@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from framework import rng
 from framework.losses import Coupled
 from framework.step.gradients import Loss, forward
+from framework.step.penalties import is_penalty, unlike
 from framework.step.probe import scopes
 
 _CLOSE = {"float32": 1e-3, "float64": 1e-6}  # of a mean, relative
@@ -47,7 +48,9 @@ def unlike_halves(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config
         one, two = _mean([term]), _mean(parts)
         # Beside what the halves are, not their sum, in which they may cancel. What is not finite is found elsewhere.
         differs = abs(one - two) > close * max(abs(one), abs(two), _mean(parts, abs)) + _TINY
-        if differs and not isinstance(term, Coupled):
+        if differs and is_penalty(name):
+            found += [sentence for sentence in [unlike(one, [_mean([part]) for part in parts], close)] if sentence]
+        elif differs and not isinstance(term, Coupled):
             found.append(
                 f"term '{name}' of the loss is {one:.6g} over a batch of {examples} and {two:.6g} over its two halves."
                 " Its weight must be a sum over examples, such as tf.reduce_sum(batch['weight']), and no example may"

@@ -8,6 +8,7 @@ that made it, and becomes part of a term whose weight is right for micro-batches
 """
 
 import dataclasses
+import functools
 import threading
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -115,6 +116,22 @@ def explained(model: Any, weight: tf.Tensor) -> str:
     return "" if is_even or not found else f"the batch has rows that are padded or weighted, but {_advice(found[0])}"
 
 
+def unlike(whole: float, halves: Sequence[float], close: float) -> str:
+    """A sentence if what layers add is a sum over rows instead of a mean; '' for a mean, and for what compares rows.
+
+    Args:
+      whole, halves: means of one of the terms above over a batch and over its halves.
+      close: relative bound.
+    """
+    if abs(whole - sum(halves)) > close * sum(map(abs, halves)):
+        return ""
+    return (
+        f"what layers add to the loss is {whole:.6g} over a batch and {sum(halves) / len(halves):.6g} over its two"
+        " halves: it grows with the batch, but counts as a mean over its rows. Write self.add_loss(per_example), of"
+        " shape [batch], or add a mean."
+    )
+
+
 def sum_of(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Sum of scalars, in float64 if one of them is (layers may differ in dtype)."""
     dtype = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
@@ -138,6 +155,7 @@ class _Recorder:
         self.layers = _layers(model)
         self.added: list[_Added] = []
         self.hidden: list[Any] = []
+        self.repeated: list[Any] = []
         self.read: list[tf.Tensor] = []
         self._model = model
         self._known = {id(layer) for _, layer in self.layers}
@@ -230,6 +248,8 @@ def _add_loss(layer: Any, losses: Any, **kwargs: Any) -> None:
                 recorder.take(_Added(layer, loss))
             elif isinstance(loss, int | float | np.ndarray | np.generic):
                 recorder.take(_Added(layer, tf.convert_to_tensor(loss, keras.backend.floatx())))
+            elif callable(loss) and layer.built and not isinstance(loss, functools.partial):  # which add_weight gives
+                recorder.repeated.append(layer)
     type(layer).add_loss(layer, losses, **kwargs)
 
 
@@ -246,6 +266,11 @@ def _terms(found: _Recorder, batch: Mapping[str, tf.Tensor]) -> dict[str, Term]:
         raise UserError(
             f"layer '{found.path(found.hidden[0])}' adds a loss inside a tf.function, tf.cond or tf.while_loop, where"
             " it cannot be counted. Call the layer outside of it, or return the value and make it a term of make_loss."
+        )
+    if found.repeated:
+        raise UserError(
+            f"layer '{found.path(found.repeated[0])}' gives a function to add_loss in its call, and Keras keeps one"
+            " more each time. Give the function once, in build, or the value itself."
         )
     sums: dict[str, list[tf.Tensor]] = {}
     regularizers = [regularizer() for _, layer in found.layers for regularizer in layer._callable_losses]

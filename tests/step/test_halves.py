@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from framework import config, losses
 from framework.step.halves import unlike_halves
@@ -64,6 +65,31 @@ def test_terms_that_compare_examples_say_so():
         return {"spread": losses.Coupled(tf.square(tf.reduce_sum(batch["x"])), tf.reduce_sum(batch["weight"]))}, {}
 
     assert found(loss) == []
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum", "compares"])
+def test_scalars_of_layers_are_means_and_may_compare_rows(kind):
+    """A balance of experts is neither a mean nor a sum over rows, and stays allowed."""
+
+    class Adds(keras.layers.Layer):
+        def call(self, x):
+            mean = tf.reduce_mean(x)
+            self.add_loss({"mean": mean, "sum": tf.reduce_sum(x), "compares": mean**2}[kind])
+            return x
+
+    layer = Adds()
+
+    def loss(model, batch, training):
+        return squares(model, {**batch, "x": layer(batch["x"])}, training)
+
+    batch = {name: tf.constant(values) for name, values in BATCH.items()}
+    cfg = config.resolve(config.finalize(config.base_config()), steps_per_epoch=1.0)
+    told = unlike_halves(loss, layer, batch, cfg)
+    sentence = (
+        "what layers add to the loss is 12 over a batch and 6 over its two halves: it grows with the batch, but counts"
+        " as a mean over its rows. Write self.add_loss(per_example), of shape [batch], or add a mean."
+    )
+    assert told == ([sentence] if kind == "sum" else [])
 
 
 def test_rounding_is_no_difference_and_nan_is_found_elsewhere():

@@ -415,6 +415,19 @@ def test_losses_of_a_functional_model_and_an_activity_layer_count():
     assert built.train_block(3).row(2)["loss/penalty"] == pytest.approx(1.5 * squared.mean(), rel=1e-12)
 
 
+def repeated(layer, x):
+    layer.add_loss(lambda: tf.constant(1.0))
+    return x
+
+
+def test_a_function_given_in_each_call_is_refused():
+    """Keras keeps it once more at each trace, so the penalty would grow with their number."""
+    assert refusal(with_layer(lambda: Added(repeated))) == (
+        "layer 'added' gives a function to add_loss in its call, and Keras keeps one more each time. Give the function"
+        " once, in build, or the value itself."
+    )
+
+
 class Late(keras.Model):
     """Makes its layers in its first call, below a plain module."""
 
