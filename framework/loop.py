@@ -245,7 +245,9 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
     compiled = by_xla(outputs_of) if is_slow else outputs_of
 
     def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = compiled({name: tf.constant(array) for name, array in batch.items()})
+        # A hook may have layers compute in float32, which is not slow, and which what is compiled would not know of.
+        function = compiled if precision.halved(run.model) else outputs_of
+        found = function({name: tf.constant(array) for name, array in batch.items()})
         return {name: np.asarray(output) for name, output in found.items()}
 
     return call

@@ -10,10 +10,13 @@ of one notebook do not touch each other.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
+
+from framework import paths
 
 _POLICIES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -46,6 +49,32 @@ def full(precision: str) -> str:
 def master_dtype(precision: str) -> tf.DType:
     """`full` as a TensorFlow dtype."""
     return tf.as_dtype(full(precision))
+
+
+def halved(model: Any) -> list[keras.layers.Layer]:
+    """Layers of a model, or of a dict of them, that compute in half precision."""
+    holder = tf.Module()
+    holder.model = model
+    children = paths.objects(holder).values()
+    layers = [child for child in children if isinstance(child, keras.layers.Layer)]
+    return [layer for layer in layers if layer.compute_dtype in _POLICIES]
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Lets layers that compute in half precision compute in float32, from the same variables, which are float32.
+
+    What was traced before stays in half precision, and so does what a layer casts by itself.
+    """
+    layers = halved(model)
+    policies = [layer.dtype_policy for layer in layers]
+    for layer in layers:
+        layer._set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer._set_dtype_policy(policy)
 
 
 class LossScale(tf.Module):

@@ -77,7 +77,11 @@ class Signature:
 
 
 class ExportHook(Protocol):
-    """One format. Implementations are immutable values: what they write depends on the model alone."""
+    """One format. Implementations are immutable values: what they write depends on the model alone.
+
+    A hook whose artefact computes in another precision than the model has `arithmetic(model)`, a context in which the
+    model computes as the artefact does: there it is compared with the artefact.
+    """
 
     @property
     def name(self) -> str:

@@ -1,5 +1,7 @@
 """float32 .tflite for phones and small boards: exports/lite/model.tflite.
 
+A model that was trained in half precision computes in float32 here, from the same float32 weights.
+
 Lite(Signature(fn, {"image": tf.TensorSpec([None, 28, 28], tf.float32)}))
 
 runner = ai_edge_litert.interpreter.Interpreter("exports/lite/model.tflite").get_signature_runner("serving_default")
@@ -10,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from framework import precision
 from framework.config import UserError
 from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
 
@@ -51,17 +55,16 @@ class Lite:
         Raises:
           UserError: the graph computes in float64, or has an op that LiteRT lacks.
         """
-        function = self.signature.trace(model)
-        for operation in function.graph.get_operations():
-            if any(output.dtype == tf.float64 for output in operation.outputs):
-                raise UserError(
-                    f"export '{self.name}': '{operation.name}' is float64, which LiteRT cannot run."
-                    " Use --config.train.precision=float32, or leave Lite out of make_exports."
-                )
+        with self.arithmetic(model):
+            function = self.signature.trace(model)
+        self._check(function)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
+        chatter: list[bytes] = []
         try:
-            path.write_bytes(converter.convert())
+            with _caught(chatter):
+                converted = converter.convert()
         except Exception as error:
+            (path.parent / "converter.txt").write_bytes(b"".join(chatter))
             missing = _MISSING_OPS.search(str(error))
             if missing is None:
                 raise
@@ -69,6 +72,24 @@ class Lite:
                 f"export '{self.name}': LiteRT has no {missing[1]}. Compute it from other ops in the signature's fn, or"
                 " leave Lite out of make_exports."
             ) from error
+        path.write_bytes(converted)
+
+    def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """What the artefact is compared in, see `ExportHook`."""
+        return precision.in_float32(model)
+
+    def _check(self, function: tf.types.experimental.ConcreteFunction) -> None:
+        """Raises UserError for an op in another precision."""
+        graph = function.graph.as_graph_def()
+        nodes = [*graph.node, *(node for nested in graph.library.function for node in nested.node_def)]
+        for node in nodes:
+            for kind in (tf.float64, tf.bfloat16, tf.float16):
+                if any(attribute.type == kind.as_datatype_enum for attribute in node.attr.values()):
+                    own = "" if kind == tf.float64 else ", whatever its layer's precision"
+                    raise UserError(
+                        f"export '{self.name}': '{node.name}' is {kind.name}{own}, which LiteRT cannot run."
+                        " Use --config.train.precision=float32, or leave Lite out of make_exports."
+                    )
 
     def load(self, path: Path) -> dict[str, Call]:
         # Imported here: whoever exports no .tflite needs no LiteRT.
@@ -87,15 +108,28 @@ class Lite:
 @contextlib.contextmanager
 def _without_delegate_notice() -> Iterator[None]:
     """Drops the line that LiteRT's C++ code prints at the first call and no option turns off; other lines pass."""
+    lines: list[bytes] = []
+    try:
+        with _caught(lines):
+            yield
+    finally:
+        for line in lines:
+            if line.strip() != _DELEGATE_NOTICE:
+                os.write(2, line)
+
+
+@contextlib.contextmanager
+def _caught(lines: list[bytes]) -> Iterator[None]:
+    """Puts into `lines` what this process writes to standard error meanwhile, C++ code too."""
     with tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:
             yield
         finally:
+            sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
             caught.seek(0)
-            for line in caught:
-                if line.strip() != _DELEGATE_NOTICE:
-                    os.write(2, line)
+            lines += caught

@@ -195,14 +195,16 @@ def _verify(
     for name, signature in hook.signatures.items():
         _check_inputs(name, signature, batches[0])
     artefact = hook.load(path)
-    live = {name: _live(signature, model) for name, signature in hook.signatures.items()}
+    with _arithmetic(hook, model):
+        live = {name: _live(signature, model) for name, signature in hook.signatures.items()}
     loaded = {name: _picking(signature, artefact[name]) for name, signature in hook.signatures.items()}
     states = {name: {"trained": metric.empty(), "exported": metric.empty()} for name, metric in metrics.items()}
     differences: dict[str, _Difference] = {}
     for batch in batches:
         reference, exported = _run(live, batch), _run(loaded, batch)
         _add(differences, reference, exported, len(batch["weight"]))
-        trained = own_outputs(batch) if own_outputs else reference[SERVING]
+        with _arithmetic(hook, model):
+            trained = own_outputs(batch) if own_outputs else reference[SERVING]
         for kind, outputs in (("trained", trained), ("exported", exported[SERVING])):
             for name, metric in metrics.items():
                 states[name][kind] = metric.merge(states[name][kind], _updated(name, metric, outputs, batch))
@@ -223,6 +225,12 @@ def _verify(
                 difference.max_reference = differences[name].max_reference
                 found.failures += difference.failures(f"{name} at batch {size}", hook.bound)
         found.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
+
+
+def _arithmetic(hook: ExportHook, model: Any) -> contextlib.AbstractContextManager[None]:
+    """What the model is compared in: the hook's own, if it says so, or that of training."""
+    own = getattr(hook, "arithmetic", None)
+    return contextlib.nullcontext() if own is None else own(model)
 
 
 def _metric_failures(name: str, trained: float | None, exported: float | None) -> list[str]:

@@ -8,9 +8,11 @@ import tensorflow as tf
 import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
+from framework import layers, metrics, precision
 from framework.export import lite
 from framework.export.base import Signature
 from framework.export.lite import Lite
+from framework.export.saved_model import SavedModel
 from framework.export.verify import export_all
 
 SIGNATURE = Signature(
@@ -114,6 +116,100 @@ def test_float64_is_refused_with_a_way_out(tmp_path):
         "export 'lite': 'x' is float64, which LiteRT cannot run."
         " Use --config.train.precision=float32, or leave Lite out of make_exports."
     )
+
+
+class Mixed(keras.Model):
+    """Convolution, normalisation, attention and a dense layer; `make` is called under the policy of a run."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = keras.layers.Conv2D(4, 3, activation="relu")
+        self.norm, self.flat = keras.layers.BatchNormalization(), keras.layers.Reshape([26, 104])
+        self.encoder = layers.EncoderLayer(16, 4, 32)
+        self.project, self.out = keras.layers.Dense(16, "gelu"), keras.layers.Dense(3, dtype="float32")
+
+    def call(self, inputs, training=None):
+        features = self.flat(self.norm(self.convolution(inputs[..., tf.newaxis]), training=training))
+        encoded = self.encoder(self.project(features), training=training)
+        return self.out(tf.reduce_mean(encoded, axis=1))
+
+
+@pytest.mark.parametrize("half", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+def test_a_model_of_half_precision_is_exported_in_float32(tmp_path, half, capfd):
+    """As one built in float32 with the same weights; the model itself, and its SavedModel, stay as they are."""
+
+    def make(kind):
+        with precision.scope(kind):
+            keras.utils.set_random_seed(3)
+            net = Mixed()
+            net(np.zeros([1, 28, 28], np.float32))
+        return net
+
+    net, twin, batch = make(half), make("float32"), make_batch(40)
+    before = [layer.compute_dtype for layer in net.submodules if isinstance(layer, keras.layers.Layer)]
+    assert before.count(half) > 8
+    reports = export_all([HOOK, SavedModel({"serving_default": SIGNATURE})], net, [batch], {}, tmp_path)
+    assert [report.failure for report in reports] == ["", ""]
+    assert [layer.compute_dtype for layer in net.submodules if isinstance(layer, keras.layers.Layer)] == before
+    expected = twin(batch["image"]).numpy()
+    found = HOOK.load(tmp_path / "lite/model.tflite")["serving_default"]({"image": batch["image"]})["logits"]
+    bound = 2e-6 * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+    in_half = net(batch["image"]).numpy()
+    assert np.abs(in_half - expected).max() > 10 * bound  # another bound would be needed for these
+    served = tf.saved_model.load(str(tmp_path / "saved_model/1")).signatures["serving_default"]
+    np.testing.assert_allclose(served(image=tf.constant(batch["image"]))["logits"], in_half, atol=0.02)
+    ours = (" verify.py:", "oneDNN supports DT_HALF")  # the second once a process, of the model itself
+    assert not [line for line in capfd.readouterr().err.splitlines() if not any(text in line for text in ours)]
+
+
+def test_metrics_of_a_model_of_half_precision_are_those_of_its_float32_form(tmp_path):
+    """An argmax that rounding turns is no fault of the export, but another preprocessing is still found."""
+    with precision.scope("bfloat16"):
+        keras.utils.set_random_seed(3)
+        net = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10), keras.layers.Activation("linear")])
+        net.build((None, 28, 28))
+    batch = make_batch(400)
+    exact = net.layers[1].kernel.numpy()
+    batch["label"] = (batch["image"].reshape(400, -1) @ exact).argmax(-1).astype(np.int32)
+
+    def own(batch):
+        return {"logits": net(batch["image"], training=False).numpy()}
+
+    in_half = float(np.mean(own(batch)["logits"].argmax(-1) == batch["label"]))
+    assert in_half < 1
+    named = {"accuracy": metrics.Accuracy()}
+    [report] = export_all([HOOK], net, [batch], named, tmp_path, own_outputs=own)
+    assert (report.failure, report.metrics["accuracy"]) == ("", {"trained": 1.0, "exported": 1.0})
+    other = Signature(lambda m, x: {"logits": m(1 - x["image"], training=False)}, SIGNATURE.inputs)
+    [report] = export_all([Lite(other)], net, [batch], named, tmp_path, own_outputs=own)
+    assert "once exported, but 1.0 in the run's own evaluation" in report.failure
+
+
+def test_half_precision_that_a_layer_does_not_decide_is_refused(tmp_path):
+    net = tf.Module()
+    net.w = tf.Variable([2.0, 3.0])
+    fn = tf.function(lambda x, w: tf.cast(tf.cast(x, tf.bfloat16) * tf.cast(w, tf.bfloat16), tf.float32))
+    signature = Signature(lambda m, x: {"y": fn(x["x"], m.w)}, {"x": tf.TensorSpec([None, 2])})
+    [report] = export_all(
+        [Lite(signature)], net, [{"x": np.ones([3, 2], np.float32), "weight": np.ones(3)}], {}, tmp_path
+    )
+    assert report.failure == (
+        "export 'lite': 'Cast' is bfloat16, whatever its layer's precision, which LiteRT cannot run."
+        " Use --config.train.precision=float32, or leave Lite out of make_exports."
+    )
+
+
+def test_what_the_converter_says_is_kept_in_a_file(tmp_path, capfd):
+    signature = Signature(
+        lambda model, inputs: {"s": tf.linalg.svd(inputs["x"], compute_uv=False)}, {"x": tf.TensorSpec([None, 3, 3])}
+    )
+    batch = {"x": np.ones((2, 3, 3), np.float32), "weight": np.ones(2, np.float32)}
+    capfd.readouterr()
+    export_all([Lite(signature)], tf.Module(), [batch], {}, tmp_path)
+    err = capfd.readouterr().err.splitlines()
+    assert not [line for line in err if " verify.py:" not in line] and len(err) <= 1
+    assert b"loc(" in (tmp_path / "lite.failed" / "converter.txt").read_bytes()
 
 
 def test_an_op_without_a_kernel_is_named(tmp_path):
