@@ -25,6 +25,7 @@ from framework.state import TrainState
 
 _CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)|LookupTable(Insert|Import|Remove)")
 _TABLE = re.compile(r"LookupTable")
+_MESSAGE = re.compile(r"Collective")  # takes a token that keeps the messages of workers in order, and has no content
 _IMMUTABLE = tf.lookup.StaticHashTable.__mro__[1]  # also of a StaticVocabularyTable and of StringLookup's
 _ANY_TABLE = tf.lookup.StaticHashTable.__mro__[2]
 # What to write instead, in a step and in a transform.
@@ -139,7 +140,8 @@ def _unsaved(
     seen = [variable for part in _graphs(graph) for variable in part.variables]
     variables = {id(copy.handle): variable for variable in seen for copy in paths.copies(variable)}
     for outer, inner in graph.captures:
-        if inner.dtype == tf.resource and not tf.is_symbolic_tensor(outer) and id(outer) not in saved:
+        is_resource = inner.dtype == tf.resource and not tf.is_symbolic_tensor(outer)
+        if is_resource and id(outer) not in saved and not any(map(_MESSAGE.match, _uses(inner))):
             yield outer, inner, variables.get(id(outer))
 
 
