@@ -405,6 +405,21 @@ def test_replicas_agree_on_the_mean_of_what_each_moved():
     assert shared.numpy() == 7.0
 
 
+def test_an_assigned_variable_has_its_value_on_every_replica():
+    """Assigned as a whole, what is summed when read would be divided by the replicas."""
+    replicas = build(**on(4)).replicas
+    state, kinds = tf.Module(), tf.VariableAggregation
+    with replicas.scope():
+        for name, kind in {"mean": kinds.MEAN, "sum": kinds.SUM, "first": kinds.ONLY_FIRST_REPLICA}.items():
+            on_read = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": kind}
+            setattr(state, name, tf.Variable([1.0, 2.0], trainable=False, **on_read))
+        state.mirrored = tf.Variable([3.0], trainable=False)
+    for name, value in {"mean": [0.1, 0.2], "sum": [0.3, 0.4], "first": [5, 6], "mirrored": [7]}.items():
+        variable, wanted = getattr(state, name), np.float32(value)
+        paths.assign(variable, wanted)
+        assert [copy.numpy().tolist() for copy in paths.copies(variable)] == [wanted.tolist()] * 4
+
+
 def test_check_replicas_of_an_experiment():
     testing.check_replicas("tests/tiny.py", {"train.precision": "float64"}, replicas=2, steps=6)
 

@@ -17,6 +17,7 @@ import launch
 from framework.config import RunError
 from framework.modes import verify_resume
 from framework.storage import write_arrays
+from tests.test_lifeline import are_gone
 
 AUGMENTED = "--config=tests/augmented.py"
 
@@ -105,6 +106,80 @@ def test_a_run_that_forgets_is_found_out(tmp_path, capsys):
     }
 
 
+# The transform counts how often it was called, in Python: a start forgets it.
+FORGETFUL_DATA = """
+import numpy as np
+import tensorflow as tf
+from framework.data.batches import make_batches
+from framework.data.sources import Source
+from tests.normed import get_config, make_loss, make_model, make_schedule
+
+calls = []
+
+
+def make_data(cfg, split):
+    rng = np.random.default_rng(3)
+    x, label = rng.normal(size=(160, 6)).astype(np.float32), rng.integers(0, 3, 160).astype(np.int32)
+
+    def count(x):
+        calls.append(1)
+        return x * np.float32(1 + len(calls) / 100)
+
+    def transform(batch):
+        counted = tf.numpy_function(count, [batch["x"]], tf.float32)
+        return {**batch, "x": tf.ensure_shape(counted, batch["x"].shape)}
+
+    training = split == "train"
+    return make_batches(Source({"x": x, "label": label}, "points"), cfg, training, transform if training else None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pipeline_that_forgets_is_found_out(tmp_path, capsys):
+    experiment, workdir = tmp_path / "forgetful.py", tmp_path / "run"
+    experiment.write_text(FORGETFUL_DATA)
+    arguments = [f"--config={experiment}", f"--workdir={workdir}", "--mode=verify_resume", "--kills=1"]
+    assert launch.main(["launch.py", *arguments, "--config.data.placement=stream"]) == 1
+    assert re.match(r"NOT the same bits: \d+ of \d+ variables differ, first ", capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("config", "override"),
+    [
+        ("tests/normed.py", "--config.data.placement=stream"),
+        ("tests/research/dqn.py", "--config.train.duration=200 steps"),  # batches that have a state
+    ],
+)
+def test_data_that_are_streamed_or_have_a_state_are_covered(tmp_path, capsys, config, override):
+    arguments = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--mode=verify_resume", "--kills=2"]
+    assert launch.main(["launch.py", *arguments, "--config.train.compile=graph", override]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"[2-9] resumes at steps \[", lines[-2]) and lines[-1] == "the same bits after 2 kills"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_experiment_that_trains_otherwise_by_resume_from_is_found_out(tmp_path, capsys):
+    experiment = tmp_path / "otherwise.py"
+    experiment.write_text(
+        "from tests import normed\n"
+        "from tests.normed import get_config, make_data, make_model, make_schedule\n\n\n"
+        "def make_loss(cfg):\n"
+        "    loss, factor = normed.make_loss(cfg), 2 if cfg.resume_from else 1\n\n"
+        "    def scaled(model, batch, training):\n"
+        "        terms, outputs = loss(model, batch, training)\n"
+        "        return {'ce': terms['ce']._replace(sum=terms['ce'].sum * factor)}, outputs\n\n"
+        "    return scaled\n"
+    )
+    arguments = [f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--mode=verify_resume", "--kills=1"]
+    assert launch.main(["launch.py", *arguments]) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(r"NOT the same bits: by resume_from at step \d+: \d+ of \d+ variables differ, first ", line), line
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_by_itself(tmp_path, capsys):
     arguments = ["--config=tests/tiny.py", f"--workdir={tmp_path / 'run'}", "--mode=verify_resume"]
@@ -112,6 +187,28 @@ def test_a_run_that_fails_by_itself(tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     (log,) = (tmp_path / "run").glob("*/uninterrupted.log")
     assert line.startswith("error: the run fails without a kill: error: step ") and line.endswith(f" See {log}.")
+
+
+@pytest.mark.slow
+def test_killed_itself_it_takes_along_what_it_started(tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "launch.py", AUGMENTED, f"--workdir={workdir}", "--mode=verify_resume"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(workdir.glob("*/uninterrupted/checkpoints")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    trains = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_of(path, workdir)]
+    assert len(trains) == 2  # itself, and the run
+    process.kill()
+    process.wait()
+    assert are_gone(trains, seconds=5)
+
+
+def is_of(cmdline, workdir):
+    try:
+        return str(workdir).encode() in cmdline.read_bytes()
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
