@@ -48,6 +48,12 @@ def shown(terms: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(PENALTY if is_penalty(name) else name for name in terms))
 
 
+def of_model(terms: Mapping[str, Term], name: str) -> dict[str, Term]:
+    """Terms of a model, penalties below its name if it is one of several."""
+    rename = {term: f"{PENALTY}/{name}{term.removeprefix(PENALTY)}" for term in terms if is_penalty(term)}
+    return dict(terms) if name == "model" else {rename.get(term, term): value for term, value in terms.items()}
+
+
 def with_penalties(run: Callable[[], Any], model: Any, batch: Mapping[str, tf.Tensor]) -> tuple[Any, dict[str, Term]]:
     """What `run` returns, and what layers of a model add to its loss while it runs.
 
@@ -156,6 +162,7 @@ class _Recorder:
         self.added: list[_Added] = []
         self.hidden: list[Any] = []
         self.repeated: list[Any] = []
+        self.early: list[Any] = []
         self.read: list[tf.Tensor] = []
         self._model = model
         self._known = {id(layer) for _, layer in self.layers}
@@ -244,7 +251,9 @@ def _add_loss(layer: Any, losses: Any, **kwargs: Any) -> None:
     recorder = current()
     if recorder is not None:
         for loss in tf.nest.flatten(losses):
-            if tf.is_tensor(loss):
+            if not layer.built and loss is not None and not callable(loss):
+                recorder.early.append(layer)
+            elif tf.is_tensor(loss):
                 recorder.take(_Added(layer, loss))
             elif isinstance(loss, int | float | np.ndarray | np.generic):
                 recorder.take(_Added(layer, tf.convert_to_tensor(loss, keras.backend.floatx())))
@@ -262,6 +271,11 @@ def _handle_activity(layer: Any, inputs: Any, outputs: Any) -> None:
 
 def _terms(found: _Recorder, batch: Mapping[str, tf.Tensor]) -> dict[str, Term]:
     """The terms of what was added; none of a kind of which there is nothing."""
+    if found.early:
+        raise UserError(
+            f"layer '{found.path(found.early[0])}' adds a value to the loss in build, which is lost after the first"
+            " call. Give add_loss a function there, or add the value in call."
+        )
     if found.hidden:
         raise UserError(
             f"layer '{found.path(found.hidden[0])}' adds a loss inside a tf.function, tf.cond or tf.while_loop, where"

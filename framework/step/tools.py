@@ -27,7 +27,7 @@ from framework.metrics import Metric
 from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.gradients import Gradients, Loss, Terms, counted, gradients_of, total
-from framework.step.penalties import is_penalty
+from framework.step.penalties import is_penalty, of_model
 from framework.step.update import Applied, apply, when
 from framework.step.weights import Pass
 
@@ -68,7 +68,8 @@ class Tools:
           of: the model whose trained variables to differentiate by, where `make_model` returns a dict.
 
         Returns:
-          terms, metric states, and {path: gradient}, which are unscaled.
+          terms, metric states, and {path: gradient}, which are unscaled. Penalties of one of several models have its
+          name, so that terms of several calls can be put into one dict.
         """
         model, optimizer = self._state.models[self._known(of)], self._state.optimizers[of]
 
@@ -86,7 +87,7 @@ class Tools:
             has_collectives=self._has_collectives,
         )
         self._finite.append(tf.math.is_finite(total(found.terms)))
-        return found
+        return found._replace(terms=of_model(found.terms, of))
 
     def apply(self, gradients: Mapping[str, tf.Tensor], to: str = "model") -> None:
         """Clips gradients and applies them, unless something of this step so far was not finite.

@@ -428,6 +428,61 @@ def test_a_function_given_in_each_call_is_refused():
     )
 
 
+class Early(keras.layers.Layer):
+    def build(self, shape):
+        self.add_loss(tf.constant(1.0))
+
+    def call(self, x):
+        return x
+
+
+def test_a_value_given_in_build_is_refused():
+    """Keras forgets it when the layer is called again."""
+    assert refusal(with_layer(Early)) == (
+        "layer 'early' adds a value to the loss in build, which is lost after the first call. Give add_loss a function"
+        " there, or add the value in call."
+    )
+
+
+def test_penalties_of_two_models_add_up():
+    """Each in the pass that differentiates its model, in whichever pass the other is called too."""
+
+    def make_models(cfg):
+        def one(name, strength):
+            regularizer = keras.regularizers.L2(strength)
+            return keras.Sequential(
+                [keras.layers.Dense(2, kernel_initializer="ones", activity_regularizer=regularizer, name=name)]
+            )
+
+        return {"inner": one("i", 0.1), "outer": one("o", 0.2)}
+
+    def make_step(cfg, tools):
+        def step(state, batch):
+            def one_pass(part):
+                outputs = state.models["outer"](state.models["inner"](part["x"]))
+                return {"squares": squares(outputs, part)}, {}
+
+            found = {name: tools.gradients(one_pass, batch, of=name) for name in state.models}
+            for name, gradients in found.items():
+                tools.apply(gradients.gradients, to=name)
+            return {**found["inner"].terms, **found["outer"].terms}, {}
+
+        return step
+
+    def loss(model, batch, training):
+        return {"squares": squares(model["outer"](model["inner"](batch["x"])), batch)}, {}
+
+    def make_schedule(cfg, total_steps):
+        return {"inner": lambda update: 0.0, "outer": lambda update: 0.0}
+
+    functions = {"make_model": make_models, "make_step": make_step, "make_loss": lambda cfg: loss}
+    built = build(functions={**with_layer(Kl), **functions, "make_schedule": make_schedule}, **SETTINGS)
+    batch = {name: value.numpy() for name, value in built.data.at(2).items()}
+    inner = batch["x"][batch["weight"] > 0].sum(axis=1)
+    wanted = 2 * (0.1 * inner**2 + 0.2 * (2 * inner) ** 2).mean()
+    assert built.train_block(3).row(2)["loss/penalty"] == pytest.approx(wanted, rel=1e-12)
+
+
 class Late(keras.Model):
     """Makes its layers in its first call, below a plain module."""
 
