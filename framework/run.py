@@ -429,6 +429,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
         step, terms, guarded = _step(make, loss, created, tools, found, resolved)
     layout = Layout(scalars_of(created), terms, metrics)
+    layout.check_results()
     _check_metric_names(resolved, metrics, layout)
     check_penalties(model, data, resolved, replicas.count)
     looked = {

@@ -1,9 +1,10 @@
 """--mode=check: the whole pipeline without training, and what it is made of.
 
-Config, one real batch, shapes and dtypes, parameters, the schedule, an estimate of memory, and a dry export of the
-untrained model through every hook.
+Config, one real batch, shapes and dtypes, parameters, the schedule, an estimate of memory, the first step, which is
+taken and undone, and a dry export of the untrained model through every hook.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,16 +19,17 @@ from framework.folder import EXPORTS
 from framework.loop import held_out, untouched
 from framework.modes.export import describe
 from framework.run import Run
+from framework.step import tune
 from framework.step.halves import unlike_halves
 from framework.step.penalties import shown
 from framework.step.size import bytes_of
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
-    """Prints the report; 1 if the loss or a dry export fails its checks. Writes nothing but a temporary folder."""
+    """Prints the report; 1 if the first step, the loss or a dry export fails. Writes nothing but a temporary folder."""
     for section in (_config, _batch, _parameters, _schedule, _memory):
         print("\n".join(section(run)), end="\n\n")
-    return max(_loss(run), _exports(run))
+    return max(_first_step(run), _loss(run), _exports(run))
 
 
 def _config(run: Run) -> Iterator[str]:
@@ -52,6 +54,52 @@ def _batch(run: Run) -> Iterator[str]:
         yield f"  {name:<24} {spec.dtype.name:<8} {spec.shape.as_list()}"
     for split, batches in run.eval_data.items():
         yield f"Evaluation split '{split}': {batches.origin['examples']:,} examples from {batches.origin['source']}"
+
+
+def _first_step(run: Run) -> int:
+    """Takes the first step, with schedule, metrics and optimizer, and puts the state back.
+
+    Raises:
+      UserError: what no probe of `build` finds, e.g. parameters that the loss does not depend on.
+    """
+    if run.config.runtime.strategy == "parameter_server":
+        return 0
+    mode = tune.candidates(run.resolved, run.probe, run.replicas)[0]
+    put_back = tune.saved(run.state)
+    try:
+        gradients = run.train_block.inspect(mode)
+        block = run.train_block.compiled_by(mode)(1)
+        row = block.row(0)
+    finally:
+        put_back()
+    bad = [path for path, gradient in gradients.items() if not np.all(np.isfinite(gradient))]
+    problems = [] if math.isfinite(row["loss"]) else [f"the loss is {row['loss']}: training would not begin"]
+    # A dynamic loss scale may be too high at first: then it goes down.
+    if bad and run.resolved.train.precision != "float16":
+        problems.append(f"gradients that are not finite: {', '.join(bad)}")
+    still = [path for path, gradient in gradients.items() if not np.any(gradient)]
+    print("First step, taken and undone")
+    for name, value in row.items():
+        print(f"  {name:<24} {value:.6g}")
+    for line in _guesses(run):
+        print(f"  {line}")
+    if still:
+        print(f"  gradients that are exactly 0 over this batch: {', '.join(still)}")
+    for problem in problems:
+        print(f"  FAILED: {problem}")
+    print()
+    return 1 if problems else 0
+
+
+def _guesses(run: Run) -> Iterator[str]:
+    """What a guess costs, for each output that has a number for each class of an entry of the batch."""
+    for name, output in run.probe.outputs.items():
+        classes = output.shape[-1] if output.shape.rank and output.dtype.is_floating else None
+        for label, spec in run.probe.batch.items():
+            is_label = spec.dtype.is_integer and output.shape[:-1].as_list() == spec.shape.as_list()
+            if is_label and classes and classes > 1:
+                cost = f"costs ln({classes}) = {math.log(classes):.4g}"
+                yield f"a guess of '{label}' among the {classes} classes of '{name}' {cost}"
 
 
 def _loss(run: Run) -> int:

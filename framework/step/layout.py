@@ -9,10 +9,12 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from framework.config import UserError
 from framework.metrics import Metric
 from framework.step.gradients import Terms
 from framework.step.penalties import PENALTY, is_penalty
@@ -63,7 +65,30 @@ class Layout:
             results |= {term_key(name): value for name, value in means.items() if not is_penalty(name)}
             if penalties := [value for name, value in means.items() if is_penalty(name)]:
                 results[term_key(PENALTY)] = sum(penalties)
-        return results | {name: metric.result(values[name]) for name, metric in self.metrics.items()}
+        return results | {name: _number(name, metric.result(values[name])) for name, metric in self.metrics.items()}
+
+    def check_results(self) -> None:
+        """Raises UserError if a metric's `result` returns no number for a state of ones."""
+        for name, metric in self.metrics.items():
+            try:
+                value = metric.result(np.ones(self.widths[name]))
+            except Exception:  # a state that is none of this metric's; what it makes of its own will be seen
+                continue
+            _number(name, value)
+
+
+def _number(name: str, value: Any) -> float:
+    """What a metric's `result` returned, as a float."""
+    if isinstance(value, tf.Tensor | tf.Variable):
+        value = value.numpy()
+    if isinstance(value, np.ndarray | np.number) and np.ndim(value) == 0:
+        value = value.item()
+    if not isinstance(value, int | float):
+        kind = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"of type {type(value).__name__}"
+        raise UserError(
+            f"metric '{name}': result returned a value {kind}. It must return a float, e.g. float(state[0] / state[1])."
+        )
+    return float(value)
 
 
 def term_key(name: str) -> str:

@@ -170,7 +170,7 @@ class _Tuner:
         self._failed: dict[str, str] = {}
         self._steps, self._first = steps, ""
         self.compiling: dict[str, float] = {}
-        self._spent, self._put_back = 0.0, _copy_of(block.state)
+        self._spent, self._put_back = 0.0, saved(block.state)
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
@@ -281,8 +281,8 @@ class _Tuner:
         return self._everywhere(ticks, most=True) * tick, len(block.rows)
 
 
-def _copy_of(state: TrainState) -> Callable[[], None]:
-    """What puts all variables of a state back to what they are now."""
+def saved(state: TrainState) -> Callable[[], None]:
+    """A function that puts all variables of a state back to what they are now."""
     copies = [copy for variable in paths.variables(state).values() for copy in paths.copies(variable)]
     before = [np.array(copy.numpy()) for copy in copies]
 

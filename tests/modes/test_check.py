@@ -1,0 +1,155 @@
+"""--mode=check: the first step is taken with all that belongs to it, told, judged and undone."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from framework.config import UserError
+from framework.losses import Term
+from framework.modes import check
+from framework.step.layout import Layout
+from tests.small import HOT, build, differing, snapshot
+
+
+def first_step(capsys, functions=None, heat=None, **settings):
+    """(status, report) of a run's first step, of which nothing is left."""
+    run = build(functions=functions, heat=heat, **{"train.block_steps": 1, **settings})
+    before = snapshot(run)
+    status = check._first_step(run)
+    assert not differing(before, snapshot(run))
+    return run, status, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [{"train.compile": "auto", "train.micro_batches": 2}])
+def test_the_first_step_is_reported_and_undone(capsys, settings):
+    run, status, out = first_step(capsys, **settings)
+    wanted = run.train_block.compiled_by("graph")(1).row(0)
+    assert status == 0
+    for name in ("loss", "learning_rate", "gradient_norm", "parameter_norm", "update_norm"):
+        assert f"  {name:<24} {wanted[name]:.6g}" in out
+    assert "FAILED" not in out and "exactly 0" not in out
+
+
+def logits_loss(cfg):
+    def loss(model, batch, training):
+        logits = model(batch["x"], training=training)
+        values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+        return {"loss": Term(tf.reduce_sum(values), tf.reduce_sum(batch["weight"]))}, {"logits": logits}
+
+    return loss
+
+
+def zero_head(cfg):
+    head = keras.layers.Dense(3, kernel_initializer="zeros", name="last")
+    return keras.Sequential([keras.layers.Dense(4, name="first"), head])
+
+
+def test_the_loss_of_a_guess_is_told_and_gradients_of_zero_are_no_failure(capsys):
+    """A head of zeros guesses, and hides the layer below it from the first batch."""
+    _, status, out = first_step(capsys, {"make_model": zero_head, "make_loss": logits_loss})
+    assert status == 0
+    assert f"  {'loss':<24} {math.log(3):.6g}" in out
+    assert "  a guess of 'label' among the 3 classes of 'logits' costs ln(3) = 1.099\n" in out
+    assert "  gradients that are exactly 0 over this batch: first/kernel, first/bias\n" in out
+
+
+@pytest.mark.parametrize(
+    "policy", ["stop", *(pytest.param(policy, marks=pytest.mark.slow) for policy in ("skip", "rewind"))]
+)
+def test_a_loss_that_is_not_finite_is_a_failure(capsys, policy):
+    heat = {(0, place): HOT for place in range(16)}
+    _, status, out = first_step(capsys, heat=heat, **{"train.on_nonfinite": policy})
+    assert status == 1
+    assert "  FAILED: the loss is inf: training would not begin\n" in out or "the loss is nan" in out
+
+
+def test_a_gradient_that_is_not_finite_is_a_failure_by_name(capsys):
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            logits = model(batch["x"], training=training)
+            root = tf.sqrt(model.get_layer("last").bias)  # of 0: its slope is infinite
+            return {"loss": Term(tf.reduce_sum(logits) + 16 * tf.reduce_sum(root), tf.constant(16.0))}, {}
+
+        return loss
+
+    _, status, out = first_step(capsys, {"make_model": zero_head, "make_loss": make_loss})
+    assert status == 1
+    assert "FAILED: gradients that are not finite: last/bias\n" in out
+
+
+def test_a_parameter_without_a_gradient_is_named(capsys):
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            model(batch["x"])
+            features = model.layers[0](batch["x"])
+            return {"loss": Term(tf.reduce_sum(features**2), tf.reduce_sum(batch["weight"]))}, {}
+
+        return loss
+
+    with pytest.raises(UserError, match="the loss does not depend on last/kernel, last/bias, so it would never train"):
+        first_step(capsys, {"make_model": zero_head, "make_loss": make_loss})
+
+
+class Metric:
+    mode = "max"
+
+    def __init__(self, result):
+        self.of = result
+
+    def empty(self):
+        return np.zeros(2)
+
+    def update(self, outputs, batch):
+        return tf.stack([tf.reduce_sum(outputs["logits"]), tf.reduce_sum(batch["weight"])])
+
+    def merge(self, left, right):
+        return left + right
+
+    def result(self, state):
+        return self.of(state)
+
+
+def metrics_of(result):
+    return {"make_loss": logits_loss, "make_metrics": lambda cfg: {"own": Metric(result)}}
+
+
+RESULTS = [lambda s: s[0], lambda s: int(s[1]), lambda s: tf.constant(s[0]), lambda s: np.float32(s[0]), lambda s: 7]
+
+
+def test_any_number_is_the_result_of_a_metric():
+    layout = Layout((), (), {str(number): Metric(result) for number, result in enumerate(RESULTS)})
+    found = layout.results(dict.fromkeys(layout.metrics, np.array([3.5, 2.0])))
+    assert found == {"0": 3.5, "1": 2.0, "2": 3.5, "3": 3.5, "4": 7.0}
+    assert {type(value) for value in found.values()} == {float}
+    layout.check_results()
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (lambda s: s, "of shape (2,)"),
+        (lambda s: None, "of type NoneType"),
+        (lambda s: {"a": 1.0}, "of type dict"),
+        (lambda s: f"{s[0]:.3f}", "of type str"),
+        (lambda s: [s[0]], "of type list"),
+    ],
+)
+def test_a_result_that_is_no_number_is_refused(result, kind):
+    with pytest.raises(UserError) as error:
+        Layout((), (), {"own": Metric(result)}).check_results()
+    assert str(error.value) == (
+        f"metric 'own': result returned a value {kind}. It must return a float, e.g. float(state[0] / state[1])."
+    )
+
+
+def test_a_result_that_is_no_number_is_refused_when_a_run_is_built():
+    with pytest.raises(UserError, match="metric 'own': result returned a value of type NoneType"):
+        build(functions=metrics_of(lambda state: None))
+
+
+def test_a_result_that_fails_on_made_up_states_is_looked_at_in_the_first_step(capsys):
+    with pytest.raises(UserError, match="metric 'own': result returned a value of type NoneType"):
+        first_step(capsys, metrics_of(lambda state: None if state[1] == 16 else 1 / 0))
