@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from framework import folder
 from framework.config import UserError, base_config, flatten, near, typed
 from framework.user_code import check_text
 
@@ -156,7 +157,9 @@ def _check(values: flags.FlagValues) -> None:
         raise UserError(f"--mode={mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
     if workdir is not None and (not workdir or workdir.startswith("--")):
         raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
-    if mode in LOOK_BACK and not Path(str(workdir), "config.json").is_file():
+    if mode in LOOK_BACK and not os.path.lexists(Path(str(workdir), folder.CONFIG)):
+        if os.path.lexists(Path(str(workdir), folder.CHECKPOINTS)):
+            raise UserError(f"--workdir={workdir} has checkpoints but no {folder.CONFIG}. Put it back.")
         raise UserError(f"--workdir={workdir} has no checkpoint. Train first: --mode=train.")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.config import UserError
-from framework.files import DamagedError, read_json, rows, unreachable
+from framework.files import DamagedError, read_json, rows, unreachable, write_json
 
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.txt", "environment.json"
 METRICS, RESULT, TUNING, INIT = "metrics.jsonl", "result.json", "tuning.json", "init.json"
@@ -100,3 +100,11 @@ def starts(workdir: Path) -> list[dict[str, Any]]:
         return list(value["starts"])
 
     return read_json(workdir / ENVIRONMENT, take, [], "the starts before this one are not known")
+
+
+def add_start(workdir: Path, start: dict[str, Any]) -> None:
+    """Adds a start to environment.json; one that is damaged is kept beside it, for people to read."""
+    earlier, path = starts(workdir), workdir / ENVIRONMENT
+    if not earlier and path.exists():
+        path.replace(path.with_suffix(".damaged.json"))
+    write_json(path, {"starts": [*earlier, start]})

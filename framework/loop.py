@@ -15,6 +15,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
         with run.lock() if run.replicas.is_chief else contextlib.nullcontext():
             return _train(run, overrides)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:
             raise
         raise RunError(f"{error}. Mend that and type the same command again.") from error
 

@@ -44,7 +44,7 @@ from framework.config import UserError
 from framework.data.batches import Batches
 from framework.experiment import Experiment
 from framework.export.base import ExportHook
-from framework.files import held, read_json, write_json, write_text
+from framework.files import held, read_json, write_text
 from framework.folder import check_workdir
 from framework.layers import rematerialise
 from framework.metrics import Metric
@@ -283,7 +283,6 @@ class Run:
         write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in lines))
         code_copies.write(self.workdir, self.experiment, int(self.state.step))
         self.experiment.modules.close()
-        earlier = folder.starts(self.workdir)
         now: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": int(self.state.step),
@@ -291,7 +290,7 @@ class Run:
         now["replicas"] = self.replicas.count
         now["data"] = self._samples()
         now["experiment_git"] = runtime.git_commit(self.experiment.path.resolve().parent)
-        write_json(self.workdir / folder.ENVIRONMENT, {"starts": [*earlier, now | runtime.environment()]})
+        folder.add_start(self.workdir, now | runtime.environment())
         # Last: a folder with a config.json is one that a run can be compared with.
         stored = stored_config.read(self.workdir) or stored_config.of(self.config)
         stored_config.write(self.workdir, stored.changed(self.config, int(self.state.step)))
@@ -352,7 +351,9 @@ def settle(
     start = loaded.get_config()
     stored = stored_config.read(workdir)
     stored_config.refuse_altered(workdir, stored, checkpoint.Checkpoints(workdir / folder.CHECKPOINTS, 1).facts())
-    if of_workdir and stored is not None:
+    if of_workdir and stored is None:
+        _refuse_unknown(workdir)
+    elif of_workdir and stored is not None:
         start = restored(start, stored.values)
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
@@ -538,7 +539,7 @@ def _refuse_ignored(loaded: Experiment, start: ConfigDict, final: ConfigDict) ->
 def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
     stored, copy = stored_config.read(workdir), workdir / loaded.path.name
     if stored is None:
-        _refuse_unknown(workdir, final)
+        _refuse_unknown(workdir, final.resume_from)
         return
     differing = [
         f"{key}: {there!r} there, {now!r} now"
@@ -565,10 +566,10 @@ def _refuse_no_origin(workdir: Path, final: ConfigDict) -> None:
             checkpoint.find(key, final[key])
 
 
-def _refuse_unknown(workdir: Path, final: ConfigDict) -> None:
+def _refuse_unknown(workdir: Path, resume_from: str = "") -> None:
     """Checkpoints without a config.json: what they were trained with is not known."""
     # A run that was killed while it took its first checkpoint from `resume_from` has nothing else yet.
-    is_begun = not final.resume_from or (workdir / folder.ENVIRONMENT).exists()
+    is_begun = not resume_from or (workdir / folder.ENVIRONMENT).exists()
     if is_begun and checkpoint.Checkpoints(workdir / folder.CHECKPOINTS, 1).steps():
         raise UserError(
             f"--workdir={workdir} has checkpoints but no config.json, so it is not known what they were trained with."

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from framework import checkpoint, folder, loop, paths
-from framework.config import UserError
+from framework import checkpoint, command, folder, loop, paths, run
+from framework.config import RunError, UserError
 from framework.folder import check_workdir
 from tests.small import build, differing, snapshot
 
@@ -306,3 +306,85 @@ def test_a_pointer_whose_digit_flipped_chooses_no_other_best(tmp_path):
         assert made.checkpoints.pointed("best") == 3
         (tmp_path / "checkpoints/best.json").write_text(content)
     assert made.checkpoints.pointed("best") == 3
+
+
+# --- what steers a run is not read from files without a hash ----------------------------------------------------------
+
+
+TUNED = {"mode": "xla_update", "milliseconds": {"graph": 2.0, "xla": None}, "reason": "the fastest"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "5", '{"mode": "xla"}', json.dumps({**TUNED, "mode": "xlb"}), "[" * 10**5]
+)
+def test_a_damaged_tuning_is_timed_anew(built, tmp_path, content, caplog, monkeypatch):
+    made, _ = built
+    monkeypatch.setattr(made, "workdir", tmp_path)
+    monkeypatch.setattr(made, "note", {})
+    monkeypatch.setattr(made, "config", made.config.copy_and_resolve_references())
+    made.config.unlock().train.compile = "auto"
+    (tmp_path / "tuning.json").write_text(content)
+    made.recall()
+    assert made.choice is None
+    assert caplog.messages[0].startswith(f"{tmp_path / 'tuning.json'} is damaged (")
+
+
+def test_the_choice_of_the_checkpoint_counts_and_not_that_of_the_file(built, tmp_path, monkeypatch):
+    made, _ = built
+    chosen = []
+    monkeypatch.setattr(made, "workdir", tmp_path)
+    monkeypatch.setattr(made, "note", {"tuning": TUNED})
+    monkeypatch.setattr(made, "config", made.config.copy_and_resolve_references())
+    monkeypatch.setattr(made, "compile_by", lambda choice: chosen.append(choice.mode))
+    made.config.unlock().train.compile = "auto"
+    (tmp_path / "tuning.json").write_text(json.dumps({**TUNED, "mode": "xla"}))
+    made.recall()
+    made.note = {}
+    made.recall()
+    assert chosen == ["xla_update", "xla"]
+
+
+def test_a_damaged_header_is_kept_and_the_run_goes_on(built, workdir, caplog):
+    killed(workdir, 6)
+    header = workdir / "environment.json"
+    header.write_text(header.read_text().replace('"starts"', '"starus"'))
+    damaged = header.read_bytes()
+    assert start(built, workdir) == 6
+    built[0].write_header([])
+    assert (workdir / "environment.damaged.json").read_bytes() == damaged
+    assert [entry["step"] for entry in folder.starts(workdir)] == [6]
+    assert f"{header} is damaged (it has no 'starts'): the starts before this one are not known" in caplog.messages
+
+
+def test_the_lock_of_a_run_that_is_a_link_truncates_nothing(built, workdir):
+    (workdir / ".lock").unlink()
+    (workdir / ".lock").symlink_to(workdir / "result.json")
+    before = (workdir / "result.json").read_bytes()
+    made, _ = built
+    made.workdir = workdir
+    with pytest.raises(UserError, match=r"\.lock cannot be locked: it is a link\. Remove it, or use another folder\.$"):
+        loop.train(made)
+    assert (workdir / "result.json").read_bytes() == before
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(built, workdir, monkeypatch):
+    killed(workdir, 6)
+    start(built, workdir)
+
+    def refuse(path, text):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("framework.run.write_text", refuse)
+    built[0].state.step.assign(0)
+    with pytest.raises(RunError) as caught:
+        loop.train(built[0])
+    assert str(caught.value) == (
+        f"[Errno 13] Permission denied: '{workdir / 'overrides.txt'}'. Mend that and type the same command again."
+    )
+
+
+def test_who_looks_back_is_told_that_the_config_is_missing(workdir):
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.json\. Put it back\.$"):
+        command.parse(["launch.py", "--config=tests/tiny.py", f"--workdir={workdir}", "--mode=evaluate"])
+    assert "has checkpoints but no config.json" in refusal(lambda: run.build("tests/tiny.py", (), workdir, True))

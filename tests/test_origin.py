@@ -165,6 +165,16 @@ def test_a_damaged_config_of_the_run_before_decides_nothing(tmp_path, source, ca
     assert int(built.state.best.step) == -1
 
 
+def test_a_kill_between_the_first_checkpoint_and_the_config_is_gone_on_from(tmp_path, source):
+    """What resume_from takes is saved before config.json is written; without resume_from nobody knows what it is."""
+    longer = {"train.duration": "12 steps", "resume_from": str(source.workdir)}
+    assert build(tmp_path / "run", **longer).open() == 10
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints"]
+    assert build(tmp_path / "run", **longer).open() == 10
+    said = refusal(build(tmp_path / "run", **{**longer, "resume_from": ""}).open)
+    assert said.startswith(f"--workdir={tmp_path / 'run'} has checkpoints but no config.json")
+
+
 @pytest.mark.parametrize("content", ["", "{", "5", '{"checkpoint": 5}', "[" * 10**5, "\ufeff{}"])
 def test_a_damaged_config_of_the_run_before_is_said(tmp_path, caplog, content):
     (tmp_path / "config.json").write_text(content)

@@ -25,7 +25,7 @@ from absl import logging
 from framework.config import RunError, UserError
 from framework.export import report
 from framework.export.base import SERVING, Arrays, Call, ExportHook, ExportReport, Signature
-from framework.files import held, remove, sync
+from framework.files import held, remove, sync, unreachable
 from framework.metrics import Metric
 
 LATENCY_BATCHES = (1, 32)
@@ -78,7 +78,8 @@ def export_all(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} cannot be made: {error.strerror or error}. Mend that and export again.") from error
+        why = unreachable(folder) or error.strerror or error
+        raise RunError(f"{folder} cannot be made: {why}. Mend that and export again.") from error
     # One export at a time: two would write one artefact, or take one version.
     busy = "process {} is exporting to {}: waiting for it"
     with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):

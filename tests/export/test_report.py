@@ -191,6 +191,11 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/exports cannot be made: Not a directory\. Mend that and export again\.$"):
         export(tmp_path / "file" / "exports", Versions())
+    (tmp_path / "exports").symlink_to("/unmounted/exports")
+    with pytest.raises(
+        RunError, match=r"exports cannot be made: it is a link to /unmounted/exports, which is not there"
+    ):
+        export(tmp_path / "exports", Versions())
 
 
 @pytest.mark.parametrize(
