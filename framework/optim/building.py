@@ -84,6 +84,9 @@ def build_optimizers(
         own = {path: variable for path, variable in trainable.items() if path.startswith(prefix)}
         check_groups(name, [optimizer for optimizer, _ in pairs], own, config)
     optimizers = {name: Optimizer(pairs) for name, pairs in found.items()}
+    if make is not make_optimizer and not tf.distribute.has_strategy():
+        for optimizer in optimizers.values():
+            _trace(optimizer)
     _check_exclude(config.clip.exclude, {path: None for own in optimizers.values() for path in own.trained})
     return optimizers if isinstance(model, Mapping) else optimizers["model"]
 
@@ -131,6 +134,12 @@ def _make(
             )
         check_options(optimizer, config)
     return made
+
+
+def _trace(optimizer: Optimizer) -> None:
+    """Traces an update, which is not made: mistakes in an experiment's own class are told before the first step."""
+    gradients = {path: tf.TensorSpec(variable.shape, variable.dtype) for path, variable in optimizer.trained.items()}
+    tf.function(lambda gradients: optimizer.apply(gradients), autograph=False).get_concrete_function(gradients)
 
 
 def _check_decay(made: Mapping[str, Any], plain: Mapping[str, Any], group: Group) -> None:
