@@ -61,7 +61,9 @@ class OwnModules:
     def source(self, path: Path) -> bytes:
         """The bytes of a file as they were when it was loaded."""
         file = str(path.resolve())
-        return self._read[file] if file in self._read else path.read_bytes()
+        if file not in self._read:  # not loaded by us: as it is when it is first asked for
+            self._read[file] = path.read_bytes()
+        return self._read[file]
 
     def files(self) -> dict[str, tuple[Path, bytes]]:
         """{'helpers.py': (file, bytes)} of all imported until `close`: those of the folder by their path in it.
