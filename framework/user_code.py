@@ -78,7 +78,8 @@ def explained(folder: Path | None = None) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{error.filename} is too long for the name of a file. Type a shorter one.") from error
-        place = _place(error)
+        # Out of memory, nobody's line is to blame, but the sizes that were asked for.
+        place = _place(error) or ("a step" if _is_out_of_memory(error) else None)
         if place is None:
             raise
         said = f"{place}: {_kind(error)}: {_message(error)} {_kept(error, folder)}"
@@ -161,9 +162,13 @@ def _message(error: BaseException) -> str:
     for pattern, instead, advice in _ADVICE:
         if re.search(pattern, raw):
             return f"{instead or _sentence(raw)} {advice}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+    if _is_out_of_memory(error):
         return f"{_sentence(raw or 'out of memory')} Use a smaller --config.data.batch_size, or train.micro_batches."
     return _sentence(raw or "it has no message")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
 
 
 def _text(error: BaseException) -> str:

@@ -77,6 +77,17 @@ def test_an_op_that_fails_while_it_runs(source, compiled, message):
     assert len(found) < 450
 
 
+@pytest.mark.parametrize(
+    "call",
+    [lambda: np.ones(10**15), lambda: tf.random.stateless_uniform([10**7, 10**7], [0, 0])],
+    ids=["NumPy", "TensorFlow"],
+)
+def test_memory_that_is_not_there(call):
+    found = line(call)
+    assert found.startswith("a step: ")
+    assert found.endswith(f"Use a smaller --config.data.batch_size, or train.micro_batches. {DEBUG}")
+
+
 def test_a_function_that_autograph_converted():
     function = tf.function(own("def f(x):\n\n    raise ValueError('one two')\n")["f"])
     assert line(lambda: function(tf.constant(1.0))) == f"x.py:3: f: ValueError: one two. {DEBUG}"
