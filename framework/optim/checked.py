@@ -16,6 +16,7 @@ from framework.config import UserError
 from framework.optim.schedules import Schedule
 from framework.returned import shown
 
+_CLOSE = 1e-5  # of a rate computed again, relative
 _SHARES = (1, 2, 5, 10, 25, 50, 75, 90)  # of a run, in percent: updates at which the rate is computed at the start
 
 
@@ -28,7 +29,7 @@ def checked_schedule(schedule: Schedule, total_steps: int, name: str = "model") 
       name: of the model that it is of, for errors.
 
     Raises:
-      UserError: it cannot be traced, or a rate is no scalar number, not finite or below 0.
+      UserError: it cannot be traced, a rate is no scalar number, not finite or below 0, or it is another each time.
     """
     of = "the schedule" if name == "model" else f"the schedule of '{name}'"
 
@@ -43,6 +44,11 @@ def checked_schedule(schedule: Schedule, total_steps: int, name: str = "model") 
             raise UserError(
                 f"{of} gives a learning rate of {value:g} at update {update} of {total_steps}."
                 " A rate is a finite number of at least 0: mend make_schedule."
+            )
+        if abs(float(rate(tf.constant(update, tf.int64))) - value) > _CLOSE * value:
+            raise UserError(
+                f"{of} is not a function of the update: called again with {update}, it gives another learning rate."
+                " A compiled step runs its Python once, when it is traced: compute the rate from the update alone."
             )
     return rate
 

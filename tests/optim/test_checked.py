@@ -97,6 +97,19 @@ def test_a_python_choice_is_refused_when_a_run_is_built():
         build(functions={"make_schedule": make_schedule}, **{"train.compile": "eager"})
 
 
+def test_a_schedule_that_counts_or_draws_in_python_is_refused():
+    """In a compiled step it would be a constant, and eagerly it would not."""
+    calls, draws = [], np.random.default_rng(0)
+
+    def counting(update):
+        calls.append(1)
+        return 0.1 / len(calls)
+
+    for schedule in (counting, lambda update: draws.uniform(0.1, 0.2)):
+        with pytest.raises(UserError, match="the schedule is not a function of the update: called again with 0"):
+            optim.checked_schedule(schedule, 50)
+
+
 def test_the_schedule_of_one_of_several_models_is_named():
     with pytest.raises(UserError, match="the schedule of 'critic' gives a learning rate of -1 at update 0 of 9"):
         optim.checked_schedule(lambda update: -1.0, 9, "critic")
