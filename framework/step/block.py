@@ -23,6 +23,7 @@ from framework import paths, precision, rng
 from framework.assigned import untouched
 from framework.compile import Compiled, programs
 from framework.data.batches import Batch, Batches
+from framework.data.fields import named_shapes
 from framework.optim import Schedule, global_norm
 from framework.replicas import Replicas
 from framework.state import TrainState
@@ -114,7 +115,8 @@ class TrainBlock:
             raise ValueError(f"k={k} is not between 1 and block_steps={self.block_steps}")
         first = int(self._state.step)
         plans = [] if self._batches.is_resident else [part.plan(first, k, self.block_steps) for part in self._parts]
-        rows, count, is_halted, norms = self.compiled(tf.constant(k), plans)
+        with named_shapes():
+            rows, count, is_halted, norms = self.compiled(tf.constant(k), plans)
         self._is_halted = bool(is_halted)
         norms = {name: float(norm) for name, norm in norms.items()}
         return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted, norms)

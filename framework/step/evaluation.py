@@ -19,6 +19,7 @@ from framework import paths, precision, rng
 from framework.assigned import untouched
 from framework.compile import Compiled
 from framework.data.batches import Batch, Batches, epoch_steps
+from framework.data.fields import named_shapes
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.replicas import Replicas
@@ -95,7 +96,9 @@ class EvalBlock:
             plans = []
             if not self._batches.is_resident:
                 plans = [part.plan(first, k, self._block_steps) for part in self._parts]
-            yield from self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
+            with named_shapes():
+                rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
+            yield from rows
         if self._found.rest:
             batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
             yield self._compiled_rest(tf.constant(self._steps, tf.int64), batch).numpy()

@@ -247,11 +247,28 @@ class _Parts:
 
 def _parts(batch: Batch, index: int, micro_batches: int, start: Counter[str]) -> _Parts:
     """Of replica `index`."""
-    here = next(iter(batch.values())).shape[0]
+    here = examples_of(batch)
     size = here // micro_batches
     if micro_batches > 1:
         batch = {name: tf.reshape(value, [micro_batches, size, *value.shape[1:]]) for name, value in batch.items()}
     return _Parts(batch, micro_batches, size, index * here, start)
+
+
+def examples_of(nest: Any) -> int:
+    """How many examples a batch, or another nest of [examples, ...], has.
+
+    Raises:
+      UserError: no tensor of it has a first dimension that is known before it is computed.
+    """
+    has_weight = isinstance(nest, Mapping) and "weight" in nest
+    tensors = [nest["weight"]] if has_weight else [tensor for tensor in tf.nest.flatten(nest) if tensor.shape.rank]
+    sizes = [int(tensor.shape[0]) for tensor in tensors if tensor.shape[0] is not None]
+    if not sizes:
+        raise UserError(
+            "a step was given a batch in which no tensor has a known number of examples: hand on its 'weight', or set"
+            " the shape of one, e.g. tf.ensure_shape(x, [examples, None])."
+        )
+    return sizes[0]
 
 
 def _differentiate(

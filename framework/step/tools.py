@@ -26,7 +26,7 @@ from framework.config import UserError, near
 from framework.metrics import Metric
 from framework.replicas import Replicas
 from framework.state import TrainState
-from framework.step.gradients import Gradients, Loss, Terms, counted, gradients_of, total
+from framework.step.gradients import Gradients, Loss, Terms, counted, examples_of, gradients_of, total
 from framework.step.penalties import is_penalty, of_model
 from framework.step.update import Applied, apply, when
 from framework.step.weights import Pass
@@ -235,7 +235,7 @@ class Tools:
 
 def _at_its_place(index: int, part: Any, fn: Callable[[Any], Any]) -> Any:
     """fn(part), which draws as examples of its place in the global batch do."""
-    with rng.at_example(index * tf.nest.flatten(part)[0].shape[0]):
+    with rng.at_example(index * examples_of(part)):
         return fn(part)
 
 

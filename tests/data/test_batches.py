@@ -708,8 +708,7 @@ def test_sources_of_a_mixture_that_differ():
     with pytest.raises(UserError) as error:
         make_batches([(make_source(), 1), (other, 1)], make_config(), training=True)
     assert str(error.value) == (
-        "the sources of a mixture differ: 'numbers' has {'x': ('float32', 2), 'label': ('int32',)},"
-        " 'other' has {'x': ('float64', 3)}."
+        "the sources of a mixture differ: 'numbers' has a field 'label', which 'other' has not."
     )
 
 
