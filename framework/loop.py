@@ -39,9 +39,9 @@ from framework.progress import Progress
 from framework.run import Run
 from framework.runtime import Interrupt
 from framework.step import tune
+from framework.step.additivity import check_additive
 from framework.step.block import Block
 from framework.step.gradients import forward
-from framework.step.halves import unlike_halves
 from framework.step.penalties import shown
 from framework.tensorboard import TensorBoard
 from framework.writers import Behind, Console, Jsonl, Writers
@@ -158,7 +158,7 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             if not is_shown:  # not before: nobody waits for pictures, but for the first step
                 is_shown = True
                 _show_inputs(run, writer)
-                _warn_of_halves(run)
+                _warn_unless_additive(run)
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
@@ -358,11 +358,11 @@ def _show_inputs(run: Run, writer: Writers) -> None:
             writer.images(0, f"inputs/{name}", tensor[: run.resolved.log.images].numpy())
 
 
-def _warn_of_halves(run: Run) -> None:
-    """Once a run: says so if the loss compares examples with one another, or means another weight."""
-    if run.replicas.strategy is None and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
+def _warn_unless_additive(run: Run) -> None:
+    """Once a run: says so if a term of the loss is no weighted sum over examples."""
+    if run.replicas.is_local and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
         with untouched(run):
-            found = unlike_halves(run.loss, run.model, run.data.at(0), run.resolved)
+            found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
         for sentence in found:
             logging.warning("%s", sentence)
 

@@ -57,6 +57,11 @@ class Replicas:
         """Whether this process is the one that writes."""
         return self.first == 0
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all replicas are of this process, so that it may call the model by itself."""
+        return self.count == self.here
+
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Variables made in here have a copy on every replica."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
@@ -186,6 +191,11 @@ class ParameterServers(Replicas):
     def devices(self) -> tuple[str, ...]:
         """Where this is called: on a worker, or on the chief that evaluates."""
         return ("",)
+
+    @property
+    def is_local(self) -> bool:
+        """It is not: variables lie on other processes."""
+        return False
 
     def counter_scope(self) -> contextlib.AbstractContextManager[Any]:
         """A schedule reads the counter of updates on a worker."""

@@ -20,7 +20,7 @@ from framework.loop import held_out, untouched
 from framework.modes.export import describe
 from framework.run import Run
 from framework.step import tune
-from framework.step.halves import unlike_halves
+from framework.step.additivity import check_additive
 from framework.step.penalties import shown
 from framework.step.size import bytes_of
 
@@ -103,11 +103,11 @@ def _guesses(run: Run) -> Iterator[str]:
 
 
 def _loss(run: Run) -> int:
-    if run.replicas.strategy is not None:
+    if not run.replicas.is_local:
         return 0
     with untouched(run):
-        found = unlike_halves(run.loss, run.model, run.data.at(0), run.resolved)
-    print("\n".join(["Loss of a batch and of its halves", *(f"  {sentence}" for sentence in found or ["the same"])]))
+        found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
+    print("\n".join(["Loss of a batch and of its parts", *(f"  {sentence}" for sentence in found or ["adds up"])]))
     print()
     return 1 if found else 0
 

@@ -20,7 +20,7 @@ from framework.state import TrainState
 from framework.step import coverage
 from framework.step.gradients import Loss, forward
 from framework.step.penalties import PENALTY, is_penalty, refuse_weights, uneven
-from framework.step.probe import NamedBatch, check_draws, scopes
+from framework.step.probe import NamedBatch, check_draws, check_terms, scopes
 
 _SHOWN = 3  # variables of one message
 
@@ -55,13 +55,17 @@ def probe_evaluation(
 
     Raises:
       UserError: a random draw, or a variable or table that no checkpoint has, by which a resumed run would see another
-        best step or stop elsewhere; a Keras metric inside of the model; or weights that a penalty cannot take.
+        best step or stop elsewhere; a Keras metric inside of the model; a term that is no weighted sum of the examples;
+        or weights that a penalty cannot take.
     """
     found: list[str] = []
 
     def trace() -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            found.extend(forward(loss, state.model, NamedBatch(batches.at(0)), training=False)[0])
+            batch = NamedBatch(batches.at(0))
+            returned = forward(loss, state.model, batch, training=False)[0]
+        check_terms(returned, batch.values())
+        found.extend(returned)
 
     graph, where = tf.function(trace, autograph=False).get_concrete_function().graph, f"evaluation of '{split}'"
     check_draws(graph, config)

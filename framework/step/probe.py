@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -15,13 +15,15 @@ from framework import paths, precision, rng
 from framework.assigned import assigned
 from framework.config import UserError, near
 from framework.data.batches import Batches, epoch_steps
+from framework.data.fields import check_batch
+from framework.losses import Term
 from framework.metrics import Metric
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.gradients import Loss, forward, refuse_coupled
-from framework.step.penalties import refuse_parts, refuse_weights, uneven
+from framework.step.penalties import is_penalty, refuse_parts, refuse_weights, uneven
 from framework.step.tools import Step, Tools
-from framework.step.weights import check_weights
+from framework.step.weights import check_weights, refuse_constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +75,18 @@ def probe(
             for name, metric in metrics.items():
                 _check_metric(name, metric, metric.update(_Outputs(outputs), batch))
         # A weight may be a constant, which is a tensor of no graph.
-        terms.update({name: type(term)(term.sum, tf.identity(term.weight)) for name, term in found.items()})
+        terms.update({name: type(term)(*map(tf.identity, term)) for name, term in found.items()})
         return dict(outputs)
 
     data = tf.function(first, autograph=False).get_concrete_function()
     batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
+    check_batch(batch, batches.batch_size)
     with _explained(batch, config):
         function = tf.function(trace, autograph=False).get_concrete_function(batch)
     check_draws(data.graph, config)
     check_draws(function.graph, config)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
+    check_terms(terms, function.graph.inputs[: len(batch)])
     has_collectives = _has_collectives(loss, model)
     refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
     _check_batch(batch, config.train.micro_batches, replicas)
@@ -126,14 +130,16 @@ def probe_step(
     """Traces an experiment's own step, which is not run; returns the names of its terms.
 
     Raises:
-      UserError: a draw that a resumed run would not draw again, a variable that no checkpoint would have, or what the
-        step returns cannot be reported.
+      UserError: a draw that a resumed run would not draw again, a variable that no checkpoint would have, a term that
+        is no weighted sum of the examples, or what the step returns cannot be reported.
     """
     terms: list[str] = []
 
     def trace(batch: Any) -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            terms.extend(tools.look(step, batch).terms)
+            found = tools.look(step, batch).terms
+        check_terms(found, batch.values())
+        terms.extend(found)
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
     check_draws(function.graph, config)
@@ -168,6 +174,14 @@ def check_penalties(model: Any, batches: Batches, config: FrozenConfigDict, repl
     if uneven(model) and not isinstance(batches, tf.Module):  # whose batches move on when they are looked at
         for step in {0, epoch_steps(batches) - 1}:
             refuse_weights(model, batches.at(step)["weight"], f"the training batch of step {step}")
+
+
+def check_terms(terms: Mapping[str, Term], batch: Iterable[tf.Tensor]) -> None:
+    """Raises UserError if a term, but of a layer, has a constant weight and a sum over the examples of `batch`."""
+    own = {name: (term.sum, term.weight) for name, term in terms.items() if not is_penalty(name)}
+    if not all(tf.is_symbolic_tensor(part) for term in own.values() for part in term):
+        own = {name: (tf.identity(total), tf.identity(weight)) for name, (total, weight) in own.items()}
+    refuse_constant(own, {tensor.op for tensor in batch})
 
 
 def scopes(precision_name: str, key: Any, step: tf.Tensor) -> Any:

@@ -41,7 +41,8 @@ def term_weights(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str
 
     graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
     check_weights(graph, weights)
-    _refuse_constant(graph, len(tf.nest.flatten(specs)), {name: (sums[name], weights[name]) for name in of_a_part})
+    parts = {name: (sums[name], weights[name]) for name in of_a_part}
+    refuse_constant(parts, _examples_of(graph, len(tf.nest.flatten(specs))))
     operations = set().union(*(ancestors(weight) for weight in weights.values()))
     inputs = [*graph.inputs[: len(tf.nest.flatten(specs))], *(inner for _, inner in graph.captures)]
     outers = [outer for outer, _ in graph.captures]
@@ -61,22 +62,33 @@ def term_weights(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str
     return tf.function(pruned, autograph=False)
 
 
-def _refuse_constant(graph: Any, given: int, terms: Mapping[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
-    """Raises UserError if a term's sum is of the examples of a part and its weight is not: it would count once a part.
+def refuse_constant(terms: Mapping[str, tuple[tf.Tensor, tf.Tensor]], examples: Collection[tf.Operation]) -> None:
+    """Raises UserError if a term's sum depends on the examples of a batch and its weight does not.
 
-    What both are of alike is fine: a penalty on the weights is the same in each part, and so is its weight.
+    The mean over a batch with a weight of 1 is such a term: over padded or unequal batches, micro-batches and replicas
+    these do not add up to the mean over all. A penalty on the weights of a model depends on no example, and may have
+    any weight.
+
+    Args:
+      terms: {name: (sum, weight)}, tensors of one graph.
+      examples: the operations that the batch comes from.
     """
-    # What a trace of a part is given, or captures of the trace around it: the examples, but for scalars such as a step.
-    examples = {inner.op for inner in graph.inputs[:given]} | {
+    for name, (total, weight) in terms.items():
+        of_sum, of_weight = ancestors(total), ancestors(weight)
+        if not of_sum.isdisjoint(examples) and of_weight.isdisjoint(examples):
+            raise UserError(
+                f"the weight of term '{name}' is the same for every batch and part of one, but its sum is of the"
+                " examples: such terms do not add up to a mean. Use a weight of the examples, e.g."
+                " losses.Term(tf.reduce_sum(values * batch['weight']), tf.reduce_sum(batch['weight'])), and put a"
+                " constant into Term.sum."
+            )
+
+
+def _examples_of(graph: Any, given: int) -> set[tf.Operation]:
+    """What a trace of a part is given, or captures of the trace around it: the examples, but for a scalar step."""
+    return {inner.op for inner in graph.inputs[:given]} | {
         inner.op for outer, inner in graph.captures if tf.is_symbolic_tensor(outer) and inner.shape.rank
     }
-    for name, (total, weight) in terms.items():
-        if ancestors(total) & examples and not ancestors(weight) & examples:
-            raise UserError(
-                f"the weight of term '{name}' is the same for each micro-batch and replica, but its sum is of the"
-                " examples of each: the weights would add up to a multiple. Use a weight of the examples, e.g."
-                " tf.reduce_sum(batch['weight']), and put a constant into Term.sum."
-            )
 
 
 def ancestors(tensor: tf.Tensor) -> set[tf.Operation]:

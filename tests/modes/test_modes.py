@@ -299,8 +299,8 @@ def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, mon
         "Schedule 'cosine' over 40 steps",
         "  update         0  learning rate 0",
         "  update         2  learning rate 0.005",
-        "Loss of a batch and of its halves",
-        "  the same",
+        "Loss of a batch and of its parts",
+        "  adds up",
         "Dry export of the untrained model",
     ):
         assert line in out.splitlines(), line
@@ -323,7 +323,8 @@ from tests.tiny import get_config, make_data, make_metrics, make_model, make_sch
 def make_loss(cfg):
     def loss(model, batch, training):
         terms, outputs = tiny.make_loss(cfg)(model, batch, training)
-        return {"mean": losses.Term(terms["cross_entropy"].sum, 128.0)}, outputs
+        of_all = terms["cross_entropy"].weight + 128.0
+        return {"mean": losses.Term(terms["cross_entropy"].sum, of_all)}, outputs
 
     return loss
 """

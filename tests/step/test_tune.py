@@ -328,7 +328,9 @@ def test_averages_masks_and_losses_are_those_of_a_graph_in_every_mode_and_any_le
         def loss(model, batch, training):
             logits, kept = model(batch["x"], training=training)
             values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
-            return {"loss": Term(tf.reduce_sum(values), tf.constant(16.0, values.dtype))}, {"kept": kept}
+            return {"loss": Term(tf.reduce_sum(values), tf.cast(tf.reduce_sum(batch["weight"]), values.dtype))}, {
+                "kept": kept
+            }
 
         return loss
 

@@ -1,5 +1,7 @@
 """Weights of terms are computed from the batch alone: no forward pass, no draw, nothing moved."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,7 +10,7 @@ import tf_keras as keras
 from framework import layers, losses, paths, rng
 from framework.config import UserError
 from framework.step.gradients import gradients_of
-from framework.step.weights import term_weights
+from framework.step.weights import refuse_constant, term_weights
 from tests.small import build
 
 SPECS = {
@@ -211,10 +213,72 @@ def test_building_a_run_refuses_it_too(micro_batches):
     assert str(caught.value) == MESSAGE.format("first/kernel:0")
 
 
+CONSTANT = (
+    "the weight of term 'mine' is the same for every batch and part of one, but its sum is of the examples: such terms"
+    " do not add up to a mean. Use a weight of the examples, e.g. losses.Term(tf.reduce_sum(values * batch['weight']),"
+    " tf.reduce_sum(batch['weight'])), and put a constant into Term.sum."
+)
+
+
+@pytest.mark.parametrize(
+    ("is_refused", "term"),
+    [
+        (True, lambda values, weight: (tf.reduce_mean(values), tf.constant(1.0))),
+        (True, lambda values, weight: (tf.reduce_sum(values * weight), 2.0 * tf.ones([]))),
+        (True, lambda values, weight: (tf.reduce_sum(values * weight), tf.cast(tf.shape(values)[0], tf.float32))),
+        (True, lambda values, weight: (tf.function(tf.reduce_mean)(values), tf.ones([]))),
+        (True, lambda values, weight: (tf.cond(values[0] > 0, lambda: values[1], lambda: 0.0), tf.ones([]))),
+        (False, lambda values, weight: (tf.reduce_sum(values * weight), tf.reduce_sum(weight))),
+        (False, lambda values, weight: (tf.reduce_sum(values), tf.reduce_sum(tf.cast(values > 0, tf.float32)))),
+        (False, lambda values, weight: (tf.constant(3.0), tf.ones([]))),
+        (False, lambda values, weight: (tf.constant(3.0), tf.reduce_sum(weight))),
+    ],
+)
+def test_a_weight_of_no_example_is_refused_beside_a_sum_that_is_of_them(is_refused, term):
+    def trace(values, weight):
+        refuse_constant({"mine": tuple(map(tf.identity, term(values, weight)))}, {values.op, weight.op})
+        return values
+
+    spec = tf.TensorSpec([8], tf.float32)
+    with pytest.raises(UserError) if is_refused else contextlib.nullcontext() as caught:
+        tf.function(trace, autograph=False).get_concrete_function(spec, spec)
+    assert not is_refused or str(caught.value) == CONSTANT
+
+
+@pytest.mark.parametrize("where", ["training", "coupled", "evaluation", "own step"])
+def test_wherever_the_term_is_computed(where):
+    def mine(model, batch, training):
+        values = tf.reduce_sum(model(batch["x"], training=training), -1)
+        kind = losses.Coupled if where == "coupled" else losses.Term
+        return {"mine": kind(tf.reduce_mean(values), tf.constant(1.0))}, {}
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            is_here = training != (where == "evaluation") and where != "own step"
+            logits = model(batch["x"], training=training)
+            fine = losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])
+            return mine(model, batch, training) if is_here else ({"mine": fine}, {})
+
+        return loss
+
+    def make_step(cfg, tools):
+        def step(state, batch):
+            found = tools.gradients(lambda part: mine(state.model, part, True), batch)
+            tools.apply(found.gradients)
+            return found.terms, found.metrics
+
+        return step
+
+    functions = {"make_loss": make_loss} | ({"make_step": make_step} if where == "own step" else {})
+    with pytest.raises(UserError) as caught:
+        build(functions=functions)
+    assert str(caught.value) == CONSTANT
+
+
 @pytest.mark.parametrize("mode", ["xla", "graph", "eager"])
-@pytest.mark.parametrize("settings", [{"train.micro_batches": 4}, {"runtime.strategy": "mirrored"}])
-def test_a_constant_weight_of_examples_is_refused_where_there_are_parts(mode, settings):
-    """It would be counted once for each of them, and the term divided by a multiple."""
+@pytest.mark.parametrize("settings", [{}, {"train.micro_batches": 4}, {"runtime.strategy": "mirrored"}])
+def test_a_constant_weight_of_examples_is_refused_and_that_of_a_penalty_is_not(mode, settings):
+    """It would be counted once for each part and batch, whatever that holds."""
     if settings == {"runtime.strategy": "mirrored"}:
         settings = {**settings, "runtime.virtual_devices": 2}
         mode = "graph" if mode == "eager" else mode  # eagerly, examples are tensors like any others
@@ -232,14 +296,9 @@ def test_a_constant_weight_of_examples_is_refused_where_there_are_parts(mode, se
         return tf.reduce_sum(tf.square(model.layers[0].kernel))
 
     settings = {**settings, "train.compile": mode}
-    bad = build(functions=make_loss(16.0 * tf.ones([]), lambda model, logits: tf.reduce_sum(logits)), **settings)
     with pytest.raises(UserError) as caught:
-        bad.train_block(1)
-    assert str(caught.value) == (
-        "the weight of term 'mine' is the same for each micro-batch and replica, but its sum is of the examples of"
-        " each: the weights would add up to a multiple. Use a weight of the examples, e.g."
-        " tf.reduce_sum(batch['weight']), and put a constant into Term.sum."
-    )
+        build(functions=make_loss(16.0 * tf.ones([]), lambda model, logits: tf.reduce_sum(logits)), **settings)
+    assert str(caught.value) == CONSTANT
     penalty = build(functions=make_loss(tf.ones([]), weights_alone), **settings)
     kernel = penalty.model.layers[0].kernel.numpy()
     row = penalty.train_block(1).row(0)

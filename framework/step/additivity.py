@@ -1,0 +1,110 @@
+"""Whether the terms of a loss are weighted sums over examples, as batches, micro-batches and replicas take them to be.
+
+    check_additive(loss, model, batch, config)    # ["term 'squares' of the loss is 77.1 over 96 examples and …"]
+
+A [128, 1] beside a [128] becomes [128, 128] without a word, a mean is right for one batch size alone, and a loss that
+leaves out batch["weight"] counts padding.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from ml_collections import FrozenConfigDict
+
+from framework import rng
+from framework.losses import Coupled, Term
+from framework.step.gradients import Loss, forward
+from framework.step.penalties import PENALTY, is_penalty, unlike
+from framework.step.probe import scopes
+
+_CLOSE = {"float32": 1e-3, "float64": 1e-6}  # of a mean, relative
+_CLOSE_IN_HALF = 0.05
+_TINY = 1e-6  # of a mean: rounding of what should be zero
+
+
+def check_additive(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config: FrozenConfigDict) -> list[str]:
+    """A sentence for each term that is no weighted sum over examples.
+
+    The weights of the batch are multiplied by numbers from 0.5 to 1.5, and its last rows get a weight of 0. Leaving
+    these out must change nothing, and neither must taking the others in two unequal parts. The loss is evaluated four
+    times, eagerly and not in training; where layers add to it in their calls, three times more, see `_sums_of_layers`.
+
+    Args:
+      batch: {name: [examples, ...]}. Where one of its tensors has another first dimension, nothing is found.
+      config: resolved.
+    """
+    examples = int(batch["weight"].shape[0])
+    if examples < 2 or any(tensor.shape.rank == 0 or tensor.shape[0] != examples for tensor in batch.values()):
+        return []
+    left_out = max(1, examples // 4) if examples > 2 else 0
+    counted = examples - left_out
+    first = 2 if counted > 3 else 1
+    factors = _factors(counted, left_out, batch["weight"].dtype)
+
+    def terms(weight: tf.Tensor, begin: int, end: int) -> Mapping[str, Term]:
+        part = {name: tensor[begin:end] for name, tensor in {**batch, "weight": weight}.items()}
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), rng.at_example(begin):
+            return forward(loss, model, part, training=False)[0]
+
+    uneven = batch["weight"] * factors
+    whole, real = terms(uneven, 0, examples), terms(uneven, 0, counted)
+    parts = [terms(uneven, 0, first), terms(uneven, first, counted)]
+    close = _CLOSE.get(config.train.precision, _CLOSE_IN_HALF)
+    found = []
+    if any(is_penalty(name) and name != PENALTY for name in whole):
+        halves = ((0, counted // 2 * 2), (0, counted // 2), (counted // 2, counted // 2 * 2))
+        found += _sums_of_layers([terms(tf.ones_like(factors), *half) for half in halves], close)
+    is_close = _closeness(close)
+    for name, term in whole.items():
+        if isinstance(term, Coupled) or is_penalty(name):
+            continue
+        if not is_close([term], [real[name]]):
+            found.append(
+                f"term '{name}' of the loss is {_mean([term]):.6g} over a batch of {examples} and"
+                f" {_mean([real[name]]):.6g} over the {counted} of them that have a weight: rows of weight 0 must not"
+                " count. Write losses.Term(tf.reduce_sum(values * batch['weight']), tf.reduce_sum(batch['weight']))."
+            )
+        elif not is_close([real[name]], [part[name] for part in parts]):
+            found.append(
+                f"term '{name}' of the loss is {_mean([real[name]]):.6g} over {counted} examples and"
+                f" {_mean([part[name] for part in parts]):.6g} over parts of {first} and {counted - first} of them. Sum"
+                " and weight must be sums over examples, such as tf.reduce_sum(batch['weight']), and no example may"
+                f" meet another: is there a [{examples}, 1] beside a [{examples}]? A term that compares examples is"
+                " losses.Coupled."
+            )
+    return found
+
+
+def _sums_of_layers(terms: list[Mapping[str, Term]], close: float) -> list[str]:
+    """A sentence for what layers add that grows with the batch.
+
+    Args:
+      terms: of a batch in which all weights are 1, and of its two halves.
+    """
+    whole, *halves = terms
+    names = [
+        name for name in whole if is_penalty(name) and not _closeness(close)([whole[name]], [h[name] for h in halves])
+    ]
+    told = [unlike(_mean([whole[name]]), [_mean([half[name]]) for half in halves], close) for name in names]
+    return [sentence for sentence in told if sentence]
+
+
+def _factors(counted: int, left_out: int, dtype: tf.DType) -> tf.Tensor:
+    """[counted + left_out]: from 0.5 to 1.5, and then 0."""
+    return tf.cast(tf.concat([tf.linspace(0.5, 1.5, counted), tf.zeros([left_out])], 0), dtype)
+
+
+def _closeness(close: float) -> Callable[[list[Term], list[Term]], bool]:
+    def is_close(one: list[Term], other: list[Term]) -> bool:
+        left, right = _mean(one), _mean(other)
+        # Beside what the parts are, not their sum, in which they may cancel. What is not finite is found elsewhere.
+        return not abs(left - right) > close * max(abs(left), abs(right), _mean(other, abs)) + _TINY
+
+    return is_close
+
+
+def _mean(terms: list[Term], of: Callable[[float], float] = float) -> float:
+    """Sum of the sums, or of what `of` makes of them, divided by that of the weights; 0 for no weight."""
+    weight = sum(float(term.weight) for term in terms)
+    return sum(of(float(term.sum)) for term in terms) / weight if weight else 0.0
