@@ -137,10 +137,15 @@ def test_a_row_has_the_means_of_all_steps_since_the_last(tmp_path):
     assert not any(name.startswith("mean/") for name in shown.logged)
 
 
-@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("log", "save", "block"),
-    [(5, 3, 4), *(pytest.param(*ratio, marks=pytest.mark.slow) for ratio in ((3, 7, 10), (7, 2, 3), (4, 4, 5)))],
+    ("log", "save", "block", "mode"),
+    [
+        (5, 3, 4, "graph"),
+        *(
+            pytest.param(*ratio, marks=pytest.mark.slow)
+            for ratio in ((3, 7, 10, "graph"), (7, 2, 3, "graph"), (4, 4, 5, "graph"), (5, 3, 4, "xla"))
+        ),
+    ],
 )
 def test_rows_after_a_kill_are_the_same_bits(tmp_path, monkeypatch, log, save, block, mode):
     settings = {"log.every": f"{log} steps", "checkpoint.every": f"{save} steps", "train.block_steps": block}

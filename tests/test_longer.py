@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tf_keras as keras
 
 import launch
-from framework import loop, run, stored_config
+from framework import loop, losses, run, stored_config
 from framework.checkpoint import digest
 from framework.config import UserError
 from framework.longer import first_difference
@@ -157,13 +159,66 @@ def test_an_experiment_that_reads_its_duration_elsewhere_is_refused(tmp_path):
         loop.train(run.build(str(file), {**SHORT, "train.duration": "12 steps"}, tmp_path / "run"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [{"train.compile": "xla"}, {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}]
+)
+def test_longer_in_other_ways_to_compute(tmp_path, settings):
+    loop.train(build(tmp_path / "run", **settings))
+    longer = build(tmp_path / "run", **settings, **{"train.duration": "12 steps"})
+    whole = build(tmp_path / "whole", **settings, **{"train.duration": "12 steps"})
+    assert loop.train(longer)["step"] == loop.train(whole)["step"] == 12
+    assert digest(longer.state) == digest(whole.state) and rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_each_of_several_models_has_its_schedule_compared(tmp_path):
+    """One rate is constant, the other one falls to the end of the run."""
+
+    def make_model(cfg):
+        return {name: keras.Sequential([keras.layers.Dense(2)]) for name in ("left", "right")}
+
+    def make_schedule(cfg, total_steps):
+        return {
+            "left": lambda update: 0.1,
+            "right": lambda update: 0.1 - 0.01 * tf.cast(update, tf.float64) / total_steps,
+        }
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            outputs = [tf.reduce_sum(part(batch["x"], training=training), axis=-1) for part in model.values()]
+            return {
+                "sum": losses.Term(tf.reduce_sum(tf.add_n(outputs) * batch["weight"]), tf.reduce_sum(batch["weight"]))
+            }, {}
+
+        return loss
+
+    def make_step(cfg, tools):
+        def step(state, batch):
+            def one_pass(part):
+                return make_loss(cfg)(state.model, part, True)
+
+            for name in ("left", "right"):
+                found = tools.gradients(one_pass, batch, of=name)
+                tools.apply(found.gradients, to=name)
+            return found.terms, {}
+
+        return step
+
+    own = {"make_model": make_model, "make_schedule": make_schedule, "make_loss": make_loss, "make_step": make_step}
+    loop.train(small.build(tmp_path / "run", functions=own))
+    with pytest.raises(
+        UserError, match=r"changes the learning rate of update 2 of right from 0\.099 to 0\.0995, and 10 up"
+    ):
+        loop.train(small.build(tmp_path / "run", functions=own, **{"train.duration": "20 steps"}))
+
+
 def test_the_first_update_that_differs():
     def bent(at):
-        return lambda update: small.tf.where(update < at, np.float64(0.1), np.nextafter(0.1, 1))
+        return lambda update: tf.where(update < at, np.float64(0.1), np.nextafter(0.1, 1))
 
     assert first_difference(bent(7), bent(99), 8) == 7
     assert first_difference(bent(7), bent(99), 7) is None
-    assert first_difference(lambda u: small.tf.constant(0.0), lambda u: small.tf.constant(-0.0), 3) == 0
+    assert first_difference(lambda u: tf.constant(0.0), lambda u: tf.constant(-0.0), 3) == 0
 
 
 # A digit that was changed
