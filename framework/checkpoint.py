@@ -7,46 +7,44 @@
 
 `save` copies every variable to host memory and returns. A thread writes the copy aside, flushes it to disk, renames it,
 moves `last.json` and `best.json`, which name one each, and deletes what is not kept. One write at a time: a save waits
-for the one before it. The files are those of `framework/storage.py`.
+for the one before it. A folder of one is `framework/snapshot.py`.
 """
 
 import contextlib
 import copy
-import hashlib
 import itertools
 import os
-import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from framework import paths
 from framework.config import RunError, UserError
 from framework.files import load_json, remove, sync, unreachable, write_json
+from framework.snapshot import PREFIX, digest, facts_of, manifest_of, name_of, read, step_of, write_state
+from framework.snapshot import copied as _copied
 from framework.state import TrainState
 from framework.storage import (
     MANIFEST,
     AbandonedError,
     DamagedError,
     UnreachableError,
-    bytes_of,
     is_written,
     read_arrays,
-    read_manifest,
     write_arrays,
     write_manifest,
 )
 
-_PREFIX = "step-"
+__all__ = ["Checkpoints", "adopt", "digest", "find", "read_arrays", "restore_from", "write_state"]
+
 _PUT_BACK = "Put it back, or use another --workdir."
 # Of the writing thread: training comes first on a processor that both want.
 _NICENESS = 19
@@ -197,7 +195,7 @@ class Checkpoints:
             if until is not None and step > until:
                 continue
             try:
-                note = _read(state, self._path(step))
+                note = read(state, self._path(step))
             except UnreachableError as error:
                 raise UserError(f"{self._path(step)} cannot be reached: {error}. {_PUT_BACK}") from error
             except DamagedError as damage:
@@ -236,8 +234,8 @@ class Checkpoints:
 
     def _warn_of_other_names(self) -> None:
         for name in self._names():
-            digits = name.removeprefix(_PREFIX)
-            if name.startswith(_PREFIX) and digits.isascii() and digits.isdecimal() and step_of(name) is None:
+            digits = name.removeprefix(PREFIX)
+            if name.startswith(PREFIX) and digits.isascii() and digits.isdecimal() and step_of(name) is None:
                 logging.warning(
                     "%s is not the name of a checkpoint and is left alone. If it is one, name it %s.",
                     self.folder / name,
@@ -248,7 +246,7 @@ class Checkpoints:
         step, damage = self.pointed("best"), "there is none; checkpoint.best_metric is what one is kept by"
         if step is not None:
             try:
-                return _read(state, self._path(step))
+                return read(state, self._path(step))
             except DamagedError as error:
                 damage = str(error)
         raise UserError(f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --checkpoint=last.")
@@ -262,7 +260,7 @@ class Checkpoints:
                 f"{shown or 'no step'}. Type e.g. --checkpoint={complete[-1] if complete else 'last'}."
             )
         try:
-            return _read(state, self._path(step))
+            return read(state, self._path(step))
         except DamagedError as damage:
             raise UserError(
                 f"{self.folder}: the checkpoint of step {step} cannot be used: {damage}. Use --checkpoint=last."
@@ -393,87 +391,15 @@ class Checkpoints:
         raise UserError(f"{self.folder} cannot be reached: {problem}. {_PUT_BACK}")
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        return _manifest_of(self._path(step))
+        return manifest_of(self._path(step))
 
     def _path(self, step: int) -> Path:
         return self.folder / name_of(step)
 
     def _remove_leftovers(self) -> None:
         for name in self._names():
-            if name.startswith(f".{_PREFIX}") and name.endswith(".tmp"):
+            if name.startswith(f".{PREFIX}") and name.endswith(".tmp"):
                 remove(self.folder / name)
-
-
-def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
-    """SHA-256, in hex, over path, dtype, shape and bytes of all variables in the order of their paths.
-
-    Two states have the same digest if and only if they have the same bits.
-
-    Args:
-      state: a TrainState, or any module; or {path: array}.
-    """
-    whole = hashlib.sha256()
-    arrays = state if isinstance(state, Mapping) else dict(_arrays(state))
-    for path in sorted(arrays):
-        whole.update(f"{path} {arrays[path].dtype.name}{list(arrays[path].shape)}\n".encode())
-        whole.update(bytes_of(np.ascontiguousarray(arrays[path])))
-    return whole.hexdigest()
-
-
-def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
-    """Writes the state into an empty folder in the form of a checkpoint; returns when it is on disk."""
-    write_arrays(folder, dict(_arrays(state)), {"step": int(state.step), "note": note, "named": paths.ambiguous(state)})
-
-
-def _arrays(state: tf.Module) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, array) of every variable; an array shares memory with its variable where it can."""
-    for path, variable in paths.variables(state).items():
-        yield path, np.asarray(paths.copies(variable)[0].read_value())
-
-
-def _copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A copy of every variable, in the memory of an earlier copy where that fits."""
-    copied = {}
-    for path, array in _arrays(state):
-        if array.dtype.hasobject:
-            raise UserError(f"the variable '{path}' holds text; a checkpoint holds numbers.")
-        target = memory.get(path)
-        if target is None or (target.shape, target.dtype) != (array.shape, array.dtype):
-            target = np.empty_like(array)
-        np.copyto(target, array)
-        copied[path] = target
-    return copied
-
-
-def _read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") -> dict[str, Any]:
-    manifest, variables = _manifest_of(folder), paths.variables(state)
-    saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in manifest["variables"].items()}
-    wanted = {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}
-    for path, variable in variables.items():  # what an adapted layer holds has the length that its data gave it
-        entry = manifest["variables"].get(path)
-        if not variable.shape.is_fully_defined() and entry and variable.shape.is_compatible_with(entry["shape"]):
-            wanted[path] = f"{variable.dtype.name}{entry['shape']}"
-    _check_same(saved, wanted, folder, hint)
-    named = paths.ambiguous(state)
-    if differing := {*named} ^ {*manifest.get("named", named)}:
-        raise UserError(
-            f"{folder}: the layers {', '.join(sorted(differing))} have a name of their own on one side and one that"
-            f" Keras made up on the other, so they need not be the same. Name them as they were. {hint}"
-        )
-    for path, array in read_arrays(folder).items():
-        paths.assign(variables[path], array)
-    return manifest["note"]
-
-
-def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path, hint: str) -> None:
-    """Raises UserError with both sides of every difference."""
-    differing = [
-        f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the run"
-        for path in sorted({*saved, *wanted})
-        if saved.get(path) != wanted.get(path)
-    ]
-    if differing:
-        raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. {hint}")
 
 
 def find(key: str, text: str) -> Path:
@@ -486,7 +412,7 @@ def find(key: str, text: str) -> Path:
     damages = {}
     for path in [folder] if (folder / MANIFEST).is_file() else _newest_first(folder):
         try:
-            _manifest_of(path)
+            manifest_of(path)
             read_arrays(path)
         except DamagedError as damage:
             logging.error("checkpoint %s is damaged (%s)", path, damage)
@@ -499,52 +425,8 @@ def find(key: str, text: str) -> Path:
         )
     raise UserError(
         f"{key}='{text}' is neither a checkpoint nor a run folder with one."
-        f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/{_PREFIX}00000469."
+        f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/{PREFIX}00000469."
     )
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    """The facts that a checkpoint was saved with; {} if it was saved without any, or is damaged."""
-    try:
-        return _manifest_of(folder).get("facts", {})
-    except DamagedError:
-        return {}
-
-
-def name_of(step: int) -> str:
-    """The name of a checkpoint's folder."""
-    return f"{_PREFIX}{step:08d}"
-
-
-def step_of(name: str) -> int | None:
-    """The step of a checkpoint's folder of that name; None if it is no name of one, such as 'step-50'."""
-    match = re.fullmatch(rf"{_PREFIX}([0-9]+)", name)
-    return int(match[1]) if match and name == name_of(int(match[1])) else None
-
-
-def _manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
-
-    Raises:
-      DamagedError: it is damaged, that of something else, or that of another step than the folder's name says.
-    """
-    if why := unreachable(folder):
-        raise UnreachableError(why)
-    manifest = read_manifest(folder)
-    kinds = {"step": int, "note": dict}
-    if wrong := [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]:
-        raise DamagedError(f"{MANIFEST} has no {wrong[0]}")
-    if step_of(folder.name) not in (None, manifest["step"]):
-        raise DamagedError(f"it is the checkpoint of step {manifest['step']} under another name")
-    return manifest
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder is an undamaged checkpoint."""
-    try:
-        return bool(_manifest_of(folder)) and bool(read_arrays(folder))
-    except DamagedError:
-        return False
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -559,17 +441,12 @@ def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
     Raises:
       UserError: it is of another model or optimizer; ends with `hint`.
     """
-    return _read(state, folder, hint)
-
-
-def named_in(folder: Path) -> list[str]:
-    """`paths.ambiguous` of the model of a checkpoint; none of one that was written before that was kept."""
-    return [path.removeprefix("model/") for path in read_manifest(folder).get("named", [])]
+    return read(state, folder, hint)
 
 
 def adopt(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:
     """Copies a checkpoint into the folder of another run's checkpoints, with that run's facts: whole or not at all."""
-    manifest = _manifest_of(source)
+    manifest = manifest_of(source)
     target = folder / name_of(manifest["step"])
     aside = folder / f".{target.name}.tmp"
     remove(aside)

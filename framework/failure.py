@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from framework import checkpoint
+from framework import snapshot
 from framework.config import RunError
 from framework.files import remove, write_json
 from framework.run import Run
@@ -65,7 +65,7 @@ def _write_down(run: Run, folder: Path, step: int, row: dict[str, float], findin
         "numbers": {name: value if math.isfinite(value) else str(value) for name, value in row.items()},
         "examples": {name: array.tolist() for name, array in indices.items()},
     }
-    checkpoint.write_state(run.state, run.note, folder)
+    snapshot.write_state(run.state, run.note, folder)
     write_json(folder / "failure.json", facts)
 
 

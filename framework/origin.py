@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from ml_collections import FrozenConfigDict
 
-from framework import checkpoint, folder, paths, transfer
+from framework import checkpoint, folder, paths, snapshot, transfer
 from framework.checkpoint import Checkpoints
 from framework.config import UserError
 from framework.files import read_json, write_json
@@ -97,7 +97,7 @@ def _resume(
 def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDict) -> list[str]:
     """Best values of a metric that the run goes by no longer say nothing; returns the keys that have changed."""
     ours, changed = goals(config), []
-    theirs = checkpoint.facts_of(source).get("goals") or _goals_beside(source, ours)
+    theirs = snapshot.facts_of(source).get("goals") or _goals_beside(source, ours)
     for best, section in ((state.best, "checkpoint"), (state.early, "early_stopping")):
         if theirs.get(section) != ours[section]:
             best.forget()
@@ -121,10 +121,10 @@ def _goals_beside(source: Path, same: dict[str, list[str]]) -> dict[str, list[st
 
 def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints, facts: Mapping[str, Any]) -> None:
     """The best checkpoint goes with the state that knows of it."""
-    best = source.with_name(checkpoint.name_of(int(state.best.step)))
+    best = source.with_name(snapshot.name_of(int(state.best.step)))
     if int(state.best.step) in (-1, int(state.step)):
         return
-    if checkpoint.is_whole(best):
+    if snapshot.is_whole(best):
         checkpoint.adopt(best, checkpoints.folder, facts)
     else:
         logging.warning("the best checkpoint so far, %s, is not there: only a better one will be kept", best)
@@ -153,7 +153,7 @@ def _take_weights(state: TrainState, config: FrozenConfigDict) -> tuple[Path, tr
     source = checkpoint.find("init_from", config.init_from)
     arrays = transfer.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
     target = paths.variables(state.model)
-    named = (checkpoint.named_in(source), paths.ambiguous(state.model))
+    named = (snapshot.named_in(source), paths.ambiguous(state.model))
     found = transfer.match(arrays, target, transfer.parse_map(config.init_map), str(source), named)
     transfer.assign(found, arrays, target)
     if state.ema is not None:

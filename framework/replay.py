@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import checkpoint, optim, origin, paths
+from framework import optim, origin, paths, snapshot
 from framework.config import UserError
 from framework.files import rows
 from framework.folder import FAILURE, METRICS
@@ -127,7 +127,7 @@ def _go_back(run: Run, step: int) -> int:
 def _check_step(run: Run, step: int) -> None:
     if not 1 <= step <= run.total_steps:
         raise UserError(f"--step={step} is out of range: {run.workdir} has steps 1 to {run.total_steps}.")
-    failed = map(checkpoint.step_of, (path.name for path in (run.workdir / FAILURE).glob("*")))
+    failed = map(snapshot.step_of, (path.name for path in (run.workdir / FAILURE).glob("*")))
     logged = [row["step"] for row in _rows(run)]
     last = max([0, *run.checkpoints.steps(), *logged, *(step + 1 for step in failed if step is not None)])
     if step > last:

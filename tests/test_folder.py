@@ -12,6 +12,7 @@ import pytest
 from framework import checkpoint, command, folder, loop, paths, run
 from framework.config import RunError, UserError
 from framework.folder import check_workdir
+from framework.snapshot import name_of
 from tests.small import build, differing, snapshot
 
 SETTINGS = {"train.duration": "8 steps", "checkpoint.every": "2 steps", "train.block_steps": 2}
@@ -256,7 +257,7 @@ def test_an_unpadded_name_is_left_alone(built, workdir, caplog):
 
 @pytest.mark.parametrize("step", [10, 10**30])
 def test_a_folder_of_another_program_is_renamed_and_kept(built, workdir, step, caplog):
-    foreign = workdir / "checkpoints" / checkpoint.name_of(step)
+    foreign = workdir / "checkpoints" / name_of(step)
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
     assert start(built, workdir) == 8
@@ -272,7 +273,7 @@ def test_checkpoints_behind_links(built, workdir, tmp_path):
     """They are gone on from, and when their time comes the link goes and what it leads to stays."""
     killed(workdir, 6)
     for step in (4, 6):
-        path = workdir / "checkpoints" / checkpoint.name_of(step)
+        path = workdir / "checkpoints" / name_of(step)
         shutil.move(path, tmp_path / str(step))
         path.symlink_to(tmp_path / str(step))
     (workdir / "checkpoints" / ".step-00000099.tmp").symlink_to(tmp_path / "4")

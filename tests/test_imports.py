@@ -63,6 +63,7 @@ ROWS = (
     ("tensorboard",),
     ("storage",),
     ("stored_config",),
+    ("snapshot",),
     ("checkpoint", "transfer"),
     ("origin",),
     ("export.base",),
