@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import optim, paths
 from framework.config import UserError, base_config, resolve
+from tests import small
 
 STEPS, PEAK = 6, 0.05
 # Common options that are honoured; of each optimizer, all options of its own, none at its default.
@@ -267,6 +268,27 @@ def test_optimizer_make_refuses_a_key_that_it_does_not_have():
     config.optimizer.momentum = 0.9
     with pytest.raises(UserError, match=r"optimizer\.momentum=0\.9 has no effect with optimizer.name='adam'"):
         built(optim.make_optimizer, FrozenConfigDict(config))
+
+
+def test_options_are_honoured_on_replicas_as_on_one_device():
+    def make_optimizer(cfg, learning_rate):
+        optimizer = keras.optimizers.RMSprop(
+            learning_rate, momentum=0.5, centered=True, global_clipnorm=0.3, weight_decay=0.2
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        return optimizer
+
+    functions = {
+        "make_optimizer": make_optimizer,
+        "make_model": lambda cfg: keras.Sequential([keras.layers.Dense(3, name="last", bias_initializer="ones")]),
+    }
+    ends = []
+    for settings in ({}, {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}):
+        run = small.build(functions=functions, **{"train.precision": "float64", **settings})
+        run.train_block(4)
+        ends.append([paths.copies(v)[0].numpy() for v in paths.variables(run.model).values()])
+    for one, several in zip(*ends, strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-12)
 
 
 # ---- classes of one's own
