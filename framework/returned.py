@@ -14,12 +14,12 @@ import tf_keras as keras
 
 from framework import paths
 from framework.config import UserError
-from framework.user_code import KERAS_3
+from framework.user_code import KERAS_3, calling
 
 
 def checked(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """The same functions, which raise UserError where they return something that nobody can use."""
-    return {name: _checked(name, function) if name in _WANTED else function for name, function in functions.items()}
+    return {name: _checked(name, function) for name, function in functions.items()}
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -59,11 +59,12 @@ def is_keras_3(value: Any) -> bool:
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    find = _WANTED[name]
+    find = _WANTED.get(name, lambda found: "")
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        found = function(*args)
+        with calling(name):
+            found = function(*args)
         if wanted := find(found):
             raise UserError(f"{name} returned {shown(found)}. {wanted}")
         return found

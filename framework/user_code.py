@@ -24,6 +24,7 @@ KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: wri
 TRACEBACK = Path("failure", "traceback.txt")  # of a run folder
 
 _MOST_CHARACTERS = 300
+_FUNCTION = "function_of_the_experiment"  # attribute of an exception
 _FRAMEWORK = Path(__file__).resolve().parent
 _NOT_OWN = (
     f"{_FRAMEWORK}{os.sep}",
@@ -86,6 +87,20 @@ def explained(folder: Path | None = None) -> Iterator[None]:
         raise UserError(said) from error
 
 
+@contextlib.contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Blames a function of the experiment for an exception inside the context that no line of its file led to.
+
+    Such as of a function that is a library's own, or that a library wraps.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(AttributeError):
+            setattr(error, _FUNCTION, name)
+        raise
+
+
 def one_line(text: str, most: int = 800) -> str:
     """`text` as a terminal can show it: on one line, unprintable characters escaped, what is very long cut out."""
     words = [word if len(word) <= _MOST_CHARACTERS else f"{word[:120]}…{word[-40:]}" for word in text.split()]
@@ -127,7 +142,7 @@ def _place(error: BaseException) -> str | None:
     if hasattr(error, "ag_error_metadata") or not lines:
         lines = _listed(error) or lines
     if not lines:
-        return None
+        return getattr(error, _FUNCTION, None)
     file, line, name = lines[-1]
     return f"{shown_path(file)}:{line}{'' if name == '<module>' else f': {name}'}"
 
@@ -162,6 +177,8 @@ def _message(error: BaseException) -> str:
     for pattern, instead, advice in _ADVICE:
         if re.search(pattern, raw):
             return f"{instead or _sentence(raw)} {advice}"
+    if isinstance(error, AttributeError) and (key := re.fullmatch(r"\"'(\w+)'\"", raw)):  # as ml_collections says it
+        return f"the config has no key '{key[1]}'. Set it in get_config, in config.model or config.data."
     if _is_out_of_memory(error):
         return f"{_sentence(raw or 'out of memory')} Use a smaller --config.data.batch_size, or train.micro_batches."
     return _sentence(raw or "it has no message")
