@@ -74,8 +74,8 @@ def _first_step(run: Run) -> int:
         put_back()
     bad = [path for path, gradient in gradients.items() if not np.all(np.isfinite(gradient))]
     problems = [] if math.isfinite(row["loss"]) else [f"the loss is {row['loss']}: training would not begin"]
-    # A dynamic loss scale may be too high at first: then it goes down.
-    if bad and run.resolved.train.precision != "float16":
+    scale = run.state.loss_scale
+    if bad and not (scale is not None and scale.is_dynamic):  # which may be too high at first, and goes down
         problems.append(f"gradients that are not finite: {', '.join(bad)}")
     still = [path for path, gradient in gradients.items() if not np.any(gradient)]
     print("First step, taken and undone")

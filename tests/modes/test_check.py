@@ -36,6 +36,7 @@ def test_the_first_step_is_reported_and_undone(capsys, settings):
 def logits_loss(cfg):
     def loss(model, batch, training):
         logits = model(batch["x"], training=training)
+        logits = tf.cast(logits, tf.float32)
         values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
         return {"loss": Term(tf.reduce_sum(values), tf.reduce_sum(batch["weight"]))}, {"logits": logits}
 
@@ -71,13 +72,20 @@ def test_a_gradient_that_is_not_finite_is_a_failure_by_name(capsys):
         def loss(model, batch, training):
             logits = model(batch["x"], training=training)
             root = tf.sqrt(model.get_layer("last").bias)  # of 0: its slope is infinite
-            return {"loss": Term(tf.reduce_sum(logits) + 16 * tf.reduce_sum(root), tf.constant(16.0))}, {}
+            return {"loss": Term(tf.reduce_sum(logits) + 16 * tf.reduce_sum(root), tf.reduce_sum(batch["weight"]))}, {}
 
         return loss
 
     _, status, out = first_step(capsys, {"make_model": zero_head, "make_loss": make_loss})
     assert status == 1
     assert "FAILED: gradients that are not finite: last/bias\n" in out
+
+
+def test_an_overflow_under_a_dynamic_loss_scale_is_no_failure(capsys):
+    settings = {"train.precision": "float16", "loss_scale.initial": 2.0**24}
+    _, status, out = first_step(capsys, {"make_model": zero_head, "make_loss": logits_loss}, **settings)
+    assert status == 0
+    assert f"  {'skipped':<24} 1\n" in out and f"  {'gradient_norm':<24} " in out and "FAILED" not in out
 
 
 def test_a_parameter_without_a_gradient_is_named(capsys):
