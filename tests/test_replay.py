@@ -227,8 +227,8 @@ def test_several_models(tmp_path):
             for name, model in state.model.items():
 
                 def one_pass(part, model=model):
-                    loss = tf.reduce_sum(tf.square(model(part["x"], training=True))) / small.BATCH
-                    return {"square": losses.Term(loss, tf.ones([]))}, {}
+                    loss = tf.reduce_sum(tf.square(model(part["x"], training=True)))
+                    return {"square": losses.Term(loss, tf.reduce_sum(part["weight"]))}, {}
 
                 found = tools.gradients(one_pass, batch, of=name)
                 tools.apply(found.gradients, to=name)
@@ -243,7 +243,7 @@ def test_several_models(tmp_path):
     def make_loss(cfg):
         def loss(model, batch, training):
             outputs = [tf.reduce_sum(part(batch["x"], training=training)) for part in model.values()]
-            return {"sum": losses.Term(tf.add_n(outputs), tf.ones([]))}, {}
+            return {"sum": losses.Term(tf.add_n(outputs), tf.reduce_sum(batch["weight"]))}, {}
 
         return loss
 
