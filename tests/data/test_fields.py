@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from framework import losses
 from framework.config import UserError, base_config
 from framework.data.batches import make_batches
 from framework.data.sources import Source
+from tests import small
 
 PLACEMENTS = ("resident", "stream")
 WEIGHT = np.float32([0.5, 0.0, 2.0, 1.5, 0.25, 3.0])
@@ -316,3 +318,36 @@ def test_another_number_of_rows_is_refused_by_name():
     batches = make(points(), transform=by_numpy(lambda x: x[:3]))
     assert said(batches.at, 0).startswith("transform made 'x' of shape (3,), but a batch has 4 rows.")
     assert said(tf.function(batches.at, autograph=False), 0).startswith("transform made 'x' of shape (3,), but a batch")
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_run_whose_transform_changes_a_shape_stops_with_its_name(placement):
+    """Inside the compiled block, too, and in micro-batches, where the first entry has no static size."""
+
+    def change(x):
+        return x[:, :3] if change.is_late else x
+
+    def make_data(cfg, split):
+        def transform(batch):
+            changed = tf.numpy_function(change, [batch["x"]], tf.float32)
+            return {"x": changed, "label": batch["label"], "weight": batch["weight"]}
+
+        source = small.examples({})
+        return make_batches(source, cfg, training=split == "train", transform=transform)
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            logits = model(batch["x"], training=training)
+            return {"loss": losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])}, {}
+
+        return loss
+
+    change.is_late = False
+    settings = {"data.placement": placement, "train.micro_batches": 2, "data.prefetch_batches": 1}
+    run = small.build(functions={"make_data": make_data, "make_loss": make_loss}, **settings)
+    assert run.probe.batch["x"].shape == (16, 6)
+    assert np.isfinite(run.train_block(1).row(0)["loss"])
+    change.is_late = True
+    assert said(lambda: [run.train_block(1) for _ in range(3)]).startswith(
+        "transform made 'x' of shape [16,3], but [16,6] in the first batch: fields have one shape in all batches."
+    )

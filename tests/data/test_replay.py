@@ -85,3 +85,55 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError) as error:
         make(capacity=0)
     assert str(error.value) == "a replay buffer of 0 rows: it holds between 1 and 2**31 - 1."
+
+
+def weighted(shape=(), dtype=tf.float32):
+    config = base_config()
+    config.data.batch_size = 4
+    return Replay({"x": tf.TensorSpec([], tf.int32), "weight": tf.TensorSpec(shape, dtype)}, 10, config)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_keeps_its_weight(mode):
+    replay = weighted()
+    assert replay.at(0)["weight"].numpy().tolist() == [0] * 4
+    replay.add({"x": tf.range(3), "weight": tf.constant([0.5, 0.0, 3.0])})
+    batch = MODES[mode](lambda: replay.at(3))()
+    assert batch["weight"].numpy().tolist() == [[0.5, 0.0, 3.0][x] for x in batch["x"].numpy()]
+    assert replay.indices(3)["weight"].tolist() == batch["weight"].numpy().tolist()
+    replay.add({"x": tf.zeros(10, tf.int32), "weight": tf.fill([10], -1.0)})
+    assert np.isnan(MODES[mode](lambda: replay.at(4))()["weight"]).all()  # the step stops at it
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2,), tf.float32), ((), tf.string)])
+def test_a_weight_of_something_else_than_a_row_is_refused(shape, dtype):
+    with pytest.raises(UserError, match=r"^'weight' of the rows of a replay buffer is "):
+        weighted(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"n": np.float32([0.7])}, r"a replay buffer has 'n' as int32 \(\) a row, and was given float32 \(1,\)."),
+        (
+            {"x": np.ones([1, 3], np.float32)},
+            r"a replay buffer has 'x' as float32 \(2,\) a row, and was given float64 \(1, 3\).",
+        ),
+        ({"x": np.ones([2, 2])}, "a replay buffer was given 1 rows of 'n' and 2 of another."),
+    ],
+)
+def test_rows_of_another_kind_are_refused(given, line):
+    """0.7 would be kept as 0."""
+    with pytest.raises(UserError, match=line):
+        make().add({**rows(0, 1), **given})
+
+
+def test_the_number_of_rows_may_stand_in_any_field():
+    replay = make()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32)], autograph=False)
+    def add(x):
+        replay.add({"x": x, "n": tf.range(3)})
+
+    add(tf.ones([3, 2]))
+    assert int(replay.added) == 3 and replay.rows["n"].numpy()[:3].tolist() == [0, 1, 2]
