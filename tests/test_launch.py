@@ -416,7 +416,7 @@ LONG, SHORT = "x" * 5000, f"{'x' * 120}…{'x' * 40}"
         ([f"--config={LONG}"], "cannot be read"),
         ([f"--config={'/'.join(['x' * 200] * 40)}"], "is too long for the name of a file"),
         (["--config=x.py", f"--workdir={LONG}"], "cannot be written"),
-        (["--config=x.py", f"--workdir={LONG}", "--mode=evaluate"], "is too long for the name of a file"),
+        (["--config=x.py", f"--workdir={LONG}", "--mode=evaluate"], "has no checkpoint"),
         (["--config=x.py", f"--mode={LONG}"], "is not one of"),
         (["--config=x.py", f"--seed={'1' * 5000}"], "is not of type int"),
         (["--config=x.py", f"--config.seed={'1' * 5000}"], "is not of type int"),
