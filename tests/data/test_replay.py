@@ -117,7 +117,7 @@ def test_a_weight_of_something_else_than_a_row_is_refused(shape, dtype):
         ({"n": np.float32([0.7])}, r"a replay buffer has 'n' as int32 \(\) a row, and was given float32 \(1,\)."),
         (
             {"x": np.ones([1, 3], np.float32)},
-            r"a replay buffer has 'x' as float32 \(2,\) a row, and was given float64 \(1, 3\).",
+            r"a replay buffer has 'x' as float32 \(2,\) a row, and was given float32 \(1, 3\).",
         ),
         ({"x": np.ones([2, 2])}, "a replay buffer was given 1 rows of 'n' and 2 of another."),
     ],
