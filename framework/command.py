@@ -8,6 +8,7 @@ Nothing here imports TensorFlow.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _check_checkpoint(values: flags.FlagValues, overrides: Sequence[str]) -> Non
     which = values.checkpoint
     if which is None:
         return
-    if which not in CHECKPOINTS and not (which.isdecimal() and which.isascii() and int(which)):
+    if which not in CHECKPOINTS and not re.fullmatch(r"0*[1-9][0-9]{0,15}", which):
         raise UserError(
             f"--checkpoint={which} is neither last nor best nor the number of a step.{near(which, CHECKPOINTS)}"
             " Type e.g. --checkpoint=best or --checkpoint=469."

@@ -156,7 +156,10 @@ def accepted(*arguments):
                 f"--checkpoint={which} is neither last nor best nor the number of a step.{hint}"
                 " Type e.g. --checkpoint=best or --checkpoint=469.",
             )
-            for which, hint in (("bets", " Did you mean 'best'?"), ("0", ""), ("-3", ""), ("1e3", ""), ("", ""))
+            for which, hint in (
+                ("bets", " Did you mean 'best'?"),
+                *((text, "") for text in ("0", "-3", "1e3", "", "٣", "9" * 20)),
+            )
         ],
         (
             ["--config=x.py", "--mode=export", "--checkpoint=3", "--config.export.checkpoint", "best"],

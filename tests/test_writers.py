@@ -203,7 +203,7 @@ def test_names_that_are_too_long_are_cut_and_the_last_metrics_counted() -> None:
     assert stream.getvalue().splitlines()[1:] == [
         "step 400/23440  epoch 0.85  loss 0.25  a_very_long_metr… -1.234e-05  eta 0:03:50",
         "step 400/23440  epoch 0.85  loss 0.25  a_very_l… 0.5  a_very_l… 0.5  eta 0:03:50",
-        "step 400/23440  epoch 0.85  loss 0.25  a_ver… 0.5  +4  skipped 12  eta 0:03:50",
+        "step 400/23440  epoch 0.85  loss 0.25  a_very_… 0.5  +4  skipped 12  eta 0:03:50",
         f"step 400/23440  eval/test/{'x' * 47}… 0.5",
         "step 400/23440  eval/test/accuracy 0.97  eval/test/other 0.25",
     ]
