@@ -17,7 +17,7 @@ from absl import logging
 
 from framework.config import UserError
 from framework.experiment import Experiment
-from framework.files import write_bytes
+from framework.files import DamagedError, read_bytes, write_bytes
 from framework.user_code import shown_path
 
 _MOST_BYTES = 5_000_000
@@ -44,8 +44,7 @@ def changed(workdir: Path, loaded: Experiment) -> list[str]:
     """The files that are not as the run was started with them, as they would be typed."""
     found = []
     for name, (path, data) in loaded.sources().items():
-        copy = workdir / name
-        if not copy.exists() or copy.read_bytes() != data:
+        if _content(workdir / name) != data:
             found.append(shown_path(path))
     return found
 
@@ -58,7 +57,7 @@ def refuse_damaged(workdir: Path, loaded: Experiment, trained: Mapping[str, str]
     """
     ours = hashes(loaded)
     for name, digest in trained.items():
-        copies = [hashlib.sha256(copy.read_bytes()).hexdigest() for copy in _copies(workdir, name)]
+        copies = [hashlib.sha256(_content(copy) or b"").hexdigest() for copy in _copies(workdir, name)]
         if not copies or digest in copies:  # without a copy, `changed` has told
             continue
         if ours.get(name) != digest:
@@ -85,7 +84,15 @@ def _versioned(name: str, step: int) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    if path.exists() and path.read_bytes() == data:  # such as a copy that is run itself
+    if _content(path) == data:  # such as a copy that is run itself
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
+
+
+def _content(path: Path) -> bytes | None:
+    """What a file holds; None if there is none that can be read."""
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, DamagedError):
+        return None
