@@ -27,8 +27,8 @@ def get_config(arg):
     return config
 
 
-class Gain(keras.layers.Layer):
-    """Multiplies by a weight, in evaluation by its moving average."""
+class Gain(keras.layers.BatchNormalization):
+    """Multiplies by a weight, in evaluation by its moving average, which moves as its base's do."""
 
     def build(self, shape):
         apart = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.MEAN}
