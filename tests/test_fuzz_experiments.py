@@ -4,63 +4,14 @@ The experiment is a linear regression under SGD, of which NumPy knows every numb
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import launch
 
-SOURCE = """
-import numpy as np
-import tensorflow as tf
-import tf_keras as keras
-from framework import losses, metrics, optim
-from framework.config import base_config
-from framework.data.batches import make_batches
-from framework.data.sources import Source
-
-
-def get_config(arg):
-    config = base_config()
-    config.data.batch_size = config.eval.batch_size = 8
-    config.data.shuffle = False
-    config.train.duration = "5 steps"
-    config.train.compile = "graph"
-    config.optimizer.name = "sgd"
-    config.schedule.learning_rate = 0.05
-    config.eval.every = config.log.histograms_every = ""
-    config.log.images = 0
-    return config
-
-
-def arrays():
-    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
-    return x, x @ np.float32([1, -2, 3, 0.5]) + 1
-
-
-def make_data(cfg, split):
-    x, y = arrays()
-    weight = np.ones(40, np.float32)
-    fields = {"x": x, "y": y}
-    return make_batches(Source(fields, "made up"), cfg, training=split == "train")
-
-
-def make_model(cfg):
-    return keras.Sequential([keras.Input([4]), keras.layers.Dense(1, kernel_initializer="zeros")])
-
-
-def make_loss(cfg):
-    def loss(model, batch, training):
-        error = model(batch["x"], training=training)[:, 0] - batch["y"]
-        total, weight = tf.reduce_sum(error**2 * batch["weight"]), tf.reduce_sum(batch["weight"])
-        return {"mse": losses.Term(total, weight)}, {"error": error}
-
-    return loss
-
-
-def make_schedule(cfg, total_steps):
-    return optim.make_schedule(cfg, total_steps)
-"""
+SOURCE = Path("tests/linear.py").read_text()
 
 
 def reference(weight=None, rate=0.05, decay=0.0):
@@ -135,13 +86,13 @@ AT_ONCE = {
     "a metric of Keras": (RATE, RATE + "\n\n\ndef make_metrics(cfg):\n    return {'m': keras.metrics.Mean()}", "Mean"),
     "a metric without values": (
         RATE,
-        RATE + "\n\n\ndef make_metrics(cfg):\n    return {'m': metrics.Mean()}",
+        RATE + "\nfrom framework import metrics\n\n\ndef make_metrics(cfg):\n    return {'m': metrics.Mean()}",
         "Mean must define values",
     ),
     "a metric that is called loss": (
         RATE,
         RATE
-        + "\n\n\nclass Error(metrics.Mean):\n    def values(self, outputs, batch):\n"
+        + "\nfrom framework import metrics\n\n\nclass Error(metrics.Mean):\n    def values(self, outputs, batch):\n"
         + "        return outputs['error'], batch['weight']\n\n\ndef make_metrics(cfg):\n    return {'loss': Error()}",
         "'loss'",
     ),
@@ -165,8 +116,8 @@ LATER = {
         '"y": y, "weight": np.where(np.arange(40) % 2, 1.0, 0.5).astype(np.float32)}',
         reference(HALF),
     ),
-    "a weight that is negative": ('"y": y}', '"y": y, "weight": -weight}', None),
-    "a weight that is infinite": ('"y": y}', '"y": y, "weight": weight * np.inf}', None),
+    "a weight that is negative": ('"y": y}', '"y": y, "weight": -np.ones(40, np.float32)}', None),
+    "a weight that is infinite": ('"y": y}', '"y": y, "weight": np.full(40, np.inf, np.float32)}', None),
     "a label that is NaN": ("+ 1\n", "+ np.where(np.arange(40) == 9, np.nan, 1).astype(np.float32)\n", "step 2"),
     "a rate that is a number": (RATE, "    return lambda update: 0.025", reference(rate=0.025)),
     "a penalty of the weights": (
