@@ -17,7 +17,7 @@ from framework.config import RunError
 from framework.files import remove, write_json
 from framework.run import Run
 from framework.step.block import Block
-from framework.step.diagnose import LOSS_ALONE, diagnose
+from framework.step.diagnose import COMPILED_ALONE, LOSS_ALONE, diagnose
 
 
 class NonFiniteError(RunError, ArithmeticError):
@@ -92,14 +92,27 @@ def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:
         f"step {int(state.step) + 1} cannot be taken{rewound}: {finding}; {', '.join(shown)}"
         f" at {', '.join(rates)}. Nothing of it is saved; the last checkpoint is"
         f" {f'of step {saved[-1]}' if saved else 'none'}."
-        f" {_advice(finding)}"
+        f" {_advice(finding, run.train_block.compiled.mode)}"
     )
 
 
-def _advice(finding: str) -> str:
+def _advice(finding: str, mode: str) -> str:
     if finding.endswith(LOSS_ALONE):
         return (
             "Look at the loss, where a label that is no class, a division by 0 and the log of what is not positive"
             " give NaN or infinity; or try a lower --config.schedule.learning_rate."
         )
-    return "Try a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm."
+    lower = "a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm"
+    if finding == COMPILED_ALONE:
+        other = "" if mode in ("graph", "eager") else "--config.train.compile=graph, in another folder, or "
+        return f"{_BOTH_BRANCHES} Or try {other}{lower}."
+    if "gradient" in finding:
+        return f"Try {lower}. {_BOTH_BRANCHES}"
+    return f"Try {lower}."
+
+
+# XLA multiplies 0 by the infinite derivative of sqrt at 0, where a kernel of a graph may look for the 0 first.
+_BOTH_BRANCHES = (
+    "tf.where differentiates both of its branches: where one has sqrt(0), log(0) or a division by 0, make its argument"
+    " safe too, as in tf.where(z > 0, tf.sqrt(tf.where(z > 0, z, 1.0)), 0.0)."
+)

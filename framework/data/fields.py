@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework import guards
 from framework.config import UserError
 
 Batch = dict[str, tf.Tensor]
@@ -151,6 +152,7 @@ class Finish:
         given = {**examples, "weight": weight}
         if self._transform is None:
             return given
+        guards.made(given)
         batch = _tensors(self._transform(dict(given)), given)
         batch = self._settled(batch, padding.shape[0])
         for name, tensor in batch.items():

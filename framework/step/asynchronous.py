@@ -19,8 +19,9 @@ from framework.data.batches import Batch, Batches, Resident
 from framework.optim import clip, global_norm
 from framework.replicas import ParameterServers
 from framework.step import coverage
-from framework.step.block import Block, TrainBlock
+from framework.step.block import UNKNOWN, Block, TrainBlock
 from framework.step.gradients import Loss, counted, gradients_of, total
+from framework.step.layout import VIOLATIONS
 from framework.step.penalties import is_penalty
 from framework.step.probe import Probe, check_draws, scopes
 from framework.step.update import when
@@ -83,13 +84,17 @@ class AsynchronousBlock(TrainBlock):
                 )
                 for i in range(k)
             ]
-            self._coordinator.join()
+            with self._blamed(first, k):
+                self._coordinator.join()
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
             raise RunError(
                 f"a parameter server is lost, and with it the weights after step {first}: {error.message} The same"
                 " command goes on from the last checkpoint, once all are there again."
             ) from error
-        return self._counted_on_chief(first, np.stack([row.fetch() for row in rows]))
+        numbers = np.stack([row.fetch() for row in rows])
+        for step in np.flatnonzero(numbers[:, self.layout.scalars.index(VIOLATIONS)]):
+            raise UserError(self._problem(first + int(step)) or f"step {first + int(step) + 1}: {UNKNOWN}")
+        return self._counted_on_chief(first, numbers)
 
     def _on_workers(self) -> Any:
         """An endless iterator over one element, the examples of resident batches, in the memory of each worker."""
@@ -121,7 +126,7 @@ class AsynchronousBlock(TrainBlock):
             merged = {path: _each_row_once(gradient) for path, gradient in found.gradients.items()}
             values = {path: g.values if isinstance(g, tf.IndexedSlices) else g for path, g in merged.items()}
             norm, loss = global_norm(values.values()), total(found.terms)
-            is_finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+            is_finite = tf.math.is_finite(norm) & tf.math.is_finite(loss) & tf.equal(found.violations, 0)
 
             def update() -> None:
                 clipped = clip(values, optimizer.trained, config.clip, norm)
@@ -133,7 +138,7 @@ class AsynchronousBlock(TrainBlock):
         terms = [term for name, term in found.terms.items() if not is_penalty(name)]
         empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in terms)
         scalars = {"loss": loss, "gradient_norm": norm, "skipped": ~is_finite, **rates}
-        scalars["empty_terms"] = tf.where(is_finite, empty, 0)
+        scalars |= {"empty_terms": tf.where(is_finite, empty, 0), VIOLATIONS: found.violations}
         check_draws(tf.compat.v1.get_default_graph(), config)
         coverage.check(tf.compat.v1.get_default_graph(), state)
         return self.layout.pack(scalars, found.terms, found.metrics, self._dtype)

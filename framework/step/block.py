@@ -19,19 +19,26 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import paths, precision, rng
+from framework import guards, paths, precision, rng
 from framework.assigned import untouched
 from framework.compile import Compiled, programs
+from framework.config import UserError
 from framework.data.batches import Batch, Batches
 from framework.data.fields import named_shapes
 from framework.optim import Schedule, global_norm
 from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step import coverage
+from framework.step.blame import Blame, first_problem
 from framework.step.gradients import Gradients, total
-from framework.step.layout import Layout
+from framework.step.layout import VIOLATIONS, Layout
 from framework.step.probe import check_draws, scopes
 from framework.step.tools import Step, Tools
+
+UNKNOWN = (
+    "an id, a label or an assertion of the compiled step is out of range, and of the traced one none is. Compare with"
+    " --config.train.compile=graph."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +72,7 @@ def scalars_of(state: TrainState) -> tuple[str, ...]:
     """What a step reports beside terms and metrics."""
     names = ["" if name == "model" else f"/{name}" for name in state.optimizers]
     scalars = ["loss", *(f"{key}{name}" for key in ("learning_rate", "gradient_norm") for name in names)]
-    return (*scalars, "skipped", "empty_terms", *(("loss_scale",) if state.loss_scale else ()))
+    return (*scalars, "skipped", "empty_terms", *(("loss_scale",) if state.loss_scale else ()), VIOLATIONS)
 
 
 class TrainBlock:
@@ -110,16 +117,63 @@ class TrainBlock:
         self._key = tf.constant(rng.key(config.seed), tf.uint64)
 
     def __call__(self, k: int) -> Block:
-        """Runs `k` steps from `state.step` and waits for their numbers."""
+        """Runs `k` steps from `state.step` and waits for their numbers.
+
+        Raises:
+          UserError: an id or label is out of range, or an assertion does not hold: named, the step is not taken.
+        """
         if not 1 <= k <= self.block_steps:
             raise ValueError(f"k={k} is not between 1 and block_steps={self.block_steps}")
         first = int(self._state.step)
-        plans = [] if self._batches.is_resident else [part.plan(first, k, self.block_steps) for part in self._parts]
-        with named_shapes():
+        with self._blamed(first, k), named_shapes():
+            resident = self._batches.is_resident
+            plans = [] if resident else [part.plan(first, k, self.block_steps) for part in self._parts]
             rows, count, is_halted, norms = self.compiled(tf.constant(k), plans)
         self._is_halted = bool(is_halted)
+        if self._is_halted:
+            self._refuse_violation(first + int(count) - 1, rows.numpy()[int(count) - 1])
         norms = {name: float(norm) for name, norm in norms.items()}
         return Block(first, rows.numpy()[: int(count)], self.layout, self._is_halted, norms)
+
+    def _refuse_violation(self, step: int, row: np.ndarray) -> None:
+        """Raises UserError if a step halted because of what is out of range, which it may say by a NaN alone."""
+        numbers = self.layout.unpack(row)
+        is_counted = bool(numbers[VIOLATIONS][0])
+        if is_counted or not np.isfinite(numbers["loss"]).all():
+            problem = self._problem(step) or (_told(step, UNKNOWN) if is_counted else "")
+            if problem:
+                raise UserError(problem)
+
+    @contextlib.contextmanager
+    def _blamed(self, first: int, count: int) -> Iterator[None]:
+        """Explains what a kernel raises because of the batch of one of `count` steps from `first`."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            self._is_halted = True  # of batches that have a state, the one it stumbled over is looked at
+            problem = self._problem(first, count)
+            if not problem:
+                raise
+            raise UserError(problem) from error
+
+    def _problem(self, first: int, count: int = 1) -> str:
+        """What is out of range in the batch of one of `count` steps from `first`; '' if nothing is."""
+
+        def rates(_: Any, update: tf.Tensor) -> None:
+            with guards.watched({}):
+                for schedule in self._schedules.values():
+                    schedule(update)
+
+        def look(batch: Mapping[str, tf.Tensor], step: tf.Tensor) -> None:
+            with scopes(self._config.train.precision, self._key, step):
+                self._tools.look(self._step, batch, is_whole=True)
+
+        roots = (self._state.model, self._state.extra)
+        if found := Blame(rates, {}).problem({}, int(self._state.updates)):
+            return _told(first, found)
+        if self._seen:
+            return _told(first, Blame(look, self.batch(), *roots).problem(self.batch(), first))
+        return first_problem(self._batches, look, range(first, first + count), roots, _told)
 
     def compiled_by(self, mode: str) -> "TrainBlock":
         """The same steps on the same state, compiled in another way; itself if that is its own."""
@@ -157,7 +211,7 @@ class TrainBlock:
             in_parts = self._replicas.strategy is not None
             gradients = functools.partial(self._gradients, programs(mode, in_parts))
             self._inspect[mode] = Compiled(gradients, mode, "inspect", in_parts)
-        with self.untouched():
+        with self.untouched(), self._blamed(int(self._state.step), 1):
             # Inside the graph where batches can be made there: a streamed one comes from the host.
             batch = {} if self._batches.is_resident else self.batch()
             return {path: gradient.numpy() for path, gradient in self._inspect[mode](batch).items()}
@@ -215,21 +269,24 @@ class TrainBlock:
         """One step with its counters: (row, whether to halt)."""
         state = self._state
         before = state.updates.read_value()
-        rates = {name: schedule(before) for name, schedule in self._schedules.items()}
+        with guards.watched({}) as watch:
+            rates = {name: schedule(before) for name, schedule in self._schedules.items()}
         scale = None if state.loss_scale is None else state.loss_scale.scale.read_value()
         allowed = tf.constant(True)
         if state.skip_list is not None:
             allowed = tf.reduce_all(tf.not_equal(state.skip_list, state.step))
         with scopes(self._config.train.precision, self._key, state.step.read_value()):
-            batch = take_parts(self._replicas, self._parts, plans, index)
+            batch, found = take_parts(self._replicas, self._parts, plans, index)
+            found += [watch.violations(self._dtype)] if watch.has_any else []
             for name, variable in self._seen.items():
                 variable.assign(batch[name])
-            terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed, self.compiled.programs)
+            terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed, self.compiled.programs, found)
         halt = self._count(allowed)
         scalars = {"loss": total(terms), "skipped": state.skipped.read_value()}
         scalars["empty_terms"] = state.empty_terms.read_value()
         scalars |= {"learning_rate" if name == "model" else f"learning_rate/{name}": r for name, r in rates.items()}
         scalars |= self._tools.norms()
+        scalars[VIOLATIONS] = self._tools.violations()
         if scale is not None:
             scalars["loss_scale"] = scale
         return self.layout.pack(scalars, terms, metrics, self._dtype), halt
@@ -241,6 +298,8 @@ class TrainBlock:
         scale = state.loss_scale if state.loss_scale is not None and state.loss_scale.is_dynamic else None
         # Where it is not skipped, a step that was not finite is as if it had not been.
         halt = tf.constant(False) if scale is not None or settings.on_nonfinite == "skip" else ~finite & allowed
+        is_out_of_range = tf.not_equal(self._tools.violations(), 0)
+        halt |= is_out_of_range
         passed = tf.cast(~halt, tf.int64)
         state.step.assign_add(passed)
         skipped = passed * tf.cast(~(finite & allowed), tf.int64)
@@ -248,9 +307,9 @@ class TrainBlock:
         state.skipped_in_row.assign((state.skipped_in_row + skipped) * skipped)
         if scale is not None:
             scale.update(finite | ~allowed)
-            halt = scale.is_stuck
+            halt |= scale.is_stuck
         elif settings.on_nonfinite == "skip":
-            halt = state.skipped_in_row >= settings.nonfinite_limit
+            halt |= state.skipped_in_row >= settings.nonfinite_limit
         return halt
 
     def _gradients(self, programs: Sequence[str], batch: Batch) -> dict[str, tf.Tensor]:
@@ -274,10 +333,25 @@ def parts_of(batches: Batches, replicas: Replicas) -> list[Batches]:
     return parts
 
 
-def take_parts(replicas: Replicas, parts: Sequence[Batches], plans: Sequence[Batch], index: tf.Tensor) -> Batch:
-    """The batch of one step, each replica's part on its device."""
-    first = replicas.first
-    return replicas.run(lambda place: parts[place - first].take(plans[place - first], index))
+def _told(step: int, found: str) -> str:
+    return found and f"step {step + 1} cannot be taken: {found} Nothing of this step is saved."
+
+
+def take_parts(
+    replicas: Replicas, parts: Sequence[Batches], plans: Sequence[Batch], index: tf.Tensor
+) -> tuple[Batch, list[tf.Tensor]]:
+    """The batch of one step, each replica's part on its device; and how many guards of its transform do not hold."""
+    first, has_guards = replicas.first, False
+
+    def take(place: int) -> tuple[Batch, tf.Tensor]:
+        nonlocal has_guards
+        with guards.watched({}) as watch:
+            batch = parts[place - first].take(plans[place - first], index)
+        has_guards |= watch.has_any
+        return batch, watch.violations(tf.float32)
+
+    batch, found = replicas.run(take)
+    return batch, [replicas.total(lambda place, part: part, found)] if has_guards else []
 
 
 def _places_for(batches: Batches) -> dict[str, tf.Variable]:

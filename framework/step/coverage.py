@@ -21,6 +21,7 @@ import tf_keras as keras
 
 from framework import paths
 from framework.config import UserError
+from framework.graphs import called, place
 from framework.state import TrainState
 
 _CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)|LookupTable(Insert|Import|Remove)")
@@ -35,8 +36,6 @@ _BY_BATCH = (
     " batches are a tf.Module, as data.replay.Replay is."
 )
 _MANY_AXES = 8
-_FRAMEWORK = str(Path(__file__).resolve().parents[1])
-_LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (tf, keras))
 
 
 def check(graph: Any, state: TrainState, known: Collection[tf.Variable] = ()) -> None:
@@ -147,33 +146,22 @@ def _unsaved(
 
 def _graphs(graph: Any) -> list[Any]:
     """A trace and the functions that it calls."""
-    return [graph, *(function.graph for function in graph._functions.values())]
+    return [graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))]
 
 
 def _uses(tensor: tf.Tensor) -> set[str]:
     """The types of the operations that take a resource, in functions that are called too."""
     found: set[str] = set()
     for operation in tensor.consumers():
-        inside = _called(operation)
+        inside = called(operation)
         if not inside:
             found.add(operation.type)
         for function in inside:
             skipped = len(operation.inputs) - len(function.inputs)  # such as the condition of an If
-            for place, source in enumerate(operation.inputs):
-                if source is tensor and place >= skipped:
-                    found |= _uses(function.inputs[place - skipped])
+            for index, source in enumerate(operation.inputs):
+                if source is tensor and index >= skipped:
+                    found |= _uses(function.inputs[index - skipped])
     return found
-
-
-def _called(operation: tf.Operation) -> list[Any]:
-    """The graphs of the functions that an operation calls, but for functions of tf.data and Python."""
-    graphs = []
-    for value in operation.node_def.attr.values():
-        for function in [value.func, *value.list.func]:
-            known = operation.graph._get_function(function.name) if function.name else None
-            if known is not None:
-                graphs.append(known.graph)
-    return graphs
 
 
 def _table_of(handle: tf.Tensor) -> Any:
@@ -211,9 +199,9 @@ def _arrays(graph: Any, passed: Collection[int]) -> Iterator[tuple[np.ndarray, s
                 is_tensor = not tf.is_symbolic_tensor(outer) and outer.dtype not in (tf.resource, tf.variant)
                 if is_tensor and id(outer) not in passed:
                     users = [user for output in operation.outputs for user in output.consumers()]
-                    yield np.asarray(outer), next((place for user in users if (place := _place(user))), "")
-            elif operation.type == "Const" and _is_data(operation.outputs[0]):
-                yield from ((tf.make_ndarray(operation.get_attr("value")), p) for p in [_place(operation)] if p)
+                    yield np.asarray(outer), next((where for user in users if (where := _place(user))), "")
+            elif operation.type == "Const" and _is_data(operation.outputs[0]) and place(operation) is not None:
+                yield tf.make_ndarray(operation.get_attr("value")), _place(operation)
 
 
 def _is_data(constant: tf.Tensor) -> bool:
@@ -226,15 +214,8 @@ def _is_data(constant: tf.Tensor) -> bool:
 
 def _place(operation: tf.Operation) -> str:
     """' (loss in file.py)' of the experiment's function that made an operation; '' if the framework did."""
-    try:
-        frames = operation.traceback.get_user_frames()
-    except AttributeError:  # of a graph that was read from a definition
-        return ""
-    for frame in reversed(list(frames)):
-        if not frame.filename.startswith(_LIBRARIES):
-            is_ours = frame.filename.startswith(_FRAMEWORK)
-            return "" if is_ours else f" ({frame.name} in {Path(frame.filename).name})"
-    return ""
+    found = place(operation)
+    return "" if found is None else f" ({found[0]} in {found[1]})"
 
 
 def _tensors_of(data: Any) -> set[int]:

@@ -19,6 +19,7 @@ from framework.step.block import TrainBlock
 from framework.step.gradients import Gradients
 from framework.step.penalties import explained, is_penalty
 
+COMPILED_ALONE = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
 LOSS_ALONE = "of the loss is not finite, and no layer's output is to blame"
 
 
@@ -37,8 +38,7 @@ class Look:
 
 def diagnose(block: TrainBlock) -> str:
     """One sentence that names the first tensor that is not finite, in the step after `state.step`; changes nothing."""
-    otherwise = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
-    return look(block).finding or otherwise
+    return look(block).finding or COMPILED_ALONE
 
 
 def look(block: TrainBlock) -> Look:

@@ -15,18 +15,20 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import paths, precision, rng
+from framework import guards, paths, precision, rng
 from framework.assigned import untouched
 from framework.compile import Compiled
+from framework.config import UserError
 from framework.data.batches import Batch, Batches, epoch_steps
 from framework.data.fields import named_shapes
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.replicas import Replicas
-from framework.step.block import at_once, parts_of, repeat, take_parts
+from framework.step.blame import first_problem
+from framework.step.block import UNKNOWN, at_once, parts_of, repeat, take_parts
 from framework.step.evaluation_probe import EvaluationProbe
 from framework.step.gradients import Loss, forward
-from framework.step.layout import Layout, mean, term_key
+from framework.step.layout import VIOLATIONS, Layout, mean, term_key
 from framework.step.penalties import PENALTY, explained
 from framework.step.probe import scopes
 
@@ -55,7 +57,7 @@ class EvalBlock:
     ) -> None:
         self._replicas, self._parts = replicas, parts_of(batches, replicas)
         self._has_collectives = has_collectives
-        self._found, self._layout = found, Layout((), found.terms, metrics)
+        self._found, self._layout = found, Layout((VIOLATIONS,), found.terms, metrics)
         self._steps = epoch_steps(batches) - (found.rest is not None)
         self._block_steps = at_once(batches, min(config.train.block_steps, max(1, self._steps)))
         self._model, self._loss, self._batches = model, loss, batches
@@ -93,15 +95,23 @@ class EvalBlock:
         """Of each batch, in order."""
         for first in range(0, self._steps, self._block_steps):
             k = min(self._block_steps, self._steps - first)
-            plans = []
-            if not self._batches.is_resident:
-                plans = [part.plan(first, k, self._block_steps) for part in self._parts]
-            with named_shapes():
+            with self._blamed(first, k), named_shapes():
+                plans = []
+                if not self._batches.is_resident:
+                    plans = [part.plan(first, k, self._block_steps) for part in self._parts]
                 rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
-            yield from rows
+            yield from (self._sound(first + index, row) for index, row in enumerate(rows))
         if self._found.rest:
-            batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
-            yield self._compiled_rest(tf.constant(self._steps, tf.int64), batch).numpy()
+            with self._blamed(self._steps, 1):
+                batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
+                row = self._compiled_rest(tf.constant(self._steps, tf.int64), batch).numpy()
+            yield self._sound(self._steps, row)
+
+    def _sound(self, step: int, row: np.ndarray) -> np.ndarray:
+        """The row of a batch of which nothing is out of range."""
+        if self._layout.unpack(row)[VIOLATIONS][0]:
+            raise UserError(self._problem(step) or f"evaluation, batch {step}: {UNKNOWN}")
+        return row
 
     def _bad_weight(self) -> str:
         """A sentence about the first variable of the model that no evaluation can be trusted with; '' for none."""
@@ -140,6 +150,29 @@ class EvalBlock:
     def _floating(self) -> dict[str, tf.Variable]:
         return {path: variable for path, variable in paths.variables(self._model).items() if variable.dtype.is_floating}
 
+    @contextlib.contextmanager
+    def _blamed(self, first: int, count: int) -> Iterator[None]:
+        """Explains what a kernel raises because of one of `count` batches from `first`."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            problem = self._problem(first, count)
+            if not problem:
+                raise
+            raise UserError(problem) from error
+
+    def _problem(self, first: int, count: int = 1) -> str:
+        """What is out of range in one of `count` batches from `first`; '' if nothing is."""
+
+        def look(batch: Mapping[str, tf.Tensor], step: tf.Tensor) -> None:
+            with scopes(self._precision, self._key, step):
+                self._row(0, dict(batch))
+
+        steps = range(first, first + count)
+        return first_problem(
+            self._batches, look, steps, [self._model], lambda step, found: f"evaluation, batch {step}: {found}"
+        )
+
     def compiled_by(self, mode: str) -> "EvalBlock":
         """The same pass, compiled as suits a training block compiled by `mode`."""
         other = copy.copy(self)
@@ -160,8 +193,11 @@ class EvalBlock:
 
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
-                batch = take_parts(self._replicas, self._parts, plans, index)
-                return self._replicas.total(self._row, batch, mode=self._mode), tf.constant(False)
+                batch, found = take_parts(self._replicas, self._parts, plans, index)
+                row = self._replicas.total(self._row, batch, mode=self._mode)
+                if found:  # a transform of the split has guards too
+                    row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
+                return row, tf.constant(False)
 
         return repeat(step, k, self._block_steps, self._layout.width, self._dtype).rows
 
@@ -175,11 +211,13 @@ class EvalBlock:
 
     def _row(self, index: int, batch: Batch) -> tf.Tensor:
         """Sums over the examples of one replica."""
-        terms, outputs = forward(self._loss, self._model, batch, training=False)
+        with guards.watched(batch) as watch:
+            terms, outputs = forward(self._loss, self._model, batch, training=False)
+            watch.batch |= outputs
+            states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
         if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
             terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
-        states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
-        return self._layout.pack({}, terms, states, self._dtype)
+        return self._layout.pack({VIOLATIONS: watch.violations(self._dtype)}, terms, states, self._dtype)
 
     def _merge(self, totals: Mapping[str, np.ndarray], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         metrics = self._layout.metrics

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from framework import rng
+from framework import guards, rng
 from framework.compile import is_in_xla
 from framework.config import UserError
 from framework.losses import Coupled, Term
@@ -40,11 +40,13 @@ class Gradients(NamedTuple):
       terms: {name: Term}, sums and weights of the whole batch.
       metrics: {name: state}; zeros if the pass has no outputs.
       gradients: {path: tensor}, of the total of the terms, not scaled; dense unless sparse ones were asked for.
+      violations: scalar; guards that do not hold, see `guards.watched`. With any, the numbers mean nothing.
     """
 
     terms: dict[str, Term]
     metrics: dict[str, tf.Tensor]
     gradients: dict[str, tf.Tensor]
+    violations: Any = 0.0
 
 
 def forward(loss: Loss, model: Any, batch: Batch, training: bool) -> tuple[Terms, Mapping[str, Any]]:
@@ -159,6 +161,7 @@ def gradients_of(
     mode: str = "graph",
     has_collectives: bool = False,
     keep_sparse: bool = False,
+    nan_tells: bool = False,
 ) -> Gradients:
     """Differentiates the total of a pass's terms over a batch, in one piece or by replicas and micro-batches.
 
@@ -177,6 +180,7 @@ def gradients_of(
       mode: how each of several replicas is compiled.
       has_collectives: the pass itself communicates between replicas, so it can be neither compiled nor looped over.
       keep_sparse: of one micro-batch on one replica, gradients of what is looked up stay tf.IndexedSlices.
+      nan_tells: whether a label that makes the loss NaN need not be counted among the violations.
 
     Raises:
       UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
@@ -199,11 +203,14 @@ def gradients_of(
     def local(index: int, part: Batch) -> Gradients:
         parts = _parts(part, index, micro_batches, start)
         if micro_batches > 1:
-            found = _accumulate(one_pass, parts, weights or {}, variables, metrics, scale, dtype)
+            found = _accumulate(one_pass, parts, weights or {}, variables, metrics, scale, dtype, nan_tells)
         else:
             here = _all_reduced if has_collectives else weights
             found = parts.at(
-                0, lambda part: _differentiate(one_pass, part, here, variables, metrics, scale, dtype, keep_sparse)
+                0,
+                lambda part: _differentiate(
+                    one_pass, part, here, variables, metrics, scale, dtype, keep_sparse, nan_tells
+                ),
             )
         if replicas.wire is None:
             return found
@@ -280,11 +287,13 @@ def _differentiate(
     scale: tf.Tensor | None,
     dtype: tf.DType,
     keep_sparse: bool = False,
+    nan_tells: bool = False,
 ) -> Gradients:
     """One micro-batch; `weights` are those of the whole batch, or make them of its own; None if this is all of it."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(list(variables.values()))
-        terms, outputs = one_pass(batch)
+        with guards.watched(batch) as watch:
+            terms, outputs = one_pass(batch)
         whole = weights({name: term.weight for name, term in terms.items()}) if callable(weights) else weights
         value = total(terms, whole)
         value = value if scale is None else value * tf.cast(scale, value.dtype)
@@ -296,11 +305,13 @@ def _differentiate(
             " Use it in make_loss, or set trainable=False on its layer."
         )
     empty = {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()}
-    states = {name: metric.update(outputs, batch) for name, metric in metrics.items()} if outputs else empty
+    with guards.watched({**batch, **outputs}) as watch_metrics:
+        states = {name: metric.update(outputs, batch) for name, metric in metrics.items()} if outputs else empty
     return Gradients(
         {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
         {name: tf.cast(state, dtype) for name, state in states.items()},
         {path: g if keep_sparse else _whole(g) for path, g in gradients.items()},
+        watch.violations(dtype, nan_too=not nan_tells) + watch_metrics.violations(dtype),
     )
 
 
@@ -338,16 +349,18 @@ def _accumulate(
     metrics: Mapping[str, Metric],
     scale: tf.Tensor | None,
     dtype: tf.DType,
+    nan_tells: bool,
 ) -> Gradients:
     """All micro-batches, one after the other in a compiled loop that holds the activations of one."""
     nothing = Gradients(
         {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in weights},
         {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()},
         {path: tf.zeros(variable.shape, variable.dtype) for path, variable in variables.items()},
+        tf.zeros([], dtype),
     )
 
     def one(part: Batch) -> Gradients:
-        return _differentiate(one_pass, part, weights, variables, metrics, scale, dtype)
+        return _differentiate(one_pass, part, weights, variables, metrics, scale, dtype, nan_tells=nan_tells)
 
     return _summed(0, parts.count, nothing, lambda index: parts.at(index, one))
 

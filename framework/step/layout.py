@@ -19,6 +19,8 @@ from framework.metrics import Metric
 from framework.step.gradients import Terms
 from framework.step.penalties import PENALTY, is_penalty
 
+VIOLATIONS = "violations"  # guards that do not hold, see `framework/guards.py`; a run ends with the first
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -59,7 +61,7 @@ class Layout:
 
     def results(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Final numbers: terms as means (left out where there is only one: it is the loss), metrics by `result`."""
-        results = {name: float(values[name][0]) for name in self.scalars}
+        results = {name: float(values[name][0]) for name in self.scalars if name != VIOLATIONS}
         if len(self.terms) > 1:
             means = {name: mean(values[term_key(name)]) for name in self.terms}
             results |= {term_key(name): value for name, value in means.items() if not is_penalty(name)}

@@ -11,7 +11,7 @@ import tf_keras as keras
 from absl import logging
 from ml_collections import FrozenConfigDict
 
-from framework import paths, precision, rng
+from framework import guards, paths, precision, rng
 from framework.assigned import assigned
 from framework.config import UserError, near
 from framework.data.batches import Batches, epoch_steps
@@ -38,6 +38,7 @@ class Probe:
       has_collectives: the forward pass communicates between replicas: a layer, the model or the loss has an attribute
         `needs_collectives`, or is a synchronised BatchNormalization.
       data: graph of a batch and its transform.
+      unread: operations that XLA would pass over in silence, see `guards.Watch`.
     """
 
     terms: tuple[str, ...]
@@ -47,6 +48,7 @@ class Probe:
     moved: tuple[tf.Variable, ...]
     has_collectives: bool
     data: tf.Graph | None = None
+    unread: tuple[str, ...] = ()
 
 
 def probe(
@@ -65,13 +67,14 @@ def probe(
     terms: dict[str, Any] = {}
 
     def first() -> Any:
-        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), guards.watched({}):
             return dict(batches.at(0))
 
     def trace(batch: Any) -> Any:
         batch = NamedBatch(batch)
-        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), guards.watched(batch) as watch:
             found, outputs = forward(loss, model, batch, training=True)
+            watch.batch |= outputs
             for name, metric in metrics.items():
                 _check_metric(name, metric, metric.update(_Outputs(outputs), batch))
         # A weight may be a constant, which is a tensor of no graph.
@@ -99,8 +102,20 @@ def probe(
         )
     if config.train.micro_batches > 1:
         _check_once_an_update(function.graph, model, config.train.micro_batches)
+    unread = [*guards.unread_of(data.graph if batches.is_resident else None), *guards.unread_of(function.graph)]
+    if config.train.compile in ("xla", "xla_gradients"):
+        guards.refuse_unread(unread)
     moved = assigned(function.graph, model)
-    return Probe(tuple(terms), batch, function.structured_outputs, function.graph, moved, has_collectives, data.graph)
+    return Probe(
+        tuple(terms),
+        batch,
+        function.structured_outputs,
+        function.graph,
+        moved,
+        has_collectives,
+        data.graph,
+        tuple(unread),
+    )
 
 
 def _has_collectives(loss: Loss, model: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import paths, precision, rng
+from framework import guards, paths, precision, rng
 from framework.compile import by_xla
 from framework.config import UserError, near
 from framework.metrics import Metric
@@ -53,10 +53,13 @@ class Tools:
         self._replicas, self._has_collectives = replicas, has_collectives
         self._dtype = precision.master_dtype(config.train.precision)
         self._finite: list[tf.Tensor] = []
+        self._violations: list[tf.Tensor] = []
         self._applied: dict[str, Applied] = {}
         self._programs: tuple[str, ...] = ()
         self._allowed = tf.constant(True)
         self._looked: dict[str, tf.Tensor] | None = None
+        self._is_whole = False
+        self._watch: guards.Watch | None = None
 
     def gradients(self, one_pass: Pass, batch: Mapping[str, tf.Tensor], of: str = "model") -> Gradients:
         """Gradients of the total of a pass's terms over the whole global batch; may be called several times a step.
@@ -74,19 +77,23 @@ class Tools:
         model, optimizer = self._state.models[self._known(of)], self._state.optimizers[of]
 
         loss_scale = self._state.loss_scale
+        is_scaled = loss_scale is not None and loss_scale.is_dynamic
         found = gradients_of(
             counted(one_pass, model),
             batch,
             optimizer.trained,
             self._metrics,
             dtype=self._dtype,
-            micro_batches=self._config.train.micro_batches,
+            micro_batches=1 if self._is_whole else self._config.train.micro_batches,
             scale=None if loss_scale is None else loss_scale.scale.read_value(),
             replicas=self._replicas,
             mode="xla" if "gradients" in self._programs else "graph",
             has_collectives=self._has_collectives,
+            # Then a step that is NaN ends the run, or goes back, and is looked at.
+            nan_tells=self._config.train.on_nonfinite != "skip" and not is_scaled,
         )
-        self._finite.append(tf.math.is_finite(total(found.terms)))
+        self._finite += [tf.math.is_finite(total(found.terms)), tf.equal(found.violations, 0)]
+        self._violations.append(found.violations)
         return found._replace(terms=of_model(found.terms, of))
 
     def apply(self, gradients: Mapping[str, tf.Tensor], to: str = "model") -> None:
@@ -105,6 +112,8 @@ class Tools:
         if self._looked is not None:
             self._looked |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
             return
+
+        self._notice()
 
         def update(gradients: Mapping[str, tf.Tensor], allowed: tf.Tensor) -> Applied:
             return apply(optimizer, gradients, self._config.clip, allowed, self._replicas, self._is_masked())
@@ -130,6 +139,10 @@ class Tools:
         """Bool scalar: all losses and gradients of this step so far are."""
         return tf.reduce_all(tf.stack([tf.constant(True), *self._finite]))
 
+    def violations(self) -> tf.Tensor:
+        """How many guards of this step so far do not hold, scalar; see `guards.watched`."""
+        return tf.add_n(self._violations) if self._violations else tf.zeros([], self._dtype)
+
     def norms(self) -> dict[str, tf.Tensor]:
         """{'gradient_norm': …} of this step's updates; with several models 'gradient_norm/generator', …."""
         zero = tf.zeros([], self._dtype)
@@ -147,6 +160,7 @@ class Tools:
         guarded: Sequence[tf.Variable],
         allowed: tf.Tensor,
         programs: Sequence[str] = (),
+        violations: Sequence[tf.Tensor] = (),
     ) -> Any:
         """Runs a step as a whole or not at all.
 
@@ -154,14 +168,17 @@ class Tools:
           guarded: what is put back where the step does not count; `apply` keeps the weights itself.
           allowed: bool scalar; False for a step that is to be left out.
           programs: what of the step is an XLA program, see `compile.programs`.
+          violations: of guards of the batch, which count as those of the step.
 
         Returns:
           what the step returned.
         """
         self._finite, self._applied, self._allowed, self._looked = [], {}, allowed, None
+        self._violations = list(violations)
+        self._finite += [tf.equal(found, 0) for found in violations]
         self._programs = tuple(programs)
         before = [(copy, copy.read_value()) for variable in guarded for copy in paths.copies(variable)]
-        returned = self._checked(step(self._state, batch))
+        returned = self._stepped(step, batch)
         state, is_good = self._state, self.is_finite() & allowed
         terms = [term for name, term in returned[0].items() if not is_penalty(name)]
         empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in terms)
@@ -193,20 +210,46 @@ class Tools:
         """`fn`, which writes weights or averages, as a program of its own where updates are to be."""
         return by_xla(fn) if "update" in self._programs else fn
 
-    def look(self, step: Step, batch: Mapping[str, tf.Tensor], programs: Sequence[str] = ()) -> Gradients:
+    def look(
+        self, step: Step, batch: Mapping[str, tf.Tensor], programs: Sequence[str] = (), is_whole: bool = False
+    ) -> Gradients:
         """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned.
 
         Args:
           batch: {name: [batch, ...]}, the whole of it, which is looked at as by a single device.
           programs: see `run`.
+          is_whole: in one piece, whatever the number of micro-batches.
         """
         self._finite, self._applied, self._looked, self._programs = [], {}, {}, tuple(programs)
+        self._violations = []
         replicas, self._replicas = self._replicas, self._replicas.alone()
+        self._is_whole = is_whole
         try:
-            terms, metrics = self._checked(step(self._state, batch))
+            terms, metrics = self._stepped(step, batch)
         finally:
-            self._replicas = replicas
+            self._replicas, self._is_whole = replicas, False
         return Gradients(dict(terms), dict(metrics), self._looked)
+
+    def _stepped(self, step: Step, batch: Mapping[str, tf.Tensor]) -> tuple[Terms, Mapping[str, tf.Tensor]]:
+        """What a step returns, whose own operations are watched beside those of its losses."""
+        if getattr(step, "is_standard", False):  # which does nothing else
+            return self._checked(step(self._state, batch))
+        with guards.watched(batch) as self._watch:
+            returned = self._checked(step(self._state, batch))
+            self._notice()
+        self._watch = None
+        return returned
+
+    def _notice(self) -> None:
+        """Counts what does not hold of an experiment's own step so far."""
+        if self._watch is None:
+            return
+        known = len(self._watch.guards)
+        self._watch.read()
+        if len(self._watch.guards) > known:
+            found = self._watch.violations(self._dtype, known)
+            self._finite.append(tf.equal(found, 0))
+            self._violations.append(found)
 
     def _checked(self, returned: Any) -> tuple[Terms, Mapping[str, tf.Tensor]]:
         """What a step returned; metrics that it leaves out have seen no examples."""
@@ -247,4 +290,5 @@ def standard_step(loss: Loss, tools: Tools) -> Step:
         tools.apply(found.gradients)
         return found.terms, found.metrics
 
+    step.is_standard = True  # type: ignore[attr-defined]
     return step

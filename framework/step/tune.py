@@ -81,7 +81,7 @@ def candidates(config: FrozenConfigDict, found: Probe, replicas: Replicas) -> tu
     if config.runtime.strategy == "parameter_server" or (found.has_collectives and replicas.count > 1):
         return ("graph",)
     modes: tuple[str, ...] = MODES if replicas.strategy is None else ("graph", "xla")
-    slow = slow_convolutions(found.graph, replicas)
+    slow = (*slow_convolutions(found.graph, replicas), *(("xla", "xla_gradients") if found.unread else ()))
     return tuple(mode for mode in modes if mode not in slow)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from framework.config import UserError
+from framework.graphs import ancestors, imported
 from framework.losses import Term
 
 # A pass over one batch or micro-batch: batch -> (terms, outputs)
@@ -46,17 +47,13 @@ def term_weights(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str
     operations = set().union(*(ancestors(weight) for weight in weights.values()))
     inputs = [*graph.inputs[: len(tf.nest.flatten(specs))], *(inner for _, inner in graph.captures)]
     outers = [outer for outer, _ in graph.captures]
-    definition = graph.as_graph_def()
-    wanted = {operation.name for operation in operations - {inner.op for inner in inputs}}
-    definition.node.MergeFrom(_without_control(definition.node, wanted))
 
     def pruned(*args: Any) -> dict[str, tf.Tensor]:
         given = [*tf.nest.flatten(args), *outers]
         feeds = {
             inner.name: tf.identity(outer) for inner, outer in zip(inputs, given, strict=True) if inner.op in operations
         }
-        names = [weight.name for weight in weights.values()]
-        fetched = tf.graph_util.import_graph_def(definition, input_map=feeds, return_elements=names, name="weights")
+        fetched = imported(graph, list(weights.values()), feeds, "weights")
         return dict(zip(weights, fetched, strict=True))
 
     return tf.function(pruned, autograph=False)
@@ -91,18 +88,6 @@ def _examples_of(graph: Any, given: int) -> set[tf.Operation]:
     }
 
 
-def ancestors(tensor: tf.Tensor) -> set[tf.Operation]:
-    """The operations that `tensor` is computed by, its own included; control edges do not count."""
-    found: set[tf.Operation] = set()
-    queue = [tensor.op]
-    while queue:
-        operation = queue.pop()
-        if operation not in found:
-            found.add(operation)
-            queue += [source.op for source in operation.inputs]
-    return found
-
-
 def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
     """Raises UserError if a weight is computed from a variable; all are tensors of `graph`, a trace of the loss."""
     handles = {id(variable.handle): variable for variable in graph.variables}
@@ -119,16 +104,3 @@ def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
                 f"the weight of term '{name}' is computed from the variable '{read[operation].name}'. A weight is a"
                 " function of the batch alone: put factors that depend on the model into Term.sum."
             )
-
-
-def _without_control(nodes: Any, wanted: set[str]) -> list[Any]:
-    """Takes all nodes out of `nodes` and returns the wanted ones, without their control inputs."""
-    kept = []
-    for node in list(nodes):
-        if node.name in wanted:
-            data = [source for source in node.input if not source.startswith("^")]
-            del node.input[:]
-            node.input.extend(data)
-            kept.append(node)
-    del nodes[:]
-    return kept

@@ -1,0 +1,219 @@
+"""Which operations take an index or label that must be in range, and what range that is.
+
+    for bound in BOUNDS["GatherV2"](operation):
+        bad, value = bound.outside(*bound.inputs)        # where it is out of range, and what is there
+
+Only what the kernels of a CPU raise for is out of range, such as a negative index of tf.gather: `tf.one_hot` gives
+zeros, and segment sums leave negative ids out, in every mode.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow.python.ops import handle_data_util  # no public name tells the shape that a handle's variable has
+
+CLAIM = "framework: a label below "
+
+# (where it is out of range, what is there)
+Found = tuple[tf.Tensor, tf.Tensor]
+
+
+class Bound(NamedTuple):
+    """One input of an operation that must be in range.
+
+    Attributes:
+      inputs: tensors of the graph of the operation that `outside` takes, the index first.
+      outside: of tensors like them.
+      problem: what is wrong with a value that is outside.
+    """
+
+    inputs: tuple[tf.Tensor, ...]
+    outside: Callable[..., Found]
+    problem: str
+
+
+def below(index: tf.Tensor, limit: Any) -> Found:
+    """Where index is not in [0, limit); `limit` is a number, or one for each of the last dimension."""
+    # As unsigned numbers the negative ones are the largest: one comparison.
+    unsigned = {tf.int32: tf.uint32, tf.int64: tf.uint64, tf.int16: tf.uint16}.get(index.dtype)
+    if unsigned is None or tf.is_tensor(limit):
+        return (index < 0) | (index >= tf.cast(limit, index.dtype)), index
+    return tf.bitcast(index, unsigned) >= tf.constant(limit, unsigned), index
+
+
+def _range(limit: int | None, of: str) -> str:
+    return f"which is none of the {of}" if limit is None else f"which is none of the {of} 0 to {limit - 1}"
+
+
+def _rows(index: tf.Tensor, table: tf.Tensor, shape: tf.TensorShape, axis: int, of: str = "rows") -> list[Bound]:
+    """An index along one axis of a table."""
+    limit = None if shape.rank is None else shape[axis]
+    if limit is not None:
+        return [Bound((index,), lambda found: below(found, limit), _range(limit, of))]
+    return [Bound((index, table), lambda found, rows: below(found, tf.shape(rows)[axis]), _range(None, of))]
+
+
+def _gather(operation: Any) -> list[Bound]:
+    table, index, axis = operation.inputs
+    along = tf.get_static_value(axis)
+    return [] if along is None else _rows(index, table, table.shape, int(along))
+
+
+def _gather_v1(operation: Any) -> list[Bound]:
+    return _rows(operation.inputs[1], operation.inputs[0], operation.inputs[0].shape, 0)
+
+
+def _shape_of(handle: tf.Tensor) -> tf.TensorShape:
+    """Of the variable that a handle is of."""
+    data = handle_data_util.get_resource_handle_data(handle)
+    return tf.TensorShape(data.shape_and_type[0].shape if data is not None and data.is_set else None)
+
+
+def _gather_variable(operation: Any) -> list[Bound]:
+    shape = _shape_of(operation.inputs[0])
+    if not shape.rank or shape[operation.get_attr("batch_dims")] is None:
+        return []
+    return _rows(operation.inputs[1], operation.inputs[0], shape, operation.get_attr("batch_dims"))
+
+
+def _places(index: tf.Tensor, shape: tf.TensorShape) -> list[Bound]:
+    """The last dimension of an index is a place in the first dimensions of a tensor."""
+    depth = index.shape[-1] if index.shape.rank else None
+    if not depth or shape.rank is None or None in (limits := shape[:depth].as_list()):
+        return []
+    return [Bound((index,), lambda found: below(found, limits), f"which is no place in a tensor of shape {shape}")]
+
+
+def _is_lenient(operation: Any) -> bool:
+    """Whether an operation was told to pass over bad indices."""
+    return operation.node_def.attr["bad_indices_policy"].s == b"IGNORE"
+
+
+def _gather_nd(operation: Any) -> list[Bound]:
+    table, index = operation.inputs
+    shape = _shape_of(table) if table.dtype == tf.resource else table.shape
+    return [] if _is_lenient(operation) else _places(index, shape)
+
+
+def _scattered(operation: Any) -> list[Bound]:
+    return [] if _is_lenient(operation) else _places(operation.inputs[1], operation.inputs[0].shape)
+
+
+def _scatter_nd(operation: Any) -> list[Bound]:
+    shape = tf.get_static_value(operation.inputs[2])
+    return [] if shape is None or _is_lenient(operation) else _places(operation.inputs[0], tf.TensorShape(shape))
+
+
+def _labels(operation: Any) -> list[Bound]:
+    logits, labels = operation.inputs
+    return _rows(labels, logits, logits.shape, -1, "classes")
+
+
+def _claimed(operation: Any) -> list[Bound]:
+    message = tf.compat.as_str(operation.get_attr("message"))
+    if not message.startswith(CLAIM):
+        return []
+    classes = int(message.removeprefix(CLAIM))
+    return [Bound((operation.inputs[0],), lambda found: below(found, classes), _range(classes, "classes"))]
+
+
+def _segments(operation: Any) -> list[Bound]:
+    _, ids, count = operation.inputs
+    count = tf.get_static_value(count)
+    if count is None:
+        return []
+    return [Bound((ids,), lambda found: (found >= int(count), found), f"which is not below the {count} segments")]
+
+
+def _sparse_segments(operation: Any) -> list[Bound]:
+    return _rows(operation.inputs[1], operation.inputs[0], operation.inputs[0].shape, 0)
+
+
+def _picked(operation: Any) -> list[Bound]:
+    """x[i] of tf.strided_slice, with i a tensor."""
+    source, begin = operation.inputs[:2]
+    masks = {name: operation.get_attr(f"{name}_mask") for name in ("shrink_axis", "new_axis", "ellipsis")}
+    count = begin.shape[0]
+    if not masks["shrink_axis"] or count is None or source.shape.rank is None or begin.op.type == "Const":
+        return []
+
+    def has(name: str, place: int) -> bool:
+        return bool(masks[name] >> place & 1)
+
+    found = []
+    for place in range(count):
+        if not has("shrink_axis", place):
+            continue
+        before = range(place)
+        if any(has("ellipsis", other) for other in before):
+            axis = source.shape.rank - sum(not has("new_axis", other) for other in range(place, count))
+        else:
+            axis = sum(not has("new_axis", other) for other in before)
+        limit = source.shape[axis]
+        if limit is not None:
+            outside = functools.partial(_around, place=place, limit=limit)
+            found.append(Bound((begin,), outside, f"which is none of -{limit} to {limit - 1}"))
+    return found
+
+
+def _around(begin: tf.Tensor, place: int, limit: int) -> Found:
+    index = begin[place]
+    return (index < -limit) | (index >= limit), index
+
+
+def _sliced(operation: Any) -> list[Bound]:
+    source, begin, size = operation.inputs
+    if not source.shape.is_fully_defined():
+        return []
+    limits = source.shape.as_list()
+
+    def outside(begin: tf.Tensor, size: tf.Tensor) -> Found:
+        end = begin + tf.maximum(size, 0)
+        return (begin < 0) | (end > tf.constant(limits, end.dtype)), begin
+
+    return [Bound((begin, size), outside, f"from where the slice leaves a tensor of shape {source.shape}")]
+
+
+def _reversed(operation: Any) -> list[Bound]:
+    source, lengths = operation.inputs
+    limit = source.shape[operation.get_attr("seq_dim")] if source.shape.rank else None
+    if limit is None:
+        return []
+    return [Bound((lengths,), lambda found: below(found, limit + 1), f"which is no length of at most {limit}")]
+
+
+def _divided(operation: Any) -> list[Bound]:
+    by = operation.inputs[1]
+    if not by.dtype.is_integer:
+        return []
+    return [Bound((by,), lambda found: (tf.equal(found, 0), found), "by which whole numbers cannot be divided")]
+
+
+def _numbers(operation: Any) -> list[Bound]:
+    problem = f"which is not finite: {tf.compat.as_str(operation.get_attr('message'))}"
+    return [Bound((operation.inputs[0],), lambda found: (~tf.math.is_finite(found), found), problem)]
+
+
+def _of(kind: Callable[[Any], list[Bound]], names: Sequence[str]) -> dict[str, Callable[[Any], list[Bound]]]:
+    return dict.fromkeys(names, kind)
+
+
+BOUNDS: dict[str, Callable[[Any], list[Bound]]] = {
+    **_of(_gather, ["GatherV2"]),
+    **_of(_gather_v1, ["Gather"]),
+    **_of(_gather_variable, ["ResourceGather"]),
+    **_of(_gather_nd, ["GatherNd", "ResourceGatherNd"]),
+    **_of(_scattered, [f"TensorScatter{name}" for name in ("Update", "Add", "Sub", "Min", "Max")]),
+    **_of(_scatter_nd, ["ScatterNd"]),
+    **_of(_labels, ["SparseSoftmaxCrossEntropyWithLogits"]),
+    **_of(_claimed, ["PreventGradient"]),
+    **_of(_segments, [f"UnsortedSegment{name}" for name in ("Sum", "Max", "Min", "Prod")]),
+    **_of(_sparse_segments, [f"SparseSegment{name}" for name in ("Sum", "Mean", "SqrtN")]),
+    **_of(_picked, ["StridedSlice"]),
+    **_of(_sliced, ["Slice"]),
+    **_of(_reversed, ["ReverseSequence"]),
+    **_of(_divided, ["FloorDiv", "FloorMod", "Div", "Mod", "TruncateDiv", "TruncateMod"]),
+    **_of(_numbers, ["CheckNumerics", "CheckNumericsV2"]),
+}
