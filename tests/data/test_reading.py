@@ -201,10 +201,10 @@ def test_a_failing_evaluation_is_made_again(tmp_path):
     loop.train(whole)
     broken = small.build(tmp_path / "run", functions=functions([]), **SETTINGS)
 
-    def fail():
+    def fail(*args):
         raise DataError("gone")
 
-    broken.eval_blocks = {"test": fail}
+    broken.eval_blocks["test"].compiled = fail
     with pytest.raises(DataError, match=r"^gone$"):
         loop.train(broken)
     assert broken.checkpoints.steps() == []
