@@ -18,7 +18,6 @@ from framework.config import RunError, UserError
 from framework.data.batches import Batch, Batches, Resident
 from framework.optim import clip, global_norm
 from framework.replicas import ParameterServers
-from framework.step import coverage
 from framework.step.block import UNKNOWN, Block, TrainBlock
 from framework.step.gradients import Loss, counted, gradients_of, total
 from framework.step.layout import VIOLATIONS
@@ -140,7 +139,6 @@ class AsynchronousBlock(TrainBlock):
         scalars = {"loss": loss, "gradient_norm": norm, "skipped": ~is_finite, **rates}
         scalars |= {"empty_terms": tf.where(is_finite, empty, 0), VIOLATIONS: found.violations}
         check_draws(tf.compat.v1.get_default_graph(), config)
-        coverage.check(tf.compat.v1.get_default_graph(), state)
         return self.layout.pack(scalars, found.terms, found.metrics, self._dtype)
 
     def _counted_on_chief(self, first: int, rows: np.ndarray) -> Block:
