@@ -88,8 +88,9 @@ def _import_run() -> ModuleType:
 
 def _import_silently() -> ModuleType:
     """framework.run without the C++ notes of TensorFlow's start: no log level silences all of them."""
-    if any(Path("/dev").glob("nvidia[0-9]*")) or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        return importlib.import_module("framework.run")  # here the notes may matter
+    # Where the notes may matter; 3 asks for none, as a process has it from one that starts it.
+    if any(Path("/dev").glob("nvidia[0-9]*")) or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
+        return importlib.import_module("framework.run")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     stderr = os.dup(2)
     try:

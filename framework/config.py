@@ -177,7 +177,7 @@ def _check_duration(key: str, value: Any) -> None:
     match = _DURATION.fullmatch(str(value))
     if not match or float(match[1]) <= 0:
         number = str(value).strip()
-        example = f"'{number} steps'" if number.isdecimal() and number.isascii() and int(number) else "'2 epochs'"
+        example = f"'{number} steps'" if number.isdecimal() and number.isascii() and number.strip("0") else "'2 epochs'"
         example = "\"('2 epochs','4 epochs')\"" if key == "schedule.boundaries" else example
         raise UserError(
             f"{key}='{value}' is not a duration. Type e.g. --config.{key}={example} (steps, epochs, examples or %)."

@@ -174,6 +174,8 @@ def _message(error: BaseException) -> str:
             f"status {error.code}. An experiment does not end the process: raise an exception that says what is wrong."
         )
     raw = _text(error)
+    if isinstance(error, ModuleNotFoundError) and (beside := _beside(error)):
+        return f"{_sentence(raw)} {beside} is found by `import {error.name}` alone, not by importlib."
     for pattern, instead, advice in _ADVICE:
         if re.search(pattern, raw):
             return f"{instead or _sentence(raw)} {advice}"
@@ -182,6 +184,16 @@ def _message(error: BaseException) -> str:
     if _is_out_of_memory(error):
         return f"{_sentence(raw or 'out of memory')} Use a smaller --config.data.batch_size, or train.micro_batches."
     return _sentence(raw or "it has no message")
+
+
+def _beside(error: ModuleNotFoundError) -> str | None:
+    """The file of a module that was not found and lies beside the code that asked for it."""
+    name = Path(*(error.name or "").split("."))
+    for file, _, _ in _frames(error.__traceback__):
+        for path in (Path(file).parent / name.with_suffix(".py"), Path(file).parent / name / "__init__.py"):
+            if error.name and is_own(file) and path.is_file():
+                return shown_path(path)
+    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

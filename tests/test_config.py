@@ -258,6 +258,9 @@ def test_durations_are_all_listed_here():
     assert set(keys.DURATIONS) == DURATIONS
 
 
+LONG = "9" * 5000  # more digits than Python makes a number of
+
+
 @pytest.mark.parametrize("key", sorted(DURATIONS))
 def test_not_a_duration(key):
     for value in (
@@ -270,8 +273,10 @@ def test_not_a_duration(key):
         "inf steps",
         "5 parsecs",
         "٣ epochs",
+        "00",
+        LONG,
     ):
-        example = "5 steps" if value == "5" else "2 epochs"
+        example = f"{value} steps" if value in ("5", LONG) else "2 epochs"
         expected = (
             f"{key}='{value}' is not a duration. Type e.g. --config.{key}='{example}' (steps, epochs, examples or %)."
         )
@@ -295,6 +300,7 @@ def test_no_duration(key):
         ("1000001 epochs", "1e+06 epochs"),
         ("100.1%", "100%"),
         ("101 percent", "100 percents"),
+        ("9" * 5000 + " steps", "1e+15 steps"),
     ],
 )
 def test_duration_out_of_range(value, most):

@@ -758,6 +758,18 @@ def process(*arguments, script=("launch.py",)):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.parametrize(("level", "printed"), [(None, ""), ("3", ""), ("0", "a note of TensorFlow's\n")])
+def test_notes_of_the_start_are_for_who_asks_for_them(monkeypatch, capfd, level, printed):
+    # "3" is what the workers of --local_workers inherit from a launch that was given nothing.
+    monkeypatch.setattr(launch.importlib, "import_module", lambda name: os.write(2, b"a note of TensorFlow's\n"))
+    monkeypatch.setattr(launch.Path, "glob", lambda *_: iter(()))  # no GPU
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level or "")
+    if level is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    launch._import_silently()
+    assert capfd.readouterr().err == printed
+
+
 def test_loading_looks_for_garbage_only_afterwards():
     """What TensorFlow's modules make is not looked through again, and what the run makes is."""
     said = "import gc; import launch; launch._import_run(); print(gc.isenabled(), gc.get_freeze_count() > 100_000)"

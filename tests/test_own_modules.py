@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import code_copies, experiment
+from framework import code_copies, experiment, user_code
 from framework.config import UserError
 
 SOURCE = """
@@ -53,6 +53,17 @@ def test_a_module_beside_the_experiment():
     assert str(Path("exp").resolve()) not in sys.path
     with pytest.raises(ModuleNotFoundError):
         __import__("helpers")
+
+
+@pytest.mark.parametrize(("name", "path"), [("helpers", "helpers.py"), ("parts", "parts/__init__.py")])
+def test_a_module_beside_the_experiment_that_importlib_is_asked_for(name, path):
+    write(f"exp/{path}", "VALUE = 3\n")
+    with pytest.raises(UserError) as caught, user_code.explained():
+        load(f"import importlib\nown = importlib.import_module('{name}')", "own.VALUE")
+    assert str(caught.value) == (
+        f"exp/x.py:4: ModuleNotFoundError: No module named '{name}'. exp/{path} is found by `import {name}` alone,"
+        " not by importlib. --debug shows the traceback."
+    )
 
 
 def test_packages_relative_imports_and_a_circle():
