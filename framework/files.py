@@ -180,6 +180,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed for want of room, as Python or as TensorFlow says it."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return is_full or type(error).__name__ == "ResourceExhaustedError"
+
+
 def sync(folder: Path) -> None:
     """Waits until a folder's entries, or a file's bytes, are on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -75,7 +75,8 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:
             raise
-        raise RunError(f"{error}. Mend that and type the same command again.") from error
+        where = "" if error.filename else f"{run.workdir}: "  # of a full disk, Python does not say which file
+        raise RunError(f"{where}{error}. Mend that and type the same command again.") from error
 
 
 def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:

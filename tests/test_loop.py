@@ -194,7 +194,8 @@ def test_a_full_disk_elsewhere_in_the_run_folder_is_one_line_too(tmp_path, monke
     monkeypatch.setattr(loop, "write_json", writing)
     with pytest.raises(RunError) as caught:
         loop.train(build(tmp_path / "run", **{"train.duration": "2 steps"}))
-    assert str(caught.value) == "[Errno 28] No space left on device. Mend that and type the same command again."
+    expected = f"{tmp_path / 'run'}: [Errno 28] No space left on device. Mend that and type the same command again."
+    assert str(caught.value) == expected
 
 
 def test_an_unsaved_tail_is_written_once(tmp_path, uninterrupted, monkeypatch):

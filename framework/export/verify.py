@@ -25,7 +25,7 @@ from absl import logging
 from framework.config import RunError, UserError
 from framework.export import report
 from framework.export.base import SERVING, Arrays, Call, ExportHook, ExportReport, Signature
-from framework.files import held, remove, sync, unreachable
+from framework.files import held, is_full_disk, remove, sync, unreachable
 from framework.metrics import Metric
 
 LATENCY_BATCHES = (1, 32)
@@ -139,6 +139,9 @@ def _export(
     except BaseException as error:  # one format that breaks, or wants to end the process, must not cost the others
         found.failures.append(_one_line(error))
         with contextlib.suppress(OSError):
+            if is_full_disk(error):  # what is half written would take the room of the other hooks and the report
+                remove(partial)
+                partial.mkdir()
             (partial / "error.txt").write_text(traceback.format_exc())
     with contextlib.suppress(OSError):
         if found.failures:

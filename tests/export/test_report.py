@@ -170,6 +170,19 @@ def test_a_full_disk_costs_one_hook_and_no_other(tmp_path, monkeypatch, call):
     assert (tmp_path / "one/1/factor.txt").read_text() == "1.0"
 
 
+@pytest.mark.parametrize("full", [FULL, tf.errors.ResourceExhaustedError(None, None, "No space left on device")])
+def test_what_is_half_written_on_a_full_disk_is_not_kept(tmp_path, full):
+    # Its room is needed for the report and for the other hooks.
+    def fill():
+        (tmp_path / ".one.partial" / "1" / "half.bin").write_bytes(b"0" * 4096)
+        raise full
+
+    bad, good = export(tmp_path, Versions("one", meanwhile=fill), Versions("two"))
+    assert (bad.passed, bad.path, good.passed) == (False, "one.failed", True)
+    assert os.listdir(tmp_path / "one.failed") == ["error.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["one.failed", "report.json", "two"]
+
+
 def test_no_room_for_the_report_leaves_none_that_is_not_true(tmp_path, monkeypatch):
     export(tmp_path, Versions("one"), Versions("two"), factor=1.0, step=3)
 
