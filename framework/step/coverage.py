@@ -36,6 +36,7 @@ _BY_BATCH = (
     " batches are a tf.Module, as data.replay.Replay is."
 )
 _MANY_AXES = 8
+_FILL = re.compile(r"(?:^|/)(zeros|ones)(?:_like)?(?:_\d+)?$")
 
 
 def check(graph: Any, state: TrainState, known: Collection[tf.Variable] = ()) -> None:
@@ -201,7 +202,9 @@ def _arrays(graph: Any, passed: Collection[int]) -> Iterator[tuple[np.ndarray, s
                     users = [user for output in operation.outputs for user in output.consumers()]
                     yield np.asarray(outer), next((where for user in users if (where := _place(user))), "")
             elif operation.type == "Const" and _is_data(operation.outputs[0]) and place(operation) is not None:
-                yield tf.make_ndarray(operation.get_attr("value")), _place(operation)
+                array = tf.make_ndarray(operation.get_attr("value"))
+                if not _is_fill(operation.name, array):
+                    yield array, _place(operation)
 
 
 def _is_data(constant: tf.Tensor) -> bool:
@@ -210,6 +213,15 @@ def _is_data(constant: tf.Tensor) -> bool:
     if constant.dtype.is_integer and count <= _MANY_AXES:
         return count > 1 and any(re.match("Gather|Cast|Select", user.type) for user in constant.consumers())
     return count > 1
+
+
+def _is_fill(name: str, array: np.ndarray) -> bool:
+    """Whether a constant is what tf.zeros, tf.ones or tf.zeros_like made of a shape.
+
+    On replicas, BatchNormalization makes such ones, which a run that goes on on one device does not have.
+    """
+    made = _FILL.search(name)
+    return made is not None and bool((array == (made[1] == "ones")).all())
 
 
 def _place(operation: tf.Operation) -> str:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import framework
-from framework import losses
+from framework import loop, losses
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
@@ -157,7 +157,7 @@ def test_a_schedule_that_counts_by_itself_is_refused():
     seen = tf.Variable(0.0, name="calls")
 
     def make_schedule(cfg, total_steps):
-        return lambda update: 0.01 / seen.assign_add(1.0)
+        return lambda update: 0.01 + 0.0 * seen.assign_add(1.0)  # the same rate each time
 
     built = small.build(functions={"make_schedule": make_schedule})
     with pytest.raises(UserError, match="a step changes the variable 'calls:0', which no checkpoint has"):
@@ -259,6 +259,38 @@ def test_a_checkpoint_without_the_fact_goes_on(tmp_path):
     begun.checkpoints.close()
     other = small.build(tmp_path, functions=class_weights([1, 2, 4], "array"))
     assert other.open() == 2
+
+
+def fills(cfg):
+    """A loss that makes constants of shapes alone, beside one of values."""
+
+    def loss(model, batch, training):
+        logits = model(batch["x"], training=training)
+        logits = (
+            logits * tf.ones_like(logits)
+            + tf.zeros(logits.shape)
+            + tf.constant([0.0, 0.0, 0.0], name="zeros_of_a_file")
+        )
+        weight = batch["weight"] * tf.ones(batch["weight"].shape)
+        return {"cross_entropy": losses.sparse_cross_entropy(logits, batch["label"], weight)}, {}
+
+    return loss
+
+
+def test_what_is_made_of_a_shape_is_no_constant_of_the_run():
+    begun = small.build(functions={"make_loss": fills})
+    place = "constant float32[3] (loss in test_coverage.py)"
+    assert list(begun.constants) == [f"{place} of the loss", f"{place} of evaluation of 'test'"]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_run_on_replicas_goes_on_on_one_device_and_the_other_way_round(tmp_path, replicas):
+    # On replicas BatchNormalization traces zeros for batches without examples.
+    devices = {1: {}, 2: {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}}
+    begun = small.build(tmp_path, **{"train.duration": "4 steps"}, **devices[replicas])
+    loop.train(begun)
+    longer = small.build(tmp_path, **{"train.duration": "6 steps"}, **devices[3 - replicas])
+    assert loop.train(longer)["step"] == 6
 
 
 def test_what_the_framework_computes_with_is_no_constant_of_the_run():
