@@ -49,11 +49,12 @@ def imported(graph: Any, tensors: Sequence[tf.Tensor], feeds: Mapping[str, tf.Te
 
 
 def called(operation: Any) -> list[Any]:
-    """The graphs of the functions that an operation calls."""
+    """The graphs of the functions that an operation calls: of an If that of its condition, then the other branch."""
     if operation.type not in _CALLS:  # quick: there are thousands of operations
         return []
     graphs = []
-    for value in operation.node_def.attr.values():
+    # By name: a map of protobuf has another order in every process, and which branch is the first matters.
+    for _, value in sorted(operation.node_def.attr.items(), reverse=True):
         for function in [value.func, *value.list.func]:
             known: Any = operation.graph._get_function(function.name) if function.name else None
             if hasattr(known, "graph"):  # else it came with what was imported

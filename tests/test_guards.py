@@ -3,6 +3,8 @@
 Each loss adds what an operation computes from `id` to the prediction of one weight; in one batch, an id is bad.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +14,7 @@ from framework import losses
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
+from framework.graphs import called
 from tests import small
 
 ROWS, STEP, PLACE = 7, 2, 5  # the batch of step counter 2 has the bad id at place 5
@@ -28,7 +31,7 @@ def ids(bad, split):
     return {"id": found, "x": rng.normal(size=(small.EXAMPLES, 4)).astype(np.float32)}
 
 
-def functions(compute, bad, split="train", transform=None):
+def functions(compute, bad, split="train", transform=None, is_trained=False):
     """An experiment whose loss is the mean of (x w + compute(batch))**2; `bad` is an id of a split."""
 
     def make_data(cfg, wanted):
@@ -36,8 +39,10 @@ def functions(compute, bad, split="train", transform=None):
         return make_batches(source, cfg, training=wanted == "train", transform=transform)
 
     def make_model(cfg):
-        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
-        model.table = keras.layers.Embedding(ROWS, 1, name="table")
+        inputs = keras.Input([4])
+        outputs = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")(inputs)
+        model = keras.Model(inputs, outputs)
+        model.table = keras.layers.Embedding(ROWS, 1, name="table", trainable=is_trained)
         return model
 
     def make_loss(cfg):
@@ -50,8 +55,10 @@ def functions(compute, bad, split="train", transform=None):
     return {"make_data": make_data, "make_model": make_model, "make_loss": make_loss}
 
 
-def build(compute, bad=ROWS, split="train", transform=None, **settings):
-    return small.build(functions=functions(compute, bad, split, transform), **{"optimizer.name": "sgd", **settings})
+def build(compute, bad=ROWS, split="train", transform=None, is_trained=False, **settings):
+    return small.build(
+        functions=functions(compute, bad, split, transform, is_trained), **{"optimizer.name": "sgd", **settings}
+    )
 
 
 def told(run, *arguments):
@@ -257,3 +264,34 @@ def test_what_no_guard_is_needed_for_has_none():
 
     built = build(compute, **{"train.compile": "xla"})
     assert built.probe.unread == () and len(built.train_block(4).rows) == 4
+
+
+def test_the_first_branch_is_that_of_a_condition_that_holds():
+    """A map of protobuf lists the two in another order in every process."""
+    trace = tf.function(lambda x: tf.cond(x > 0, lambda: tf.exp(x), lambda: tf.sin(x)), autograph=False)
+    graph = trace.get_concrete_function(tf.TensorSpec([], tf.float32)).graph
+    operation = next(operation for operation in graph.get_operations() if operation.type in ("If", "StatelessIf"))
+    attributes = dict(operation.node_def.attr)
+    for names in (sorted(attributes), sorted(attributes, reverse=True)):
+        definition = SimpleNamespace(attr={name: attributes[name] for name in names})
+        branches = called(SimpleNamespace(type=operation.type, graph=operation.graph, node_def=definition))
+        assert [[op.type for op in branch.get_operations() if op.type in ("Exp", "Sin")] for branch in branches] == [
+            ["Exp"],
+            ["Sin"],
+        ]
+
+
+def test_a_table_that_is_looked_up_in_a_function_trains_alike():
+    trained = {}
+    for mode in ("graph", "xla"):
+
+        def compute(model, batch):
+            return tf.function(lambda id: model.table(id)[:, 0])(batch["id"])
+
+        built = build(compute, None, is_trained=True, **{"train.compile": mode})
+        before = built.model.table.get_weights()[0]
+        built.model.table.set_weights([np.ones_like(before)])
+        built.train_block(3)
+        trained[mode] = built.model.table.get_weights()[0]
+    assert np.abs(trained["graph"] - 1).max() > 1e-3
+    np.testing.assert_allclose(trained["xla"], trained["graph"], rtol=1e-5)

@@ -310,21 +310,25 @@ def _differentiate(
     return Gradients(
         {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
         {name: tf.cast(state, dtype) for name, state in states.items()},
-        {path: g if keep_sparse else _whole(g) for path, g in gradients.items()},
+        {path: g if keep_sparse else _whole(g, variables[path].shape) for path, g in gradients.items()},
         watch.violations(dtype, nan_too=not nan_tells) + watch_metrics.violations(dtype),
     )
 
 
-def _whole(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
-    """The gradient of a whole table of which rows were looked up; any other is whole already."""
+def _whole(gradient: tf.Tensor | tf.IndexedSlices, shape: tf.TensorShape) -> tf.Tensor:
+    """The gradient of a whole table of which rows were looked up; any other is whole already.
+
+    Args:
+      shape: of the table, which a gradient that comes out of a function does not tell.
+    """
     if not isinstance(gradient, tf.IndexedSlices) or not is_in_xla():
         return tf.convert_to_tensor(gradient)
     # XLA's CPU compiler lets one thread write a constant 0, and all of them what is computed, as here from an index.
     indices = tf.reshape(gradient.indices, [-1])
     is_never = tf.equal(tf.bitwise.bitwise_and(indices[0], 1), 2)
-    shape, dtype = gradient.dense_shape, gradient.values.dtype
+    dtype = gradient.values.dtype
     start = tf.where(is_never, tf.ones(shape, dtype), tf.zeros(shape, dtype))
-    rows = tf.reshape(gradient.values, [-1, *start.shape[1:]])
+    rows = tf.reshape(gradient.values, [-1, *shape[1:]])
     return tf.tensor_scatter_nd_add(start, indices[:, tf.newaxis], rows)
 
 
