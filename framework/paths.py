@@ -7,7 +7,7 @@ first. A path depends on the model alone: checkpoints, histograms, random stream
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -88,6 +88,13 @@ def trainable(model: Any) -> dict[str, tf.Variable]:
         return {f"{name}/{path}": v for name, part in model.items() for path, v in trainable(part).items()}
     path_of = {id(variable): path for path, variable in variables(model).items()}
     return {path_of[id(variable)]: variable for variable in model.trainable_variables}
+
+
+def above(path: str) -> Iterator[str]:
+    """'a/b', 'a', '' for 'a/b/c'."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 def _children(parent: Any) -> dict[str, Any]:

@@ -55,6 +55,26 @@ def check(graph: Any, state: TrainState, known: Collection[tf.Variable] = ()) ->
                 " tf.Variable(…, trainable=False)."
             )
 
+    _check_trained(graph, state.model)
+
+
+def _check_trained(graph: Any, model: Any) -> None:
+    """Raises UserError if a trace reads a variable of a model that is saved and, against all appearances, not trained.
+
+    tf_keras trains the layers that a Sequential model was given, and passes over those that are set as its attributes.
+    """
+    trained, parts = {id(variable) for variable in paths.trainable(model).values()}, paths.objects(model)
+    read = {id(outer) for outer, _ in graph.captures}
+    for path, variable in paths.variables(model).items():
+        is_frozen = any(getattr(parts.get(place), "trainable", True) is False for place in paths.above(path))
+        is_read = any(id(copy.handle) in read for copy in paths.copies(variable))
+        if variable.trainable and is_read and not is_frozen and id(variable) not in trained:
+            raise UserError(
+                f"a step reads the variable '{path}', which would never be trained: a Sequential model does not train"
+                " what is set as its attribute. Make both attributes of a keras.Model of your own, or set"
+                " trainable=False on the layer."
+            )
+
 
 def check_data(graph: Any, state: TrainState, where: str) -> None:
     """The same of a trace that trains nothing: what it only reads is a constant."""

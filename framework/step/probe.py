@@ -18,6 +18,7 @@ from framework.data.batches import Batches, epoch_steps
 from framework.data.fields import check_batch
 from framework.losses import Term
 from framework.metrics import Metric
+from framework.returned import shown
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.gradients import Loss, forward, refuse_coupled
@@ -240,7 +241,12 @@ def _explained(batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict) -> 
         ) from error
 
 
-def _check_metric(name: str, metric: Metric, state: tf.Tensor) -> None:
+def _check_metric(name: str, metric: Metric, state: Any) -> None:
+    if not tf.is_tensor(state):
+        raise UserError(
+            f"metric '{name}': update returned {shown(state)}. It must return the state of a batch, a floating tensor"
+            f" of {len(metric.empty())} numbers, e.g. tf.stack([sum, weight])."
+        )
     if state.shape.as_list() != [len(metric.empty())]:
         raise UserError(
             f"metric '{name}': update returned shape {state.shape}, but empty() has {len(metric.empty())} numbers."
@@ -278,20 +284,13 @@ def _check_once_an_update(graph: Any, model: Any, micro_batches: int) -> None:
     layers = paths.objects(model)
     for path in coverage.assigned(graph, paths.variables(model)):
         owner = next(
-            (layers[place] for place in _above(path) if isinstance(layers.get(place), keras.layers.Layer)), None
+            (layers[place] for place in paths.above(path) if isinstance(layers.get(place), keras.layers.Layer)), None
         )
         if not any("BatchNormalization" in kind.__name__ for kind in type(owner).__mro__):
             raise UserError(
                 f"train.micro_batches={micro_batches}: each call of {type(owner).__name__} moves '{path}', which would"
                 f" happen {micro_batches} times an update instead of once. Use --config.train.micro_batches=1."
             )
-
-
-def _above(path: str) -> Iterator[str]:
-    """'a/b', 'a', '' for 'a/b/c'."""
-    while path:
-        path = path.rpartition("/")[0]
-        yield path
 
 
 # Ops that draw from a generator of the process, or of the op, which no checkpoint holds.

@@ -377,6 +377,15 @@ def test_a_metric_of_another_form_is_refused():
         " e.g. tf.stack([sum, weight])."
     )
 
+    class Number(metrics.Accuracy):
+        def update(self, outputs, batch):
+            return 3.0
+
+    assert refusal({"make_metrics": lambda cfg: {"mine": Number()}}, **{"checkpoint.best_metric": ""}) == (
+        "metric 'mine': update returned 3.0. It must return the state of a batch, a floating tensor of 2 numbers, e.g."
+        " tf.stack([sum, weight])."
+    )
+
 
 def test_a_model_with_a_compiled_part_is_no_draw():
     class Nested(keras.layers.Layer):

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import framework
-from framework import loop, losses
+from framework import loop, losses, paths
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
@@ -151,6 +151,30 @@ class Hiding(keras.layers.Layer):
 def test_a_layer_that_the_model_does_not_track_is_refused():
     with pytest.raises(UserError, match=r"a step reads the variable '.*hidden/kernel:0', which is neither trained"):
         small.build(functions=model_with(Hiding()))
+
+
+@pytest.mark.parametrize("is_trained", (True, False))
+def test_a_layer_that_is_set_as_an_attribute_of_a_sequential_is_refused_unless_it_is_frozen(is_trained):
+    """tf_keras saves it, and does not train it."""
+
+    def make_model(cfg):
+        model = small.make_model(cfg)
+        model.table = keras.layers.Embedding(3, 1, trainable=is_trained)
+        return model
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            values = model(batch["x"], training=training)[:, 0] + model.table(batch["label"])[:, 0]
+            return {"mean": losses.Term(tf.reduce_sum(values * batch["weight"]), tf.reduce_sum(batch["weight"]))}, {}
+
+        return loss
+
+    functions = {"make_model": make_model, "make_loss": make_loss}
+    if is_trained:
+        with pytest.raises(UserError, match="'table/embeddings', which would never be trained: a Sequential"):
+            small.build(functions=functions)
+    else:
+        assert "table/embeddings" in paths.variables(small.build(functions=functions).model)
 
 
 def test_a_schedule_that_counts_by_itself_is_refused():
