@@ -364,7 +364,7 @@ def _warn_unless_additive(run: Run) -> None:
     if run.replicas.is_local and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
         with untouched(run):
             found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-        for sentence in found:
+        for sentence in found or ():
             logging.warning("%s", sentence)
 
 

@@ -107,7 +107,8 @@ def _loss(run: Run) -> int:
         return 0
     with untouched(run):
         found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-    print("\n".join(["Loss of a batch and of its parts", *(f"  {sentence}" for sentence in found or ["adds up"])]))
+    told = ["cannot be computed of a part"] if found is None else found or ["adds up"]
+    print("\n".join(["Loss of a batch and of its parts", *(f"  {sentence}" for sentence in told)]))
     print()
     return 1 if found else 0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import rng
@@ -23,8 +24,10 @@ _CLOSE_IN_HALF = 0.05
 _TINY = 1e-6  # of a mean: rounding of what should be zero
 
 
-def check_additive(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config: FrozenConfigDict) -> list[str]:
-    """A sentence for each term that is no weighted sum over examples.
+def check_additive(
+    loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config: FrozenConfigDict
+) -> list[str] | None:
+    """A sentence for each term that is no weighted sum over examples; None, after a warning, if that cannot be told.
 
     The weights of the batch are multiplied by numbers from 0.5 to 1.5, and its last rows get a weight of 0. Leaving
     these out must change nothing, and neither must taking the others in two unequal parts. The loss is evaluated four
@@ -48,8 +51,20 @@ def check_additive(loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], confi
             return forward(loss, model, part, training=False)[0]
 
     uneven = batch["weight"] * factors
-    whole, real = terms(uneven, 0, examples), terms(uneven, 0, counted)
-    parts = [terms(uneven, 0, first), terms(uneven, first, counted)]
+    whole = terms(uneven, 0, examples)
+    try:
+        real = terms(uneven, 0, counted)
+        parts = [terms(uneven, 0, first), terms(uneven, first, counted)]
+    except (tf.errors.OpError, ValueError, TypeError) as error:  # such as of a tf.range(batch size) in the loss
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logging.warning(
+            "whether the loss adds up over examples is not known, because it cannot be computed for %d of the %d"
+            " examples of a batch: %s",
+            counted,
+            examples,
+            reason,
+        )
+        return None
     close = _CLOSE.get(config.train.precision, _CLOSE_IN_HALF)
     found = []
     if any(is_penalty(name) and name != PENALTY for name in whole):

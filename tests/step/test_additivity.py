@@ -206,3 +206,13 @@ def test_a_run_on_replicas_of_one_process_is_looked_at_too(replicas, caplog):
     assert built.replicas.count == replicas and built.replicas.is_local
     loop._warn_unless_additive(built)
     assert [line.startswith("term 'mine' of the loss is ") for line in caplog.messages].count(True) == 1
+
+
+def test_a_loss_for_one_batch_size_alone_is_told_of_and_let_pass(caplog):
+    def loss(model, batch, training):
+        errors = tf.square(batch["x"] - batch["y"]) * batch["weight"]
+        picked = tf.gather_nd(errors, tf.stack([tf.range(4) + 0 * tf.cast(batch["x"], tf.int32)], axis=1))
+        return {"squares": losses.Term(tf.reduce_sum(picked), tf.reduce_sum(batch["weight"]))}, {}
+
+    assert found(loss) is None
+    assert "is not known, because it cannot be computed for 3 of the 4 examples of a batch: " in caplog.text
