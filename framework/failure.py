@@ -90,8 +90,8 @@ def _what_happened(run: Run, row: dict[str, float], finding: str) -> str:
         rewound = f" after {settings.train.nonfinite_limit} rewinds (train.nonfinite_limit)"
     return (
         f"step {int(state.step) + 1} cannot be taken{rewound}: {finding}; {', '.join(shown)}"
-        f" at {', '.join(rates)}. Nothing of it is saved; the last checkpoint is"
-        f" {f'of step {saved[-1]}' if saved else 'none'}."
+        f" at {', '.join(rates)}. Nothing of it is saved;"
+        f" {f'the last checkpoint is of step {saved[-1]}' if saved else 'there is no checkpoint yet'}."
         f" {_advice(finding, run.train_block.compiled.mode)}"
     )
 

@@ -552,9 +552,11 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkn
         differing.insert(0, f"experiment: {copy.name} now, another file there")
     if differing:
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        is_longer = any(text.startswith("train.duration: ") for text in differing)
+        longer = "To train longer, type the rest as it is there. Else use" if is_longer else "Use"
         raise UserError(
-            f"--workdir={workdir} holds a run of another config ({'; '.join(differing[:_SHOWN])}{more}). Use another"
-            f" folder; there, --config.resume_from={workdir} goes on from this run."
+            f"--workdir={workdir} holds a run of another config ({'; '.join(differing[:_SHOWN])}{more}). {longer}"
+            f" another folder; there, --config.resume_from={workdir} goes on from this run."
         )
     _warn_of_change(workdir, loaded)
 

@@ -592,6 +592,16 @@ def test_another_config_in_the_same_folder(refused, stored, listed):
     assert {path.name: path.read_bytes() for path in Path("r").iterdir()} == before
 
 
+def test_another_duration_and_more_in_the_same_folder(refused):
+    started_run(small_config(train__duration="3 epochs", seed=3))
+    said = refused("--config=x.py:small", "--workdir=r", "--config.train.duration=4 epochs")
+    assert said == (
+        "--workdir=r holds a run of another config (seed: 3 there, 0 now; train.duration: '3 epochs' there, '4 epochs'"
+        " now). To train longer, type the rest as it is there. Else use another folder; there,"
+        " --config.resume_from=r goes on from this run."
+    )
+
+
 def test_another_experiment_in_the_same_folder(refused):
     started_run(small_config(), copy="y.py")
     expected = f"--workdir=r holds a run of another config (experiment: x.py now, another file there).{ELSEWHERE}"

@@ -342,6 +342,8 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
         loop.train(built)
     saved = built.checkpoints.steps()
     message = str(caught.value)
+    with pytest.raises(NonFiniteError, match=r"Nothing of it is saved; there is no checkpoint yet\. Try"):
+        loop.train(build(tmp_path / "none", **{**settings, "schedule.learning_rate": 1e15, "checkpoint.every": ""}))
     assert message.startswith(f"step {saved[-1] + 1} cannot be taken: ")
     assert message.endswith(
         f" at learning_rate=1e+15. Nothing of it is saved; the last checkpoint is of step {saved[-1]}."
