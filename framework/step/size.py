@@ -23,7 +23,7 @@ def refuse_too_large(found: Probe, data: Batches, resolved: FrozenConfigDict) ->
     steps = min(resolved.train.block_steps, resolved.train.duration) if data.is_resident else 1
     needed = {
         "data": batch + largest + _PLACE_BYTES * size * steps,
-        "eval": batch * resolved.eval.batch_size // size,
+        "eval": batch * resolved.eval.batch_size // size + _PLACE_BYTES * resolved.eval.batch_size,
     }
     for key, total in needed.items():
         if there is not None and total > there:
