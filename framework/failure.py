@@ -17,7 +17,7 @@ from framework.config import RunError
 from framework.files import remove, write_json
 from framework.run import Run
 from framework.step.block import Block
-from framework.step.diagnose import COMPILED_ALONE, LOSS_ALONE, diagnose
+from framework.step.diagnose import BATCH, COMPILED_ALONE, LOSS_ALONE, diagnose
 
 
 class NonFiniteError(RunError, ArithmeticError):
@@ -102,6 +102,8 @@ def _advice(finding: str, mode: str) -> str:
             "Look at the loss, where a label that is no class, a division by 0 and the log of what is not positive"
             " give NaN or infinity; or try a lower --config.schedule.learning_rate."
         )
+    if finding.endswith(BATCH):
+        return "Look at the examples, at their weights and at the transform."
     lower = "a lower --config.schedule.learning_rate, a warm-up, or --config.clip.name=global_norm"
     if finding == COMPILED_ALONE:
         other = "" if mode in ("graph", "eager") else "--config.train.compile=graph, in another folder, or "

@@ -44,6 +44,18 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
+def check_split(batches: Any, split: str) -> None:
+    """Raises UserError if the batches of a split were made for training and are evaluated, or the other way round."""
+    training = getattr(batches, "training", None)  # batches that make_batches did not make are taken as they are
+    if training in (None, split == "train"):
+        return
+    how = "shuffled, endless and of data.batch_size" if training else "in file order, padded and of eval.batch_size"
+    raise UserError(
+        f"make_data makes the batches of '{split}' with training={training}, so they are {how}."
+        " Write make_batches(source, cfg, training=split == 'train')."
+    )
+
+
 def shown(returned: Any) -> str:
     """'None', '0.001', 'loss(model, batch)' or 'a value of type list': short, whatever it is."""
     if inspect.isfunction(returned):

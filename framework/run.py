@@ -51,7 +51,7 @@ from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.overrides import override, restored
 from framework.replicas import ParameterServers, Replicas
-from framework.returned import checked
+from framework.returned import check_split, checked
 from framework.state import TrainState
 from framework.step import asynchronous, coverage, tune
 from framework.step.asynchronous import AsynchronousBlock
@@ -388,6 +388,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     data: Batches = make["make_data"](final, "train") if data_of is None else data_of.data
     bases = dict.fromkeys(map(config.base_split, final.eval.splits))
     eval_data = {split: data_of.eval_data[split] if data_of else make["make_data"](final, split) for split in bases}
+    for split, batches in {"train": data, **eval_data}.items():
+        check_split(batches, split)
     resolved = config.resolve(final, data.steps_per_epoch)
 
     with replicas.counter_scope():

@@ -117,8 +117,8 @@ def check_text(name: str, text: str) -> None:
 
 def is_own(file: str) -> bool:
     """Whether a file is the experimenter's: neither the framework's, nor Python's, nor an installed package's."""
-    if file.startswith("<") or "__autograph_generated_file" in file:
-        return False
+    if file.startswith("<") or file.endswith(".pyx") or "__autograph_generated_file" in file:
+        return False  # made at run time, or of a compiled package such as NumPy's 'numpy/random/_common.pyx'
     path = os.path.abspath(file)
     return not path.startswith(_NOT_OWN) and not {"site-packages", "dist-packages"} & set(Path(path).parts)
 

@@ -33,6 +33,16 @@ CASES = {
         "make_data returned a value of type _RangeDataset. It must return batches: make_batches(source, cfg,"
         " training=split == 'train').",
     ),
+    "batches of every split for training": (
+        "def make_data(cfg, split):\n    return make_batches(tiny.digits(split), cfg, training=True)",
+        "make_data makes the batches of 'test' with training=True, so they are shuffled, endless and of"
+        " data.batch_size. Write make_batches(source, cfg, training=split == 'train').",
+    ),
+    "batches of no split for training": (
+        "def make_data(cfg, split):\n    return make_batches(tiny.digits(split), cfg, training=False)",
+        "make_data makes the batches of 'train' with training=False, so they are in file order, padded and of"
+        " eval.batch_size. Write make_batches(source, cfg, training=split == 'train').",
+    ),
     "a forgotten return": (
         "def make_model(cfg):\n    tiny.make_model(cfg)",
         "make_model returned None. It must return a model of tf_keras or another tf.Module, or {name: model}.",

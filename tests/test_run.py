@@ -264,7 +264,7 @@ def test_checkpoints_know_the_code_that_they_were_trained_with(tmp_path, caplog)
 
 @pytest.mark.parametrize(
     ("key", "size", "needed"),
-    # A row: 784 floats, a label, a weight. The largest tensor: the pixels. A block of 8 steps, an evaluation: 16 bytes a place.
+    # A row: 784 floats, a label, a weight. The largest tensor: the pixels. 16 bytes a place, of a block: 8 steps.
     [("data", 2**31 - 1, 784 * 4 + 8 + 784 * 4 + 16 * 8), ("eval", 2**31 - 1, 784 * 4 + 8 + 16)],
 )
 def test_a_batch_that_no_memory_holds(key, size, needed, monkeypatch):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from framework import user_code
 from framework.config import RunError, UserError
 
+IS_OWN = user_code.is_own
 DEBUG = "--debug shows the traceback."
 
 
@@ -41,6 +42,13 @@ def test_the_innermost_line_of_the_experiment_counts():
     names = own("def inner():\n    return np.zeros(3).reshape([2])\n\ndef outer():\n    inner()\n")
     expected = f"x.py:2: inner: ValueError: cannot reshape array of size 3 into shape (2,). {DEBUG}"
     assert line(names["outer"]) == expected
+
+
+def test_a_file_of_a_compiled_package_is_not_the_experimenters(monkeypatch):
+    # Cython gives a path that looks relative to the working folder.
+    monkeypatch.setattr(user_code, "is_own", lambda file: file != __file__ and IS_OWN(file))
+    names = own("def draw():\n    return np.random.default_rng(0).normal(size=-3)\n")
+    assert line(names["draw"]).startswith("x.py:2: draw: ValueError: negative dimensions are not allowed.")
 
 
 def test_what_the_framework_alone_raises_passes_through():

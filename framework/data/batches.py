@@ -90,6 +90,7 @@ class Resident:
 
     is_resident = True
     ahead: int | None = None
+    training: bool | None = None  # what make_batches was given
 
     def __init__(
         self,
@@ -147,6 +148,7 @@ class Streamed:
     """Batches read from sources that do not fit the device, prepared side by side by tf.data, in exact order."""
 
     is_resident = False
+    training: bool | None = None
 
     def __init__(
         self,
@@ -304,10 +306,14 @@ def make_batches(
         remainder=config.data.remainder if training else "pad",
     )
     _check_order(order)
+    batches: Resident | Streamed
     if _is_resident(parts, config):
-        return Resident(parts, order, transform, [_whole(part, fields, make_reader) for part in parts])
-    ahead = _ahead(parts, order, config)
-    return Streamed(parts, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
+        batches = Resident(parts, order, transform, [_whole(part, fields, make_reader) for part in parts])
+    else:
+        ahead = _ahead(parts, order, config)
+        batches = Streamed(parts, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
+    batches.training = training
+    return batches
 
 
 def _fields(parts: Sequence[Source], make_reader: Callable[[], Reader]) -> Fields:

@@ -20,6 +20,7 @@ from framework.step.gradients import Gradients
 from framework.step.penalties import explained, is_penalty
 
 COMPILED_ALONE = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
+BATCH = "of the batch is not finite"
 LOSS_ALONE = "of the loss is not finite, and no layer's output is to blame"
 
 
@@ -57,7 +58,7 @@ def look(block: TrainBlock) -> Look:
         with _watched(block.state, forwards, backwards):
             found = block.look(batch)
     if bad := _first_bad(batch):
-        return Look(found, f"'{bad}' of the batch is not finite")
+        return Look(found, f"'{bad}' {BATCH}")
     if variable:
         return Look(found, f"the variable '{variable}' was not finite before the step")
     if forwards:
