@@ -109,6 +109,29 @@ def test_a_mean_is_found_in_a_batch_of_any_size(examples):
     assert len(found(mean, batch)) == 1
 
 
+ROOTS = {
+    "a root of a mean": lambda e, w: (tf.sqrt(tf.reduce_sum(e * w) * tf.reduce_sum(w)), tf.reduce_sum(w)),
+    "a mean over a mask": lambda e, w: (
+        tf.reduce_sum(tf.where(e > 1, e, 0.0) * w) / tf.reduce_sum(tf.cast(e > 1, tf.float32)),
+        tf.reduce_sum(w) / tf.reduce_sum(w),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_two_parts_have_in_common_is_found_in_a_few_examples(name, seed):
+    """The roots of 2 and of 94 errors differ by less than any rounding; of two masks the counts may be the same."""
+    errors = np.random.default_rng(seed).normal(size=128) ** 2
+    errors[:4] = 1.1 * errors[4:].mean(), 3.0, 0.5, 4.0
+    batch = {"x": errors.astype(np.float32), "weight": np.ones(128, np.float32)}
+
+    def loss(model, batch, training):
+        return {"mean": losses.Term(*ROOTS[name](batch["x"], batch["weight"]))}, {}
+
+    assert len(found(loss, batch)) == 1
+
+
 def test_a_penalty_counts_once_for_each_part():
     def loss(model, batch, training):
         return {
