@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl import logging
@@ -87,6 +88,7 @@ def probe(
     check_batch(batch, batches.batch_size)
     with _explained(batch, config):
         function = tf.function(trace, autograph=False).get_concrete_function(batch)
+    _check_called(model)
     check_draws(data.graph, config)
     check_draws(function.graph, config)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
@@ -117,6 +119,19 @@ def probe(
         data.graph,
         tuple(unread),
     )
+
+
+def _check_called(model: Any) -> None:
+    """Raises UserError if a model waits for its first input still, and so has no variables."""
+    for name, part in paths.models(model).items():
+        try:
+            _ = part.trainable_variables
+        except ValueError as error:
+            which = "the model" if part is model else f"the model '{name}'"
+            raise UserError(
+                f"{which} is never called by make_loss, and so has no variables. Call it there, or begin it with"
+                " keras.Input(shape)."
+            ) from error
 
 
 def _has_collectives(loss: Loss, model: Any) -> bool:
@@ -242,6 +257,11 @@ def _explained(batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict) -> 
 
 
 def _check_metric(name: str, metric: Metric, state: Any) -> None:
+    if np.ndim(metric.empty()) != 1:
+        raise UserError(
+            f"metric '{name}': empty returned {shown(metric.empty())}. It must return the state of no examples, a"
+            " vector, e.g. np.zeros(2)."
+        )
     if not tf.is_tensor(state):
         raise UserError(
             f"metric '{name}': update returned {shown(state)}. It must return the state of a batch, a floating tensor"

@@ -367,6 +367,23 @@ def test_a_term_of_another_shape_is_refused(term, shapes):
     )
 
 
+def test_a_model_that_is_never_called_is_refused():
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            return {"mine": losses.Term(tf.reduce_sum(batch["weight"]), tf.reduce_sum(batch["weight"]))}, {}
+
+        return loss
+
+    def make_model(cfg):
+        return keras.Sequential([keras.layers.Dense(1)])
+
+    waiting = {"make_model": make_model, "make_loss": make_loss, "make_metrics": lambda cfg: {}}
+    told = "is never called by make_loss, and so has no variables. Call it there, or begin it with keras.Input(shape)."
+    assert refusal(waiting, **{"checkpoint.best_metric": ""}) == f"the model {told}"
+    several = {**waiting, "make_model": lambda cfg: {"a": make_model(cfg)}}
+    assert refusal(several, **{"checkpoint.best_metric": ""}) == f"the model 'a' {told}"
+
+
 def test_a_metric_of_another_form_is_refused():
     class Scalar(metrics.Accuracy):
         def update(self, outputs, batch):
@@ -375,6 +392,14 @@ def test_a_metric_of_another_form_is_refused():
     assert refusal({"make_metrics": lambda cfg: {"mine": Scalar()}}, **{"checkpoint.best_metric": ""}) == (
         "metric 'mine': update returned shape (), but empty() has 2 numbers. A state is a vector of fixed length,"
         " e.g. tf.stack([sum, weight])."
+    )
+
+    class Empty(metrics.Accuracy):
+        def empty(self):
+            return 0.0
+
+    assert refusal({"make_metrics": lambda cfg: {"mine": Empty()}}, **{"checkpoint.best_metric": ""}) == (
+        "metric 'mine': empty returned 0.0. It must return the state of no examples, a vector, e.g. np.zeros(2)."
     )
 
     class Number(metrics.Accuracy):
