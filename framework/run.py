@@ -565,6 +565,7 @@ def _refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkn
 
 def _refuse_no_origin(workdir: Path, final: ConfigDict) -> None:
     """Before a folder is made: `origin` reads these keys only if the run has no checkpoint of its own."""
+    transfer.parse_map(final.init_map)
     for key in ("resume_from", "init_from"):
         if final[key] and not Path(final[key]).exists() and not (workdir / folder.CHECKPOINTS).exists():
             checkpoint.find(key, final[key])

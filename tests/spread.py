@@ -1,8 +1,8 @@
 """tests/tiny.py in float64 with two terms of different masks, and an example that is infinite: what workers train.
 
 LiteRT does not run float64. The steps that meet the bad example are skipped by all workers, whichever of them has it.
-The first layer moves an average on each replica by itself, as BatchNormalization does, but one of a weight: the same on
-one device.
+With `model.moves`, the first layer moves an average on each replica by itself, as BatchNormalization does, but one of a
+weight: the same on one device.
 """
 
 import numpy as np
@@ -24,6 +24,7 @@ def get_config(arg):
     config = tiny.get_config(arg)
     config.train.precision = "float64"
     config.train.on_nonfinite = "skip"
+    config.model.moves = True
     return config
 
 
@@ -43,7 +44,8 @@ class Gain(keras.layers.BatchNormalization):
 
 
 def make_model(cfg):
-    return keras.Sequential([Gain(name="gain"), *tiny.make_model(cfg).layers])
+    gain = [Gain(name="gain")] if cfg.model.moves else []
+    return keras.Sequential([*gain, *tiny.make_model(cfg).layers])
 
 
 def make_data(cfg, split):

@@ -24,8 +24,8 @@ from tests.test_cluster import local
 from tests.test_supervisor import LIMIT_SECONDS, SETTINGS, STEPS, ended, launch, wait_for_step, worker_of
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_AVERAGE = "--config.ema.decay=0.0"
-SERVERS = ("--local_workers=2", "--config.runtime.strategy=parameter_server", NO_AVERAGE)
+PLAIN = ("--config.ema.decay=0.0", "--noconfig.model.moves")  # neither an average nor moved variables
+SERVERS = ("--local_workers=2", "--config.runtime.strategy=parameter_server", *PLAIN)
 EXAMPLE = (
     'Set e.g. TF_CONFIG=\'{"cluster": {"chief": ["host0:2222"], "worker": ["host1:2222", "host2:2222"], "ps":'
     ' ["host3:2222"]}, "task": {"type": "chief", "index": 0}}\'.'
@@ -142,7 +142,7 @@ def test_sigterm_stops_the_chief_which_saves_and_one_device_goes_on(tmp_path):
     status, output = ended(process)
     assert status == 0, output
     assert "and saved; the same command goes on from there" in output
-    status, output = ended(launch(workdir, NO_AVERAGE))
+    status, output = ended(launch(workdir, *PLAIN))
     assert status == 0, output
     result = json.loads((workdir / "result.json").read_text())
     assert (result["updates"], result["skipped"]) == (STEPS - 4, 4)
@@ -153,7 +153,7 @@ def test_a_server_that_does_not_come_is_named(tmp_path):
     environment = {**os.environ, "TF_CONFIG": Cluster(tasks, 0, 1).tf_config()}
     done = subprocess.run(
         [sys.executable, "launch.py", f"--workdir={tmp_path}/run", *SETTINGS,
-         "--config.runtime.strategy=parameter_server", NO_AVERAGE, "--config.runtime.worker_timeout_seconds=1"],
+         "--config.runtime.strategy=parameter_server", *PLAIN, "--config.runtime.worker_timeout_seconds=1"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2

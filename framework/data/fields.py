@@ -250,11 +250,14 @@ def _check_rows(name: str, tensor: tf.Tensor, given: Batch, places: int) -> None
 
 
 def own_weight(weight: tf.Tensor, padding: tf.Tensor) -> tf.Tensor:
-    """A weight that was made on the way: of padding it is 0, and what is negative is NaN, at which the step stops."""
+    """A weight that was made on the way: of padding it is 0, and what is negative is NaN, at which the step stops.
+
+    float64 stays, as a run in float64 computes in it; all else becomes float32.
+    """
     if not _is_number(weight.dtype):
         raise UserError(f"transform made 'weight' {weight.dtype.name}, but it is a number for each example.")
-    weight = tf.cast(weight, tf.float32)
-    weight = tf.where(weight >= 0, weight, tf.constant(float("nan")))
+    weight = tf.cast(weight, tf.float64 if weight.dtype == tf.float64 else tf.float32)
+    weight = tf.where(weight >= 0, weight, tf.constant(float("nan"), weight.dtype))
     return tf.where(padding > 0, weight, tf.zeros_like(weight))
 
 

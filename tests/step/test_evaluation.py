@@ -133,7 +133,7 @@ def relu_model(cfg):
 def test_weights_that_are_not_finite_make_no_finite_number(mode, caplog):
     """Fused kernels of some CPUs make relu(NaN) 0, and the rest of the model goes on with that."""
     built = build(functions={"make_model": relu_model}, **{**SETTINGS, "train.compile": mode})
-    assert all(np.isfinite(list(loop.evaluate(built).values()))) and not caplog.text
+    assert all(np.isfinite(list(loop.evaluate(built).values()))) and "evaluating" not in caplog.text
     kernel = paths.variables(built.model)["dense/kernel"]
     for bad in (np.nan, np.inf):
         whole = kernel.numpy()
@@ -145,7 +145,7 @@ def test_weights_that_are_not_finite_make_no_finite_number(mode, caplog):
         assert "evaluating 'test': loss is nan: the variable 'dense/kernel' is not finite" in caplog.text
         kernel.assign(whole)
     caplog.clear()
-    assert all(np.isfinite(list(loop.evaluate(built).values()))) and not caplog.text
+    assert all(np.isfinite(list(loop.evaluate(built).values()))) and "evaluating" not in caplog.text
 
 
 @pytest.mark.parametrize(("bad", "shown"), [(np.nan, "nan"), (np.inf, "inf")])
