@@ -50,7 +50,7 @@ ROWS = (
     ("step.penalties",),
     ("step.gradients",),
     ("step.update", "step.layout"),
-    ("step.tools", "step.coverage", "step.blame"),
+    ("step.tools", "step.coverage", "step.counted", "step.blame"),
     ("step.probe",),
     ("step.size",),
     ("step.additivity",),

@@ -22,6 +22,7 @@ from framework.metrics import Metric
 from framework.returned import shown
 from framework.state import TrainState
 from framework.step import coverage
+from framework.step.counted import numbers_of, refuse_counted
 from framework.step.gradients import Loss, forward, refuse_coupled
 from framework.step.penalties import is_penalty, refuse_parts, refuse_weights, uneven
 from framework.step.tools import Step, Tools
@@ -86,8 +87,14 @@ def probe(
     data = tf.function(first, autograph=False).get_concrete_function()
     batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
     check_batch(batch, batches.batch_size)
+    numbers = numbers_of(loss, model, metrics)
     with _explained(batch, config):
         function = tf.function(trace, autograph=False).get_concrete_function(batch)
+
+    def again() -> Any:
+        return tf.function(trace, autograph=False).get_concrete_function(batch).graph
+
+    refuse_counted(numbers, lambda: numbers_of(loss, model, metrics), again)
     _check_called(model)
     check_draws(data.graph, config)
     check_draws(function.graph, config)

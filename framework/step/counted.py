@@ -1,0 +1,88 @@
+"""Numbers of Python that code counts up, such as `self.calls += 1`: a compiled step would keep what they were once.
+
+numbers = numbers_of(loss, model, metrics)          # {"'calls' of layer 'sampling'": 0}
+graph = trace()
+refuse_counted(numbers, numbers_of(loss, model, metrics), graph, trace)
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tf_keras as keras
+
+from framework import paths
+from framework.config import UserError
+from framework.graphs import called
+
+_MOST = 16  # entries of a list or dict that is looked into
+
+
+def numbers_of(loss: Any, model: Any, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """{name: number} of what layers, the loss (or its closure and the globals that it reads) and metrics hold."""
+    found = dict(_numbers(_held_by(loss), "the loss"))
+    for path, part in paths.objects(model).items():
+        if isinstance(part, keras.layers.Layer):
+            found |= _numbers({**vars(type(part)), **vars(part)}, f"layer '{path}'" if path else "the model")
+    for name, metric in metrics.items():
+        found |= _numbers(getattr(metric, "__dict__", {}), f"metric '{name}'")
+    return found
+
+
+def refuse_counted(
+    before: Mapping[str, float], look: Callable[[], Mapping[str, float]], trace: Callable[[], Any]
+) -> None:
+    """Raises UserError if a trace has changed a number, and each further one changes it and computes something else.
+
+    Args:
+      before: `numbers_of` before the trace.
+      look: `numbers_of` now.
+      trace: makes the graph of another trace.
+    """
+    if not _changed(before, look()):  # the first call of a layer may settle numbers: what counts goes on counting
+        return
+    one, then = trace(), look()
+    other, now = trace(), look()
+    changed = _changed(then, now)
+    if changed and list(_constants(one)) != list(_constants(other)):
+        name = changed[0]
+        raise UserError(
+            f"{name} goes from {then[name]:g} to {now[name]:g} when it is called, and what is computed depends on"
+            " it. A compiled step runs Python once, when it is traced, so it would stay what it is then. Count in a"
+            " variable: self.add_weight(shape=(), initializer='zeros', trainable=False) in build of a layer, and"
+            " assign_add in call where training is true."
+        )
+
+
+def _changed(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    return [name for name, number in before.items() if name in after and after[name] != number]
+
+
+def _held_by(function: Any) -> dict[str, Any]:
+    """What a function reads beside its arguments, or an object has."""
+    code = inspect.unwrap(function)
+    if not inspect.isfunction(code):
+        return dict(getattr(getattr(code, "__self__", code), "__dict__", {}))
+    try:
+        read = inspect.getclosurevars(code)
+    except ValueError:  # something that it reads is not made yet
+        return {}
+    return {**read.globals, **read.nonlocals}
+
+
+def _numbers(held: Mapping[str, Any], of: str) -> Iterator[tuple[str, float]]:
+    for name, value in list(held.items()):
+        if type(value) in (int, float):
+            yield f"'{name}' of {of}", value
+        elif type(value) in (list, dict) and len(value) <= _MOST:
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            yield from ((f"'{name}[{key!r}]' of {of}", entry) for key, entry in entries if type(entry) in (int, float))
+
+
+def _constants(graph: Any) -> Iterator[bytes]:
+    """The constants of a trace and of the functions that it calls, in order."""
+    for operation in graph.get_operations():
+        if operation.type == "Const":
+            yield operation.get_attr("value").SerializeToString()
+        for function in called(operation):
+            yield from _constants(function)
