@@ -283,15 +283,17 @@ def test_the_first_branch_is_that_of_a_condition_that_holds():
 
 def test_a_table_that_is_looked_up_in_a_function_trains_alike():
     trained = {}
-    for mode in ("graph", "xla"):
+    replicas = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
+    for mode, settings in {"graph": {}, "xla": {"train.compile": "xla"}, "replicas": replicas}.items():
 
         def compute(model, batch):
             return tf.function(lambda id: model.table(id)[:, 0])(batch["id"])
 
-        built = build(compute, None, is_trained=True, **{"train.compile": mode})
+        built = build(compute, None, is_trained=True, **settings)
         before = built.model.table.get_weights()[0]
         built.model.table.set_weights([np.ones_like(before)])
         built.train_block(3)
         trained[mode] = built.model.table.get_weights()[0]
     assert np.abs(trained["graph"] - 1).max() > 1e-3
-    np.testing.assert_allclose(trained["xla"], trained["graph"], rtol=1e-5)
+    for found in trained.values():
+        np.testing.assert_allclose(found, trained["graph"], rtol=1e-5)

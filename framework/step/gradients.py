@@ -322,7 +322,8 @@ def _whole(gradient: tf.Tensor | tf.IndexedSlices, shape: tf.TensorShape) -> tf.
       shape: of the table, which a gradient that comes out of a function does not tell.
     """
     if not isinstance(gradient, tf.IndexedSlices) or not is_in_xla():
-        return tf.convert_to_tensor(gradient)
+        whole = tf.convert_to_tensor(gradient)
+        return whole if whole.shape.is_fully_defined() else tf.ensure_shape(whole, shape)
     # XLA's CPU compiler lets one thread write a constant 0, and all of them what is computed, as here from an index.
     indices = tf.reshape(gradient.indices, [-1])
     is_never = tf.equal(tf.bitwise.bitwise_and(indices[0], 1), 2)
