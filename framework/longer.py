@@ -58,7 +58,7 @@ def check(run: Run) -> None:
         kept = [key for key in DURATIONS if key.startswith("schedule.") and was[key] != now[key]]
         hint = " ".join(f"--config.{key}='{was[key]} steps'" for key in kept)
         raise UserError(
-            f"{what} changes the learning rate of update {update + 1}{'' if name == 'model' else f' of {name}'}"
+            f"{what} changes the learning rate of update {update}{'' if name == 'model' else f' of {name}'}"
             f" from {rates[0]!r} to {rates[1]!r}, and {int(run.state.updates)} updates are made."
             f"{f' Where nothing else changes it, type {hint} too.' if hint else ''} {elsewhere}"
         )

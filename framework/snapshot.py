@@ -139,9 +139,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     if why := unreachable(folder):
         raise UnreachableError(why)
     manifest = read_manifest(folder)
-    kinds = {"step": int, "note": dict}
+    kinds = {"step": int, "note": dict, "variables": dict}
     if wrong := [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]:
         raise DamagedError(f"{MANIFEST} has no {wrong[0]}")
+    if type(manifest.get("facts", {})) is not dict:  # which older ones do not have
+        raise DamagedError(f"{MANIFEST} has no facts")
     if step_of(folder.name) not in (None, manifest["step"]):
         raise DamagedError(f"it is the checkpoint of step {manifest['step']} under another name")
     return manifest

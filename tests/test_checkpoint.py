@@ -19,6 +19,8 @@ import tf_keras as keras
 from framework import checkpoint, optim, paths, state, storage
 from framework.checkpoint import Checkpoints
 from framework.config import RunError, UserError
+from framework.snapshot import manifest_of
+from framework.storage import DamagedError, read_manifest, write_manifest
 
 
 def make_state(units=3, seed=0):
@@ -634,3 +636,16 @@ def test_a_folder_of_another_name_is_none_of_ours(tmp_path):
     save_at(checkpoints, created, 1).rename(tmp_path / "step-00000001-copy")
     save_at(checkpoints, created, 2)
     assert checkpoints.steps() == [2] and (tmp_path / "step-00000001-copy").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("facts", [1]), ("variables", []), ("note", 3), ("step", "4")])
+def test_a_manifest_of_wrong_kinds_is_damage_even_with_its_hash(tmp_path, name, value):
+    state = tf.Module()
+    state.step, state.best = tf.Variable(4, dtype=tf.int64), tf.Module()
+    state.best.step = tf.Variable(-1, dtype=tf.int64)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        path = checkpoints.save(state, {})
+    write_manifest(path, {**read_manifest(path), name: value})
+    with pytest.raises(DamagedError, match=f"manifest.json has no {name}"):
+        manifest_of(path)
+    assert Checkpoints(tmp_path, keep=2).facts() == {}

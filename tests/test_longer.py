@@ -90,7 +90,7 @@ def test_a_schedule_that_would_have_been_another_is_refused(tmp_path):
     message = refusal(tmp_path / "cosine", **cosine, **{"train.duration": "16 steps"})
     rates = [0.25 * (1 + np.cos(np.pi / steps)) for steps in (8, 16)]
     found = re.fullmatch(
-        r"train.duration='16 steps' instead of '8 steps' changes the learning rate of update 2 from (.*) to (.*), and 8"
+        r"train.duration='16 steps' instead of '8 steps' changes the learning rate of update 1 from (.*) to (.*), and 8"
         r" updates are made\. Use another folder; there, --config\.resume_from=(.*) goes on from this run\.",
         message,
     )
@@ -101,7 +101,7 @@ def test_a_schedule_that_would_have_been_another_is_refused(tmp_path):
     loop.train(build(tmp_path / "warm", **{"schedule.warmup": "25%"}))
     message = refusal(tmp_path / "warm", **{"schedule.warmup": "25%", "train.duration": "16 steps"})
     assert (
-        " changes the learning rate of update 2 from 0.0025 to 0.00125, and 8 updates are made. Where nothing"
+        " changes the learning rate of update 1 from 0.0025 to 0.00125, and 8 updates are made. Where nothing"
         in message
     )
     assert "type --config.schedule.warmup='2 steps' too. Use another folder;" in message
@@ -207,7 +207,7 @@ def test_each_of_several_models_has_its_schedule_compared(tmp_path):
     own = {"make_model": make_model, "make_schedule": make_schedule, "make_loss": make_loss, "make_step": make_step}
     loop.train(small.build(tmp_path / "run", functions=own))
     with pytest.raises(
-        UserError, match=r"changes the learning rate of update 2 of right from 0\.099 to 0\.0995, and 10 up"
+        UserError, match=r"changes the learning rate of update 1 of right from 0\.099 to 0\.0995, and 10 up"
     ):
         loop.train(small.build(tmp_path / "run", functions=own, **{"train.duration": "20 steps"}))
 
