@@ -9,6 +9,10 @@ WORKERS ?= 2
 # What pytest returns where ARGS leave no test.
 NO_TESTS := 5
 
+# Traces and what XLA compiles stay until a process ends, 22 GB of all tests: each group gets processes of its own.
+TEST_FOLDERS := $(filter-out tests/step/ tests/__pycache__/,$(wildcard tests/*/))
+TEST_GROUPS := "tests/step" "$(TEST_FOLDERS)" "tests/test_[a-l]*.py" "tests/test_[m-q]*.py" "tests/test_[r-z]*.py"
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
@@ -43,7 +47,11 @@ test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
+ifdef ARGS
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+else
+	@status=0; for group in $(TEST_GROUPS); do $(BIN)/python -m pytest -n $(WORKERS) $$group || status=$$?; done; exit $$status
+endif
 
 # What XLA compiles stays until a process ends, 23 GB of all slow tests: the product gets processes of its own.
 test-slow: $(DEV_STAMP)  ## the tests marked slow
