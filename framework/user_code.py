@@ -36,7 +36,7 @@ _LISTED = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _XLA_LISTS = "Stack trace for op definition"
 
 _NO_VALUE = "A tensor has no value while the step is traced"
-# (what the message has, what is said instead of the message or '' for the message itself, what to write)
+# (regex of what the message has, what is said instead of the message or '' for the message itself, what to write)
 _ADVICE = (
     (
         r"symbolic `?tf\.Tensor`? as a Python `?bool",
@@ -53,6 +53,11 @@ _ADVICE = (
         r"|Cannot convert a symbolic|NumPy array conversion is not supported|Tensor is unhashable",
         f"{_NO_VALUE}, so float(), int(), range(), .numpy(), a list and NumPy cannot take it.",
         "Write tf.cast and other functions of tf.",
+    ),
+    (
+        r"Detected unsupported operations when trying to compile graph .* on XLA_\w+: (\w+(?:, \w+)*) \(",
+        r"XLA has no operation \1.",
+        "Use --config.train.compile=graph, or write it with other functions of tf.",
     ),
     (r"<class 'keras\.|keras\.src\.", "", KERAS_3),
     (r"No module named '([\w.]+)'", "", "Install it, or put the file beside the experiment."),
@@ -177,8 +182,8 @@ def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and (beside := _beside(error)):
         return f"{_sentence(raw)} {beside} is found by `import {error.name}` alone, not by importlib."
     for pattern, instead, advice in _ADVICE:
-        if re.search(pattern, raw):
-            return f"{instead or _sentence(raw)} {advice}"
+        if found := re.search(pattern, raw):
+            return f"{found.expand(instead) or _sentence(raw)} {advice}"
     if isinstance(error, AttributeError) and (key := re.fullmatch(r"\"'(\w+)'\"", raw)):  # as ml_collections says it
         return f"the config has no key '{key[1]}'. Set it in get_config, in config.model or config.data."
     if _is_out_of_memory(error):

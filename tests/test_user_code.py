@@ -75,6 +75,7 @@ def test_what_says_enough_passes_through(error):
             "a tensor with 2 values, but the requested shape has",
         ),
         ("return tf.reshape(x, tf.where(x > 0)[:, 0])", True, "must be a compile-time constant"),
+        ("return tf.strings.as_string(x)", True, "XLA has no operation AsString. Use --config.train.compile=graph, or"),
     ],
 )
 def test_an_op_that_fails_while_it_runs(source, compiled, message):
