@@ -403,11 +403,12 @@ def _result(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def _whole_result(value: Any) -> dict[str, Any]:
-    """A result that has what is printed of it."""
+    """A result that has its counters, and numbers for what is printed of it; a KeyError names what is missing."""
     for name in ("final", "best"):
         if any(number is not None and not isinstance(number, (int, float)) for number in value[name].values()):
             raise ValueError(f"'{name}' holds what is no number")
-    return {**value, "status": str(value["status"]), "step": int(value["step"])}
+    counters = {name: int(value[name]) for name in ("step", "updates", "skipped", "empty_terms")}
+    return {**value, **counters, "status": str(value["status"])}
 
 
 def _unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:

@@ -597,3 +597,12 @@ def test_a_run_that_keeps_compiling_is_stopped_and_saved(tmp_path):
     assert trap.checkpoints.steps() == [step]
     result = loop.train(turning(tmp_path / "healthy", tf.gather))
     assert (result["status"], result["traces"], result["compilations"]) == ("finished", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["status", "step", "updates", "skipped", "empty_terms", "final", "best"])
+def test_a_result_that_lacks_what_is_read_of_it_is_damaged(name):
+    """A flipped bit in the name of an entry leaves JSON that is whole."""
+    whole = {"status": "finished", "step": 8, "updates": 8, "skipped": 0, "empty_terms": 0, "final": {}, "best": {}}
+    assert loop._whole_result(whole) == whole
+    with pytest.raises(KeyError, match=name):
+        loop._whole_result({key: value for key, value in whole.items() if key != name})
