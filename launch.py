@@ -23,8 +23,10 @@ from types import ModuleType
 
 from absl import flags, logging
 
-from framework import command, experiment, lifeline, user_code
+from framework.cli import flags as command
 from framework.config import RunError, UserError
+from framework.distribute import lifeline
+from framework.experiment import load, user_code
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -50,17 +52,17 @@ def _launch(argv: Sequence[str]) -> int:
         print(command.help_text(__doc__))
         return 0
     values, overrides = command.parse(argv)
-    experiment.check(values.config)
+    load.check(values.config)
 
     flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     if values.local_workers:
         _import_run()
-        return importlib.import_module("framework.supervisor").main(values, overrides)
+        return importlib.import_module("framework.cli.local_cluster").main(values, overrides)
     if values.mode == "train" and "TF_CONFIG" in os.environ:
         _import_run()
-        if importlib.import_module("framework.server").main(values, overrides):
+        if importlib.import_module("framework.cli.server").main(values, overrides):
             return 0
     looks_back = values.mode in command.LOOK_BACK
     purpose = values.mode if looks_back else ""
@@ -71,13 +73,13 @@ def _launch(argv: Sequence[str]) -> int:
 
 
 def _import_run() -> ModuleType:
-    """framework.run, which loads TensorFlow.
+    """framework.run.build, which loads TensorFlow.
 
     All that it makes stays to the end: looking for garbage meanwhile finds none and takes 0.5 s of 2.4, and
     so would looking through it later.
     """
-    if "framework.run" in sys.modules or not gc.isenabled():
-        return importlib.import_module("framework.run")
+    if "framework.run.build" in sys.modules or not gc.isenabled():
+        return importlib.import_module("framework.run.build")
     gc.disable()
     try:
         return _import_silently()
@@ -87,16 +89,16 @@ def _import_run() -> ModuleType:
 
 
 def _import_silently() -> ModuleType:
-    """framework.run without the C++ notes of TensorFlow's start: no log level silences all of them."""
+    """framework.run.build without the C++ notes of TensorFlow's start: no log level silences all of them."""
     # Where the notes may matter; 3 asks for none, as a process has it from one that starts it.
     if any(Path("/dev").glob("nvidia[0-9]*")) or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
-        return importlib.import_module("framework.run")
+        return importlib.import_module("framework.run.build")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        return importlib.import_module("framework.run")
+        return importlib.import_module("framework.run.build")
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from framework import layers, losses, metrics, optim, precision
 from framework.config import base_config, check_choice, check_range
+from framework.config.overrides import apply_preset
 from framework.data.batches import make_batches
-from framework.data.mnist import load_mnist
+from framework.data.sets.mnist import load_mnist
 from framework.export.base import SERVING, Signature
 from framework.export.lite import Lite
 from framework.export.saved_model import SavedModel
-from framework.overrides import apply_preset
 
 PRESETS = {
     "constant": {"schedule.name": "constant", "schedule.learning_rate": 1e-3, "schedule.warmup": ""},

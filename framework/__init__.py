@@ -12,19 +12,24 @@
 """
 
 import importlib
+import sys
 from typing import Any
+
+from framework.moved import Finder
 
 # Loaded on first use: checking a command line must not wait for TensorFlow.
 _PUBLIC = {
-    "Run": "framework.run",
+    "Run": "framework.run.build",
     "UserError": "framework.config",
     "base_config": "framework.config",
-    "build": "framework.run",
-    "evaluate": "framework.loop",
-    "export_run": "framework.loop",
-    "replay_step": "framework.replay",
-    "train": "framework.loop",
+    "build": "framework.run.build",
+    "evaluate": "framework.run.loop",
+    "export_run": "framework.run.loop",
+    "replay_step": "framework.run.replay",
+    "train": "framework.run.loop",
 }
+
+sys.meta_path.append(Finder())
 
 
 def __getattr__(name: str) -> Any:

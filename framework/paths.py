@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import naming
+from framework import layer_names
 
 # How tf_keras names the layers of Sequential and functional models in its object graph.
 _POSITIONAL = re.compile(r"layer(_with_weights)?-\d+")
@@ -56,8 +56,8 @@ def ambiguous(root: Any) -> list[str]:
         for path, layer in found.items()
         if path
         and isinstance(layer, keras.layers.Layer)
-        and naming.is_own(layer)
-        and naming.looks_made_up(layer)
+        and layer_names.is_own(layer)
+        and layer_names.looks_made_up(layer)
         and _has_layers_by_place(found.get(path.rpartition("/")[0]))
     ]
 
@@ -122,7 +122,7 @@ def _names_of_layers(parent: Any, taken: Collection[str]) -> list[str]:
     Own names are settled first, so that a number never takes one of them.
     """
     names = [""] * len(parent.layers)
-    for place in sorted(range(len(names)), key=lambda place: not naming.is_own(parent.layers[place])):
+    for place in sorted(range(len(names)), key=lambda place: not layer_names.is_own(parent.layers[place])):
         own = _layer_name(parent.layers[place])
         name, count = own, 0
         while name in taken or name in names:
@@ -134,4 +134,4 @@ def _names_of_layers(parent: Any, taken: Collection[str]) -> list[str]:
 
 def _layer_name(layer: keras.layers.Layer) -> str:
     """The name the user gave, or the class's in snake case where Keras made one up."""
-    return str(layer.name) if naming.is_own(layer) else naming.class_name(layer)
+    return str(layer.name) if layer_names.is_own(layer) else layer_names.class_name(layer)

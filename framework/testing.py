@@ -18,9 +18,9 @@ import tensorflow as tf
 from framework import paths, rng
 from framework.compile import Compiled
 from framework.config import flatten
-from framework.experiment import load
-from framework.overrides import override
-from framework.run import build
+from framework.config.overrides import override
+from framework.experiment.load import load
+from framework.run.build import build
 
 # By dtype: what another order of the same sums may change of a tensor's largest magnitude, and the dtype's eps.
 _BOUNDS = {

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from framework import layers, losses, metrics, optim, precision, rng
 from framework.config import base_config
+from framework.config.overrides import apply_preset
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.overrides import apply_preset
 
 SIDE = 8
 PRESETS = {"float32": {"train.precision": "float32", "loss_scale.growth_interval": 2000}}

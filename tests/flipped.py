@@ -20,15 +20,17 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorboard.compat.proto.event_pb2 import Event
 
-from framework import build, config, layers, loop, losses, paths, tensorboard
-from framework.checkpoint import digest
+from framework import build, config, layers, losses, paths
+from framework.checkpoint.checkpoints import digest
 from framework.config import RunError, UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.export.base import Signature
 from framework.modes import train
 from framework.optim import make_schedule as schedule_of
-from framework.replay import replay_step
+from framework.run import loop
+from framework.run.replay import replay_step
+from framework.writers import tensorboard
 
 FEATURES, STEPS, KILLED_AT = 4, 8, 6
 SETTINGS = {

@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from framework import checkpoint, loop, storage
-from framework.checkpoint import digest
+from framework.checkpoint import checkpoints, storage
+from framework.checkpoint.checkpoints import digest
+from framework.run import loop
 from tests import small
 
 STEP = 4
@@ -78,14 +79,14 @@ def in_the_middle_of_pruning():
 
 
 PHASES = {
-    "during the copy": lambda: when(lambda state, memory: int(state.step) == STEP, checkpoint, "_copied"),
+    "during the copy": lambda: when(lambda state, memory: int(state.step) == STEP, checkpoints, "_copied"),
     "before the write": lambda: when(
-        lambda folder, arrays, facts, _: facts["step"] == STEP, checkpoint, "write_arrays"
+        lambda folder, arrays, facts, _: facts["step"] == STEP, checkpoints, "write_arrays"
     ),
     "in the middle of the arrays": lambda: at_the_second_part(kill),
     "before the manifest": lambda: when(lambda path, value: value["step"] == STEP, storage, "write_json"),
     "before the rename": lambda: when(lambda path, target: f"step-{STEP:08d}" == target.name, Path, "rename"),
-    "before the pointer": lambda: when(lambda path, value: value["step"] == STEP, checkpoint, "write_json"),
+    "before the pointer": lambda: when(lambda path, value: value["step"] == STEP, checkpoints, "write_json"),
     "in the middle of pruning": in_the_middle_of_pruning,
     "SIGTERM twice": lambda: twice(signal.SIGTERM),
     "SIGINT twice": lambda: twice(signal.SIGINT),

@@ -17,13 +17,13 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import layers, losses, paths, precision
-from framework.checkpoint import Checkpoints
-from framework.cluster import Cluster
+from framework.checkpoint.checkpoints import Checkpoints
+from framework.cli.server import serve
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.server import serve
+from framework.distribute.cluster import Cluster
+from tests.distribute.test_cluster import local
 from tests.small import build
-from tests.test_cluster import local
 
 STEPS = 24
 SETTINGS = {

@@ -11,11 +11,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, experiment, layers, losses, paths, precision, run
+from framework import config, layers, losses, paths, precision
+from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.order import Order
 from framework.data.sources import Source
-from framework.overrides import override
+from framework.experiment import load
+from framework.run import build as run
 
 BATCH, EXAMPLES = 16, 160
 
@@ -82,7 +84,7 @@ def make_loss(cfg):
 
 def build(workdir=None, heat=None, functions=None, **overrides):
     """A run whose examples `heat` = {(step, place): heat} go bad."""
-    loaded = experiment.load("tests/tiny.py")
+    loaded = load.load("tests/tiny.py")
     settings = {**SETTINGS, **overrides}
 
     def make_data(cfg, split):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import loop
+from framework.run import loop
 from tests import small
 
 

@@ -4,7 +4,7 @@ The product {eager, graph, xla} x {1, 2, 4 micro-batches} x {full, ragged, empty
 Adam, AdamW}, in float32 and float64, the same with only the gradients or only the update compiled by XLA, and {graph,
 xla} of it on {2, 4} replicas, each over 24 updates of a small network with two terms of different masks and L2. `make
 test` runs what is in `QUICK`, `QUICK_PARTS` and `QUICK_REPLICAS`, in which every pair of settings occurs; `make
-test-slow` runs the rest. What replicas do beyond that is in `tests/test_replicas.py`.
+test-slow` runs the rest. What replicas do beyond that is in `tests/distribute/test_replicas.py`.
 """
 
 import functools
@@ -17,10 +17,12 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, experiment, losses, optim, paths, run
+from framework import config, losses, optim, paths
+from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.overrides import override
+from framework.experiment import load
+from framework.run import build as run
 
 UPDATES, BATCH, FEATURES, HIDDEN, CLASSES = 24, 16, 12, 16, 4
 L2, CLIP, AUXILIARY = 1e-3, 0.4, 0.5
@@ -147,7 +149,7 @@ def build(mode, micro, tail, clip, optimizer, dtype, replicas=1, settings=(), **
         **functions,
     }
     final = config.finalize(override(config.base_config(), settings))
-    built = run.assemble(experiment.Experiment(Path("made_up.py"), "", functions), final, None, time.monotonic())
+    built = run.assemble(load.Experiment(Path("made_up.py"), "", functions), final, None, time.monotonic())
     for path, variable in paths.trainable(built.model).items():
         variable.assign(tf.cast(initial()[path], variable.dtype))
     return built

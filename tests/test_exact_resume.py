@@ -11,8 +11,10 @@ import signal
 import pytest
 import tensorflow as tf
 
-from framework import loop, paths, run
-from framework.checkpoint import Checkpoints
+from framework import paths
+from framework.checkpoint.checkpoints import Checkpoints
+from framework.run import build as run
+from framework.run import loop
 from framework.step.block import TrainBlock
 
 SETTINGS = {

@@ -5,10 +5,11 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import loop, losses, metrics
+from framework import losses, metrics
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.replay import replay_step
+from framework.run import loop
+from framework.run.replay import replay_step
 from tests import small
 
 SIZE, BATCH, RATE, STEPS = 40, 16, 0.05, 5

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from framework import config, experiment, loop, paths, run
+from framework import config, paths
+from framework.experiment import load
+from framework.run import build, loop
 
 FILES = sorted(Path("experiments").glob("*.py"))
 
@@ -28,7 +30,7 @@ def test_there_are_experiments():
 
 @pytest.mark.parametrize(("path", "preset"), CASES)
 def test_config_is_valid(path, preset):
-    loaded = experiment.load(f"{path}:{preset}" if preset else str(path))
+    loaded = load.load(f"{path}:{preset}" if preset else str(path))
     final = config.finalize(loaded.get_config())
     assert config.resolve(final, steps_per_epoch=468.75).train.duration >= 1
 
@@ -43,7 +45,7 @@ def test_header_has_the_command_and_what_to_expect(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_two_steps_save_restore_export(path, tmp_path):
     small = {"train.duration": "2 steps", "schedule.warmup": "", "export.examples": 100, "log.histograms_every": ""}
-    built = run.build(str(path), small, tmp_path / "run")
+    built = build.build(str(path), small, tmp_path / "run")
     before = {name: variable.numpy() for name, variable in paths.trainable(built.model).items()}
     result = loop.train(built)
     assert (result["status"], result["step"], result["updates"]) == ("finished", 2, 2)
@@ -52,7 +54,7 @@ def test_two_steps_save_restore_export(path, tmp_path):
     reports = loop.export_run(built)
     assert [report.failure for report in reports] == [""] * len(built.exports)
 
-    again = run.build(str(path), small, tmp_path / "run")
+    again = build.build(str(path), small, tmp_path / "run")
     assert again.open() == 2
     assert {name: variable.numpy().tobytes() for name, variable in paths.variables(again.state).items()} == {
         name: variable.numpy().tobytes() for name, variable in paths.variables(built.state).items()

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from framework import checkpoint, command, folder, loop, paths, run
+from framework import folder, paths
+from framework.checkpoint import checkpoints as checkpoint
+from framework.checkpoint.snapshot import name_of
+from framework.cli import flags
 from framework.config import RunError, UserError
 from framework.folder import check_workdir
-from framework.snapshot import name_of
+from framework.run import build as run
+from framework.run import loop
 from tests.small import build, differing, snapshot
 
 SETTINGS = {"train.duration": "8 steps", "checkpoint.every": "2 steps", "train.block_steps": 2}
@@ -375,7 +379,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(built, workdir, monkeypatc
     def refuse(path, text):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("framework.run.write_text", refuse)
+    monkeypatch.setattr("framework.run.build.write_text", refuse)
     built[0].state.step.assign(0)
     with pytest.raises(RunError) as caught:
         loop.train(built[0])
@@ -387,5 +391,5 @@ def test_a_folder_that_may_not_be_written_is_one_line(built, workdir, monkeypatc
 def test_who_looks_back_is_told_that_the_config_is_missing(workdir):
     (workdir / "config.json").unlink()
     with pytest.raises(UserError, match=r"has checkpoints but no config\.json\. Put it back\.$"):
-        command.parse(["launch.py", "--config=tests/tiny.py", f"--workdir={workdir}", "--mode=evaluate"])
+        flags.parse(["launch.py", "--config=tests/tiny.py", f"--workdir={workdir}", "--mode=evaluate"])
     assert "has checkpoints but no config.json" in refusal(lambda: run.build("tests/tiny.py", (), workdir, True))

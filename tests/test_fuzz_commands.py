@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import launch
-from framework import user_code
 from framework.config import base_config, flatten
-from framework.keys import CHOICES, DURATIONS
+from framework.config.defaults import CHOICES, DURATIONS
+from framework.experiment import user_code
 
 EXPERIMENT = """
 from framework.config import base_config
@@ -51,10 +51,10 @@ def folder(tmp_path, monkeypatch):
         raise Reached(None)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("framework.runtime.setup", setup)
-    monkeypatch.setattr("framework.supervisor.run_local", run_local)
+    monkeypatch.setattr("framework.distribute.devices.setup", setup)
+    monkeypatch.setattr("framework.cli.local_cluster.run_local", run_local)
     is_own = user_code.is_own
-    monkeypatch.setattr("framework.user_code.is_own", lambda file: file != __file__ and is_own(file))
+    monkeypatch.setattr("framework.experiment.user_code.is_own", lambda file: file != __file__ and is_own(file))
     Path("x.py").write_text(EXPERIMENT)
     Path("a folder").mkdir()
     Path("broken.py").write_text("def get_config(arg:\n")

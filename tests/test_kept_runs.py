@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import framework
-from framework import paths, runtime
-from framework.storage import read_arrays
+from framework import paths
+from framework.checkpoint.storage import read_arrays
+from framework.distribute import devices
 
 KEPT = Path(__file__).parent / "kept_runs"
 # float32 sums in another order, over ten updates; counters are whole.
@@ -23,7 +24,7 @@ ELSEWHERE = 1e-4
 def is_made_here():
     """Whether the CPU is the one of the kept runs; another one adds in another order."""
     made = json.loads((KEPT / "pair/run/environment.json").read_text())["starts"][0]["cpu"]
-    return runtime.environment()["cpu"] == made
+    return devices.environment()["cpu"] == made
 
 
 @pytest.mark.parametrize("name", ["averaged", "half", "pair", "buffer"])

@@ -1,4 +1,4 @@
-"""launch.py and the early checks of framework/run.py: one line, exit status 2, and nothing has been touched yet."""
+"""launch.py and the early checks of run/build.py: one line, exit status 2, and nothing has been touched yet."""
 
 import datetime
 import errno
@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import launch
-from framework import config, run, user_code
+from framework import config
 from framework.config import UserError
-from framework.overrides import override
+from framework.config.overrides import override
+from framework.experiment import user_code
+from framework.run import build
 
 ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
@@ -63,9 +65,9 @@ def folder(tmp_path, monkeypatch):
         raise Reached(final)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("framework.runtime.setup", setup)
+    monkeypatch.setattr("framework.distribute.devices.setup", setup)
     is_own = user_code.is_own
-    monkeypatch.setattr("framework.user_code.is_own", lambda file: file != __file__ and is_own(file))
+    monkeypatch.setattr("framework.experiment.user_code.is_own", lambda file: file != __file__ and is_own(file))
     Path("x.py").write_text(EXPERIMENT)
     yield tmp_path
     sys.modules.pop("experiment_x", None)
@@ -291,12 +293,12 @@ def test_workdir_that_cannot_be_written(refused, monkeypatch, code):
 
 
 def test_check_workdir_leaves_nothing_behind():
-    run.check_workdir(Path("some/deep/run"))
+    build.check_workdir(Path("some/deep/run"))
     assert not Path("some").exists()
     Path("mine").mkdir()
     Path("mine/kept").write_text("")
-    run.check_workdir(Path("mine"))
-    run.check_workdir(Path("mine/new"))
+    build.check_workdir(Path("mine"))
+    build.check_workdir(Path("mine/new"))
     assert os.listdir("mine") == ["kept"]
 
 
@@ -306,9 +308,9 @@ def test_fresh_workdir(monkeypatch):
         def now(cls, tz=None):
             return cls(2026, 3, 4, 5, 6, 7)
 
-    monkeypatch.setattr(run, "datetime", types.SimpleNamespace(datetime=Clock))
-    monkeypatch.setattr(run.secrets, "token_hex", lambda count: "ab" * count)
-    workdir = run.fresh_workdir("experiments/mnist_mlp.py:small")
+    monkeypatch.setattr(build, "datetime", types.SimpleNamespace(datetime=Clock))
+    monkeypatch.setattr(build.secrets, "token_hex", lambda count: "ab" * count)
+    workdir = build.fresh_workdir("experiments/mnist_mlp.py:small")
     assert workdir == Path("runs", "mnist_mlp-20260304-050607-abab")
     assert not workdir.exists()
 
@@ -477,13 +479,13 @@ def test_arguments_that_are_no_names(refused, arguments, said):
 )
 def test_what_build_cannot_take(arguments, said):
     with pytest.raises(UserError) as caught:
-        run.build(*arguments)
+        build.build(*arguments)
     assert str(caught.value) == said
 
 
 def test_build_takes_a_path_and_any_list_of_overrides():
     with pytest.raises(Reached) as reached:
-        run.build(Path("x.py"), (text for text in ["--config.seed=4"]), Path("r"))
+        build.build(Path("x.py"), (text for text in ["--config.seed=4"]), Path("r"))
     assert reached.value.args[0].seed == 4
 
 
@@ -531,7 +533,7 @@ def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
         built.all = (loaded.preset, final, workdir)
         return built
 
-    monkeypatch.setattr("framework.run.assemble", assemble)
+    monkeypatch.setattr("framework.run.build.assemble", assemble)
     monkeypatch.setattr(f"framework.modes.{mode}.main", lambda *given: seen.append(given) or status)
     Path("r").mkdir()
     Path("r/config.json").write_text(json.dumps(small_config()))
@@ -673,13 +675,13 @@ def test_looking_back_at_a_run_of_an_older_file(refused):
 
 def test_build_from_python_says_the_same():
     with pytest.raises(UserError) as caught:
-        run.build("x.py", {"model.widht": 3}, "r")
+        build.build("x.py", {"model.widht": 3}, "r")
     assert (
         str(caught.value)
         == f"--config.model.widht=3: there is no key 'model.widht'. Did you mean 'model.width'? {CHECK}"
     )
     with pytest.raises(Reached) as reached:
-        run.build("x.py:small", {"seed": 3}, Path("r"))
+        build.build("x.py:small", {"seed": 3}, Path("r"))
     assert config.flatten(reached.value.args[0]) == config.flatten(config.ConfigDict(small_config(seed=3)))
     assert not Path("r").exists()
 
@@ -704,7 +706,7 @@ def test_an_experiments_own_error_is_one_line(refused, capsys):
     assert launch.main(["launch.py", "--config=x.py", "--debug"]) == 2
     assert f'x.py", line {line}, in get_config' in capsys.readouterr().err
     with pytest.raises(UserError, match="name 'width' is not defined") as caught:
-        run.build("x.py")
+        build.build("x.py")
     assert isinstance(caught.value.__cause__, NameError)
 
 
@@ -729,31 +731,31 @@ def test_arithmetic_of_an_experiment_is_not_a_loss_that_diverged(refused, error)
 
 def test_a_fault_of_the_framework_shows_its_traceback(monkeypatch, capsys):
     monkeypatch.setattr("framework.config.finalize", len)
-    monkeypatch.setattr("framework.run.override", lambda config, overrides: 3)
+    monkeypatch.setattr("framework.run.build.override", lambda config, overrides: 3)
     with pytest.raises(TypeError):
         launch.main(["launch.py", "--config=x.py"])
     assert capsys.readouterr().err == ""
 
 
 def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
-    from framework.failure import NonFiniteError
+    from framework.run.nonfinite import NonFiniteError
 
     def diverge(*given):
         raise NonFiniteError("step 3: loss=nan")
 
-    monkeypatch.setattr("framework.run.assemble", lambda *given: types.SimpleNamespace(workdir=Path("r")))
+    monkeypatch.setattr("framework.run.build.assemble", lambda *given: types.SimpleNamespace(workdir=Path("r")))
     monkeypatch.setattr("framework.modes.train.main", diverge)
     assert launch.main(["launch.py", "--config=x.py"]) == 1
     assert capsys.readouterr().err == "error: step 3: loss=nan\n"
     assert launch.main(["launch.py", "--config=x.py", "--debug"]) == 1
-    assert capsys.readouterr().err.endswith("framework.failure.NonFiniteError: step 3: loss=nan\n")
+    assert capsys.readouterr().err.endswith("framework.run.nonfinite.NonFiniteError: step 3: loss=nan\n")
 
 
 def test_an_interrupt_is_status_130(monkeypatch, capsys):
     def interrupt(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("framework.run.assemble", interrupt)
+    monkeypatch.setattr("framework.run.build.assemble", interrupt)
     assert launch.main(["launch.py", "--config=x.py"]) == 130
     assert capsys.readouterr() == ("", "interrupted; checkpoints, if there are any, stay\n")
 
@@ -820,7 +822,7 @@ def test_examples_of_the_help_are_right(monkeypatch):
     monkeypatch.chdir(ROOT)
     for example in examples:
         name = re.search(r"--config=(\S+)", example)[1]
-        loaded = run.experiment.load(name)
+        loaded = build.experiment.load(name)
         overrides = [argument for argument in shlex.split(example) if argument.startswith("--config.")]
         config.finalize(override(loaded.get_config(), overrides))
 

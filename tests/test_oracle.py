@@ -12,8 +12,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, experiment, precision, run
-from framework.overrides import override
+from framework import config, precision
+from framework.config.overrides import override
+from framework.experiment import load
+from framework.run import build as run
 
 STEPS, WARMUP, L2 = 200, 20, 1e-3
 PEAK = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
@@ -33,7 +35,7 @@ CASES = list(itertools.product(OPTIMIZERS, VARIANTS))
 
 def build(optimizer, variant, order, dtype, mode="graph", **more):
     """A run on MNIST; `order` is the seed of the data order alone, the weights are always those of seed 0."""
-    loaded = experiment.load("experiments/mnist_mlp.py")
+    loaded = load.load("experiments/mnist_mlp.py")
     overrides = {
         "train.duration": f"{STEPS} steps",
         "train.block_steps": 64,

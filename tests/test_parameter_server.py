@@ -15,13 +15,13 @@ import pytest
 import tensorflow as tf
 
 from framework import config
-from framework.cluster import Cluster, resolve_servers
 from framework.config import UserError
-from framework.overrides import override
+from framework.config.overrides import override
+from framework.distribute.cluster import Cluster, resolve_servers
 from framework.step.asynchronous import check
 from framework.step.probe import Probe
-from tests.test_cluster import local
-from tests.test_supervisor import LIMIT_SECONDS, SETTINGS, STEPS, ended, launch, wait_for_step, worker_of
+from tests.cli.test_local_cluster import LIMIT_SECONDS, SETTINGS, STEPS, ended, launch, wait_for_step, worker_of
+from tests.distribute.test_cluster import local
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = ("--config.ema.decay=0.0", "--noconfig.model.moves")  # neither an average nor moved variables
@@ -175,7 +175,7 @@ def test_a_server_without_a_chief_gives_up_and_with_one_ends_after_it():
         Cluster(tasks, 1, 1)._listening().close()
         start = time.monotonic()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("framework.cluster._LOST_SECONDS", 0.0)
+            patch.setattr("framework.distribute.cluster._LOST_SECONDS", 0.0)
             Cluster(tasks, 2, 1).outlive_chief(5)
         assert time.monotonic() - start < 4
 

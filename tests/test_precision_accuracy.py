@@ -5,8 +5,10 @@ import time
 
 import pytest
 
-from framework import config, experiment, run
-from framework.overrides import override
+from framework import config
+from framework.config.overrides import override
+from framework.experiment import load
+from framework.run import build
 
 SEEDS = (0, 1, 2)
 WITHIN = 0.003  # of float32's mean accuracy: 0.3 points
@@ -14,9 +16,9 @@ WITHIN = 0.003  # of float32's mean accuracy: 0.3 points
 
 def accuracy(precision, seed):
     """On the test split, after all of `experiments/mnist_mlp.py` in XLA."""
-    loaded = experiment.load("experiments/mnist_mlp.py")
+    loaded = load.load("experiments/mnist_mlp.py")
     final = config.finalize(override(loaded.get_config(), {"train.precision": precision, "seed": seed}))
-    built = run.assemble(loaded, final, None, time.monotonic())
+    built = build.assemble(loaded, final, None, time.monotonic())
     left = built.resolved.train.duration
     while left:
         left -= len(built.train_block(min(left, built.train_block.block_steps)).rows)

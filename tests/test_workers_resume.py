@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from framework.checkpoint import digest, read_arrays
-from tests.test_lifeline import are_gone
-from tests.test_supervisor import ROOT, ended, rows, wait_for_step, worker_of
+from framework.checkpoint.checkpoints import digest, read_arrays
+from tests.cli.test_local_cluster import ROOT, ended, rows, wait_for_step, worker_of
+from tests.distribute.test_lifeline import are_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 120

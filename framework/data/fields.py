@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import guards
 from framework.config import UserError
+from framework.trace import guards
 
 Batch = dict[str, tf.Tensor]
 Transform = Callable[[Batch], Batch]

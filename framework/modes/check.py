@@ -16,9 +16,9 @@ from framework import optim, paths
 from framework.config import flatten
 from framework.export.verify import export_all
 from framework.folder import EXPORTS
-from framework.loop import held_out, untouched
 from framework.modes.export import describe
-from framework.run import Run
+from framework.run.build import Run
+from framework.run.loop import held_out, untouched
 from framework.step import tune
 from framework.step.additivity import check_additive
 from framework.step.penalties import shown

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from framework import lookback
-from framework.loop import evaluate
-from framework.run import Run
+from framework.run import lookback
+from framework.run.build import Run
+from framework.run.loop import evaluate
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> int:

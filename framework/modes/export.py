@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from framework import lookback
 from framework.config import UserError
 from framework.export.base import ExportReport
-from framework.loop import export_run
-from framework.run import Run
+from framework.run import lookback
+from framework.run.build import Run
+from framework.run.loop import export_run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None) -> int:

@@ -6,9 +6,10 @@ python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=r
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from framework import folder, stored_config
-from framework.replay import Replay, replay_step
-from framework.run import Run
+from framework import folder
+from framework.run import stored_config
+from framework.run.build import Run
+from framework.run.replay import Replay, replay_step
 
 
 def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> int:

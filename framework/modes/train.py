@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from framework.cluster import LOCAL_WORKERS
+from framework.distribute.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
-from framework.loop import train
 from framework.modes.export import print_reports
-from framework.run import Run
+from framework.run.build import Run
+from framework.run.loop import train
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:

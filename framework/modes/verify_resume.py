@@ -28,11 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from framework import checkpoint, lifeline
-from framework.checkpoint import digest, read_arrays
+from framework.checkpoint import checkpoints
+from framework.checkpoint.checkpoints import digest, read_arrays
 from framework.config import RunError, UserError
+from framework.distribute import lifeline
 from framework.folder import TUNING, starts
-from framework.run import Run
+from framework.run.build import Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 # Of five kills: most where something can be lost.
@@ -337,7 +338,7 @@ def _last_line(workdir: Path) -> str:
 
 
 def _read(workdir: Path) -> _Ended:
-    state = read_arrays(checkpoint.find("resume_from", str(workdir)))
+    state = read_arrays(checkpoints.find("resume_from", str(workdir)))
     result = json.loads((workdir / "result.json").read_text())
     if int(state["step"]) != result["step"]:
         raise _DifferentError(

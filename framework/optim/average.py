@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import tensorflow as tf
 
 from framework import paths
-from framework.assigned import untouched
+from framework.trace.assigned import untouched
 
 
 class Average(tf.Module):

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import paths, precision
 from framework.config import UserError, near
+from framework.experiment.returns import check_optimizer
 from framework.optim.freezing import Grouped, group_parameters
 from framework.optim.groups import Group, parse_groups
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.options import check_groups, check_options, numbers_of
 from framework.optim.schedules import Schedule, learning_rate
-from framework.returned import check_optimizer
 
 
 def build_optimizers(

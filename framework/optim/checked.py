@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import user_code
 from framework.config import UserError
+from framework.experiment import user_code
+from framework.experiment.returns import shown
 from framework.optim.schedules import Schedule
-from framework.returned import shown
 
 _CLOSE = 1e-5  # of a rate computed again, relative
 _SHARES = (1, 2, 5, 10, 25, 50, 75, 90)  # of a run, in percent: updates at which the rate is computed at the start

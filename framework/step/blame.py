@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import guards, paths
+from framework import paths
 from framework.data.batches import Batches
-from framework.graphs import ancestors, imported, place
+from framework.trace import guards
+from framework.trace.graphs import ancestors, imported, place
 
 Batch = Mapping[str, tf.Tensor]
 # (graph, operations before and after the call, path of the layer)

@@ -19,14 +19,13 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import guards, paths, precision, rng
-from framework.assigned import untouched
+from framework import paths, precision, rng
 from framework.compile import Compiled, programs
 from framework.config import UserError
 from framework.data.batches import Batch, Batches
 from framework.data.fields import named_shapes
+from framework.distribute.replicas import Replicas
 from framework.optim import Schedule, global_norm
-from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.blame import Blame, first_problem
@@ -34,6 +33,8 @@ from framework.step.gradients import Gradients, total
 from framework.step.layout import VIOLATIONS, Layout
 from framework.step.probe import check_draws, scopes
 from framework.step.tools import Step, Tools
+from framework.trace import guards
+from framework.trace.assigned import untouched
 
 UNKNOWN = (
     "an id, a label or an assertion of the compiled step is out of range, and of the traced one none is. Compare with"

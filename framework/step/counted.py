@@ -13,7 +13,7 @@ import tf_keras as keras
 
 from framework import paths
 from framework.config import UserError
-from framework.graphs import called
+from framework.trace.graphs import called
 
 _MOST = 16  # entries of a list or dict that is looked into
 

@@ -21,8 +21,8 @@ import tf_keras as keras
 
 from framework import paths
 from framework.config import UserError
-from framework.graphs import called, place
 from framework.state import TrainState
+from framework.trace.graphs import called, place
 
 _CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)|LookupTable(Insert|Import|Remove)")
 _TABLE = re.compile(r"LookupTable")

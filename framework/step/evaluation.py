@@ -15,15 +15,14 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import guards, paths, precision, rng
-from framework.assigned import untouched
+from framework import paths, precision, rng
 from framework.compile import Compiled
 from framework.config import UserError
 from framework.data.batches import Batch, Batches, epoch_steps
 from framework.data.fields import named_shapes
+from framework.distribute.replicas import Replicas
 from framework.losses import Term
 from framework.metrics import Metric
-from framework.replicas import Replicas
 from framework.step.blame import first_problem
 from framework.step.block import UNKNOWN, at_once, parts_of, repeat, take_parts
 from framework.step.evaluation_probe import EvaluationProbe
@@ -31,6 +30,8 @@ from framework.step.gradients import Loss, forward
 from framework.step.layout import VIOLATIONS, Layout, mean, term_key
 from framework.step.penalties import PENALTY, explained
 from framework.step.probe import scopes
+from framework.trace import guards
+from framework.trace.assigned import untouched
 
 # There is no update here.
 _MODES = {"xla_update": "graph"}

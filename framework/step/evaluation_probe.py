@@ -13,7 +13,6 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths
-from framework.assigned import assigned
 from framework.config import UserError
 from framework.data.batches import Batches, epoch_steps
 from framework.state import TrainState
@@ -21,6 +20,7 @@ from framework.step import coverage
 from framework.step.gradients import Loss, forward
 from framework.step.penalties import PENALTY, is_penalty, refuse_weights, uneven
 from framework.step.probe import NamedBatch, check_draws, check_terms, scopes
+from framework.trace.assigned import assigned
 
 _SHOWN = 3  # variables of one message
 

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from framework import guards, rng
+from framework import rng
 from framework.compile import is_in_xla
 from framework.config import UserError
+from framework.distribute.replicas import Replicas
 from framework.losses import Coupled, Term
 from framework.metrics import Metric
-from framework.replicas import Replicas
 from framework.step.penalties import is_penalty, sum_of, with_penalties
 from framework.step.weights import Pass, term_weights
+from framework.trace import guards
 
 Terms = Mapping[str, Term]
 Batch = Mapping[str, tf.Tensor]

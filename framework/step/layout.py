@@ -19,7 +19,7 @@ from framework.metrics import Metric
 from framework.step.gradients import Terms
 from framework.step.penalties import PENALTY, is_penalty
 
-VIOLATIONS = "violations"  # guards that do not hold, see `framework/guards.py`; a run ends with the first
+VIOLATIONS = "violations"  # guards that do not hold, see `framework/trace/guards.py`; a run ends with the first
 
 
 @dataclasses.dataclass(frozen=True)

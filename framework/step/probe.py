@@ -12,14 +12,13 @@ import tf_keras as keras
 from absl import logging
 from ml_collections import FrozenConfigDict
 
-from framework import guards, paths, precision, rng
-from framework.assigned import assigned
+from framework import paths, precision, rng
 from framework.config import UserError, near
 from framework.data.batches import Batches, epoch_steps
 from framework.data.fields import check_batch
+from framework.experiment.returns import shown
 from framework.losses import Term
 from framework.metrics import Metric
-from framework.returned import shown
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.counted import numbers_of, refuse_counted
@@ -27,6 +26,8 @@ from framework.step.gradients import Loss, forward, refuse_coupled
 from framework.step.penalties import is_penalty, refuse_parts, refuse_weights, uneven
 from framework.step.tools import Step, Tools
 from framework.step.weights import check_weights, refuse_constant
+from framework.trace import guards
+from framework.trace.assigned import assigned
 
 
 @dataclasses.dataclass(frozen=True)

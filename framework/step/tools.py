@@ -20,16 +20,17 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework import guards, paths, precision, rng
+from framework import paths, precision, rng
 from framework.compile import by_xla
 from framework.config import UserError, near
+from framework.distribute.replicas import Replicas
 from framework.metrics import Metric
-from framework.replicas import Replicas
 from framework.state import TrainState
 from framework.step.gradients import Gradients, Loss, Terms, counted, examples_of, gradients_of, total
 from framework.step.penalties import is_penalty, of_model
 from framework.step.update import Applied, apply, when
 from framework.step.weights import Pass
+from framework.trace import guards
 
 # step(state, batch) -> (terms, metric states)
 Step = Callable[[TrainState, Mapping[str, tf.Tensor]], tuple[Terms, Mapping[str, tf.Tensor]]]

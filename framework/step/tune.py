@@ -21,7 +21,7 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths
-from framework.replicas import Replicas
+from framework.distribute.replicas import Replicas
 from framework.state import TrainState
 from framework.step.block import TrainBlock
 from framework.step.probe import Probe

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from framework.distribute.replicas import Replicas
 from framework.optim import Optimizer, clip, global_norm
-from framework.replicas import Replicas
 
 
 class Applied(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 import tensorflow as tf
 
 from framework.config import UserError
-from framework.graphs import ancestors, imported
 from framework.losses import Term
+from framework.trace.graphs import ancestors, imported
 
 # A pass over one batch or micro-batch: batch -> (terms, outputs)
 Pass = Callable[[Mapping[str, tf.Tensor]], tuple[Mapping[str, Term], Mapping[str, tf.Tensor]]]

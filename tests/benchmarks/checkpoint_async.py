@@ -25,11 +25,14 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, experiment, losses, paths, run, runtime
-from framework.checkpoint import Checkpoints, write_state
+from framework import config, losses, paths
+from framework.checkpoint.checkpoints import Checkpoints, write_state
+from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.overrides import override
+from framework.distribute import devices
+from framework.experiment import load
+from framework.run import build as run
 
 WIDTH, LAYERS, STEPS = 2672, 7, 20
 PATIENCE_SECONDS = 3600
@@ -53,7 +56,7 @@ def build(mode: str, batch_size: int) -> run.Run:
 
         return loss
 
-    loaded = experiment.load("tests/tiny.py")
+    loaded = load.load("tests/tiny.py")
     functions = {name: loaded.functions[name] for name in ("get_config", "make_schedule")}
     functions |= {"make_data": make_data, "make_model": make_model, "make_loss": make_loss}
     values = {"data.batch_size": batch_size, "eval.batch_size": batch_size, "train.duration": "100000 steps"}
@@ -141,7 +144,7 @@ def main() -> None:
     built = build(options.mode, options.batch_size)
     state, block = built.state, built.train_block
     size = sum(variable.shape.num_elements() * variable.dtype.size for variable in paths.variables(state).values())
-    facts = runtime.environment()
+    facts = devices.environment()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, TensorFlow {facts['packages']['tensorflow']}")
     print(f"{sum(v.shape.num_elements() for v in paths.trainable(built.model).values()):,} parameters, {size:,} bytes")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -27,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import tf_keras as keras
 
-from framework import config, experiment, runtime
+from framework import config
+from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.overrides import override
-from framework.run import Run, assemble
+from framework.distribute import devices as runtime
+from framework.experiment import load
+from framework.run.build import Run, assemble
 from tests.benchmarks import growth_hooks
 from tests.benchmarks.compare import machine
 from tests.benchmarks.peers.protocol import WORKLOADS
@@ -104,7 +106,7 @@ def small(examples: int) -> dict[str, np.ndarray]:
 
 def build(values: Mapping[str, Any], functions: Mapping[str, Callable] | None = None) -> Run:
     """The workload `mlp` with other settings, or with other functions of its file."""
-    loaded = experiment.load(mlp.__file__)
+    loaded = load.load(mlp.__file__)
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **(functions or {})})
     final = config.finalize(override(loaded.get_config(), {**QUIET, **values}))
     return assemble(loaded, final, Path("nowhere"), time.monotonic())

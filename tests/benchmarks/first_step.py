@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from framework.data.mnist import load_mnist
+from framework.data.sets.mnist import load_mnist
 from tests.benchmarks.compare import machine
 from tests.benchmarks.ratios import interval
 

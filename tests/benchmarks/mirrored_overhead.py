@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 import framework
-from framework import runtime
-from framework.run import Run
+from framework.distribute import devices as runtime
+from framework.run.build import Run
 from tests.benchmarks.ratios import interval
 
 WORKLOADS = {

@@ -59,10 +59,12 @@ def build(activations: str, batch: int, micro_batches: int, mode: str):
     import tensorflow as tf
     import tf_keras as keras
 
-    from framework import config, experiment, losses, optim, run
+    from framework import config, losses, optim
+    from framework.config.overrides import override
     from framework.data.batches import make_batches
     from framework.data.sources import Source
-    from framework.overrides import override
+    from framework.experiment import load
+    from framework.run import build as run
 
     def make_data(cfg, split):
         x = np.random.default_rng(0).normal(size=(BATCH, WIDTH)).astype(np.float32)
@@ -101,7 +103,7 @@ def build(activations: str, batch: int, micro_batches: int, mode: str):
         "optimizer.name": "sgd",
     }
     final = config.finalize(override(config.base_config(), settings))
-    return run.assemble(experiment.Experiment(Path(__file__), "", functions), final, None, time.monotonic())
+    return run.assemble(load.Experiment(Path(__file__), "", functions), final, None, time.monotonic())
 
 
 # oneDNN brings an allocator that keeps what is freed; and every large buffer is to be a mapping of its own, which is

@@ -23,10 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from framework import config, experiment, run, runtime
+from framework import config
+from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.overrides import override
+from framework.distribute import devices
+from framework.experiment import load
+from framework.run import build as run
 from tests import augmented
 
 STEPS = (10, 1_000_000)
@@ -41,7 +44,7 @@ def build(placement: str, mode: str, workdir: Path, image: np.ndarray) -> run.Ru
         training = split == "train"
         return make_batches(source, cfg, training=training, transform=augmented.augment if training else None)
 
-    loaded = experiment.load(augmented.__file__)
+    loaded = load.load(augmented.__file__)
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, "make_data": make_data})
     values = {"data.batch_size": 128, "data.placement": placement, "train.compile": mode}
     values |= {"train.duration": "1000100 steps", "train.block_steps": 1}
@@ -97,7 +100,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--mode", default="graph")
     options = parser.parse_args()
-    facts = runtime.environment()
+    facts = devices.environment()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, TensorFlow {facts['packages']['tensorflow']}")
     print("| data | compile | what | step 10, s | step 1,000,000, s | ratio | own, s | own, s | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import launch
-from framework import loop
 from framework.config import DataError, base_config
 from framework.data.batches import make_batches
 from framework.data.reading import Reader
 from framework.data.sources import Source
+from framework.run import loop
 from tests import small
 
 

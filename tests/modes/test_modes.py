@@ -117,9 +117,9 @@ def test_evaluate_and_export_take_the_checkpoint_asked_for(tmp_path, capsys):
 
 
 def test_evaluate_from_python_takes_a_checkpoint(trained):
-    from framework import loop, run
+    from framework.run import build, loop
 
-    built = run.build("tests/tiny.py", {}, trained, of_workdir=True, restore=False)
+    built = build.build("tests/tiny.py", {}, trained, of_workdir=True, restore=False)
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     for step in (20, 40):
         logged = next(row for row in rows if row["step"] == step and "eval/test/loss" in row)
@@ -371,7 +371,7 @@ def test_sigterm_finishes_the_step_saves_and_the_same_command_goes_on(tmp_path):
 
 def test_a_full_disk_is_one_line_and_status_1(tmp_path, monkeypatch, capsys):
     """The device that is always full, in the place of the file."""
-    from framework import storage
+    from framework.checkpoint import storage
 
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -390,7 +390,7 @@ def test_the_best_model_is_what_export_best_exports(tmp_path):
     import numpy as np
     import tensorflow as tf
 
-    from framework.checkpoint import read_arrays
+    from framework.checkpoint.checkpoints import read_arrays
 
     workdir = tmp_path / "run"
     ruin = ["--config.eval.every=5 steps", "--config.export.checkpoint=best", "--config.schedule.name=piecewise"]
@@ -409,10 +409,10 @@ def test_the_best_model_is_what_export_best_exports(tmp_path):
 
 
 def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
-    from framework import loop, run
+    from framework.run import build, loop
 
     workdir = tmp_path / "run"
-    built = run.build("tests/tiny.py", {"train.compile": "graph", "train.duration": "20 steps"}, workdir)
+    built = build.build("tests/tiny.py", {"train.compile": "graph", "train.duration": "20 steps"}, workdir)
     built.open()
     built.write_header([])
     built.train_block(1)
@@ -426,7 +426,7 @@ def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
 
 def test_a_metric_without_a_number_is_shown_as_such(tmp_path, monkeypatch, capsys):
     """NaN in an evaluation is null in result.json, and never the best."""
-    from framework import loop
+    from framework.run import loop
 
     real = loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda run: {**real(run), "test/odd": float("nan")})

@@ -14,10 +14,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import launch
+from framework.checkpoint.storage import write_arrays
 from framework.config import RunError
 from framework.modes import verify_resume
-from framework.storage import write_arrays
-from tests.test_lifeline import are_gone
+from tests.distribute.test_lifeline import are_gone
 
 AUGMENTED = "--config=tests/augmented.py"
 

@@ -12,7 +12,7 @@ import tf_keras as keras
 from framework import losses, optim, paths, rng
 from framework.config import base_config
 from framework.data.batches import make_batches
-from framework.data.replay import Replay
+from framework.data.replay_buffer import Replay
 from framework.data.sources import Source
 
 CELLS, WALKERS, GAMMA, EXPLORE, SYNC = 6, 8, 0.9, 0.3, 25

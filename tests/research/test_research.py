@@ -13,10 +13,10 @@ import tensorflow as tf
 
 import framework
 from framework import paths, rng
-from framework.checkpoint import Checkpoints
+from framework.checkpoint.checkpoints import Checkpoints
 from framework.config import UserError
-from framework.experiment import load
-from framework.run import assemble
+from framework.experiment.load import load
+from framework.run.build import assemble
 from tests import small
 from tests.research import dqn, moco, sam
 from tests.small import differing, snapshot

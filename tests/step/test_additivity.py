@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, loop, losses, rng
+from framework import config, losses, rng
+from framework.run import loop
 from framework.step.additivity import check_additive
 from tests import small
 

@@ -9,9 +9,11 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, experiment, losses, metrics, paths, run
+from framework import config, losses, metrics, paths
 from framework.config import UserError
-from framework.overrides import override
+from framework.config.overrides import override
+from framework.experiment import load
+from framework.run import build as run
 from framework.step.gradients import total
 from tests import tiny
 
@@ -19,7 +21,7 @@ MODES = ("xla", "graph", "eager")
 
 
 def build(mode="graph", functions=None, **overrides):
-    loaded = experiment.load("tests/tiny.py")
+    loaded = load.load("tests/tiny.py")
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **(functions or {})})
     overrides = {"train.compile": mode, "train.block_steps": 10, **overrides}
     final = config.finalize(override(loaded.get_config(), overrides))
@@ -202,7 +204,7 @@ def test_a_parameter_that_the_loss_does_not_use_is_named():
 
 def test_a_frozen_layer_stays_as_it_is():
     def make_model(cfg):
-        model = experiment.load("tests/tiny.py").functions["make_model"](cfg)
+        model = load.load("tests/tiny.py").functions["make_model"](cfg)
         model.layers[1].trainable = False
         return model
 

@@ -8,10 +8,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 import framework
-from framework import loop, losses, paths
+from framework import losses, paths
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
+from framework.run import loop
 from tests import small
 
 WORDS = np.array(["ape", "bee", "cat", "dog"])

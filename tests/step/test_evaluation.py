@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import loop, losses, paths
+from framework import losses, paths
 from framework.config import UserError
-from framework.progress import Progress
+from framework.run import loop
+from framework.run.progress import Progress
 from tests.small import build, differing, examples, snapshot
 
 TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}

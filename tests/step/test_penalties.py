@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import loop, losses, paths
-from framework.checkpoint import digest
+from framework import losses, paths
+from framework.checkpoint.checkpoints import digest
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.failure import NonFiniteError, rewind_or_raise
+from framework.run import loop
+from framework.run.nonfinite import NonFiniteError, rewind_or_raise
 from tests.small import build
 
 EXAMPLES, FEATURES, WIDTH, BATCH, UPDATES = 22, 4, 3, 8, 4

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import runtime
 from framework.config import UserError
 from framework.data.batches import make_batches
+from framework.distribute import devices
 from tests import small
 
 ADVICE = (
@@ -173,7 +173,7 @@ def test_what_is_a_function_of_its_seed_is_no_such_draw():
 
 
 def test_without_determinism_they_pass_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(runtime, "setup", lambda config: None)  # the process of these tests is deterministic for good
+    monkeypatch.setattr(devices, "setup", lambda config: None)  # the process of these tests is deterministic for good
     with caplog.at_level(logging.WARNING, "absl"):
         built = small.build(functions=with_layer(LAYERS["Dropout"][0]), **{"runtime.deterministic": False})
     said = [record.getMessage() for record in caplog.records]

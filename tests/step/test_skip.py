@@ -8,10 +8,11 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import loop, paths
-from framework.checkpoint import read_arrays
+from framework import paths
+from framework.checkpoint.checkpoints import read_arrays
 from framework.data.sources import Source
-from framework.failure import NonFiniteError, report
+from framework.run import loop
+from framework.run.nonfinite import NonFiniteError, report
 from tests import small
 from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
 

@@ -10,9 +10,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 import framework
+from framework.distribute.replicas import Replicas
 from framework.layers import Dropout
 from framework.losses import Term
-from framework.replicas import Replicas
 from framework.step import tune as module
 from framework.step.tune import candidates, tune
 from tests.small import HOT, build, differing, snapshot

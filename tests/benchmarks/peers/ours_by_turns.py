@@ -16,7 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import ours
 from protocol import Peer, serve
 
-from framework import hooks, loop, writers
+from framework.run import hooks, loop
+from framework.writers import base
 from tests.benchmarks.growth_hooks import is_on
 
 
@@ -29,15 +30,15 @@ class Turns:
 
     def __init__(self) -> None:
         self.is_on = True
-        self._behind: list[writers.Behind] = []
+        self._behind: list[base.Behind] = []
 
     def hook(self, name: str, when: hooks.Every, action: Callable[..., None], start: int, total: int) -> hooks.Hook:
         """A Hook."""
         return hooks.Hook(name, when, lambda *args: action(*args) if self.is_on else None, start, total)
 
-    def behind(self, writer: writers.Writer) -> writers.Behind:
+    def behind(self, writer: base.Writer) -> base.Behind:
         """A Behind."""
-        self._behind.append(writers.Behind(writer))
+        self._behind.append(base.Behind(writer))
         return self._behind[-1]
 
     def wait(self) -> None:

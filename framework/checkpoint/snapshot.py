@@ -1,0 +1,162 @@
+"""One checkpoint: a folder with the state of a step, its note and its facts.
+
+    write_state(state, {}, folder)          # returns when it is on disk
+    read(state, folder)                     # every variable is set; the note
+    facts_of(folder), digest(state)         # what it says of its run; one SHA-256 of all bits
+
+Which checkpoints a run has and keeps is a matter of `checkpoint.py`.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from framework import paths
+from framework.checkpoint.storage import (
+    MANIFEST,
+    DamagedError,
+    UnreachableError,
+    bytes_of,
+    read_arrays,
+    read_manifest,
+    write_arrays,
+)
+from framework.config import UserError
+from framework.files import unreachable
+from framework.state import TrainState
+
+PREFIX = "step-"
+
+
+def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
+    """SHA-256, in hex, over path, dtype, shape and bytes of all variables in the order of their paths.
+
+    Two states have the same digest if and only if they have the same bits.
+
+    Args:
+      state: a TrainState, or any module; or {path: array}.
+    """
+    whole = hashlib.sha256()
+    arrays = state if isinstance(state, Mapping) else dict(_arrays(state))
+    for path in sorted(arrays):
+        whole.update(f"{path} {arrays[path].dtype.name}{list(arrays[path].shape)}\n".encode())
+        whole.update(bytes_of(np.ascontiguousarray(arrays[path])))
+    return whole.hexdigest()
+
+
+def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
+    """Writes the state into an empty folder in the form of a checkpoint; returns when it is on disk."""
+    write_arrays(folder, dict(_arrays(state)), {"step": int(state.step), "note": note, "named": paths.ambiguous(state)})
+
+
+def _arrays(state: tf.Module) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, array) of every variable; an array shares memory with its variable where it can."""
+    for path, variable in paths.variables(state).items():
+        yield path, np.asarray(paths.copies(variable)[0].read_value())
+
+
+def copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A copy of every variable, in the memory of an earlier copy where that fits."""
+    found = {}
+    for path, array in _arrays(state):
+        if array.dtype.hasobject:
+            raise UserError(f"the variable '{path}' holds text; a checkpoint holds numbers.")
+        target = memory.get(path)
+        if target is None or (target.shape, target.dtype) != (array.shape, array.dtype):
+            target = np.empty_like(array)
+        np.copyto(target, array)
+        found[path] = target
+    return found
+
+
+def read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") -> dict[str, Any]:
+    """Sets every variable of `state` and returns the note.
+
+    Raises:
+      DamagedError: with what is wrong.
+      UserError: it is of another model or optimizer; ends with `hint`.
+    """
+    manifest, variables = manifest_of(folder), paths.variables(state)
+    saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in manifest["variables"].items()}
+    wanted = {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}
+    for path, variable in variables.items():  # what an adapted layer holds has the length that its data gave it
+        entry = manifest["variables"].get(path)
+        if not variable.shape.is_fully_defined() and entry and variable.shape.is_compatible_with(entry["shape"]):
+            wanted[path] = f"{variable.dtype.name}{entry['shape']}"
+    _check_same(saved, wanted, folder, hint)
+    named = paths.ambiguous(state)
+    if differing := {*named} ^ {*manifest.get("named", named)}:
+        raise UserError(
+            f"{folder}: the layers {', '.join(sorted(differing))} have a name of their own on one side and one that"
+            f" Keras made up on the other, so they need not be the same. Name them as they were. {hint}"
+        )
+    for path, array in read_arrays(folder).items():
+        paths.assign(variables[path], array)
+    return manifest["note"]
+
+
+def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path, hint: str) -> None:
+    """Raises UserError with both sides of every difference."""
+    differing = [
+        f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the run"
+        for path in sorted({*saved, *wanted})
+        if saved.get(path) != wanted.get(path)
+    ]
+    if differing:
+        raise UserError(f"{folder} is of another model or optimizer: {'; '.join(differing)}. {hint}")
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """The facts that a checkpoint was saved with; {} if it was saved without any, or is damaged."""
+    try:
+        return manifest_of(folder).get("facts", {})
+    except DamagedError:
+        return {}
+
+
+def name_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"{PREFIX}{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder of that name; None if it is no name of one, such as 'step-50'."""
+    match = re.fullmatch(rf"{PREFIX}([0-9]+)", name)
+    return int(match[1]) if match and name == name_of(int(match[1])) else None
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+      DamagedError: it is damaged, that of something else, or that of another step than the folder's name says.
+    """
+    if why := unreachable(folder):
+        raise UnreachableError(why)
+    manifest = read_manifest(folder)
+    kinds = {"step": int, "note": dict, "variables": dict}
+    if wrong := [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]:
+        raise DamagedError(f"{MANIFEST} has no {wrong[0]}")
+    if type(manifest.get("facts", {})) is not dict:  # which older ones do not have
+        raise DamagedError(f"{MANIFEST} has no facts")
+    if step_of(folder.name) not in (None, manifest["step"]):
+        raise DamagedError(f"it is the checkpoint of step {manifest['step']} under another name")
+    return manifest
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is an undamaged checkpoint."""
+    try:
+        return bool(manifest_of(folder)) and bool(read_arrays(folder))
+    except DamagedError:
+        return False
+
+
+def named_in(folder: Path) -> list[str]:
+    """`paths.ambiguous` of the model of a checkpoint; none of one that was written before that was kept."""
+    return [path.removeprefix("model/") for path in read_manifest(folder).get("named", [])]

@@ -1,0 +1,218 @@
+"""The command line: flags, modes, and what is wrong with them before anything is loaded.
+
+    values, overrides = parse(['launch.py', '--config=tests/tiny.py', '--config.train.compile=graph', '--seed=1'])
+    values.mode, overrides                # 'train', ['--config.train.compile=graph', '--config.seed=1']
+    own_flags(values)                     # what the mode takes beside run and overrides, e.g. {'step': 120}
+
+Nothing here imports TensorFlow.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from framework import folder
+from framework.config import UserError, base_config, flatten, near, typed
+from framework.experiment.user_code import check_text
+
+# Modes, each with the flags that not every mode takes.
+MODES: dict[str, tuple[str, ...]] = {
+    "train": ("local_workers",),
+    "evaluate": ("checkpoint",),
+    "export": ("checkpoint",),
+    "check": (),
+    "replay": ("step", "eager"),
+    "verify_resume": ("kills",),
+}
+_DATA = ("name", "dir", "placement", "resident_limit_mb", "parallel_calls", "prefetch_batches")
+_EVALUATION = (
+    *(f"data.{name}" for name in (*_DATA, "retries", "retry_seconds")),
+    *("eval.splits", "eval.batch_size", "train.compile", "train.precision", "train.block_steps", "runtime"),
+)
+# Modes that look at a trained run, whose config they take; each with the keys of the framework, or whole sections, that
+# may be typed on top. An experiment's own keys always may.
+LOOK_BACK = {
+    "evaluate": _EVALUATION,
+    "export": (*_EVALUATION, "export"),
+    "replay": (
+        *("seed", "resume_from", "init_from", "init_map", "init_weights", "data", "model", "train"),
+        *("loss_scale", "clip", "optimizer", "ema", "schedule", "runtime"),
+    ),
+}
+CHECKPOINTS = ("last", "best")
+FLAGS = (
+    (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
+    (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
+    (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
+    (flags.DEFINE_integer, "local_workers", None, "train: so many worker processes on this machine share each step."),
+    (flags.DEFINE_string, "checkpoint", None, "evaluate, export: last, best, or the number of a step. [last]"),
+    (flags.DEFINE_integer, "step", None, "replay: the step to show."),
+    (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, every layer checked for NaN."),
+    (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
+    (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
+    (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
+    (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
+)
+_LONGEST_FLAG = 100
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether the help is wanted instead of anything else."""
+    return bool({"--help", "-h", "-help"} & set(_split(argv)[0]))
+
+
+def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Our own flags, and the overrides of the config as they were typed; --seed and --data_dir are among these.
+
+    Raises:
+      UserError: a flag, its value, or flags that do not go together.
+    """
+    values = flags.FlagValues()  # of our own, not absl's process-wide ones: a launch may be called any number of times
+    for define, name, default, text in FLAGS:
+        define(name, default, text, flag_values=values)
+    for argument in argv:
+        check_text(argument, argument)
+    own, overrides = _split(argv)
+    _parse(values, own)
+    _check_checkpoint(values, overrides)
+    _check(values)
+    short = {"data.dir": values.data_dir, "seed": values.seed}
+    return values, overrides + [f"--config.{key}={value}" for key, value in short.items() if value is not None]
+
+
+def check_build(name: Any, overrides: Any, workdir: Any) -> tuple[str, Mapping[str, Any] | tuple[str, ...]]:
+    """Checks the arguments of `framework.build`, which come from Python; returns experiment and overrides.
+
+    Raises:
+      UserError: they are of another kind.
+    """
+    if not isinstance(name, str | os.PathLike):
+        kind = type(name).__name__
+        raise UserError(
+            f"build takes the experiment file, e.g. 'experiments/mnist_mlp.py', not a value of type {kind}."
+        )
+    if workdir is not None and not isinstance(workdir, str | os.PathLike):
+        raise UserError(f"workdir is a folder, e.g. 'runs/first', not a value of type {type(workdir).__name__}.")
+    is_list = isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes)
+    given = overrides if isinstance(overrides, Mapping) or not is_list else tuple(overrides)
+    if not is_list or not all(isinstance(override, str) for override in given):
+        raise UserError(
+            f"overrides={given!r} is neither {{'train.compile': 'graph'}} nor ['--config.train.compile=graph']."
+        )
+    for what, text in {"the experiment's name": os.fsdecode(name), "workdir": os.fsdecode(workdir or "")}.items():
+        check_text(what, text)
+    return os.fsdecode(name), given
+
+
+def own_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """{name: value} of what was typed of the flags that not every mode takes; a step is a number."""
+    typed = {name: values[name].value for name in MODES[values.mode] if values[name].present}
+    return {name: int(value) if name == "checkpoint" and value.isdecimal() else value for name, value in typed.items()}
+
+
+def refuse_unread(mode: str, own: Mapping[str, Any], final: Mapping[str, Any]) -> None:
+    """Raises UserError if a value was typed that a look at a trained run does not read.
+
+    Args:
+      mode: one of LOOK_BACK.
+      own: the run's config, flat; final: the same with what was typed on top.
+    """
+    base = flatten(base_config())
+    for key, value in final.items():
+        if value == own[key] or key not in base or {key, key.partition(".")[0]} & set(LOOK_BACK[mode]):
+            continue
+        hint = f"Type --checkpoint={value}, or leave it out." if key == "export.checkpoint" else "Leave it out."
+        raise UserError(
+            f"--config.{key}={typed(value)} has no effect with --mode={mode}, which takes the {key} of the run"
+            f" ({typed(own[key])}). {hint}"
+        )
+
+
+def help_text(introduction: str) -> str:
+    """What --help prints."""
+    lines = [introduction.strip(), "", "Flags:", *(f"  --{name:<13} {text}" for _, name, _, text in FLAGS)]
+    lines.append("  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.")
+    return "\n".join(lines)
+
+
+def _check(values: flags.FlagValues) -> None:
+    """What is wrong with the flags together."""
+    mode, workdir = values.mode, values.workdir
+    if values.config is None:
+        raise UserError("--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more).")
+    if mode not in MODES:
+        raise UserError(f"--mode={mode} is not one of {', '.join(MODES)}.{near(mode, MODES)}")
+    for name in dict.fromkeys(name for names in MODES.values() for name in names if values[name].present):
+        if name not in MODES[mode]:
+            owners = " or ".join(f"--mode={owner}" for owner, names in MODES.items() if name in names)
+            raise UserError(f"--{name} has no effect with --mode={mode}. Use {owners}, or leave it out.")
+        if values[name].flag_type() == "int" and values[name].value < 1:
+            raise UserError(f"--{name}={values[name].value} is out of range: it must be at least 1.")
+    if mode == "replay" and values.step is None:
+        raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
+    if mode in LOOK_BACK and workdir is None:
+        raise UserError(f"--mode={mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
+    if workdir is not None and (not workdir or workdir.startswith("--")):
+        raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
+    if mode in LOOK_BACK and not os.path.lexists(Path(str(workdir), folder.CONFIG)):
+        if os.path.lexists(Path(str(workdir), folder.CHECKPOINTS)):
+            raise UserError(f"--workdir={workdir} has checkpoints but no {folder.CONFIG}. Put it back.")
+        raise UserError(f"--workdir={workdir} has no checkpoint. Train first: --mode=train.")
+
+
+def _check_checkpoint(values: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """What is wrong with --checkpoint."""
+    which = values.checkpoint
+    if which is None:
+        return
+    if which not in CHECKPOINTS and not re.fullmatch(r"0*[1-9][0-9]{0,15}", which):
+        raise UserError(
+            f"--checkpoint={which} is neither last nor best nor the number of a step.{near(which, CHECKPOINTS)}"
+            " Type e.g. --checkpoint=best or --checkpoint=469."
+        )
+    if any("config.export.checkpoint" in text.partition("=")[0] for text in overrides):
+        raise UserError(
+            f"--checkpoint={which} and --config.export.checkpoint both say what is exported. Leave one of them out."
+        )
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates our own flags from overrides (--config.KEY=VALUE, --config.KEY VALUE, --noconfig.KEY)."""
+    own, overrides = list(argv[:1]), []
+    rest = list(argv[1:])
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith(("-config.", "--config.", "-noconfig.", "--noconfig.")):
+            own.append(argument)
+        elif "=" in argument or "noconfig." in argument or not rest or rest[0].startswith("--"):
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={rest.pop(0)}")
+    return own, overrides
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    for argument in argv[1:]:
+        if argument.lstrip("-").startswith(("flagfile", "undefok")):  # absl's own ways round these checks
+            raise UserError(f"{argument}: there is no such flag. --help lists them.")
+        if len(argument.partition("=")[0]) > _LONGEST_FLAG:  # absl would look for one that is like it for ever
+            raise UserError(f"{argument.partition('=')[0]}: there is no such flag. --help lists them.")
+    try:
+        left = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [f"--{name}" for name in (*values, *(f"config.{key}" for key in flatten(base_config())))]
+        hint = near(f"--{error.flagname}", known)
+        raise UserError(f"--{error.flagname}: there is no such flag.{hint} --help lists them.") from error
+    except flags.IllegalFlagValueError as error:
+        name, _, value = str(error).removeprefix("flag --").partition(": ")[0].partition("=")
+        kind = values[name].flag_type()
+        typed = "=1" if kind == "int" else ""
+        raise UserError(f"--{name}={value}: '{value}' is not of type {kind}. Type e.g. --{name}{typed}.") from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(f"{' '.join(str(error).split())}. --help shows examples.") from error
+    if left:
+        raise UserError(f"'{left[0]}' is not a flag. Overrides look like --config.train.compile=graph.")

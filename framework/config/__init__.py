@@ -1,0 +1,57 @@
+"""Configuration: keys with their defaults, rules that bind several of them, durations, and what is put on top.
+
+    config = base_config()                        # every key with its default
+    config = override(config, {'train.compile': 'graph'})
+    config = finalize(config)                     # pure: keys, types, ranges, contradictions
+    config = resolve(config, steps_per_epoch)     # '5 epochs' -> 2344 steps; frozen
+
+Nothing here imports TensorFlow, so bad input is reported before a device is touched.
+"""
+
+from framework.config.check import (
+    AVERAGED,
+    DataError,
+    RunError,
+    UserError,
+    base_split,
+    check_choice,
+    check_effects,
+    check_plain,
+    check_range,
+    closest,
+    finalize,
+    flatten,
+    locked,
+    near,
+    resolve,
+    to_steps,
+    typed,
+    with_replicas,
+)
+from framework.config.defaults import base_config
+from framework.config.overrides import apply_preset, override, restored
+
+__all__ = [
+    "AVERAGED",
+    "DataError",
+    "RunError",
+    "UserError",
+    "apply_preset",
+    "base_config",
+    "base_split",
+    "check_choice",
+    "check_effects",
+    "check_plain",
+    "check_range",
+    "closest",
+    "finalize",
+    "flatten",
+    "locked",
+    "near",
+    "override",
+    "resolve",
+    "restored",
+    "to_steps",
+    "typed",
+    "with_replicas",
+]

@@ -1,0 +1,192 @@
+"""Values put on top of an experiment's config: what was typed, a preset, or the config.json of a run.
+
+    config = override(config, ['--config.train.compile=graph'])       # or {'train.compile': 'graph'}
+    config = apply_preset(config, 'small', {'small': {'model.hidden': 32}})
+
+A key must exist and a value have its type: a slip never becomes a new key, nor is it passed over. A value given in
+Python arrives as it was given, and never by way of a text.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from framework.config.check import UserError, check_plain, flatten, locked, near, typed
+
+_SHOWN = 60  # most characters of a value in a message
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -> ConfigDict:
+    """Returns a locked copy of `config` with values replaced.
+
+    Args:
+      config: as returned by an experiment's `get_config`.
+      overrides: texts, ['--config.train.compile=graph', '--noconfig.data.shuffle'], which ml_collections parses to the
+        type each key has; or values, {'train.compile': 'graph', 'eval.splits': ('test',)}, which have that type. A
+        scalar of NumPy is the number it holds, a whole number the float it is equal to, a list a tuple, a path its
+        text, and a single value the only element of a tuple. A text for a key of another type is one that was typed.
+
+    Raises:
+      UserError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    config = locked(config)
+    known = flatten(config)
+    if isinstance(overrides, Mapping):
+        values = {_known(str(key), f"--config.{key}={_short(value)}", known): value for key, value in overrides.items()}
+        pairs = [(key, value) for key, value in values.items() if _is_typed(value, known[key])]
+        given = {key: value for key, value in values.items() if not _is_typed(value, known[key])}
+        config.update_from_flattened_dict({key: _given(key, value, known[key]) for key, value in given.items()})
+    else:
+        pairs = [_parsed(argument, known) for argument in overrides]
+    for key, text in pairs:
+        if not _is_utf8(text):
+            raise UserError(f"--config.{key}={text!r} is not text in UTF-8, which config.json is. Type it anew.")
+    argv = ["build", *(f"--config.{key}={text}" for key, text in pairs)]
+    values = flags.FlagValues()
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_wrong_value(pairs, known, error)) from error
+    return holder.value
+
+
+def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """Returns `config` with the values of a preset, as in `--config=file.py:name`; '' is the config itself.
+
+    Raises:
+      UserError: there is no such preset, or it sets a key that `config` does not have, or one of another type.
+    """
+    if name and name not in presets:
+        raise UserError(f"there is no preset '{name}'.{near(name, presets)} Presets: {', '.join(presets) or 'none'}.")
+    return _updated(config, presets.get(name, {}), f"preset '{name}'")
+
+
+def restored(config: ConfigDict, stored: Mapping[str, Any]) -> ConfigDict:
+    """Returns `config` with the values of a run's config.json, where tuples have become lists.
+
+    Raises:
+      UserError: the file has a key that the experiment no longer has, or one of another type.
+    """
+    values = flatten(ConfigDict(stored))
+    for key in sorted(values.keys() - flatten(config).keys()):
+        raise UserError(f"the run's config.json sets '{key}', which its experiment file no longer has. Put it back.")
+    return _updated(config, values, "the run's config.json")
+
+
+def _updated(config: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
+    known = flatten(config)
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where} sets '{key}', which get_config did not set before.{near(key, known)}")
+        try:
+            config.update_from_flattened_dict({key: _fitting(value, known[key])})
+        except TypeError as error:
+            kind = type(known[key]).__name__
+            raise UserError(f"{where} sets {key}={_short(value, repr)}, but it is of type {kind}.") from error
+    return config
+
+
+def _is_typed(value: Any, default: Any) -> bool:
+    return isinstance(value, str) and type(default) is not str
+
+
+def _given(key: str, value: Any, default: Any) -> Any:
+    """A value of a mapping as the key holds it; raises UserError if it would be another value there."""
+    try:
+        is_one = type(default) is tuple and type(_plain(value)) in (bool, int, float)
+        return _fitting((value,) if is_one else value, default)
+    except TypeError as error:
+        kind, text = type(default).__name__, _short(value)
+        but = "" if kind != "str" and type(value) in (bool, int, float, str, type(None)) else str(error)
+        raise UserError(
+            f"--config.{key}={text}: '{text}' is not of type {kind}{but and f', but {but}'}."
+            f" Type e.g. --config.{key}={typed(default)}."
+        ) from error
+
+
+def _fitting(value: Any, default: Any) -> Any:
+    """`value` in the type of `default`, and equal to what was given; raises TypeError if there is no such value."""
+    kind, plain = type(default), _plain(value)
+    if kind is tuple and type(plain) in (tuple, list):
+        parts = tuple(map(_plain, plain))
+        for part in parts:
+            if type(part) not in (bool, int, float, str) or not _is_utf8(part):
+                raise TypeError(f"tuple with {type(part).__name__}")
+        return parts
+    if kind is float and type(plain) is int and abs(plain) <= sys.float_info.max and float(plain) == plain:
+        return float(plain)
+    if kind is str and isinstance(plain, os.PathLike):
+        plain = os.fspath(plain)
+    if type(plain) is not kind or not _is_utf8(plain):
+        raise TypeError(type(value).__name__)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """What a scalar of NumPy holds, as Python's own type has it; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+
+
+def _is_utf8(value: Any) -> bool:
+    """Whether files can hold a text; an argument that is not UTF-8 reaches Python as half characters."""
+    try:
+        return not isinstance(value, str) or bool(value.encode()) or not value
+    except UnicodeEncodeError:
+        return False
+
+
+def _short(value: Any, shown: Callable[[Any], str] = str) -> str:
+    """One line of a value, however long."""
+    text = " ".join(shown(value).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _parsed(argument: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and text of '--config.a.b=text'; of '--config.a.b' and '--noconfig.a.b' where the key is a bool."""
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None:
+        raise UserError(f"'{argument}' is not understood. Overrides look like --config.train.compile=graph.")
+    negated, key, text = match[1], _known(match[2], argument, known), match[3]
+    if not negated and text is not None:
+        return key, text
+    if type(known[key]) is not bool:
+        raise UserError(
+            f"{argument}: '{key}' is not a switch and needs a value. Type e.g. --config.{key}={typed(known[key])}."
+        )
+    if text is not None:
+        raise UserError(f"{argument}: --noconfig.{key} takes no value. Type --noconfig.{key} or --config.{key}=True.")
+    return key, "False" if negated else "True"
+
+
+def _known(key: str, shown: str, known: Mapping[str, Any]) -> str:
+    """`key`; raises UserError if there is no such key, or none that a command line can set."""
+    if key in known:
+        check_plain(key, known[key])
+        return key
+    members = sorted(name for name in known if name.startswith(key + "."))
+    if members:
+        raise UserError(f"--config.{key} is a section, not a value. Set one of its keys: {', '.join(members)}.")
+    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = near(key, same_leaf or known) if "." in key or not same_leaf else ""
+    if same_leaf and not hint:
+        hint = f" Did you mean {' or '.join(repr(name) for name in same_leaf)}?"
+    raise UserError(f"{shown}: there is no key '{key}'.{hint} --mode=check prints every key.")
+
+
+def _wrong_value(pairs: list[tuple[str, str]], known: Mapping[str, Any], error: Exception) -> str:
+    """The one line for a value that its key's type cannot take."""
+    for key, text in pairs:
+        # A tuple's message has all the values given for its key, as a list.
+        if f"--config.{key}={text}:" in str(error) or f"--config.{key}=[" in str(error):
+            kind = type(known[key]).__name__
+            example = f"\"('{text}',)\"" if kind == "tuple" else typed(known[key])
+            return f"--config.{key}={text}: '{text}' is not of type {kind}. Type e.g. --config.{key}={example}."
+    return " ".join(str(error).split())  # another version of absl or ml_collections may word it otherwise

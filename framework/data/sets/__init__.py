@@ -1,0 +1,1 @@
+"""Data sets that are found, downloaded, verified and cached, one a file."""

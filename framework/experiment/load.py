@@ -1,0 +1,277 @@
+"""An experiment is one file of plain functions, found by name.
+
+    experiment = load('experiments/mnist_mlp.py:small')      # after check(), which does not execute it
+    config = experiment.get_config()
+    model = experiment.functions['make_model'](config)
+
+A mistake in a function's name or arguments is found by reading the file (`ast`), before it is executed.
+"""
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from framework.config import UserError, closest, flatten, near
+from framework.config.defaults import base_config
+from framework.experiment.own_modules import OwnModules
+
+REQUIRED = {
+    "get_config": ("arg",),
+    "make_data": ("cfg", "split"),
+    "make_model": ("cfg",),
+    "make_loss": ("cfg",),
+    "make_schedule": ("cfg", "total_steps"),
+}
+OPTIONAL = {
+    "check_config": ("cfg",),
+    "make_metrics": ("cfg",),
+    "make_optimizer": ("cfg", "learning_rate"),
+    "make_state": ("cfg", "model"),
+    "make_step": ("cfg", "tools"),
+    "make_exports": ("cfg",),
+}
+_SIGNATURES = {**REQUIRED, **OPTIONAL}
+
+_MOST_BYTES = 5_000_000  # of an experiment file
+CODE = "code"  # folder of a run folder with the copies of modules
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A loaded experiment file.
+
+    Attributes:
+      path: the file.
+      preset: what stood after the colon, handed to `get_config`; '' if nothing did.
+      functions: those of REQUIRED and OPTIONAL that it has.
+      modules: what it imports from beside it.
+    """
+
+    path: Path
+    preset: str
+    functions: Mapping[str, Callable[..., Any]]
+    modules: OwnModules = dataclasses.field(default_factory=lambda: OwnModules(Path()))
+
+    def sources(self) -> dict[str, tuple[Path, bytes]]:
+        """{name of its copy in a run folder: (file, bytes)} of the file and of the modules that it has imported."""
+        modules = {f"{CODE}/{name}": source for name, source in self.modules.files().items()}
+        return {self.path.name: (self.path, self.modules.source(self.path)), **modules}
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Sections of the config that a function of the experiment reads in place of the framework's."""
+        return ("optimizer",) if "make_optimizer" in self.functions else ()
+
+    def get_config(self) -> ConfigDict:
+        """The experiment's config for its preset.
+
+        Raises:
+          UserError: the function returned something else, or set what a config does not take.
+        """
+        try:
+            config = self.functions["get_config"](self.preset)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if Path(frame.filename).resolve() == self.path.resolve()]
+            if "ml_collections" not in Path(frames[-1].filename).parts or not own:
+                raise
+            line = own[-1]
+            raise UserError(f"{self.path}:{line.lineno}: {line.line}: {_refused(str(error))}") from error
+        if type(config) is not ConfigDict:  # a frozen one cannot be overridden
+            raise UserError(
+                f"{self.path}: get_config returned {type(config).__name__}, not a ConfigDict."
+                " Start from base_config() and return it."
+            )
+        return config
+
+
+def _refused(message: str) -> str:
+    """What ml_collections says of a key that there is not, or of a value of another type, in a line."""
+    if match := re.search(r'Key "(\w+)" does not exist', message):
+        names = {key.rpartition(".")[2]: key for key in flatten(base_config())}
+        close = closest(match[1], names)
+        hint = f" Did you mean config.{names[close]}?" if close else ""
+        return f"there is no such key.{hint} Own keys belong in config.data or config.model."
+    if match := re.search(r"is of original type <class '(\w+)'> and cannot be casted to type <class '(\w+)'>", message):
+        return f"the value is of type {match[1]}, not {match[2]}. --mode=check prints every key with a value."
+    return " ".join(message.split())
+
+
+def load(name: str) -> Experiment:
+    """Checks and executes an experiment file.
+
+    Args:
+      name: 'path/to/file.py' or 'path/to/file.py:preset'.
+
+    Raises:
+      UserError: as `check` does, or the file made tensors while it was executed.
+    """
+    path, preset = check(name)
+    if path.suffix != ".py":
+        raise UserError(f"--config={path} is not a Python file. Type e.g. --config=experiments/mnist_mlp.py.")
+    modules = _modules_of(path)
+    module = modules.load(f"experiment_{path.stem}", path)
+    _refuse_tensors(module, path)
+    functions = {name: getattr(module, name) for name in _SIGNATURES if hasattr(module, name)}
+    for function_name, function in functions.items():
+        _check_callable(path, function_name, function)
+    return Experiment(path, preset, functions, modules)
+
+
+def _modules_of(path: Path) -> OwnModules:
+    """Those beside the file; of a copy in a run folder, the copies."""
+    folder = path.resolve().parent
+    version = re.search(r"\.step-\d+$", path.stem)
+    copies = folder / f"{CODE}{version[0] if version else ''}"
+    is_copy = (folder / "config.json").is_file() and copies.is_dir()
+    return OwnModules(copies if is_copy else folder, is_copy)
+
+
+def check(name: str) -> tuple[Path, str]:
+    """Reads an experiment file without executing it; returns (path, preset).
+
+    Raises:
+      UserError: there is no such file, it does not parse, or a function is missing, misspelt, or takes other
+        arguments.
+    """
+    file, _, preset = name.partition(":")
+    path = Path(file)
+    try:
+        if path.exists() and not path.is_dir() and (not path.is_file() or path.stat().st_size > _MOST_BYTES):
+            raise UserError(f"--config={file} is no experiment, but a device, a pipe or a file of more than 5 MB.")
+        source = path.read_bytes()
+    except OSError as error:
+        siblings = [str(sibling) for sibling in path.parent.glob("*.py")]
+        named = os.path.join("experiments", f"{path.stem}.py")
+        hint = f" Did you mean '{named}'?" if os.path.exists(named) else near(file, siblings)
+        raise UserError(
+            f"--config={file} cannot be read: {error.strerror}.{hint} Type e.g. --config=experiments/mnist_mlp.py."
+        ) from error
+    try:
+        tree = ast.parse(source, str(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"--config={file} is not valid Python: {' '.join(str(error).split()) or 'it is nested too deeply'}."
+        ) from error
+    defined = _defined(tree)
+    for wanted in REQUIRED:
+        if wanted not in defined:
+            hint = near(wanted, defined - _SIGNATURES.keys())
+            if any(isinstance(node, ast.AsyncFunctionDef | ast.ClassDef) and node.name == wanted for node in tree.body):
+                hint = f" Write it as a plain `def {wanted}`."
+            raise UserError(
+                f"{file} does not define {wanted}({', '.join(REQUIRED[wanted])}).{hint}"
+                f" An experiment defines {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."
+            )
+    for unknown in sorted(defined - _SIGNATURES.keys()):
+        if unknown.startswith(("make_", "get_")) or closest(unknown, _SIGNATURES, cutoff=0.9):
+            raise UserError(
+                f"{file} defines {unknown}, which the framework never calls.{near(unknown, _SIGNATURES)}"
+                f" Known: {', '.join(_SIGNATURES)}. Start a helper of your own with an underscore."
+            )
+    for node in tree.body:
+        # What a decorator makes of the arguments shows when the file is executed.
+        if isinstance(node, ast.FunctionDef) and node.name in _SIGNATURES and not node.decorator_list:
+            _check_arguments(path, node)
+    return path, preset
+
+
+def ignores(path: Path, function: str, key: str) -> bool:
+    """Whether a function that the file defines takes no notice of 'SECTION.NAME' of its config: no `cfg.SECTION.NAME`.
+
+    Where it hands its config or the section on as a whole, that cannot be seen, and it is taken to.
+    """
+    tree = ast.parse(path.read_bytes())
+    section, _, name = key.partition(".")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function and node.args.args:
+            config = node.args.args[0].arg
+            inner = {id(part.value): part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+            uses = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id == config]
+            if not all(id(use) in inner for use in uses):
+                return False
+            sections = [
+                part
+                for part in ast.walk(node)
+                if isinstance(part, ast.Attribute)
+                and isinstance(part.value, ast.Name)
+                and (part.value.id, part.attr) == (config, section)
+            ]
+            return all(inner.get(id(part), name) != name for part in sections)
+    return False
+
+
+def readers(path: Path, section: str, key: str) -> list[str]:
+    """Names of the functions and classes of a file in which `….SECTION.KEY` is read."""
+    tree = ast.parse(path.read_bytes())
+    found = []
+    for node in tree.body:
+        parts = (part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr == key)
+        if any(isinstance(part.value, ast.Attribute) and part.value.attr == section for part in parts):
+            found.append(getattr(node, "name", f"line {node.lineno}"))
+    return found
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Functions that a module defines, or takes from another under a name that the framework would call."""
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names} & _SIGNATURES.keys()
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)} & _SIGNATURES.keys()
+    return names
+
+
+def _check_arguments(path: Path, node: ast.FunctionDef) -> None:
+    wanted, arguments = _SIGNATURES[node.name], node.args
+    most = len(arguments.posonlyargs) + len(arguments.args)
+    least = most - len(arguments.defaults)
+    keywords = [
+        argument.arg
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if not default
+    ]
+    if (least <= len(wanted) and (most >= len(wanted) or arguments.vararg)) and not keywords:
+        return
+    shown = ", ".join(argument.arg for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+    raise UserError(_wrong_arguments(path, node.name, shown, node.lineno))
+
+
+def _check_callable(path: Path, name: str, function: Any) -> None:
+    """The same for functions that came decorated, by import or by assignment, which only execution shows."""
+    if not callable(function):
+        raise UserError(f"{path}: {name} is of type {type(function).__name__}, not a function.")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(*_SIGNATURES[name])
+    except TypeError as error:
+        raise UserError(_wrong_arguments(path, name, ", ".join(signature.parameters), None)) from error
+
+
+def _wrong_arguments(path: Path, name: str, shown: str, line: int | None) -> str:
+    where = f"{path}:{line}" if line else f"{path}"
+    return f"{where}: {name}({shown}) is called as {name}({', '.join(_SIGNATURES[name])}). Give it those arguments."
+
+
+def _refuse_tensors(module: ModuleType, path: Path) -> None:
+    import tensorflow as tf  # the first device contact of a launch may be late; checks before it need no TensorFlow
+
+    for name, value in vars(module).items():
+        if isinstance(value, tf.Tensor | tf.Variable):
+            raise UserError(
+                f"{path}: '{name}' is a tensor made at module level, before devices and seed are set."
+                " Make it inside one of the functions."
+            )

@@ -1,0 +1,215 @@
+"""The modules beside an experiment file: found after everything installed, and of this experiment alone.
+
+    own = OwnModules(path.parent)
+    module = own.load('experiment_x', path)     # in it, `import helpers` is the helpers.py beside it
+    own.files()                                 # {'helpers.py': (Path('…/helpers.py'), bytes)}: what was imported
+
+Each load has module objects of its own, read from the files as they are: they are taken out of `sys.modules` after each
+import, so that two experiments with a helpers.py each do not share it. Nothing here imports TensorFlow.
+"""
+
+import builtins
+import contextlib
+import importlib
+import linecache
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import logging
+
+from framework.config import UserError
+from framework.experiment.user_code import is_own
+
+_LOCK = threading.RLock()  # sys.modules is changed for the time of an import
+
+
+class OwnModules:
+    """Loads an experiment file and what it imports from beside it.
+
+    Args:
+      folder: where its modules lie.
+      is_copy: it is that of a run folder; a module that lies elsewhere as well, and is found there, is no mistake then.
+    """
+
+    def __init__(self, folder: Path, is_copy: bool = False) -> None:
+        self._folder, self._is_copy = folder.resolve(), is_copy
+        self._modules: dict[str, ModuleType] = {}  # by their names, which sys.modules does not keep
+        self._others: dict[str, ModuleType] = {}  # of the experimenter, but not from the folder
+        self._read: dict[str, bytes] = {}
+        self._importing: set[str] = set()
+        self._late: set[str] | None = None
+
+    def load(self, name: str, path: Path) -> ModuleType:
+        """Executes a file as a module called `name`."""
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        spec = spec_from_loader(name, _Loader(self, name, str(path.resolve())))
+        assert spec is not None
+        module = module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and type hints of the file look their module up
+        assert spec.loader is not None
+        spec.loader.exec_module(module)
+        return module
+
+    def source(self, path: Path) -> bytes:
+        """The bytes of a file as they were when it was loaded."""
+        file = str(path.resolve())
+        if file not in self._read:  # not loaded by us: as it is when it is first asked for
+            self._read[file] = path.read_bytes()
+        return self._read[file]
+
+    def files(self) -> dict[str, tuple[Path, bytes]]:
+        """{'helpers.py': (file, bytes)} of all imported until `close`: those of the folder by their path in it.
+
+        Modules of the experimenter that were found elsewhere go by their names, 'package/module.py'.
+        """
+        found = {}
+        for name, module in {**self._modules, **self._others}.items():
+            if name not in (self._late or ()) and (file := getattr(module, "__file__", None)):
+                path, package = Path(file), ["__init__"] if hasattr(module, "__path__") else []
+                found[str(Path(*name.split("."), *package).with_suffix(path.suffix))] = (path, self.source(path))
+        return dict(sorted(found.items()))
+
+    def close(self) -> None:
+        """From here on, an import of a further module is warned of: no run folder has a copy of it."""
+        self._late = self._late or set()
+
+    def import_(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """What an import statement of the experiment calls.
+
+        Raises:
+          UserError: the folder has a module of this name, and so has what is installed.
+        """
+        full = name if level == 0 else str((globals or {}).get("__package__") or "")
+        top, known = full.partition(".")[0], {*self._modules, *self._others}
+        if top in self._importing or not self._has(top):
+            found = builtins.__import__(name, globals, locals, fromlist, level)
+            self._note_other(name if level == 0 else "", fromlist)
+        else:
+            with self._visible(top):
+                found = builtins.__import__(name, globals, locals, fromlist, level)
+        if self._late is not None:
+            self._warn_of_late(sorted({*self._modules, *self._others} - known))
+        return found
+
+    def _warn_of_late(self, names: Sequence[str]) -> None:
+        for name in names:
+            logging.warning(
+                "module '%s' was imported after the run was built: the run folder has no copy of it, and a resumed run"
+                " is not compared with it. Import it at the top of the experiment file.",
+                name,
+            )
+        self._late = {*(self._late or ()), *names}
+
+    def _has(self, top: str) -> bool:
+        """Whether a module lies in the folder, and nowhere else."""
+        if top in self._modules:
+            return True
+        beside = PathFinder.find_spec(top, [str(self._folder)])
+        if not top or top == __name__.partition(".")[0] or beside is None:
+            return False
+        elsewhere = _installed(top, self._folder)
+        if elsewhere and not self._is_copy and beside.origin is not None:
+            raise UserError(
+                f"'{top}' is the name of {Path(beside.origin).name} beside the experiment and of a module that is"
+                f" installed ({elsewhere}), which comes first. Give {beside.origin} another name."
+            )
+        return not elsewhere
+
+    @contextlib.contextmanager
+    def _visible(self, top: str) -> Iterator[None]:
+        """Has the own modules below a name in sys.modules, and finds those that are missing."""
+
+        def below() -> dict[str, ModuleType]:
+            return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == top}
+
+        with _LOCK:
+            others, finder = below(), _Finder(self, top, self._folder)
+            for name in others:
+                del sys.modules[name]
+            own = {name: module for name, module in self._modules.items() if name.partition(".")[0] == top}
+            sys.modules.update(own)
+            sys.meta_path.insert(0, finder)
+            self._importing.add(top)
+            try:
+                yield
+            finally:
+                self._importing.discard(top)
+                sys.meta_path.remove(finder)
+                for name, module in below().items():
+                    self._modules[name] = module
+                    del sys.modules[name]
+                sys.modules.update(others)
+
+    def _note_other(self, name: str, fromlist: Sequence[str]) -> None:
+        parents = name.split(".")
+        names = [".".join(parents[: length + 1]) for length in range(len(parents))]
+        for full in (*names, *(f"{name}.{part}" for part in fromlist or ())):
+            module = sys.modules.get(full)
+            file = getattr(module, "__file__", None)
+            if module is not None and file and is_own(file):
+                self._others[full] = module
+
+    def read(self, path: str, data: bytes) -> None:
+        """Keeps what a file had when it was executed."""
+        self._read[str(Path(path).resolve())] = data
+
+
+class _Loader(SourceFileLoader):
+    """Executes a file from its source: bytecode of the same second and size may be that of an older one."""
+
+    def __init__(self, owner: OwnModules, name: str, path: str) -> None:
+        super().__init__(name, path)
+        self._owner = owner
+
+    def get_code(self, fullname: str) -> Any:
+        data = self.get_data(self.path)
+        self._owner.read(self.path, data)
+        return compile(data, self.path, "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Import statements of a module, at any time and in any thread, go by the builtins that it has.
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._owner.import_}
+        super().exec_module(module)
+
+
+class _Finder(MetaPathFinder):
+    """Finds one module of the folder, and what is below it if it is a package."""
+
+    def __init__(self, owner: OwnModules, top: str, folder: Path) -> None:
+        self._owner, self._top, self._folder = owner, top, folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] != self._top:
+            return None
+        spec = PathFinder.find_spec(fullname, [str(self._folder)] if path is None else path)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader) and spec.origin:
+            spec.loader = _Loader(self._owner, fullname, spec.origin)
+        return spec
+
+
+def _installed(top: str, folder: Path) -> str:
+    """Where a module of this name lies outside of the folder; '' if nowhere."""
+    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
+        return "Python's own"
+    found = (finder.find_spec(top, None) for finder in sys.meta_path)
+    spec = next((spec for spec in found if spec is not None), None)
+    if spec is None or spec.origin is None or folder in Path(spec.origin).resolve().parents:
+        return ""
+    return spec.origin

@@ -1,0 +1,240 @@
+"""Whose mistake an exception is: one of the experiment's code becomes a line, and its traceback goes to a file.
+
+    with user_code.explained(run.workdir):
+        train(run)       # UserError: x.py:12: loss: ValueError: … The traceback is in runs/first/failure/traceback.txt.
+
+An exception is the experiment's if a line of it, or of a module of its own, led there. What the framework alone raises
+is a fault of the framework and passes through. Nothing here imports TensorFlow.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from framework.config import RunError, UserError
+from framework.files import write_bytes
+
+KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
+TRACEBACK = Path("failure", "traceback.txt")  # of a run folder
+
+_MOST_CHARACTERS = 300
+_FUNCTION = "function_of_the_experiment"  # attribute of an exception
+_FRAMEWORK = Path(__file__).resolve().parents[1]
+_NOT_OWN = (
+    f"{_FRAMEWORK}{os.sep}",
+    str(_FRAMEWORK.parent / "launch.py"),
+    *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+# How TensorFlow lists the lines that made an op which failed, and AutoGraph those of a function that it converted.
+_LISTED = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_XLA_LISTS = "Stack trace for op definition"
+
+_NO_VALUE = "A tensor has no value while the step is traced"
+# (regex of what the message has, what is said instead of the message or '' for the message itself, what to write)
+_ADVICE = (
+    (
+        r"symbolic `?tf\.Tensor`? as a Python `?bool",
+        f"{_NO_VALUE}, so Python's `if`, `while`, `and`, `or` and `not` cannot ask for it.",
+        "Write tf.where(condition, a, b), tf.cond, tf.while_loop or tf.logical_and.",
+    ),
+    (
+        r"Iterating over a symbolic",
+        f"{_NO_VALUE}, so Python's `for` cannot run over it.",
+        "Write tf.unstack(x), tf.map_fn or tf.while_loop.",
+    ),
+    (
+        r"SymbolicTensor' object (has no attribute 'numpy'|cannot be)|not '?SymbolicTensor|passed to SymbolicTensor"
+        r"|Cannot convert a symbolic|NumPy array conversion is not supported|Tensor is unhashable",
+        f"{_NO_VALUE}, so float(), int(), range(), .numpy(), a list and NumPy cannot take it.",
+        "Write tf.cast and other functions of tf.",
+    ),
+    (
+        r"Detected unsupported operations when trying to compile graph .* on XLA_\w+: (\w+(?:, \w+)*) \(",
+        r"XLA has no operation \1.",
+        "Use --config.train.compile=graph, or write it with other functions of tf.",
+    ),
+    (r"<class 'keras\.|keras\.src\.", "", KERAS_3),
+    (r"No module named '([\w.]+)'", "", "Install it, or put the file beside the experiment."),
+    (r"attempted relative import", "", "The experiment is a file, not a package: write `import helpers`."),
+    (r"Cannot parse tensor from proto", "A tensor of this size does not fit memory.", "Make it smaller."),
+    (r"maximum recursion depth", "", "A function calls itself without end."),
+)
+
+
+@contextlib.contextmanager
+def explained(folder: Path | None = None) -> Iterator[None]:
+    """Turns an exception of the experiment's code inside the context into a UserError, which has it as its cause.
+
+    Args:
+      folder: a run folder; once it has a config.json, the traceback is written there.
+
+    Raises:
+      UserError: with file, line, function, type and message.
+    """
+    try:
+        yield
+    except (UserError, RunError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{error.filename} is too long for the name of a file. Type a shorter one.") from error
+        # Out of memory, nobody's line is to blame, but the sizes that were asked for.
+        place = _place(error) or ("a step" if _is_out_of_memory(error) else None)
+        if place is None:
+            raise
+        said = f"{place}: {_kind(error)}: {_message(error)} {_kept(error, folder)}"
+        raise UserError(said) from error
+
+
+@contextlib.contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Blames a function of the experiment for an exception inside the context that no line of its file led to.
+
+    Such as of a function that is a library's own, or that a library wraps.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(AttributeError):
+            setattr(error, _FUNCTION, name)
+        raise
+
+
+def one_line(text: str, most: int = 800) -> str:
+    """`text` as a terminal can show it: on one line, unprintable characters escaped, what is very long cut out."""
+    words = [word if len(word) <= _MOST_CHARACTERS else f"{word[:120]}…{word[-40:]}" for word in text.split()]
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(words))
+    return line if len(line) <= most else f"{line[: most - most // 4]} … {line[3 - most // 4 :]}"
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises UserError if `text`, called `name`, cannot be part of a path or of a message."""
+    is_broken = any("\ud800" <= letter <= "\udfff" for letter in text)  # what Python makes of bytes of an argument
+    if is_broken or "\0" in text:
+        raise UserError(f"{name} has {'bytes that are not UTF-8' if is_broken else 'a NUL character'}. Type it anew.")
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the experimenter's: neither the framework's, nor Python's, nor an installed package's."""
+    if file.startswith("<") or file.endswith(".pyx") or "__autograph_generated_file" in file:
+        return False  # made at run time, or of a compiled package such as NumPy's 'numpy/random/_common.pyx'
+    path = os.path.abspath(file)
+    return not path.startswith(_NOT_OWN) and not {"site-packages", "dist-packages"} & set(Path(path).parts)
+
+
+def shown_path(file: str | os.PathLike[str]) -> str:
+    """A path as it would be typed here: relative below the working folder, else absolute."""
+    path = os.path.abspath(file)
+    try:
+        below = os.path.relpath(path)
+    except (OSError, ValueError):
+        return path
+    return path if below.startswith(os.pardir) else below
+
+
+def _place(error: BaseException) -> str | None:
+    """'x.py:12: loss' of the innermost line of the experiment that led to `error`; None if none did."""
+    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
+        return f"{shown_path(error.filename)}:{error.lineno}"
+    lines = [(file, line, name) for file, line, name in _frames(error.__traceback__) if is_own(file)]
+    # Raised by AutoGraph, or by an op while it ran: then the message lists the lines, the innermost last.
+    if hasattr(error, "ag_error_metadata") or not lines:
+        lines = _listed(error) or lines
+    if not lines:
+        return getattr(error, _FUNCTION, None)
+    file, line, name = lines[-1]
+    return f"{shown_path(file)}:{line}{'' if name == '<module>' else f': {name}'}"
+
+
+def _listed(error: BaseException) -> list[tuple[str, int, str]]:
+    """Lines of the experiment that the message of TensorFlow lists, but for those that called the framework."""
+    for block in _raw(error).split(_XLA_LISTS):
+        # XLA leaves the first slash out.
+        entries = [(os.path.join(os.sep, file), int(line), name) for file, line, name in _LISTED.findall(block)]
+        first = next((place for place, entry in enumerate(entries) if entry[0].startswith(_NOT_OWN[:2])), 0)
+        if own := [entry for entry in entries[first:] if is_own(entry[0])]:
+            return own
+    return []
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int, str]]:
+    for frame, line in traceback.walk_tb(trace):
+        yield frame.f_code.co_filename, line, frame.f_code.co_name
+
+
+def _kind(error: BaseException) -> str:
+    return "sys.exit" if isinstance(error, SystemExit) else type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    """What the exception says, with what to write where that is known; it ends with a full stop."""
+    if isinstance(error, SystemExit):
+        return (
+            f"status {error.code}. An experiment does not end the process: raise an exception that says what is wrong."
+        )
+    raw = _text(error)
+    if isinstance(error, ModuleNotFoundError) and (beside := _beside(error)):
+        return f"{_sentence(raw)} {beside} is found by `import {error.name}` alone, not by importlib."
+    for pattern, instead, advice in _ADVICE:
+        if found := re.search(pattern, raw):
+            return f"{found.expand(instead) or _sentence(raw)} {advice}"
+    if isinstance(error, AttributeError) and (key := re.fullmatch(r"\"'(\w+)'\"", raw)):  # as ml_collections says it
+        return f"the config has no key '{key[1]}'. Set it in get_config, in config.model or config.data."
+    if _is_out_of_memory(error):
+        return f"{_sentence(raw or 'out of memory')} Use a smaller --config.data.batch_size, or train.micro_batches."
+    return _sentence(raw or "it has no message")
+
+
+def _beside(error: ModuleNotFoundError) -> str | None:
+    """The file of a module that was not found and lies beside the code that asked for it."""
+    name = Path(*(error.name or "").split("."))
+    for file, _, _ in _frames(error.__traceback__):
+        for path in (Path(file).parent / name.with_suffix(".py"), Path(file).parent / name / "__init__.py"):
+            if error.name and is_own(file) and path.is_file():
+                return shown_path(path)
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
+def _text(error: BaseException) -> str:
+    """The message; of an error in a function that AutoGraph converted, that of the error itself."""
+    cause = getattr(error, "ag_error_metadata", None)
+    return _raw(error) if cause is None else str(cause.cause_message).removeprefix(f"{_kind(error)}: ")
+
+
+def _raw(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # one of the experiment's own, whose __str__ fails as well
+        return ""
+
+
+def _sentence(raw: str) -> str:
+    """The message without what TensorFlow and Keras wrap around it."""
+    for end in ("Call arguments received by", _XLA_LISTS, "\nTraceback (most recent call last):"):
+        raw = raw.partition(end)[0]
+    raw = re.sub(r"\{\{(function_)?node [^}]*\}\}|\[\[\{\{node.*|\[Op:\w+\]|(?m:^\s*File \".*\n.*$)", "", raw)
+    raw = re.sub(r"Graph execution error:|Detected at node.*most recent call last\):|in user code:", "", raw)
+    said = one_line(raw, _MOST_CHARACTERS)
+    return said if said.endswith((".", "!", "?", "…")) else f"{said}."
+
+
+def _kept(error: BaseException, folder: Path | None) -> str:
+    """Writes the traceback into a run folder that is one already; returns where it is to be seen."""
+    if folder is not None and (folder / "config.json").is_file():
+        path = folder / TRACEBACK
+        with contextlib.suppress(OSError):  # such as a full disk, which must not hide what went wrong
+            path.parent.mkdir(exist_ok=True)
+            text = "".join(traceback.format_exception(error))
+            write_bytes(path, text.encode(errors="backslashreplace"))
+            return f"The traceback is in {path}."
+    return "--debug shows the traceback."

@@ -1,0 +1,84 @@
+"""Training longer: the same command with another train.duration, where every update so far would have been the same.
+
+    check(run)              # of a run just restored; UserError if its folder has another duration, and it cannot go on
+
+Compared are the learning rates of all updates that were made, bit for bit, and the periods of rows and evaluations.
+Saves and histograms may come at other steps. An experiment that reads its duration outside of make_schedule is refused.
+"""
+
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from framework import config
+from framework.config import UserError, flatten, typed
+from framework.config.defaults import DURATIONS
+from framework.config.overrides import restored
+from framework.experiment import load
+from framework.experiment.returns import checked
+from framework.optim import Schedule
+from framework.run import stored_config
+from framework.run.build import Run, make_schedules
+
+_PERIODS = ("log.every", "eval.every")  # of what a run leaves, beside its weights
+
+
+def check(run: Run) -> None:
+    """Raises UserError if the run folder has a run of another duration that this one is not a longer form of."""
+    stored, step = stored_config.read(run.workdir), int(run.state.step)
+    if stored is None or not step or not stored.is_longer(run.config):
+        return
+    before = config.locked(restored(run.config.copy_and_resolve_references().unlock(), stored.values))
+    what = f"train.duration={typed(run.config.train.duration)} instead of {typed(before.train.duration)}"
+    elsewhere = f"Use another folder; there, --config.resume_from={run.workdir} goes on from this run."
+    if run.total_steps <= step:
+        raise UserError(f"{what} ends at step {run.total_steps}, but {run.workdir} is at step {step} already.")
+    stopping = run.resolved.early_stopping
+    if stopping.metric and int(run.state.early.waited) >= stopping.patience:
+        raise UserError(
+            f"{what} trains nothing: the run stopped early at step {step} (early_stopping.patience="
+            f"{stopping.patience}). {elsewhere}"
+        )
+    for function in load.readers(run.experiment.path, "train", "duration"):
+        if function not in ("get_config", "check_config", "make_schedule"):
+            raise UserError(
+                f"{what}: {function} of {run.experiment.path} reads cfg.train.duration, so steps may have been others."
+                f" {elsewhere}"
+            )
+    old = config.resolve(before, run.data.steps_per_epoch)
+    was, now = (flatten(ConfigDict(resolved.to_dict())) for resolved in (old, run.resolved))
+    for key in _PERIODS:
+        if was[key] != now[key]:
+            raise UserError(
+                f"{what} changes {key} from {was[key]} to {now[key]} steps. Type --config.{key}='{was[key]} steps' too."
+            )
+    earlier = make_schedules(checked(run.experiment.functions)["make_schedule"], run.model, old)
+    for name, schedule in run.schedules.items():
+        update = first_difference(earlier[name], schedule, int(run.state.updates))
+        if update is None:
+            continue
+        rates = [float(rate(tf.constant(update, tf.int64))) for rate in (earlier[name], schedule)]
+        kept = [key for key in DURATIONS if key.startswith("schedule.") and was[key] != now[key]]
+        hint = " ".join(f"--config.{key}='{was[key]} steps'" for key in kept)
+        raise UserError(
+            f"{what} changes the learning rate of update {update}{'' if name == 'model' else f' of {name}'}"
+            f" from {rates[0]!r} to {rates[1]!r}, and {int(run.state.updates)} updates are made."
+            f"{f' Where nothing else changes it, type {hint} too.' if hint else ''} {elsewhere}"
+        )
+
+
+def first_difference(before: Schedule, after: Schedule, updates: int) -> int | None:
+    """The first of so many updates, from 0, at which two schedules do not have the same bits; None if there is none."""
+
+    def bits(schedule: Schedule, update: tf.Tensor) -> tf.Tensor:
+        return tf.bitcast(tf.cast(schedule(update), tf.float64), tf.int64)
+
+    @tf.function(autograph=False)
+    def search(end: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(update: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return update + 1, tf.not_equal(bits(before, update), bits(after, update))
+
+        start = tf.constant(0, tf.int64), tf.constant(False)
+        return tf.while_loop(lambda u, differs: (u < end) & ~differs, body, start, parallel_iterations=1)
+
+    passed, differs = search(tf.constant(updates, tf.int64))
+    return int(passed) - 1 if bool(differs) else None

@@ -1,0 +1,187 @@
+"""Replay: a step of a trained run once more, bit for bit, and all there is to know about it.
+
+    run = framework.build('experiments/mnist_mlp.py', workdir='runs/mnist', of_workdir=True)
+    shown = replay_step(run, 120, eager=True)
+    shown.scalars, shown.logged           # {'loss': 0.2134, …}, what metrics.jsonl has of that step
+    shown.gradient_norms['dense/kernel'], shown.indices['index'], shown.finding
+
+It starts at the newest checkpoint before the step, or from scratch. Nothing is written, and no lock is needed.
+"""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from framework import optim, paths
+from framework.checkpoint import snapshot
+from framework.checkpoint.start import set_out
+from framework.config import UserError
+from framework.files import rows
+from framework.folder import FAILURE, METRICS
+from framework.run.build import Run, assemble
+from framework.run.interval import PREFIX
+from framework.step.block import Block
+from framework.step.diagnose import look
+from framework.step.gradients import Gradients, total
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A step, shown.
+
+    Attributes:
+      step: its number, as in metrics.jsonl; the first is 1.
+      start: the step of the checkpoint that the re-run began at; 0 for scratch.
+      outcome: 'applied', or why the weights stayed as they were.
+      scalars: all that a step reports.
+      logged: what metrics.jsonl has of the step itself, None for what was not finite; {} if the step was not logged.
+      gradient_norms: {path: L2 norm} of the gradients, unscaled and not clipped.
+      weight_norms: {path: L2 norm} of the variables that they were taken at.
+      indices: {'source', 'index', 'weight'}, each [batch]; {} for batches that have a state.
+      eager: loss and gradient norm of an eager run of the step, same batch and same draws; {} if not asked for.
+      finding: what that run found not to be finite first; '' if nothing.
+    """
+
+    step: int
+    start: int
+    outcome: str
+    scalars: dict[str, float]
+    logged: dict[str, float | None]
+    gradient_norms: dict[str, float]
+    weight_norms: dict[str, float]
+    indices: dict[str, np.ndarray]
+    eager: dict[str, float]
+    finding: str
+
+    @property
+    def differing(self) -> list[str]:
+        """Names of the logged numbers that are not exactly the replayed ones."""
+        replayed = {name: value if math.isfinite(value) else None for name, value in self.scalars.items()}
+        return [name for name, value in self.logged.items() if replayed.get(name, math.nan) != value]
+
+
+def replay_step(run: Run, step: int, eager: bool = False) -> Replay:
+    """Runs a step of a run folder once more.
+
+    Args:
+      run: of that folder. Afterwards its state is that after the step.
+      step: from 1 to the last one that was trained, or that the run failed at.
+      eager: whether to run it eagerly too, with every layer's outputs and gradients looked at.
+
+    Raises:
+      UserError: there is no such step, or a checkpoint is of another model.
+    """
+    _check_step(run, step)
+    start = _go_back(run, step - 1)
+    block = run.train_block
+    while (now := int(run.state.step)) < step - 1:
+        if block(min(block.block_steps, step - 1 - now)).is_halted and int(run.state.step) < step - 1:
+            raise UserError(
+                f"--step={step}: the re-run from step {start} cannot pass step {int(run.state.step) + 1}, which is not"
+                " finite, although the run did: its config or experiment file is another one."
+            )
+    weights = {path: _norm(variable) for path, variable in _trained(run).items()}
+    gradients = {path: _norm(gradient) for path, gradient in block.inspect(block.compiled.mode).items()}
+    looked = look(block) if eager else None
+    updates, is_listed = int(run.state.updates), _is_listed(run, step - 1)
+    shown = block(1)
+    return Replay(
+        step=step,
+        start=start,
+        outcome=_outcome(run, shown, updates, is_listed),
+        scalars=shown.row(0),
+        logged=_logged(run, step),
+        gradient_norms=gradients,
+        weight_norms=weights,
+        indices=run.data.indices(step - 1) if hasattr(run.data, "indices") else {},
+        eager=_eager(run, looked.found) if looked else {},
+        finding=looked.finding if looked else "",
+    )
+
+
+def _go_back(run: Run, step: int) -> int:
+    """Takes the run to the newest checkpoint up to `step`, or to its start; returns which step that is."""
+    # What the run came to leave out, it left out: an earlier checkpoint does not know yet.
+    run.checkpoints.restore(run.state)
+    listed = None if run.state.skip_list is None else run.state.skip_list.numpy()
+    if run.checkpoints.restore(run.state, until=step) is None:
+        untrained = paths.variables(assemble(run.experiment, run.config, run.workdir, time.monotonic()).state)
+        for path, variable in paths.variables(run.state).items():
+            paths.assign(variable, paths.copies(untrained[path])[0])
+        set_out(run.state, run.resolved)
+        if int(run.state.step) > step:
+            raise UserError(
+                f"--step={step + 1} is of the run that this one went on from at step {int(run.state.step)}:"
+                f" {run.resolved.resume_from}. Use the --workdir of that one."
+            )
+    run.refresh()
+    start = int(run.state.step)
+    run.refuse_altered()
+    if run.state.skip_list is not None:
+        run.state.skip_list.assign(listed)
+    return start
+
+
+def _check_step(run: Run, step: int) -> None:
+    if not 1 <= step <= run.total_steps:
+        raise UserError(f"--step={step} is out of range: {run.workdir} has steps 1 to {run.total_steps}.")
+    failed = map(snapshot.step_of, (path.name for path in (run.workdir / FAILURE).glob("*")))
+    logged = [row["step"] for row in _rows(run)]
+    last = max([0, *run.checkpoints.steps(), *logged, *(step + 1 for step in failed if step is not None)])
+    if step > last:
+        raise UserError(
+            f"--step={step} was not trained yet: {run.workdir} has come to step {last}."
+            f" {f'Use --step={last}' if last else 'Train first: --mode=train'}."
+        )
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    """Those of steps in metrics.jsonl, without evaluations and without a last line that a dying process left torn."""
+    return [row for row in rows(run.workdir / METRICS) if "loss" in row]
+
+
+def _logged(run: Run, step: int) -> dict[str, float | None]:
+    row: dict[str, Any] = next((row for row in _rows(run) if row["step"] == step), {})
+    # Means are of many steps.
+    own = {name: value for name, value in row.items() if not name.startswith(PREFIX)}
+    return {name: value for name, value in own.items() if name not in ("step", "examples_per_second")}
+
+
+def _is_listed(run: Run, step: int) -> bool:
+    return run.state.skip_list is not None and step in run.state.skip_list.numpy()
+
+
+def _outcome(run: Run, block: Block, updates: int, is_listed: bool) -> str:
+    if int(run.state.updates) > updates:
+        return "applied"
+    if is_listed:
+        return "left out: it is on the skip list"
+    if int(run.state.step) == block.first_step:
+        return f"not taken: it is not finite, and train.on_nonfinite='{run.resolved.train.on_nonfinite}'"
+    return "skipped: it is not finite"
+
+
+def _trained(run: Run) -> dict[str, tf.Variable]:
+    """{path: variable}, with paths as `TrainBlock.inspect` has them."""
+    return {
+        path if name == "model" else f"{name}/{path}": variable
+        for name, optimizer in run.state.optimizers.items()
+        for path, variable in optimizer.trained.items()
+    }
+
+
+def _norm(value: tf.Variable | np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(value).astype(np.float64)))
+
+
+def _eager(run: Run, found: Gradients) -> dict[str, float]:
+    values = {"loss": float(total(found.terms))}
+    for name in run.state.optimizers:
+        own = "" if name == "model" else f"{name}/"
+        gradients = [gradient for path, gradient in found.gradients.items() if path.startswith(own)]
+        values[f"gradient_norm/{name}" if own else "gradient_norm"] = float(optim.global_norm(gradients))
+    return values

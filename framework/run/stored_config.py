@@ -1,0 +1,153 @@
+"""config.json of a run folder: the values that a run is trained with, and how they changed since it was begun.
+
+    stored = read(workdir)                  # None in a folder without a run
+    stored.values, stored.history           # {'seed': 0, 'train': {…}, …}, (Change(40, 'train.duration', …),)
+    stored.differing(config)                # {'seed': (0, 1)}: what another config has otherwise
+    stored.hashes()                         # of the values now, and of those before each change
+
+A checkpoint holds the hash of the config that it was trained with, so a digit that flips in config.json is found.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from framework.config import UserError, flatten
+from framework.config.defaults import DURATIONS
+from framework.files import DamagedError, load_json, unreachable, write_json
+
+# Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
+# kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
+MAY_DIFFER = (
+    "data.dir",
+    *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
+    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
+    *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
+)
+
+FACT = "config"  # of a checkpoint: the first of `hashes`
+
+_NAME, _HISTORY = "config.json", "history"
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A value that was changed in a run under way, at a step: before it `old`, from it on `new`."""
+
+    step: int
+    key: str
+    old: Any
+    new: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredConfig:
+    """What config.json holds.
+
+    Attributes:
+      values: of all keys, nested, as JSON has them: tuples are lists.
+      history: how they came to be these, oldest first.
+    """
+
+    values: dict[str, Any]
+    history: tuple[Change, ...] = ()
+
+    def differing(self, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+        """{key: (value here, value in `config`)} where they differ, in alphabetical order; 'absent' for no such key."""
+        ours, theirs = flatten(ConfigDict(self.values)), flatten(ConfigDict(_as_json(config.to_dict())))
+        pairs = {key: (ours.get(key, "absent"), theirs.get(key, "absent")) for key in sorted({*ours, *theirs})}
+        return {key: (own, other) for key, (own, other) in pairs.items() if own != other}
+
+    def is_longer(self, config: ConfigDict, unknown: Sequence[str] = ()) -> bool:
+        """Whether `config` is this one with another train.duration, and perhaps other durations.
+
+        Args:
+          config: finalized.
+          unknown: keys whose value is not known yet.
+        """
+        differing = {*self.differing(config)} - {*MAY_DIFFER, *unknown}
+        return "train.duration" in differing and differing <= {*DURATIONS, "schedule.boundaries"}
+
+    def hashes(self) -> list[str]:
+        """The hash of the values, then of those before the newest change, and so on back to the first config."""
+        values, found = flatten(ConfigDict(self.values)), []
+        for change in (*reversed(self.history), None):
+            found.append(_hash(values))
+            if change is not None:
+                values = {**values, change.key: change.old}
+        return found
+
+    def changed(self, config: ConfigDict, step: int) -> "StoredConfig":
+        """What config.json holds once the run goes on with `config` from a step on."""
+        changes = (
+            Change(step, key, old, new)
+            for key, (old, new) in self.differing(config).items()
+            if key not in MAY_DIFFER and "absent" not in (old, new)
+        )
+        return StoredConfig(of(config).values, (*self.history, *changes))
+
+
+def of(config: ConfigDict) -> StoredConfig:
+    """What config.json holds of a run that was begun with `config`."""
+    return StoredConfig(_as_json(config.to_dict()))
+
+
+def read(workdir: Path) -> StoredConfig | None:
+    """The config.json of a run folder; None if there is none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = workdir / _NAME
+    try:
+        values = load_json(path)
+    except FileNotFoundError:
+        if why := unreachable(path):
+            raise UserError(f"{path} cannot be reached: {why}. Put it back, or use another --workdir.") from None
+        return None
+    except DamagedError as error:
+        raise UserError(f"{path} cannot be read: {error}. Put it back, or use another --workdir.") from error
+    try:
+        history = tuple(Change(**change) for change in values.pop(_HISTORY, ()))
+        flatten(ConfigDict(values))
+        if any((type(change.step), type(change.key)) != (int, str) for change in history):
+            raise ValueError("a change has no step or no key")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the config of a run. Put it back, or use another --workdir.") from error
+    return StoredConfig(values, history)
+
+
+def write(workdir: Path, stored: StoredConfig) -> None:
+    """Writes config.json; the history stands at its end, if there is any."""
+    history = [dataclasses.asdict(change) for change in stored.history]
+    write_json(workdir / _NAME, stored.values | ({_HISTORY: history} if history else {}))
+
+
+def refuse_altered(workdir: Path, stored: StoredConfig | None, facts: Mapping[str, Any]) -> None:
+    """Raises UserError unless config.json has the values that a checkpoint was trained with.
+
+    Args:
+      workdir: the run folder.
+      stored: its config.json, if there is one.
+      facts: of the checkpoint; one of an older version does not say.
+    """
+    if stored is None or facts.get(FACT) in (None, *stored.hashes()):
+        return
+    raise UserError(
+        f"{workdir / _NAME} is not what the checkpoints of the run were trained with: a value in it was changed."
+        " Put the file back; what was typed is in overrides.txt."
+    )
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in values.items() if key not in MAY_DIFFER}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))

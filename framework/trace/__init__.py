@@ -1,0 +1,1 @@
+"""What a traced function reads, assigns, looks up and asserts, found in its graph."""

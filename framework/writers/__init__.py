@@ -1,0 +1,1 @@
+"""Where the numbers, pictures and texts of a run go."""

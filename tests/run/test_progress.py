@@ -1,0 +1,127 @@
+"""framework/run/progress.py with an injected clock: every second is accounted for."""
+
+import math
+import time
+
+import pytest
+
+from framework.run.progress import Progress
+
+MODES = {"test/loss": "min", "test/accuracy": "max"}
+
+
+class Clock:
+    def __init__(self, now=100.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def make_progress(note=None, started=100.0, now=100.0):
+    clock = Clock(now)
+    return Progress(batch_size=32, started=started, note=note or {}, modes=MODES, clock=clock), clock
+
+
+def run(progress, clock, k, seconds):
+    def train_block(steps):
+        clock.now += seconds
+        return f"{steps} steps"
+
+    assert progress.timed(train_block, k) == f"{k} steps"
+
+
+def test_speed_leaves_out_the_first_block_and_what_is_between_blocks():
+    progress, clock = make_progress()
+    clock.now += 7  # building the run
+    run(progress, clock, 1, 20)  # compiles
+    assert progress.time_to_first_step == 27
+    assert math.isnan(progress.examples_per_second())
+    assert math.isnan(progress.lap())
+    run(progress, clock, 10, 2)
+    clock.now += 50  # an evaluation
+    run(progress, clock, 30, 3)
+    assert progress.lap() == 40 * 32 / 5
+    assert math.isnan(progress.lap())
+    run(progress, clock, 5, 4)
+    assert progress.lap() == 5 * 32 / 4
+    assert progress.examples_per_second() == 45 * 32 / 9
+    assert progress.time_to_first_step == 27
+    assert progress.wall_seconds() == 7 + 20 + 2 + 50 + 3 + 4
+
+
+def test_a_note_carries_time_and_evaluations_across_an_interruption():
+    progress, clock = make_progress()
+    progress.observe(7, {"test/loss": 0.5, "test/accuracy": 0.9})
+    progress.observe(9, {"test/loss": 0.7, "test/accuracy": 0.95})
+    progress.logged(9, {"loss": 0.4})
+    clock.now += 60
+    note = progress.note()
+    assert note == {
+        "wall_seconds": 60.0,
+        "trained": {"loss": 0.4},
+        "trained_step": 9,
+        "evaluations": {"test/loss": 0.7, "test/accuracy": 0.95},
+        "evaluated_step": 9,
+        "best": {"test/loss": 0.5, "test/accuracy": 0.95},
+        "best_steps": {"test/loss": 7, "test/accuracy": 9},
+    }
+    again, clock = make_progress(note, started=5000.0, now=5000.0)
+    assert again.note() == note
+    assert again.time_to_first_step is None
+    clock.now += 15
+    again.observe(20, {"test/loss": 0.6, "test/accuracy": 0.97})
+    assert again.note() == {
+        "wall_seconds": 75.0,
+        "trained": {"loss": 0.4},
+        "trained_step": 9,
+        "evaluations": {"test/loss": 0.6, "test/accuracy": 0.97},
+        "evaluated_step": 20,
+        "best": {"test/loss": 0.5, "test/accuracy": 0.97},
+        "best_steps": {"test/loss": 7, "test/accuracy": 20},
+    }
+    assert note["best"] == {"test/loss": 0.5, "test/accuracy": 0.95}  # the restored note is not written to
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "best"),
+    [
+        ("test/loss", [3.0, 1.0, 2.0], 1.0),
+        ("test/accuracy", [0.1, 0.9, 0.5], 0.9),
+        ("test/unknown", [1.0, 2.0], 2.0),
+        ("test/loss", [math.nan, 2.0, math.nan], 2.0),
+        ("test/accuracy", [0.5, math.nan], 0.5),
+        ("test/loss", [math.inf, 2.0], 2.0),
+    ],
+)
+def test_best_follows_the_mode_and_passes_over_nan(name, values, best):
+    progress, _ = make_progress()
+    for value in values:
+        progress.observe(7, {name: value})
+    assert progress.best == {name: best}
+    assert progress.best_steps == {name: 7}
+    assert progress.evaluations.keys() == {name}
+
+
+def test_nan_alone_is_the_newest_and_never_the_best():
+    progress, _ = make_progress()
+    progress.observe(7, {"test/loss": math.nan})
+    assert math.isnan(progress.evaluations["test/loss"])
+    assert progress.best == {}
+
+
+def test_a_block_that_fails_is_not_counted():
+    progress, clock = make_progress()
+    run(progress, clock, 1, 1)
+
+    def fail(steps):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        progress.timed(fail, 5)
+    assert math.isnan(progress.examples_per_second())
+
+
+def test_by_default_it_reads_the_clock_of_started():
+    progress = Progress(batch_size=1, started=time.monotonic() - 10, note={}, modes={})
+    assert 10 <= progress.wall_seconds() < 15
