@@ -21,7 +21,7 @@ MODES = ("graph", "xla", "xla_gradients", "xla_update", "eager")
 _HANDFUL = 6
 _STATUS = Path("/proc/self/status")
 _local = threading.local()
-_traced_by_xla = 0  # how many programs `by_xla` has made, in any thread: those of replicas have their own
+_traced_by_xla = 0  # how many programs `jit` has made, in any thread: those of replicas have their own
 
 
 def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
     return {"xla_gradients": ("gradients",), "xla_update": ("update",)}.get(mode, ())
 
 
-def by_xla(fn: Callable[..., Any]) -> Callable[..., Any]:
+def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as an XLA program of its own inside of a graph; made anew for each trace, it is traced once."""
 
     def traced(*args: Any) -> Any:
@@ -49,7 +49,7 @@ def by_xla(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_in_xla() -> bool:
-    """Whether what this thread traces becomes part of an XLA program of `by_xla` or `Compiled`."""
+    """Whether what this thread traces becomes part of an XLA program of `jit` or `Compiled`."""
     return getattr(_local, "is_in_xla", False)
 
 
@@ -67,7 +67,7 @@ class Compiled:
 
     Attributes:
       mode: one of MODES.
-      programs: what of `fn` the mode makes an XLA program; all but 'whole' is made by `fn` itself, with `by_xla`.
+      programs: what of `fn` the mode makes an XLA program; all but 'whole' is made by `fn` itself, with `jit`.
       traces: times the Python body was traced; under 'eager', 0.
       compilations: calls in which XLA compiled; None where that cannot be seen (no /proc).
       calls: all of them.

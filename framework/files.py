@@ -29,7 +29,7 @@ T = TypeVar("T")
 _HOLDER_CHARACTERS = 100
 
 
-class DamagedError(Exception):
+class CorruptError(Exception):
     """A file or folder is not what was written."""
 
 
@@ -71,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
       FileNotFoundError: there is none.
-      DamagedError: it is a folder or a pipe, or cannot be read.
+      CorruptError: it is a folder or a pipe, or cannot be read.
     """
     try:
         # Without O_NONBLOCK, who opens a pipe waits for its other end.
@@ -79,14 +79,14 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DamagedError(error.strerror) from error
+        raise CorruptError(error.strerror) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedError("it is not a file")
+            raise CorruptError("it is not a file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read()
     except OSError as error:
-        raise DamagedError(error.strerror) from error
+        raise CorruptError(error.strerror) from error
     finally:
         os.close(descriptor)
 
@@ -96,7 +96,7 @@ def load_json(path: Path) -> Any:
 
     Raises:
       FileNotFoundError: there is none.
-      DamagedError: it cannot be read, or is no JSON.
+      CorruptError: it cannot be read, or is no JSON.
     """
     return _parsed(read_bytes(path))
 
@@ -112,7 +112,7 @@ def read_json(path: Path, take: Callable[[Any], T], default: T, so: str) -> T:
         return take(load_json(path))
     except FileNotFoundError:
         return default
-    except (ArithmeticError, AttributeError, DamagedError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, CorruptError, LookupError, TypeError, ValueError) as error:
         logging.warning("%s is damaged (%s): %s", path, _why(error), so)
         return default
 
@@ -126,7 +126,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
         return [row for _, row in lines_and_rows(path)]
     except FileNotFoundError:
         return []
-    except DamagedError as error:
+    except CorruptError as error:
         logging.warning("%s cannot be read (%s): it is left out", path, error)
         return []
 
@@ -136,14 +136,14 @@ def lines_and_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
     Raises:
       FileNotFoundError: there is no file.
-      DamagedError: it cannot be read.
+      CorruptError: it cannot be read.
     """
     found, damaged = [], 0
     lines = read_bytes(path).splitlines(keepends=True)
     for line in lines:
         try:
             found.append((line, _row(line)))
-        except (DamagedError, LookupError, TypeError):
+        except (CorruptError, LookupError, TypeError):
             damaged += line.endswith(b"\n")
     if damaged:
         logging.warning("%s: %d of %d lines are damaged and left out", path, damaged, len(lines))
@@ -153,7 +153,7 @@ def lines_and_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 def _row(line: bytes) -> dict[str, Any]:
     row = _parsed(line)
     if not line.endswith(b"\n") or type(row["step"]) is not int or row["step"] < 0:
-        raise DamagedError("no row")
+        raise CorruptError("no row")
     return row
 
 
@@ -161,9 +161,9 @@ def _parsed(content: bytes) -> Any:
     try:
         return json.loads(content.decode())
     except RecursionError as error:
-        raise DamagedError("it is nested too deeply") from error
+        raise CorruptError("it is nested too deeply") from error
     except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
-        raise DamagedError(str(error)) from error
+        raise CorruptError(str(error)) from error
 
 
 def _why(error: Exception) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.config import UserError
-from framework.files import DamagedError, read_json, rows, unreachable, write_json
+from framework.files import CorruptError, read_json, rows, unreachable, write_json
 
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.txt", "environment.json"
 METRICS, RESULT, TUNING, INIT = "metrics.jsonl", "result.json", "tuning.json", "init.json"
@@ -96,7 +96,7 @@ def starts(workdir: Path) -> list[dict[str, Any]]:
 
     def take(value: Any) -> list[dict[str, Any]]:
         if any(type(start["step"]) is not int for start in value["starts"]):
-            raise DamagedError("a start has no step")
+            raise CorruptError("a start has no step")
         return list(value["starts"])
 
     return read_json(workdir / ENVIRONMENT, take, [], "the starts before this one are not known")

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from framework.compile import by_xla, is_in_xla
+from framework import moved
+from framework.compile import is_in_xla, jit
 from framework.config import UserError
 from framework.distribute import replicas
 from framework.trace.guards import IN_RANGE, claim_classes
@@ -36,15 +37,15 @@ class Term(NamedTuple):
     weight: tf.Tensor
 
 
-class Coupled(Term):
+class BatchDependent(Term):
     """A term whose value for one example depends on the others of its batch, such as an in-batch softmax.
 
     Micro-batches would compare each example with fewer others, so `train.micro_batches` > 1 is refused. So are several
-    replicas, unless the loss has `needs_collectives = True` and compares with the `gathered` features of all of them.
+    replicas, unless the loss has `needs_collectives = True` and compares with the features that `all_gather` returns.
     """
 
 
-def gathered(features: tf.Tensor) -> tf.Tensor:
+def all_gather(features: tf.Tensor) -> tf.Tensor:
     """[part, ...] of each replica as [batch, ...] on all of them, in order; gradients find their way back.
 
     On one device these are the features themselves. A loss that calls it says so, because what communicates inside of
@@ -58,8 +59,8 @@ def gathered(features: tf.Tensor) -> tf.Tensor:
     return context.all_gather(features, axis=0)
 
 
-def first_gathered(features: tf.Tensor) -> tf.Tensor:
-    """int32 scalar: the place that the first of this replica's examples has among those of `gathered`."""
+def gather_offset(features: tf.Tensor) -> tf.Tensor:
+    """int32 scalar: the place that the first of this replica's examples has among those of `all_gather`."""
     context = tf.distribute.get_replica_context()
     is_one = context is None or context.num_replicas_in_sync == 1 or replicas.is_alone()
     index = 0 if is_one else context.replica_id_in_sync_group
@@ -130,7 +131,7 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.math.multiply_no_nan(of_logits, upstream[:, tf.newaxis]), rows.dtype)
 
     if (rows.shape.num_elements() or 0) >= _LARGE and not tf.executing_eagerly() and not is_in_xla():
-        sums, derivative = by_xla(sums), by_xla(derivative)
+        sums, derivative = jit(sums), jit(derivative)
 
     # The sums are arguments so that the gradient, all of which is by the rows, has a derivative by them.
     @tf.custom_gradient
@@ -144,3 +145,6 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return values, lambda upstream: (derivative(rows, top, total, upstream), None, None)
 
     return tf.reshape(fn(rows, *sums(rows)), tf.shape(labels))
+
+
+__getattr__ = moved.former_names(__name__)

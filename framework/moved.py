@@ -1,11 +1,12 @@
-"""Modules that experiments import by former names: a run folder keeps its experiment, which goes on importing them."""
+"""Former names of what experiments import: a run folder keeps its experiment, which goes on importing them."""
 
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 from absl import logging
 
@@ -21,6 +22,21 @@ MODULES = {
     "framework.tensorboard": "framework.writers.tensorboard",
     "framework.transfer": "framework.checkpoint.warm_start",
 }
+NAMES = {
+    "framework.data.replay_buffer": {"Replay": "ReplayBuffer"},
+    "framework.losses": {
+        "Coupled": "BatchDependent",
+        "first_gathered": "gather_offset",
+        "gathered": "all_gather",
+    },
+    "framework.rng": {
+        "halves": "random_bits16",
+        "kept": "keep_mask",
+        "position": "save_counters",
+        "rewound": "replay_from",
+        "words": "random_bits",
+    },
+}
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -29,11 +45,24 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """A spec of this loader for the keys of MODULES, None for everything else."""
+        """Returns a spec with this loader for the keys of MODULES, None for every other name."""
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in MODULES else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Puts the module of today in the place of the empty one that Python made for the old name."""
-        old = module.__name__
-        logging.warning("%s is %s now; the old name still works", old, MODULES[old])
-        sys.modules[old] = importlib.import_module(MODULES[old])
+        """Replaces the empty module that Python made for the former name by the module itself."""
+        former = module.__name__
+        logging.warning("%s is %s now; the former name still works", former, MODULES[former])
+        sys.modules[former] = importlib.import_module(MODULES[former])
+
+
+def former_names(module: str) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a module: it finds what NAMES lists for `module` under its former name."""
+
+    def find(name: str) -> Any:
+        if name not in NAMES[module]:
+            raise AttributeError(f"module '{module}' has no attribute '{name}'")
+        now = NAMES[module][name]
+        logging.warning("%s.%s is %s.%s now; the former name still works", module, name, module, now)
+        return getattr(sys.modules[module], now)
+
+    return find

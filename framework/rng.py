@@ -1,7 +1,7 @@
 """Counter-based randomness: a draw is a pure function of (seed, stream, step, example), never of what ran before.
 
     with rng.scope(key, step, first_example=0):
-        keep = rng.kept('dropout', examples=tf.shape(x)[0], per_example=784, rate=0.2)   # bool [examples, 784]
+        keep = rng.keep_mask('dropout', examples=tf.shape(x)[0], per_example=784, rate=0.2)   # bool [examples, 784]
 
 The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") through the op of
 TensorFlow that takes key and counter, whose words are the same in eager, graph and XLA. Key = seed ^ hash(stream);
@@ -19,6 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from framework import moved
 from framework.compile import is_in_xla
 
 _PHILOX = 1
@@ -62,7 +63,7 @@ def scope(key: Any, step: Any, first_example: Any = 0) -> Iterator[None]:
         _local.scope = outer
 
 
-def words(stream: str, examples: Any, per_example: int) -> tf.Tensor:
+def random_bits(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     """Draws uint32 words, uniform over all 2**32 values.
 
     Args:
@@ -116,7 +117,7 @@ def current() -> Any:
 
 @contextlib.contextmanager
 def entered(outer: Any, start: Counter[str]) -> Iterator[None]:
-    """The scope of another thread in this one, from a `position` of it on: replicas draw as their step does."""
+    """Opens another thread's scope in this one, at counters of `save_counters`: replicas draw as their step does."""
     before = current()
     _local.scope = None if outer is None else dataclasses.replace(outer, calls=start.copy())
     try:
@@ -132,15 +133,15 @@ def is_open() -> bool:
     return current() is not None
 
 
-def position() -> Counter[str]:
+def save_counters() -> Counter[str]:
     """How often each stream has drawn in the open scope; empty outside of one."""
     opened = current()
     return Counter() if opened is None else opened.calls.copy()
 
 
 @contextlib.contextmanager
-def rewound(start: Counter[str]) -> Iterator[None]:
-    """Draws are numbered from a `position` on, so that what is computed a second time draws the same words.
+def replay_from(start: Counter[str]) -> Iterator[None]:
+    """Numbers draws from saved counters on, so that what is computed a second time draws the same words.
 
     Afterwards they are numbered from where the further of the two ended.
     """
@@ -177,28 +178,28 @@ def at_example(first_example: Any) -> Iterator[None]:
 
 def uniform(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     """float32 [examples, per_example] in [0, 1), multiples of 2**-24, made from words by exact arithmetic."""
-    top = tf.bitwise.right_shift(words(stream, examples, per_example), tf.constant(8, tf.uint32))
+    top = tf.bitwise.right_shift(random_bits(stream, examples, per_example), tf.constant(8, tf.uint32))
     return tf.cast(top, tf.float32) * (2.0**-24)
 
 
-def halves(stream: str, examples: Any, per_example: int) -> tf.Tensor:
+def random_bits16(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     """uint16 [examples, per_example], uniform over all 2**16 values: of each word the low half, then the high one."""
     counts = -(-per_example // _HALVES_PER_COUNT)
-    drawn = tf.bitcast(words(stream, examples, counts * _WORDS_PER_COUNT), tf.uint16)  # moves nothing
+    drawn = tf.bitcast(random_bits(stream, examples, counts * _WORDS_PER_COUNT), tf.uint16)  # moves nothing
     return tf.reshape(drawn, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
 
 
-def kept(stream: str, examples: Any, per_example: int, rate: float) -> tf.Tensor:
-    """bool [examples, per_example], False with probability `threshold(rate) / 2**16`: `halves >= threshold`.
+def keep_mask(stream: str, examples: Any, per_example: int, rate: float) -> tf.Tensor:
+    """bool [examples, per_example], False with probability `threshold(rate) / 2**16`: `random_bits16 >= threshold`.
 
     In XLA programs of the framework the draw of the op would be most of what dropout costs, so it is written out there.
     """
     if is_in_xla():
-        return _kept_in_xla(stream, examples, per_example, threshold(rate))
-    return halves(stream, examples, per_example) >= tf.constant(threshold(rate), tf.uint16)
+        return _keep_mask_in_xla(stream, examples, per_example, threshold(rate))
+    return random_bits16(stream, examples, per_example) >= tf.constant(threshold(rate), tf.uint16)
 
 
-def _kept_in_xla(stream: str, examples: Any, per_example: int, least: int) -> tf.Tensor:
+def _keep_mask_in_xla(stream: str, examples: Any, per_example: int, least: int) -> tf.Tensor:
     """Philox in elementwise ops, each count evaluated once; its eight comparisons wait in the bits of an integer."""
     counts = -(-per_example // _HALVES_PER_COUNT)
     drawn_by, first, step = _counter(stream, counts)
@@ -244,7 +245,7 @@ def _xor(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def threshold(rate: float) -> int:
-    """t such that one of `halves` is below t with probability t / 2**16, the nearest to `rate` (0 <= rate < 1)."""
+    """t such that `random_bits16` is below t with probability t / 2**16, the nearest to `rate` (0 <= rate < 1)."""
     return min(round(rate * 2**16), 2**16 - 1)
 
 
@@ -257,3 +258,6 @@ def name_streams(paths: dict[str, Any]) -> None:
 
 def _uint64(value: Any) -> tf.Tensor:
     return tf.cast(value, tf.uint64) if tf.is_tensor(value) else tf.constant(value, tf.uint64)
+
+
+__getattr__ = moved.former_names(__name__)

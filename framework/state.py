@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths, rng
-from framework.optim import Average, Optimizer
+from framework.optim import ExponentialMovingAverage, Optimizer
 from framework.precision import LossScale
 
 
@@ -80,7 +80,7 @@ class TrainState(tf.Module):
         optimizer: Any,
         updates: tf.Variable,
         loss_scale: LossScale | None = None,
-        ema: Average | None = None,
+        ema: ExponentialMovingAverage | None = None,
         extra: tf.Module | None = None,
         data: tf.Module | None = None,
         skip_list: int = 0,

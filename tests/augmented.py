@@ -57,7 +57,7 @@ def make_data(cfg: ConfigDict, split: str):
 
 def augment(batch):
     """Mirrors each picture or does not, and shifts it by up to two pixels either way."""
-    words = rng.words("augment", tf.shape(batch["image"])[0], 3)  # [batch, 3]
+    words = rng.random_bits("augment", tf.shape(batch["image"])[0], 3)  # [batch, 3]
     mirrored = tf.where(words[:, :1, tf.newaxis] % 2 == 0, batch["image"], batch["image"][:, :, ::-1])
     for axis in (1, 2):
         shift = tf.cast(words[:, axis, tf.newaxis] % 5, tf.int32)

@@ -223,7 +223,7 @@ class Bench:
 
     def _same_config(self, workdir):
         """Who looks back gets the config that the run was trained with."""
-        looked = build(str(self.experiment), (), workdir=workdir, of_workdir=True)
+        looked = build(str(self.experiment), (), workdir=workdir, from_workdir=True)
         ours, theirs = config.flatten(self.run.config), config.flatten(looked.config)
         assert ours == theirs, {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 

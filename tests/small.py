@@ -99,7 +99,7 @@ def build(workdir=None, heat=None, functions=None, **overrides):
     kept = {name: loaded.functions[name] for name in ("get_config", "make_schedule")}
     loaded = dataclasses.replace(loaded, functions={**kept, **own})
     final = config.finalize(override(loaded.get_config(), settings))
-    return run.assemble(loaded, final, workdir, time.monotonic())
+    return run.build_run(loaded, final, workdir, time.monotonic())
 
 
 def snapshot(built):

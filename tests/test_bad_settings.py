@@ -15,7 +15,7 @@ from tests.tiny import get_config, make_data, make_exports, make_metrics, make_m
 def make_loss(cfg):
     def loss(model, batch, training):
         terms, outputs = tiny.make_loss(cfg)(model, batch, training)
-        return {"matching": losses.Coupled(*terms["cross_entropy"])}, outputs
+        return {"matching": losses.BatchDependent(*terms["cross_entropy"])}, outputs
 
     return loss
 """

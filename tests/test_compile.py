@@ -105,14 +105,14 @@ def test_the_smallest_programs_are_counted_and_apart_from_each_other():
 @sees_compilations
 def test_a_program_inside_of_a_graph_is_counted():
     """Such as that of a large loss, which no mode asks for."""
-    function = Compiled(lambda x: tf.square(module.by_xla(lambda x: x * 3.0 + 1.0)(x)), "graph", "f")
+    function = Compiled(lambda x: tf.square(module.jit(lambda x: x * 3.0 + 1.0)(x)), "graph", "f")
     assert [function(tf.ones([n])).numpy().tolist() for n in (2, 2, 3)] == [[16.0] * 2, [16.0] * 2, [16.0] * 3]
     assert (function.traces, function.compilations) == (2, 2)
 
 
 def test_a_program_inside_of_a_graph_is_not_counted_where_that_cannot_be_seen(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
-    function = Compiled(lambda: module.by_xla(lambda: tf.ones([2]) * 3.0)(), "graph", "f")
+    function = Compiled(lambda: module.jit(lambda: tf.ones([2]) * 3.0)(), "graph", "f")
     assert function().numpy().tolist() == [3.0, 3.0]
     assert (function.traces, function.compilations) == (1, None)
 

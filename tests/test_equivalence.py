@@ -149,7 +149,7 @@ def build(mode, micro, tail, clip, optimizer, dtype, replicas=1, settings=(), **
         **functions,
     }
     final = config.finalize(override(config.base_config(), settings))
-    built = run.assemble(load.Experiment(Path("made_up.py"), "", functions), final, None, time.monotonic())
+    built = run.build_run(load.Experiment(Path("made_up.py"), "", functions), final, None, time.monotonic())
     for path, variable in paths.trainable(built.model).items():
         variable.assign(tf.cast(initial()[path], variable.dtype))
     return built

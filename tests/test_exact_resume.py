@@ -100,8 +100,8 @@ def happen(patch, event, what):
 
     for place, name in (
         (TrainBlock, "__call__"),
-        (loop.Writers, "scalars"),
-        (loop.Writers, "histograms"),
+        (loop.MultiWriter, "scalars"),
+        (loop.MultiWriter, "histograms"),
         (loop, "evaluate"),
         (Checkpoints, "save"),
     ):

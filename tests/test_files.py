@@ -12,7 +12,7 @@ import pytest
 
 from framework import files
 from framework.config import UserError
-from framework.files import DamagedError, held, load_json, read_json, rows, unreachable, write_bytes, write_json
+from framework.files import CorruptError, held, load_json, read_json, rows, unreachable, write_bytes, write_json
 
 SO = "the step is timed anew"
 
@@ -57,7 +57,7 @@ def test_a_file_that_is_not_there_is_the_default_without_a_word(tmp_path, caplog
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_what_is_no_file_is_neither_read_nor_waited_for(tmp_path, make):
     make(tmp_path / "x")
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptError):
         load_json(tmp_path / "x")
 
 

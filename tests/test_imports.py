@@ -57,10 +57,10 @@ ROWS = (
     ("optim",),
     ("state",),
     # the step
-    ("step.weights",),
+    ("step.normalizers",),
     ("step.penalties",),
     ("step.gradients",),
-    ("step.update", "step.layout"),
+    ("step.update", "step.metric_row"),
     ("step.tools", "step.coverage", "step.counted", "step.blame"),
     ("step.probe",),
     ("step.size",),

@@ -529,11 +529,11 @@ def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
     built = types.SimpleNamespace(restore=lambda: built.restored.append(True), restored=[], recall=lambda: None)
     built.workdir = Path("r")
 
-    def assemble(loaded, final, workdir, started):
+    def build_run(loaded, final, workdir, started):
         built.all = (loaded.preset, final, workdir)
         return built
 
-    monkeypatch.setattr("framework.run.build.assemble", assemble)
+    monkeypatch.setattr("framework.run.build.build_run", build_run)
     monkeypatch.setattr(f"framework.modes.{mode}.main", lambda *given: seen.append(given) or status)
     Path("r").mkdir()
     Path("r/config.json").write_text(json.dumps(small_config()))
@@ -743,7 +743,7 @@ def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
     def diverge(*given):
         raise NonFiniteError("step 3: loss=nan")
 
-    monkeypatch.setattr("framework.run.build.assemble", lambda *given: types.SimpleNamespace(workdir=Path("r")))
+    monkeypatch.setattr("framework.run.build.build_run", lambda *given: types.SimpleNamespace(workdir=Path("r")))
     monkeypatch.setattr("framework.modes.train.main", diverge)
     assert launch.main(["launch.py", "--config=x.py"]) == 1
     assert capsys.readouterr().err == "error: step 3: loss=nan\n"
@@ -755,7 +755,7 @@ def test_an_interrupt_is_status_130(monkeypatch, capsys):
     def interrupt(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("framework.run.build.assemble", interrupt)
+    monkeypatch.setattr("framework.run.build.build_run", interrupt)
     assert launch.main(["launch.py", "--config=x.py"]) == 130
     assert capsys.readouterr() == ("", "interrupted; checkpoints, if there are any, stay\n")
 

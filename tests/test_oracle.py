@@ -50,7 +50,7 @@ def build(optimizer, variant, order, dtype, mode="graph", **more):
         **more,
     }
     final = config.finalize(override(loaded.get_config(), overrides))
-    built = run.assemble(loaded, final, None, time.monotonic())
+    built = run.build_run(loaded, final, None, time.monotonic())
     for variable, value in zip(built.model.trainable_variables, initial_weights(), strict=True):
         variable.assign(tf.cast(value, variable.dtype))
     return built

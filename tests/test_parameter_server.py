@@ -254,7 +254,7 @@ def test_settings_that_servers_cannot_have_are_refused(key, value, why, use):
     )
 
 
-FOUND = Probe(terms=("a",), batch={}, outputs={}, graph=None, moved=(), has_collectives=False)
+FOUND = Probe(terms=("a",), batch={}, outputs={}, graph=None, assigned_variables=(), has_collectives=False)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ FOUND = Probe(terms=("a",), batch={}, outputs={}, graph=None, moved=(), has_coll
             {},
             None,
             None,
-            dataclasses.replace(FOUND, moved=(types.SimpleNamespace(name="norm/moving_mean:0"),)),
+            dataclasses.replace(FOUND, assigned_variables=(types.SimpleNamespace(name="norm/moving_mean:0"),)),
             "the forward pass changes 'norm/moving_mean:0', as BatchNormalization does, and a step that is not finite"
             " could not put it back without undoing what others did",
         ),

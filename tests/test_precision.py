@@ -173,7 +173,7 @@ def test_penalties_in_half_precision_are_refused(name):
 @pytest.mark.parametrize("name", HALVES)
 def test_a_run_in_half_precision_has_a_state_and_gradients_in_float32(name):
     built = small.build(**{"train.precision": name, "ema.decay": 0.9, "train.micro_batches": 2})
-    found = built.train_block.look(built.train_block.batch())
+    found = built.train_block.dry_run(built.train_block.batch())
     assert {gradient.dtype.name for gradient in found.gradients.values()} == {"float32"}
     assert {term.sum.dtype.name for term in found.terms.values()} == {"float32"}
     floating = [v.dtype.name for v in paths.variables(built.state).values() if v.dtype.is_floating]

@@ -18,7 +18,7 @@ def accuracy(precision, seed):
     """On the test split, after all of `experiments/mnist_mlp.py` in XLA."""
     loaded = load.load("experiments/mnist_mlp.py")
     final = config.finalize(override(loaded.get_config(), {"train.precision": precision, "seed": seed}))
-    built = build.assemble(loaded, final, None, time.monotonic())
+    built = build.build_run(loaded, final, None, time.monotonic())
     left = built.resolved.train.duration
     while left:
         left -= len(built.train_block(min(left, built.train_block.block_steps)).rows)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from framework import rng
-from framework.compile import Compiled, by_xla, is_in_xla
+from framework.compile import Compiled, is_in_xla, jit
 
 KEY = rng.key(7)
 MODES = {
@@ -45,7 +45,7 @@ def reference(stream, examples, per_example, key=KEY, step=0, first_example=0, c
 
 def draw(stream="layer", examples=3, per_example=5, key=KEY, step=0, first_example=0):
     with rng.scope(key, step, first_example):
-        return rng.words(stream, examples, per_example).numpy()
+        return rng.random_bits(stream, examples, per_example).numpy()
 
 
 # kat_vectors of the Random123 distribution: counter, key, result.
@@ -82,7 +82,11 @@ def test_key_is_the_head_of_a_sha256():
 def test_words_are_philox_bit_for_bit_in_every_mode(mode, per_example):
     def fn(step, first):
         with rng.scope(tf.constant(KEY, tf.uint64), step, first):
-            return rng.words("a", 5, per_example), rng.words("a", 5, per_example), rng.words("b", 5, per_example)
+            return (
+                rng.random_bits("a", 5, per_example),
+                rng.random_bits("a", 5, per_example),
+                rng.random_bits("b", 5, per_example),
+            )
 
     fn = MODES[mode](fn)
     for step, first in ((0, 0), (3, 64), (2**33 + 1, 2**31)):
@@ -96,7 +100,7 @@ def test_words_are_philox_bit_for_bit_in_every_mode(mode, per_example):
 def test_the_number_of_examples_may_be_a_tensor(mode):
     def fn(x):
         with rng.scope(KEY, 2):
-            return rng.words("a", tf.shape(x)[0], 6)
+            return rng.random_bits("a", tf.shape(x)[0], 6)
 
     assert np.array_equal(MODES[mode](fn)(tf.zeros([9, 2])), reference("a", 9, 6, step=2))
 
@@ -122,8 +126,8 @@ def test_anything_that_differs_gives_unrelated_words():
     ]
     drawn = [draw(**other) for other in others]
     with rng.scope(KEY, 0):
-        rng.words(**base)
-        drawn.append(rng.words(**base).numpy())  # the second call of one scope
+        rng.random_bits(**base)
+        drawn.append(rng.random_bits(**base).numpy())  # the second call of one scope
     for i, one in enumerate(drawn):
         assert len(np.unique(one)) == one.size
         for other in drawn[:i]:
@@ -137,7 +141,7 @@ def test_the_same_scope_opened_again_gives_the_same_words():
 
 def test_outside_of_a_scope_a_draw_says_what_to_write():
     with pytest.raises(RuntimeError) as error:
-        rng.words("tower/dropout", 1, 1)
+        rng.random_bits("tower/dropout", 1, 1)
     assert str(error.value) == (
         "'tower/dropout' draws random numbers outside of rng.scope. The step opens one; in a test, write"
         " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
@@ -146,15 +150,15 @@ def test_outside_of_a_scope_a_draw_says_what_to_write():
 
 def test_scopes_nest_and_an_exception_closes_them():
     with rng.scope(KEY, 1):
-        first = rng.words("a", 2, 4).numpy()
+        first = rng.random_bits("a", 2, 4).numpy()
         with pytest.raises(KeyError), rng.scope(KEY, 2):
-            assert np.array_equal(rng.words("a", 2, 4), reference("a", 2, 4, step=2))
+            assert np.array_equal(rng.random_bits("a", 2, 4), reference("a", 2, 4, step=2))
             raise KeyError
-        second = rng.words("a", 2, 4).numpy()  # the outer scope has kept its own count
+        second = rng.random_bits("a", 2, 4).numpy()  # the outer scope has kept its own count
     assert np.array_equal(first, reference("a", 2, 4, step=1))
     assert np.array_equal(second, reference("a", 2, 4, step=1, call=1))
     with pytest.raises(RuntimeError):
-        rng.words("a", 2, 4)
+        rng.random_bits("a", 2, 4)
 
 
 def test_a_scope_belongs_to_its_thread():
@@ -162,7 +166,7 @@ def test_a_scope_belongs_to_its_thread():
 
     def other():
         try:
-            rng.words("a", 1, 1)
+            rng.random_bits("a", 1, 1)
         except RuntimeError as error:
             seen["without"] = str(error)
         seen["with"] = draw("a", step=9)
@@ -171,7 +175,7 @@ def test_a_scope_belongs_to_its_thread():
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        here = rng.words("a", 3, 5).numpy()
+        here = rng.random_bits("a", 3, 5).numpy()
     assert "outside of rng.scope" in seen["without"]
     assert np.array_equal(seen["with"], reference("a", 3, 5, step=9))
     assert np.array_equal(here, reference("a", 3, 5))  # what the other thread drew was not counted here
@@ -190,7 +194,7 @@ def test_uniform_is_the_top_24_bits_of_the_words(mode):
 
 def test_uniform_reaches_neither_below_0_nor_1(monkeypatch):
     extremes = tf.constant([[0, 255, 256, 2**32 - 1]], tf.uint32)
-    monkeypatch.setattr(rng, "words", lambda *_: extremes)
+    monkeypatch.setattr(rng, "random_bits", lambda *_: extremes)
     assert rng.uniform("u", 1, 4).numpy().tolist() == [[0.0, 0.0, 2.0**-24, 1 - 2.0**-24]]
 
 
@@ -226,13 +230,13 @@ def test_halves_are_those_of_the_words_in_every_mode(per_example, jit_compile):
     @tf.function(jit_compile=jit_compile, autograph=False)
     def drawn():
         with rng.scope(KEY, 4):
-            return rng.halves("a", 3, per_example)
+            return rng.random_bits16("a", 3, per_example)
 
     assert drawn().dtype == tf.uint16
     assert np.array_equal(drawn(), halves_of(words, per_example))
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "by_xla"])
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "jit"])
 @pytest.mark.parametrize("per_example", [1, 8, 21])
 @pytest.mark.parametrize("first_example", [0, 2**33 + 5])
 def test_kept_is_what_is_not_below_the_threshold_in_every_mode(first_example, per_example, mode):
@@ -242,9 +246,9 @@ def test_kept_is_what_is_not_below_the_threshold_in_every_mode(first_example, pe
     def drawn():
         assert is_in_xla() == ("xla" in mode)
         with rng.scope(KEY, step, first_example):
-            return rng.kept("a", 5, per_example, rate), rng.kept("a", 5, per_example, rate)
+            return rng.keep_mask("a", 5, per_example, rate), rng.keep_mask("a", 5, per_example, rate)
 
-    fn = tf.function(by_xla(drawn), autograph=False) if mode == "by_xla" else Compiled(drawn, mode, "drawn")
+    fn = tf.function(jit(drawn), autograph=False) if mode == "jit" else Compiled(drawn, mode, "drawn")
     found, again = fn()
     assert np.array_equal(found, halves_of(words, per_example) >= round(0.3 * 2**16))
     assert not np.array_equal(found, again) or per_example == 1
@@ -256,7 +260,7 @@ def test_kept_in_xla_carries_from_the_low_word_of_a_counter():
 
     def drawn():
         with rng.scope(KEY, 7, first):
-            return rng.kept("a", 6, 8, 0.5)
+            return rng.keep_mask("a", 6, 8, 0.5)
 
     assert np.array_equal(
         Compiled(drawn, "xla", "drawn")(), halves_of(reference("a", 6, 4, step=7, first_example=first), 8) >= 2**15
@@ -269,7 +273,7 @@ def test_kept_in_xla_keeps_what_is_at_the_threshold_and_whole_counts():
     def kept(rate):
         def fn():
             with rng.scope(KEY, 0):
-                return rng.kept("a", 2, 64, rate)
+                return rng.keep_mask("a", 2, 64, rate)
 
         return Compiled(fn, "xla", "drawn")().numpy()
 

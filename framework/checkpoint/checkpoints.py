@@ -31,8 +31,8 @@ from framework.checkpoint.snapshot import PREFIX, digest, facts_of, manifest_of,
 from framework.checkpoint.snapshot import copied as _copied
 from framework.checkpoint.storage import (
     MANIFEST,
-    AbandonedError,
-    DamagedError,
+    Cancelled,
+    CorruptError,
     UnreachableError,
     is_written,
     read_arrays,
@@ -150,7 +150,7 @@ class Checkpoints:
         for newest in reversed(complete):
             try:
                 known.add(self._manifest(newest).get("step" if name == "last" else "best"))
-            except DamagedError:
+            except CorruptError:
                 continue
             break
         return max((step for step in known if step in complete), default=None)
@@ -190,7 +190,7 @@ class Checkpoints:
         if isinstance(which, int):
             return self._restore_step(state, which)
         self._warn_of_other_names()
-        damages: dict[int, DamagedError] = {}
+        damages: dict[int, CorruptError] = {}
         for step in reversed(self._found()):
             if until is not None and step > until:
                 continue
@@ -198,7 +198,7 @@ class Checkpoints:
                 note = read(state, self._path(step))
             except UnreachableError as error:
                 raise UserError(f"{self._path(step)} cannot be reached: {error}. {_PUT_BACK}") from error
-            except DamagedError as damage:
+            except CorruptError as damage:
                 damages[step] = damage
                 continue
             self._fall_back(damages, repair)
@@ -216,7 +216,7 @@ class Checkpoints:
         self._fall_back(damages, repair)
         return None
 
-    def _fall_back(self, damages: Mapping[int, DamagedError], repair: bool) -> None:
+    def _fall_back(self, damages: Mapping[int, CorruptError], repair: bool) -> None:
         for step, damage in damages.items():
             path = self._path(step)
             logging.error("checkpoint %s is damaged (%s); falling back to the one before", path, damage)
@@ -247,7 +247,7 @@ class Checkpoints:
         if step is not None:
             try:
                 return read(state, self._path(step))
-            except DamagedError as error:
+            except CorruptError as error:
                 damage = str(error)
         raise UserError(f"{self.folder}: the best checkpoint cannot be used: {damage}. Use --checkpoint=last.")
 
@@ -261,7 +261,7 @@ class Checkpoints:
             )
         try:
             return read(state, self._path(step))
-        except DamagedError as damage:
+        except CorruptError as damage:
             raise UserError(
                 f"{self.folder}: the checkpoint of step {step} cannot be used: {damage}. Use --checkpoint=last."
             ) from damage
@@ -309,7 +309,7 @@ class Checkpoints:
         """What the run is told of an error of the writer; None if it is meant."""
         with contextlib.suppress(OSError, UserError):
             self._remove_leftovers()  # on a full disk, what is half written is in the way
-        if isinstance(error, AbandonedError):
+        if isinstance(error, Cancelled):
             return None
         if not isinstance(error, OSError):
             return error  # a slip in the code, or a folder that cannot be reached any more
@@ -336,7 +336,7 @@ class Checkpoints:
         for step in steps if self._keep_seconds else ():
             try:
                 saved = float(self._manifest(step)["saved"])
-            except DamagedError:
+            except CorruptError:
                 continue
             if saved >= due:
                 kept.append(step)
@@ -349,7 +349,7 @@ class Checkpoints:
             pointer = load_json(self.folder / f"{name}.json")
             step = int(pointer["step"])
             return step if pointer["checkpoint"] == name_of(step) else None
-        except (OSError, DamagedError, LookupError, TypeError, ValueError, OverflowError):
+        except (OSError, CorruptError, LookupError, TypeError, ValueError, OverflowError):
             return None
 
     def _point_to_best(self, best: int) -> None:
@@ -367,7 +367,7 @@ class Checkpoints:
     def _has(self, step: int) -> bool:
         try:
             return bool(self._manifest(step))
-        except DamagedError:
+        except CorruptError:
             return False
 
     def _found(self) -> list[int]:
@@ -414,7 +414,7 @@ def find(key: str, text: str) -> Path:
         try:
             manifest_of(path)
             read_arrays(path)
-        except DamagedError as damage:
+        except CorruptError as damage:
             logging.error("checkpoint %s is damaged (%s)", path, damage)
             damages[path] = damage
         else:

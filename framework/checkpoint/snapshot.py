@@ -19,7 +19,7 @@ import tensorflow as tf
 from framework import paths
 from framework.checkpoint.storage import (
     MANIFEST,
-    DamagedError,
+    CorruptError,
     UnreachableError,
     bytes_of,
     read_arrays,
@@ -78,7 +78,7 @@ def read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") 
     """Sets every variable of `state` and returns the note.
 
     Raises:
-      DamagedError: with what is wrong.
+      CorruptError: with what is wrong.
       UserError: it is of another model or optimizer; ends with `hint`.
     """
     manifest, variables = manifest_of(folder), paths.variables(state)
@@ -115,7 +115,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """The facts that a checkpoint was saved with; {} if it was saved without any, or is damaged."""
     try:
         return manifest_of(folder).get("facts", {})
-    except DamagedError:
+    except CorruptError:
         return {}
 
 
@@ -134,18 +134,18 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     Raises:
-      DamagedError: it is damaged, that of something else, or that of another step than the folder's name says.
+      CorruptError: it is damaged, that of something else, or that of another step than the folder's name says.
     """
     if why := unreachable(folder):
         raise UnreachableError(why)
     manifest = read_manifest(folder)
     kinds = {"step": int, "note": dict, "variables": dict}
     if wrong := [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]:
-        raise DamagedError(f"{MANIFEST} has no {wrong[0]}")
+        raise CorruptError(f"{MANIFEST} has no {wrong[0]}")
     if type(manifest.get("facts", {})) is not dict:  # which older ones do not have
-        raise DamagedError(f"{MANIFEST} has no facts")
+        raise CorruptError(f"{MANIFEST} has no facts")
     if step_of(folder.name) not in (None, manifest["step"]):
-        raise DamagedError(f"it is the checkpoint of step {manifest['step']} under another name")
+        raise CorruptError(f"it is the checkpoint of step {manifest['step']} under another name")
     return manifest
 
 
@@ -153,7 +153,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a folder is an undamaged checkpoint."""
     try:
         return bool(manifest_of(folder)) and bool(read_arrays(folder))
-    except DamagedError:
+    except CorruptError:
         return False
 
 

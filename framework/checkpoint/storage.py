@@ -1,7 +1,7 @@
 """A folder of arrays: flushed to disk, hashed, and read back whole or not at all.
 
     write_arrays(folder, {'model/dense/kernel': kernel, 'step': step}, {'note': {}})
-    read_arrays(folder)                     # {path: array}; DamagedError if a byte is not the one that was written
+    read_arrays(folder)                     # {path: array}; CorruptError if a byte is not the one that was written
     read_manifest(folder)['note']
 
 `arrays.bin` is the bytes of the arrays, one after the other; `manifest.json` has dtype, shape and offset of each, the
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework.files import DamagedError, load_json, write_json
+from framework.files import CorruptError, load_json, write_json
 
 MANIFEST = "manifest.json"
 _ARRAYS = "arrays.bin"
@@ -29,11 +29,11 @@ _ARRAYS = "arrays.bin"
 _CHUNK_BYTES = 2**20
 
 
-class UnreachableError(DamagedError):
+class UnreachableError(CorruptError):
     """A folder may be what was written, but cannot be looked at."""
 
 
-class AbandonedError(Exception):
+class Cancelled(Exception):
     """Nobody waits for the rest."""
 
 
@@ -53,7 +53,7 @@ def write_arrays(
 
     Raises:
       OSError: the disk is full, or fails.
-      AbandonedError: `abandoned` was set.
+      Cancelled: `abandoned` was set.
     """
     entries, offset, whole = {}, 0, hashlib.sha256()
     with (folder / _ARRAYS).open("wb") as file:
@@ -62,7 +62,7 @@ def write_arrays(
             offset += array.nbytes
             for part in _parts(array):
                 if abandoned is not None and abandoned.is_set():
-                    raise AbandonedError
+                    raise Cancelled
                 whole.update(part)
                 file.write(part)
         file.flush()
@@ -79,7 +79,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     """{path: array} of a folder that `write_arrays` wrote.
 
     Raises:
-      DamagedError: with what is wrong.
+      CorruptError: with what is wrong.
     """
     manifest, arrays, whole = read_manifest(folder), {}, hashlib.sha256()
     entries = _checked(manifest)
@@ -87,7 +87,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
         with os.fdopen(os.open(folder / _ARRAYS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size != manifest["bytes"]:
-                raise DamagedError(f"{_ARRAYS} has {found.st_size} bytes, not {manifest['bytes']}")
+                raise CorruptError(f"{_ARRAYS} has {found.st_size} bytes, not {manifest['bytes']}")
             for path, (dtype, shape) in entries.items():
                 arrays[path] = np.empty(shape, dtype)
                 for part in _parts(arrays[path]):
@@ -96,9 +96,9 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise _damage(_ARRAYS, error) from error
     except ValueError as error:  # more dimensions, or larger ones, than an array can have
-        raise DamagedError(f"{MANIFEST}: {error}") from error
+        raise CorruptError(f"{MANIFEST}: {error}") from error
     if whole.hexdigest() != manifest["sha256"]:
-        raise DamagedError(f"{_ARRAYS} does not have its SHA-256")
+        raise CorruptError(f"{_ARRAYS} does not have its SHA-256")
     return arrays
 
 
@@ -106,26 +106,26 @@ def _checked(manifest: Mapping[str, Any]) -> dict[str, tuple[np.dtype, tuple[int
     """{path: dtype and shape} in the order of their bytes, which follow one another without a gap.
 
     Raises:
-      DamagedError: no array can be like that, or not all of them together.
+      CorruptError: no array can be like that, or not all of them together.
     """
     entries, end = {}, 0
     try:
         for path, entry in sorted(manifest["variables"].items(), key=lambda item: item[1]["offset"]):
             kind, shape = tf.as_dtype(entry["dtype"]), tuple(entry["shape"])
             if not (kind.is_floating or kind.is_integer or kind.is_complex or kind.is_bool):
-                raise DamagedError(f"{MANIFEST}: '{path}' is of dtype {kind.name}")
+                raise CorruptError(f"{MANIFEST}: '{path}' is of dtype {kind.name}")
             if any(type(size) is not int or size < 0 for size in shape):
-                raise DamagedError(f"{MANIFEST}: '{path}' has shape {list(shape)}")
+                raise CorruptError(f"{MANIFEST}: '{path}' has shape {list(shape)}")
             if type(entry["offset"]) is not int or entry["offset"] != end:
-                raise DamagedError(f"{MANIFEST}: '{path}' begins at byte {entry['offset']}, not {end}")
+                raise CorruptError(f"{MANIFEST}: '{path}' begins at byte {entry['offset']}, not {end}")
             entries[path] = np.dtype(kind.as_numpy_dtype), shape
             end += math.prod(shape) * entries[path][0].itemsize
         if type(manifest["bytes"]) is not int or manifest["bytes"] != end:
-            raise DamagedError(f"{MANIFEST}: {manifest['bytes']} bytes for arrays of {end}")
+            raise CorruptError(f"{MANIFEST}: {manifest['bytes']} bytes for arrays of {end}")
         if len(manifest["sha256"]) != len(hashlib.sha256().hexdigest()):
-            raise DamagedError(f"{MANIFEST}: no SHA-256 of {_ARRAYS}")
+            raise CorruptError(f"{MANIFEST}: no SHA-256 of {_ARRAYS}")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise DamagedError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
+        raise CorruptError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
     return entries
 
 
@@ -138,20 +138,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What `write_arrays` was given as facts, and bytes, sha256 and {path: {dtype, shape, offset}} as 'variables'.
 
     Raises:
-      DamagedError: with what is wrong.
+      CorruptError: with what is wrong.
     """
     try:
         manifest = load_json(folder / MANIFEST)
         digest = manifest.pop("manifest_sha256")
     except OSError as error:
         raise _damage(MANIFEST, error) from error
-    except DamagedError as error:
-        kind = UnreachableError if isinstance(error.__cause__, PermissionError) else DamagedError
+    except CorruptError as error:
+        kind = UnreachableError if isinstance(error.__cause__, PermissionError) else CorruptError
         raise kind(f"{MANIFEST}: {error}") from error
     except (LookupError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST}: {error}") from error
+        raise CorruptError(f"{MANIFEST}: {error}") from error
     if digest != _json_sha256(manifest):
-        raise DamagedError(f"{MANIFEST} does not have its SHA-256")
+        raise CorruptError(f"{MANIFEST} does not have its SHA-256")
     return manifest
 
 
@@ -169,8 +169,8 @@ def _json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _damage(name: str, error: OSError) -> DamagedError:
+def _damage(name: str, error: OSError) -> CorruptError:
     if isinstance(error, FileNotFoundError):
-        return DamagedError(f"{name} is missing")
-    kind = UnreachableError if isinstance(error, PermissionError) else DamagedError
+        return CorruptError(f"{name} is missing")
+    kind = UnreachableError if isinstance(error, PermissionError) else CorruptError
     return kind(f"{name}: {error.strerror}")

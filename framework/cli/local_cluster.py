@@ -30,7 +30,7 @@ from framework.config.overrides import override
 from framework.distribute import lifeline
 from framework.distribute.cluster import LOCAL_WORKERS, Cluster
 from framework.experiment import load
-from framework.run.build import settle
+from framework.run.build import resolve_request
 
 _BAD_INPUT = 2  # the status of a process that was given it, which does not get better
 
@@ -50,7 +50,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
             f"--local_workers={workers} starts several processes, but runtime.strategy='{strategy}' is one."
             " Leave one of them out."
         )
-    _, final, workdir = settle(values.config, overrides, values.workdir)
+    _, final, workdir = resolve_request(values.config, overrides, values.workdir)
     if strategy != "parameter_server":
         with_replicas(final, workers)
     command = [sys.argv[0], f"--config={values.config}", f"--workdir={workdir}", *overrides]

@@ -36,7 +36,7 @@ from framework.data.fields import (
     named_shapes,
 )
 from framework.data.order import Order
-from framework.data.reading import Reader
+from framework.data.reading import RetryingReader
 from framework.data.sources import Source, shares_of
 from framework.distribute import devices
 
@@ -159,7 +159,7 @@ class Streamed:
         fields: Fields,
         parallel_calls: int,
         prefetch: int,
-        make_reader: Callable[[], Reader],
+        make_reader: Callable[[], RetryingReader],
     ) -> None:
         self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
         self.origin = _origin(sources, "stream")
@@ -290,7 +290,7 @@ def make_batches(
     if transform is not None and not callable(transform):
         raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
     parts = [source for source, _ in pairs]
-    make_reader = functools.partial(Reader, config.data.retries, config.data.retry_seconds)
+    make_reader = functools.partial(RetryingReader, config.data.retries, config.data.retry_seconds)
     fields = _fields(parts, make_reader)
     if len(parts) > 1 and not training:
         names = ", ".join(repr(part.origin) for part in parts)
@@ -317,7 +317,7 @@ def make_batches(
     return batches
 
 
-def _fields(parts: Sequence[Source], make_reader: Callable[[], Reader]) -> Fields:
+def _fields(parts: Sequence[Source], make_reader: Callable[[], RetryingReader]) -> Fields:
     """Those that all parts have; what has a `take` of its own is read once to learn them."""
     found = []
     for part in parts:
@@ -335,7 +335,7 @@ def _fields(parts: Sequence[Source], make_reader: Callable[[], Reader]) -> Field
     return found[0]
 
 
-def _whole(part: Source, fields: Fields, make_reader: Callable[[], Reader]) -> Mapping[str, np.ndarray]:
+def _whole(part: Source, fields: Fields, make_reader: Callable[[], RetryingReader]) -> Mapping[str, np.ndarray]:
     """All examples of a source."""
     if not part.has_own_take:
         return part.arrays

@@ -1,6 +1,6 @@
 """Reads of a source that are tried again when the disk or network fails.
 
-    reader = Reader(retries=3, wait_seconds=1.0)
+    reader = RetryingReader(retries=3, wait_seconds=1.0)
     reader.read(source, indices, step=12)           # source.take(indices); DataError after the last try
 
 What tf.data makes of an exception has lost its type. `failure` has it: of the first step whose batch failed. A reader
@@ -18,7 +18,7 @@ from framework.config import DataError
 from framework.data.sources import Source
 
 
-class Reader:
+class RetryingReader:
     """Reads, from any thread.
 
     Args:

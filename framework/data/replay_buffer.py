@@ -2,7 +2,7 @@
 
     def make_data(cfg, split):
         rows = {"observation": tf.TensorSpec([4], tf.float32), "action": tf.TensorSpec([], tf.int32)}
-        return Replay(rows, capacity=10_000, config=cfg)
+        return ReplayBuffer(rows, capacity=10_000, config=cfg)
 
     def make_step(cfg, tools):
         def step(state, batch):                      # batch: rows drawn from what has been added
@@ -19,12 +19,12 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from framework import rng
+from framework import moved, rng
 from framework.config import UserError
 from framework.data.fields import check_weight_field, own_weight
 
 
-class Replay(tf.Module):
+class ReplayBuffer(tf.Module):
     """The newest `capacity` rows, from which batches are drawn uniformly, with replacement.
 
     What `add` is given is seen from the next batch on. While nothing has been added, batches are zeros of weight 0.
@@ -121,7 +121,10 @@ class Replay(tf.Module):
     def _draw(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Places int64 [batch], and the weight float32 [batch] that is 0 before there are rows."""
         filled = tf.minimum(self.added.read_value(), self.capacity)
-        words = tf.cast(rng.words("replay", self.batch_size, 1)[:, 0], tf.int64)
+        words = tf.cast(rng.random_bits("replay", self.batch_size, 1)[:, 0], tf.int64)
         # The high half of a product is uniform over the rows, to 2**-32 (Lemire, 2019).
         places = tf.bitwise.right_shift(words * filled, tf.constant(32, tf.int64))
         return places, tf.fill([self.batch_size], tf.cast(filled > 0, tf.float32))
+
+
+__getattr__ = moved.former_names(__name__)

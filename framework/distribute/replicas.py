@@ -4,7 +4,7 @@
     with replicas.scope():
         model = make_model(config)
     batch = replicas.run(lambda index: parts[index].take(plans[index], i))     # one part on each
-    found = replicas.total(local, batch, mode="xla")                           # the sum, the same number everywhere
+    found = replicas.all_reduce_sum(local, batch, mode="xla")      # the sum, the same number everywhere
 
 A step is written once, as for a single device: it runs outside of the replicas, where an assignment reaches the copy of
 a variable on each of them. What is heavy is sent to them by `run` and `total`. Measured: XLA compiles what is inside a
@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 
 from framework import rng
-from framework.compile import by_xla
+from framework.compile import jit
 
 _local = threading.local()
 
@@ -31,7 +31,7 @@ class Replicas:
 
     Args:
       strategy: None for one device.
-      wire: dtype in which gradients travel between replicas; None for their own.
+      comm_dtype: dtype in which gradients travel between replicas; None for their own.
 
     Attributes:
       count: replicas of all workers.
@@ -39,8 +39,8 @@ class Replicas:
       first: index of the first of these.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy | None = None, wire: tf.DType | None = None) -> None:
-        self.strategy, self.wire = strategy, wire
+    def __init__(self, strategy: tf.distribute.Strategy | None = None, comm_dtype: tf.DType | None = None) -> None:
+        self.strategy, self.comm_dtype = strategy, comm_dtype
         self.count = 1 if strategy is None else strategy.num_replicas_in_sync
         self.here = 1 if strategy is None else len(self.devices)
         resolver = getattr(strategy, "cluster_resolver", None)
@@ -82,8 +82,8 @@ class Replicas:
         """
         if self.strategy is None:
             on_device = functools.partial(fn, 0)
-            return by_xla(on_device)(*args) if mode == "xla" else on_device(*args)
-        scope, start = rng.current(), rng.position()
+            return jit(on_device)(*args) if mode == "xla" else on_device(*args)
+        scope, start = rng.current(), rng.save_counters()
 
         def on_replica(*args: Any) -> Any:
             # Each replica traces in a thread of its own, where no scope is open yet.
@@ -91,11 +91,11 @@ class Replicas:
                 index = self._index()
                 if mode != "xla":
                     return fn(index, *args)
-                return by_xla(functools.partial(fn, index))(*args)
+                return jit(functools.partial(fn, index))(*args)
 
         return self.strategy.run(on_replica, args=args)
 
-    def total(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
+    def all_reduce_sum(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
         """The sum over replicas of the nests of tensors that fn(index, *args) returns; one message for each dtype."""
         if self.count == 1:
             return self.run(fn, *args, mode=mode)
@@ -117,7 +117,7 @@ class Replicas:
             return found
         return tf.nest.map_structure(lambda value: self.strategy.gather(value, axis=0), found)
 
-    def spread(self, fn: Callable[[Any], Any], nest: Any) -> None:
+    def broadcast(self, fn: Callable[[Any], Any], nest: Any) -> None:
         """Calls fn(nest) on every replica, where it changes variables; the tensors travel in one message a dtype."""
         if self.here == 1:
             self.run(lambda index: fn(nest))
@@ -125,16 +125,16 @@ class Replicas:
         specs, vectors = _packed(nest)
         self.run(lambda index: fn(_unpacked(specs, vectors)))
 
-    def agree(self, variables: Iterable[tf.Variable]) -> None:
+    def sync_mean(self, variables: Iterable[tf.Variable]) -> None:
         """Sets what each replica moved by itself, such as BatchNorm's averages, to the mean over replicas."""
         moved = [v for v in variables if v.synchronization == tf.VariableSynchronization.ON_READ]
         if self.count == 1 or not moved:
             return
-        sums = self.total(lambda index: [variable.read_value() for variable in moved])
+        sums = self.all_reduce_sum(lambda index: [variable.read_value() for variable in moved])
         means = [tf.cast(value / self.count, value.dtype) for value in sums]
-        self.spread(lambda means: [v.assign(mean) for v, mean in zip(moved, means, strict=True)], means)
+        self.broadcast(lambda means: [v.assign(mean) for v, mean in zip(moved, means, strict=True)], means)
 
-    def alone(self) -> "Replicas":
+    def redundant(self) -> "Replicas":
         """Replicas that do the work of a single one: each the whole of it, and the first one's result counts."""
         return _Alone(self.strategy)
 
@@ -153,9 +153,9 @@ class Replicas:
         def places(index: int, value: tf.Tensor) -> tf.Tensor:
             return value / self.here * tf.one_hot(index // self.here, workers)
 
-        return tf.function(lambda value: self.total(places, value), autograph=False)
+        return tf.function(lambda value: self.all_reduce_sum(places, value), autograph=False)
 
-    def take_turns(self, fn: Callable[[], object]) -> None:
+    def chief_first(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the chief, and then on the other workers, which see what it left on disk."""
         if self.is_chief:
             fn()
@@ -206,13 +206,13 @@ class ParameterServers(Replicas):
         with tf.distribute.ReplicaContext(self.strategy, 0):  # tf_keras' optimizers ask for one
             return fn(0, *args)
 
-    def alone(self) -> Replicas:
+    def redundant(self) -> Replicas:
         """Itself: it is."""
         return self
 
 
 class _Alone(Replicas):
-    """See `Replicas.alone`."""
+    """See `Replicas.redundant`."""
 
     def __init__(self, strategy: tf.distribute.Strategy | None) -> None:
         super().__init__(strategy)

@@ -15,7 +15,7 @@ from absl import logging
 
 from framework.config import RunError
 from framework.export.base import ExportReport
-from framework.files import DamagedError, read_bytes, read_json, remove, write_json
+from framework.files import CorruptError, read_bytes, read_json, remove, write_json
 from framework.folder import REPORT
 
 
@@ -69,6 +69,6 @@ def digest(artefact: Path) -> str:
             content = read_bytes(path)
             whole.update(f"{path.relative_to(artefact).as_posix()} {len(content)}\n".encode())
             whole.update(content)
-    except (OSError, DamagedError):
+    except (OSError, CorruptError):
         return ""
     return whole.hexdigest()

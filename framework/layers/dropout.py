@@ -40,7 +40,7 @@ class Dropout(keras.layers.Layer):
         if per_example is None:
             raise ValueError(f"Dropout needs static dimensions after the first, but its input is {inputs.shape}")
         examples = inputs.shape[0] or shape[0]
-        keep = tf.reshape(rng.kept(self.rng_stream or "dropout", examples, per_example, self.rate), shape)
+        keep = tf.reshape(rng.keep_mask(self.rng_stream or "dropout", examples, per_example, self.rate), shape)
         scale = tf.constant(2**16 / (2**16 - rng.threshold(self.rate)), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 

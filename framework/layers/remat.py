@@ -52,7 +52,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
         flat = tf.nest.flatten((args, kwargs))
         # Only what can have a gradient goes through the tape; masks and flags are the same the second time.
         places = [i for i, value in enumerate(flat) if tf.is_tensor(value) and value.dtype.is_floating]
-        start = rng.position()
+        start = rng.save_counters()
         structures: list[Any] = []
 
         def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
@@ -62,7 +62,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
             again_args, again_kwargs = tf.nest.pack_sequence_as((args, kwargs), given)
             is_again = bool(structures)
             moving = [(v, v.read_value()) for v in layer.non_trainable_variables] if is_again else []
-            with rng.rewound(start):
+            with rng.replay_from(start):
                 outputs = call(*again_args, **again_kwargs)
             for variable, value in moving:
                 variable.assign(value)

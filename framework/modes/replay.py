@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from framework import folder
 from framework.run import stored_config
 from framework.run.build import Run
-from framework.run.replay import Replay, replay_step
+from framework.run.replay import ReplayedStep, replay_step
 
 
 def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> int:
@@ -43,18 +43,18 @@ def _replicas_then(run: Run, step: int) -> int | None:
     return next((start.get("replicas") for start in starts if start["step"] < step), None)
 
 
-def _scalars(shown: Replay) -> Iterator[str]:
+def _scalars(shown: ReplayedStep) -> Iterator[str]:
     yield f"  {'':<24} {'replayed':<24} {'logged' if shown.logged else ''}"
     for name, value in shown.scalars.items():
         logged = shown.logged.get(name, "")
         yield f"  {name:<24} {value!r:<24} {'not finite' if logged is None else logged}{_mark(shown, name)}"
 
 
-def _mark(shown: Replay, name: str) -> str:
+def _mark(shown: ReplayedStep, name: str) -> str:
     return "  DIFFERS" if name in shown.differing else ""
 
 
-def _eager(shown: Replay) -> Iterator[str]:
+def _eager(shown: ReplayedStep) -> Iterator[str]:
     if not shown.eager:
         return
     yield f"  {'':<24} {'eager':<24} relative difference from the compiled step"
@@ -64,13 +64,13 @@ def _eager(shown: Replay) -> Iterator[str]:
     yield f"  {shown.finding or 'batch, layers, terms and gradients of the eager run are all finite'}"
 
 
-def _variables(shown: Replay) -> Iterator[str]:
+def _variables(shown: ReplayedStep) -> Iterator[str]:
     yield f"  {'':<32} {'gradient norm':<16} weight norm"
     for path, norm in shown.gradient_norms.items():
         yield f"  {path:<32} {norm:<16.6g} {shown.weight_norms[path]:.6g}"
 
 
-def _batch(shown: Replay) -> Iterator[str]:
+def _batch(shown: ReplayedStep) -> Iterator[str]:
     if not shown.indices:
         return
     rows = zip(*(shown.indices[name].tolist() for name in ("source", "index", "weight")), strict=True)

@@ -8,7 +8,7 @@
 Each file stands alone; `building` puts them together for a run.
 """
 
-from framework.optim.average import Average
+from framework.optim.average import ExponentialMovingAverage
 from framework.optim.building import build_optimizers, schedules_of
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
@@ -18,7 +18,7 @@ from framework.optim.optimizers import Lamb, Optimizer, make_optimizer
 from framework.optim.schedules import Schedule, learning_rate, make_schedule
 
 __all__ = [
-    "Average",
+    "ExponentialMovingAverage",
     "Group",
     "Lamb",
     "Optimizer",

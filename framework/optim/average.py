@@ -1,6 +1,6 @@
 """The exponential moving average of a model's weights over updates.
 
-average = Average(0.999, paths.variables(model))
+average = ExponentialMovingAverage(0.999, paths.variables(model))
 average.update(t)                  # after update t = 1, 2, …
 with average.swapped():
     evaluate(model)                # on the averaged weights
@@ -16,7 +16,7 @@ from framework import paths
 from framework.trace.assigned import untouched
 
 
-class Average(tf.Module):
+class ExponentialMovingAverage(tf.Module):
     """Average of w_1 … w_t with the weights (1 - decay) * decay**(t - i) / (1 - decay**t), which sum to 1.
 
     That is the average that starts at 0, divided by 1 - decay**t as Adam's are (Kingma and Ba, 2015).

@@ -50,12 +50,12 @@ from framework.step.block import TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.evaluation_probe import probe_evaluation
 from framework.step.gradients import Loss
-from framework.step.layout import Layout, term_key
+from framework.step.metric_row import MetricRow, term_key
 from framework.step.penalties import shown
 from framework.step.probe import Probe, check_covered, check_frozen, check_penalties, probe, probe_step
 from framework.step.size import refuse_too_large
 from framework.step.tools import Step, Tools, standard_step
-from framework.step.tune import Choice
+from framework.step.tune import CompileChoice
 
 _SHOWN = 5  # most keys of one message
 
@@ -99,7 +99,7 @@ class Run:
     exports: Sequence[ExportHook]
     started: float | None
     note: dict[str, Any] = dataclasses.field(default_factory=dict)
-    choice: Choice | None = None
+    choice: CompileChoice | None = None
     constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -204,7 +204,7 @@ class Run:
                 f" folder; there, --config.resume_from={self.workdir} goes on from this run."
             )
 
-    def compile_by(self, choice: Choice, block: TrainBlock | None = None) -> None:
+    def compile_by(self, choice: CompileChoice, block: TrainBlock | None = None) -> None:
         """Compiles the blocks in the chosen way; `block` is the training block if that is compiled already."""
         self.choice, self.train_block = choice, block or self.train_block.compiled_by(choice.mode)
         blocks = {id(block): block.compiled_by(choice.mode) for block in self.eval_blocks.values()}
@@ -215,8 +215,8 @@ class Run:
         if self.config.train.compile != "auto":
             return
         # The note is hashed; the file is all that there is before the first checkpoint.
-        kept = Choice.of(self.note["tuning"]) if self.note.get("tuning") else None
-        kept = kept or read_json(self.workdir / folder.TUNING, Choice.of, None, "the step is timed anew")
+        kept = CompileChoice.of(self.note["tuning"]) if self.note.get("tuning") else None
+        kept = kept or read_json(self.workdir / folder.TUNING, CompileChoice.of, None, "the step is timed anew")
         if kept is not None and kept.mode in tune.candidates(self.resolved, self.probe, self.replicas):
             self.compile_by(kept)
 
@@ -228,7 +228,7 @@ class Run:
         final.runtime = config.base_config().runtime
         for name in ("deterministic", "threads"):
             final.runtime[name] = self.config.runtime[name]
-        alone = assemble(self.experiment, config.locked(final), self.workdir, time.monotonic(), data_of=self)
+        alone = build_run(self.experiment, config.locked(final), self.workdir, time.monotonic(), data_of=self)
         for path, variable in paths.variables(alone.state).items():
             variable.assign(paths.copies(paths.variables(self.state)[path])[0].read_value())
         alone.refresh()
@@ -291,7 +291,7 @@ def build(
     name: str | os.PathLike[str],
     overrides: Mapping[str, Any] | Iterable[str] = (),
     workdir: str | os.PathLike[str] | None = None,
-    of_workdir: bool = False,
+    from_workdir: bool = False,
     restore: bool = True,
     mode: str = "",
 ) -> Run:
@@ -301,7 +301,7 @@ def build(
       name: 'experiments/mnist_mlp.py', also as a Path, or 'experiments/mnist_mlp.py:preset'.
       overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
       workdir: the run folder; a fresh one below runs/ by default.
-      of_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
+      from_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
         newest checkpoint is restored. Nothing is written there.
       restore: False leaves the state of a trained run's folder untrained.
       mode: what a trained run is looked at for, one of `command.LOOK_BACK`; overrides that it ignores are refused.
@@ -312,10 +312,10 @@ def build(
     """
     started = time.monotonic()
     file, typed = flags.check_build(name, overrides, workdir)
-    with user_code.explained(Path(workdir) if workdir and not of_workdir else None):
-        loaded, final, workdir = settle(file, typed, workdir, of_workdir, mode)
-        run = assemble(loaded, final, workdir, started)
-        if of_workdir:
+    with user_code.explained(Path(workdir) if workdir and not from_workdir else None):
+        loaded, final, workdir = resolve_request(file, typed, workdir, from_workdir, mode)
+        run = build_run(loaded, final, workdir, started)
+        if from_workdir:
             _warn_of_change(workdir, loaded)
             if restore:
                 run.restore()
@@ -323,11 +323,11 @@ def build(
     return run
 
 
-def settle(
+def resolve_request(
     name: str,
     overrides: Mapping[str, Any] | Iterable[str] = (),
     workdir: str | os.PathLike[str] | None = None,
-    of_workdir: bool = False,
+    from_workdir: bool = False,
     mode: str = "",
 ) -> tuple[Experiment, ConfigDict, Path]:
     """The first half of `build`, with its arguments: experiment, final config and run folder, all checked.
@@ -336,15 +336,15 @@ def settle(
       UserError: bad input that can be found before a device is initialised.
     """
     workdir = Path(workdir) if workdir else fresh_workdir(name)
-    if not of_workdir:
+    if not from_workdir:
         check_workdir(workdir)
     loaded = load.load(name)
     start = loaded.get_config()
     stored = stored_config.read(workdir)
     stored_config.refuse_altered(workdir, stored, Checkpoints(workdir / folder.CHECKPOINTS, 1).facts())
-    if of_workdir and stored is None:
+    if from_workdir and stored is None:
         _refuse_unknown(workdir)
-    elif of_workdir and stored is not None:
+    elif from_workdir and stored is not None:
         start = restored(start, stored.values)
         if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
@@ -354,14 +354,14 @@ def settle(
     _refuse_ignored(loaded, start, final)
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
-    if not of_workdir:
+    if not from_workdir:
         _refuse_no_origin(workdir, final)
         # Given by the replica, the batch size is known when these are; `open` looks again.
         _refuse_other_run(workdir, loaded, final, ("data.batch_size",) if final.data.replica_batch_size else ())
     return loaded, final, workdir
 
 
-def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: float, data_of: Run | None = None) -> Run:
+def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: float, data_of: Run | None = None) -> Run:
     """Config -> data -> durations -> model -> loss -> state -> step.
 
     Args:
@@ -370,10 +370,10 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     optim.parse_groups(final.optimizer.groups)
     warm_start.parse_map(final.init_map)
     devices.setup(final)
-    wire = tf.bfloat16 if final.runtime.all_reduce_dtype == "bfloat16" else None
+    comm_dtype = tf.bfloat16 if final.runtime.all_reduce_dtype == "bfloat16" else None
     strategy = devices.make_strategy(final)
     is_asynchronous = final.runtime.strategy == "parameter_server"
-    replicas = ParameterServers(strategy) if is_asynchronous else Replicas(strategy, wire)
+    replicas = ParameterServers(strategy) if is_asynchronous else Replicas(strategy, comm_dtype)
     final = config.with_replicas(final, replicas.count)
     make = checked(loaded.functions)
     data: Batches = make["make_data"](final, "train") if data_of is None else data_of.data
@@ -413,7 +413,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         optimizer,
         updates,
         loss_scale=precision.make_loss_scale(resolved),
-        ema=optim.Average(resolved.ema.decay, paths.variables(model)) if resolved.ema.decay else None,
+        ema=optim.ExponentialMovingAverage(resolved.ema.decay, paths.variables(model)) if resolved.ema.decay else None,
         extra=extra,
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
@@ -421,8 +421,8 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
     constants = check_covered(found, created, data)
     with precision.scope(resolved.train.precision):
         tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
-        step, terms, guarded = _step(make, loss, created, tools, found, resolved)
-    layout = Layout(scalars_of(created), terms, metrics)
+        step, terms, rollback_variables = _step(make, loss, created, tools, found, resolved)
+    layout = MetricRow(scalars_of(created), terms, metrics)
     layout.check_results()
     _check_metric_names(resolved, metrics, layout)
     check_penalties(model, data, resolved, replicas.count)
@@ -436,7 +436,7 @@ def assemble(loaded: Experiment, final: ConfigDict, workdir: Path, started: floa
         split: EvalBlock(model, loss, metrics, batches, resolved, looked[split], replicas, found.has_collectives)
         for split, batches in eval_data.items()
     }
-    parts = (created, step, tools, layout, data, schedules, resolved, guarded, replicas)
+    parts = (created, step, tools, layout, data, schedules, resolved, rollback_variables, replicas)
     return Run(
         experiment=loaded,
         config=final,
@@ -475,12 +475,12 @@ def _step(
                 f"make_model returned several models ({', '.join(created.models)}), and only the experiment knows how"
                 " they are trained. Define make_step(cfg, tools)."
             )
-        return standard_step(loss, tools), found.terms, found.moved
+        return standard_step(loss, tools), found.terms, found.assigned_variables
     step = make["make_step"](resolved, tools)
     return step, probe_step(step, tools, found.batch, resolved, created), list(created.learned.values())
 
 
-def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: Layout) -> None:
+def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: MetricRow) -> None:
     """A metric must not hide a number of the step; and those that config keys name are known only now."""
     for name in {*metrics} & {"step", "examples_per_second", *layout.scalars}:
         raise UserError(

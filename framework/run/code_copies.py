@@ -18,7 +18,7 @@ from absl import logging
 from framework.config import UserError
 from framework.experiment.load import Experiment
 from framework.experiment.user_code import shown_path
-from framework.files import DamagedError, read_bytes, write_bytes
+from framework.files import CorruptError, read_bytes, write_bytes
 
 _MOST_BYTES = 5_000_000
 
@@ -94,5 +94,5 @@ def _content(path: Path) -> bytes | None:
     """What a file holds; None if there is none that can be read."""
     try:
         return read_bytes(path)
-    except (FileNotFoundError, DamagedError):
+    except (FileNotFoundError, CorruptError):
         return None

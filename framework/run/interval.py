@@ -18,7 +18,7 @@ import numpy as np
 
 from framework.metrics import Mean
 from framework.step.block import Block
-from framework.step.layout import Layout, mean, term_key
+from framework.step.metric_row import MetricRow, mean, term_key
 
 PREFIX = "mean/"
 _KEY = "interval"
@@ -35,8 +35,8 @@ class Interval:
       note: of the checkpoint that is gone on from; sums of other terms or metrics than those of `layout` are dropped.
     """
 
-    def __init__(self, layout: Layout, note: Mapping[str, Any]) -> None:
-        self._layout = Layout((), layout.terms, layout.metrics)
+    def __init__(self, layout: MetricRow, note: Mapping[str, Any]) -> None:
+        self._layout = MetricRow((), layout.terms, layout.metrics)
         self._first = len(layout.scalars)  # of the columns that are summed
         self._judged = [
             place for place, name in enumerate(layout.scalars) if name == "loss" or name.startswith("gradient_norm")

@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from framework import paths, precision
-from framework.compile import by_xla
+from framework.compile import jit
 from framework.config import AVERAGED, DataError, RunError, UserError, base_config, base_split, flatten
 from framework.data.batches import epoch_steps
 from framework.distribute.devices import Interrupt
@@ -44,7 +44,7 @@ from framework.step.additivity import check_additive
 from framework.step.block import Block
 from framework.step.gradients import forward
 from framework.step.penalties import shown
-from framework.writers.base import Behind, Console, Jsonl, Writers
+from framework.writers.base import AsyncWriter, Console, Jsonl, MultiWriter
 from framework.writers.tensorboard import TensorBoard
 
 _BLOCK_SECONDS = 2.0
@@ -81,7 +81,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
-    run.replicas.take_turns(run.open)
+    run.replicas.chief_first(run.open)
     longer.check(run)
     start = int(run.state.step)
     ended = run.workdir / RESULT
@@ -245,7 +245,7 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
             return dict(forward(run.loss, run.model, tensors, training=False)[1])
 
     is_slow = "eager" in tune.slow_convolutions(run.probe.graph, run.replicas)
-    compiled = by_xla(outputs_of) if is_slow else outputs_of
+    compiled = jit(outputs_of) if is_slow else outputs_of
 
     def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # A hook may have layers compute in float32, which is not slow, and which what is compiled would not know of.
@@ -264,7 +264,7 @@ def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
         yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
 
 
-def _hooks(run: Run, writer: Writers, progress: Progress, interval: Interval, start: int) -> list[Hook]:
+def _hooks(run: Run, writer: MultiWriter, progress: Progress, interval: Interval, start: int) -> list[Hook]:
     """What happens beside the step, in this order where two are due at once."""
     cfg = run.resolved
 
@@ -313,7 +313,7 @@ def _block_length(run: Run, hooks: Sequence[Hook], step: int, progress: Progress
     return max(1, min(run.train_block.block_steps, run.total_steps - step, due, quick))
 
 
-def _save(run: Run, writer: Writers, progress: Progress, interval: Interval) -> None:
+def _save(run: Run, writer: MultiWriter, progress: Progress, interval: Interval) -> None:
     if not run.replicas.is_chief:
         return
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
@@ -335,22 +335,22 @@ def _modes(run: Run) -> dict[str, str]:
     return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in modes.items()}
 
 
-def _writers(run: Run, start: int) -> Writers:
+def _writers(run: Run, start: int) -> MultiWriter:
     """Those of the chief; other workers write nothing."""
     if not run.replicas.is_chief:
-        return Writers([])
-    return Writers(
+        return MultiWriter([])
+    return MultiWriter(
         [
             Jsonl(run.workdir / METRICS, start),
             Console(run.total_steps, start, steps_per_epoch=run.data.steps_per_epoch),
             # Last, or its thread would hold the interpreter while the others need it.
-            Behind(TensorBoard(run.workdir / CURVES, start)),
+            AsyncWriter(TensorBoard(run.workdir / CURVES, start)),
         ],
         run.resolved.checkpoint.on_error,
     )
 
 
-def _show_inputs(run: Run, writer: Writers) -> None:
+def _show_inputs(run: Run, writer: MultiWriter) -> None:
     """Once a run: the config, the graph of the forward pass, and real input pictures."""
     writer.text(0, "config", f"```\n{run.config}\n```")
     writer.graph(run.probe.graph)

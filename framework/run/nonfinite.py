@@ -35,7 +35,7 @@ def rewind_or_raise(run: Run, block: Block) -> None:
         raise report(run, block)
     bad, listed = block.first_step + len(block.rows) - 1, skip_list.numpy()
     listed[np.flatnonzero(listed < 0)[0]] = bad
-    run.replicas.take_turns(lambda: run.restore(repair=run.replicas.is_chief))
+    run.replicas.chief_first(lambda: run.restore(repair=run.replicas.is_chief))
     skip_list.assign(listed)
     logging.warning("step %d is not finite: going back to step %d and leaving it out", bad + 1, int(run.state.step))
 

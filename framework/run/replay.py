@@ -1,6 +1,6 @@
-"""Replay: a step of a trained run once more, bit for bit, and all there is to know about it.
+"""ReplayedStep: a step of a trained run once more, bit for bit, and all there is to know about it.
 
-    run = framework.build('experiments/mnist_mlp.py', workdir='runs/mnist', of_workdir=True)
+    run = framework.build('experiments/mnist_mlp.py', workdir='runs/mnist', from_workdir=True)
     shown = replay_step(run, 120, eager=True)
     shown.scalars, shown.logged           # {'loss': 0.2134, …}, what metrics.jsonl has of that step
     shown.gradient_norms['dense/kernel'], shown.indices['index'], shown.finding
@@ -22,7 +22,7 @@ from framework.checkpoint.start import set_out
 from framework.config import UserError
 from framework.files import rows
 from framework.folder import FAILURE, METRICS
-from framework.run.build import Run, assemble
+from framework.run.build import Run, build_run
 from framework.run.interval import PREFIX
 from framework.step.block import Block
 from framework.step.diagnose import look
@@ -30,7 +30,7 @@ from framework.step.gradients import Gradients, total
 
 
 @dataclasses.dataclass(frozen=True)
-class Replay:
+class ReplayedStep:
     """A step, shown.
 
     Attributes:
@@ -64,7 +64,7 @@ class Replay:
         return [name for name, value in self.logged.items() if replayed.get(name, math.nan) != value]
 
 
-def replay_step(run: Run, step: int, eager: bool = False) -> Replay:
+def replay_step(run: Run, step: int, eager: bool = False) -> ReplayedStep:
     """Runs a step of a run folder once more.
 
     Args:
@@ -89,7 +89,7 @@ def replay_step(run: Run, step: int, eager: bool = False) -> Replay:
     looked = look(block) if eager else None
     updates, is_listed = int(run.state.updates), _is_listed(run, step - 1)
     shown = block(1)
-    return Replay(
+    return ReplayedStep(
         step=step,
         start=start,
         outcome=_outcome(run, shown, updates, is_listed),
@@ -109,7 +109,7 @@ def _go_back(run: Run, step: int) -> int:
     run.checkpoints.restore(run.state)
     listed = None if run.state.skip_list is None else run.state.skip_list.numpy()
     if run.checkpoints.restore(run.state, until=step) is None:
-        untrained = paths.variables(assemble(run.experiment, run.config, run.workdir, time.monotonic()).state)
+        untrained = paths.variables(build_run(run.experiment, run.config, run.workdir, time.monotonic()).state)
         for path, variable in paths.variables(run.state).items():
             paths.assign(variable, paths.copies(untrained[path])[0])
         set_out(run.state, run.resolved)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from framework.config import UserError, flatten
 from framework.config.defaults import DURATIONS
-from framework.files import DamagedError, load_json, unreachable, write_json
+from framework.files import CorruptError, load_json, unreachable, write_json
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
 # kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
@@ -110,7 +110,7 @@ def read(workdir: Path) -> StoredConfig | None:
         if why := unreachable(path):
             raise UserError(f"{path} cannot be reached: {why}. Put it back, or use another --workdir.") from None
         return None
-    except DamagedError as error:
+    except CorruptError as error:
         raise UserError(f"{path} cannot be read: {error}. Put it back, or use another --workdir.") from error
     try:
         history = tuple(Change(**change) for change in values.pop(_HISTORY, ()))

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import rng
-from framework.losses import Coupled, Term
+from framework.losses import BatchDependent, Term
 from framework.step.gradients import Loss, forward
 from framework.step.penalties import PENALTY, is_penalty, unlike
 from framework.step.probe import scopes
@@ -76,7 +76,7 @@ def check_additive(
         found += _sums_of_layers([terms(tf.ones_like(factors), *half) for half in halves], close)
     is_close = _closeness(close)
     for name, term in whole.items():
-        if isinstance(term, Coupled) or is_penalty(name):
+        if isinstance(term, BatchDependent) or is_penalty(name):
             continue
         real = compared[0][2][name]
         if not is_close([term], [real]):
@@ -93,7 +93,7 @@ def check_additive(
                     f"term '{name}' of the loss is {_mean([of_all[name]]):.6g} over {size} examples and"
                     f" {_mean(parts):.6g} over parts of {first} and {size - first} of them. Sum and weight must be sums"
                     " over examples, such as tf.reduce_sum(batch['weight']), and no example may meet another: is there"
-                    f" a [{examples}, 1] beside a [{examples}]? A term that compares examples is losses.Coupled."
+                    f" a [{examples}, 1] beside a [{examples}]? A term that compares examples is losses.BatchDependent."
                 )
                 break
     return found

@@ -1,6 +1,6 @@
 """Steps that workers take at their own pace, on weights that lie on parameter servers.
 
-    train = AsynchronousBlock(state, step, tools, layout, batches, schedules, config, guarded, replicas, loss)
+    train = AsynchronousBlock(state, step, tools, row, batches, schedules, config, rollback_variables, replicas, loss)
     block = train(k)                      # k steps, each by the worker that is free; returns when all are done
 
 A step reads the weights as they are, differentiates its batch and applies its update, while other workers do the same.
@@ -20,7 +20,7 @@ from framework.distribute.replicas import ParameterServers
 from framework.optim import clip, global_norm
 from framework.step.block import UNKNOWN, Block, TrainBlock
 from framework.step.gradients import Loss, counted, gradients_of, total
-from framework.step.layout import VIOLATIONS
+from framework.step.metric_row import VIOLATIONS
 from framework.step.penalties import is_penalty
 from framework.step.probe import Probe, check_draws, scopes
 from framework.step.update import when
@@ -35,10 +35,10 @@ def check(make: Mapping[str, Any], model: Any, data: Batches, found: Probe) -> N
         reason = "batches that have a state live on one device"
     elif found.has_collectives:
         reason = "the forward pass communicates between replicas, and workers do not wait for one another"
-    elif found.moved:
+    elif found.assigned_variables:
         reason = (
-            f"the forward pass changes '{found.moved[0].name}', as BatchNormalization does, and a step that is not"
-            " finite could not put it back without undoing what others did"
+            f"the forward pass changes '{found.assigned_variables[0].name}', as BatchNormalization does, and a step"
+            " that is not finite could not put it back without undoing what others did"
         )
     if reason:
         raise UserError(

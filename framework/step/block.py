@@ -1,6 +1,6 @@
 """K steps in one compiled call, with the metrics of every one of them.
 
-    train = TrainBlock(state, step, tools, layout, batches, schedules, config, guarded, replicas)
+    train = TrainBlock(state, step, tools, layout, batches, schedules, config, rollback_variables, replicas)
     block = train(k)                      # k <= train.block_steps; any k, one trace, one compilation
     block.row(k - 1)                      # {'loss': 0.21, 'learning_rate': 1e-3, 'gradient_norm': 0.8, …}
 
@@ -30,7 +30,7 @@ from framework.state import TrainState
 from framework.step import coverage
 from framework.step.blame import Blame, first_problem
 from framework.step.gradients import Gradients, total
-from framework.step.layout import VIOLATIONS, Layout
+from framework.step.metric_row import VIOLATIONS, MetricRow
 from framework.step.probe import check_draws, scopes
 from framework.step.tools import Step, Tools
 from framework.trace import guards
@@ -59,7 +59,7 @@ class Block:
 
     first_step: int
     rows: np.ndarray
-    layout: Layout
+    layout: MetricRow
     is_halted: bool = False
     norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class TrainBlock:
       state: what steps change.
       step: (state, batch) -> (terms, metric states), made of `tools`.
       schedules: {model: schedule}.
-      guarded: variables that `step` changes beside weights and slots; put back where a step does not count.
+      rollback_variables: variables that `step` changes beside weights and slots; put back where a step does not count.
       replicas: where parts of a batch are gathered and differentiated.
 
     Attributes:
@@ -97,18 +97,18 @@ class TrainBlock:
         state: TrainState,
         step: Step,
         tools: Tools,
-        layout: Layout,
+        layout: MetricRow,
         batches: Batches,
         schedules: Mapping[str, Schedule],
         config: FrozenConfigDict,
-        guarded: Sequence[tf.Variable],
+        rollback_variables: Sequence[tf.Variable],
         replicas: Replicas,
     ) -> None:
         self.block_steps = at_once(batches, min(config.train.block_steps, config.train.duration))
         self.layout = layout
         self.compiled = Compiled(self._run, config.train.compile, "train", in_parts=replicas.strategy is not None)
         self._inspect: dict[str, Compiled] = {}
-        self._state, self._step, self._tools, self._guarded = state, step, tools, guarded
+        self._state, self._step, self._tools, self._rollback_variables = state, step, tools, rollback_variables
         self._batches, self._schedules, self._config = batches, schedules, config
         self._replicas, self._parts = replicas, parts_of(batches, replicas)
         # Batches that have a state have moved on when a block halts: the batch it halted at is looked at from here.
@@ -167,7 +167,7 @@ class TrainBlock:
 
         def look(batch: Mapping[str, tf.Tensor], step: tf.Tensor) -> None:
             with scopes(self._config.train.precision, self._key, step):
-                self._tools.look(self._step, batch, is_whole=True)
+                self._tools.dry_run(self._step, batch, is_whole=True)
 
         roots = (self._state.model, self._state.extra)
         if found := Blame(rates, {}).problem({}, int(self._state.updates)):
@@ -217,20 +217,20 @@ class TrainBlock:
             batch = {} if self._batches.is_resident else self.batch()
             return {path: gradient.numpy() for path, gradient in self._inspect[mode](batch).items()}
 
-    def look(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
+    def dry_run(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
         """What the next step would report and apply on `batch`; eagerly, if called so.
 
         Args:
           programs: what of it is an XLA program by itself, see `Tools.run`.
         """
         with scopes(self._config.train.precision, self._key, self._state.step.read_value()):
-            return self._tools.look(self._step, batch, programs)
+            return self._tools.dry_run(self._step, batch, programs)
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
         """Puts back what looking at a step moves: averages such as BatchNorm's, batches that have a state."""
         data = {} if self._state.data is None else paths.variables(self._state.data)
-        with untouched((*self._guarded, *data.values())):
+        with untouched((*self._rollback_variables, *data.values())):
             yield
 
     def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
@@ -281,7 +281,9 @@ class TrainBlock:
             found += [watch.violations(self._dtype)] if watch.has_any else []
             for name, variable in self._seen.items():
                 variable.assign(batch[name])
-            terms, metrics = self._tools.run(self._step, batch, self._guarded, allowed, self.compiled.programs, found)
+            terms, metrics = self._tools.run(
+                self._step, batch, self._rollback_variables, allowed, self.compiled.programs, found
+            )
         halt = self._count(allowed)
         scalars = {"loss": total(terms), "skipped": state.skipped.read_value()}
         scalars["empty_terms"] = state.empty_terms.read_value()
@@ -314,7 +316,7 @@ class TrainBlock:
         return halt
 
     def _gradients(self, programs: Sequence[str], batch: Batch) -> dict[str, tf.Tensor]:
-        return self.look(batch or self.batch(), programs).gradients
+        return self.dry_run(batch or self.batch(), programs).gradients
 
 
 def at_once(batches: Batches, steps: int) -> int:
@@ -352,7 +354,7 @@ def take_parts(
         return batch, watch.violations(tf.float32)
 
     batch, found = replicas.run(take)
-    return batch, [replicas.total(lambda place, part: part, found)] if has_guards else []
+    return batch, [replicas.all_reduce_sum(lambda place, part: part, found)] if has_guards else []
 
 
 def _places_for(batches: Batches) -> dict[str, tf.Variable]:

@@ -56,7 +56,7 @@ def look(block: TrainBlock) -> Look:
             {path: paths.copies(v)[0] for path, v in block.state.learned.items() if v.dtype.is_floating}
         )
         with _watched(block.state, forwards, backwards):
-            found = block.look(batch)
+            found = block.dry_run(batch)
     if bad := _first_bad(batch):
         return Look(found, f"'{bad}' {BATCH}")
     if variable:

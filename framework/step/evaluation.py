@@ -27,7 +27,7 @@ from framework.step.blame import first_problem
 from framework.step.block import UNKNOWN, at_once, parts_of, repeat, take_parts
 from framework.step.evaluation_probe import EvaluationProbe
 from framework.step.gradients import Loss, forward
-from framework.step.layout import VIOLATIONS, Layout, mean, term_key
+from framework.step.metric_row import VIOLATIONS, MetricRow, mean, term_key
 from framework.step.penalties import PENALTY, explained
 from framework.step.probe import scopes
 from framework.trace import guards
@@ -58,7 +58,7 @@ class EvalBlock:
     ) -> None:
         self._replicas, self._parts = replicas, parts_of(batches, replicas)
         self._has_collectives = has_collectives
-        self._found, self._layout = found, Layout((VIOLATIONS,), found.terms, metrics)
+        self._found, self._layout = found, MetricRow((VIOLATIONS,), found.terms, metrics)
         self._steps = epoch_steps(batches) - (found.rest is not None)
         self._block_steps = at_once(batches, min(config.train.block_steps, max(1, self._steps)))
         self._model, self._loss, self._batches = model, loss, batches
@@ -78,7 +78,7 @@ class EvalBlock:
         self.problem = self._bad_weight()
         if self.problem:  # fused kernels of some CPUs make relu(NaN) 0
             return dict.fromkeys(["loss", *self._layout.results(totals)], math.nan)
-        with untouched(self._found.moved):
+        with untouched(self._found.assigned_variables):
             for step, row in enumerate(self._rows()):
                 if not self.problem and not np.isfinite(row).all():
                     self.problem = self._bad_batch(step)
@@ -89,7 +89,7 @@ class EvalBlock:
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
         """Puts back what the loss moves where it is not training."""
-        with untouched(self._found.moved):
+        with untouched(self._found.assigned_variables):
             yield
 
     def _rows(self) -> Iterator[np.ndarray]:
@@ -195,7 +195,7 @@ class EvalBlock:
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch, found = take_parts(self._replicas, self._parts, plans, index)
-                row = self._replicas.total(self._row, batch, mode=self._mode)
+                row = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
                 if found:  # a transform of the split has guards too
                     row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
                 return row, tf.constant(False)
@@ -208,7 +208,7 @@ class EvalBlock:
         with scopes(self._precision, self._key, step):
             whole = batch or self._batches.at(step)
             rest = {name: x[: self._found.rest] if x.shape[:1] == [size] else x for name, x in whole.items()}
-            return self._replicas.alone().total(self._row, rest, mode=self._mode)
+            return self._replicas.redundant().all_reduce_sum(self._row, rest, mode=self._mode)
 
     def _row(self, index: int, batch: Batch) -> tf.Tensor:
         """Sums over the examples of one replica."""

@@ -1,7 +1,7 @@
 """What evaluating a split would do, found by tracing one batch before anything runs.
 
 found = probe_evaluation(loss, state, batches, config, "test", terms)
-found.moved                             # variables that the loss changes in evaluation
+found.assigned_variables                           # variables that the loss changes in evaluation
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ class EvaluationProbe:
 
     Attributes:
       terms: of the loss, penalties included.
-      moved: variables that the forward pass may assign to; they are put back after each evaluation.
+      assigned_variables: variables that the forward pass may assign to; they are put back after each evaluation.
       has_uneven: a penalty is right for rows of weight 1 alone, so the last batch must not be padded.
       rest: examples of the last batch then; None if it is a whole one, or may be padded.
       constants: see `coverage.constants`.
     """
 
     terms: tuple[str, ...]
-    moved: tuple[tf.Variable, ...]
+    assigned_variables: tuple[tf.Variable, ...]
     has_uneven: bool
     rest: int | None
     constants: Mapping[str, str]
@@ -69,20 +69,22 @@ def probe_evaluation(
 
     graph, where = tf.function(trace, autograph=False).get_concrete_function().graph, f"evaluation of '{split}'"
     check_draws(graph, config)
-    moved = assigned(graph, state.model)
-    _check_moved(state, moved, split)
+    assigned_variables = assigned(graph, state.model)
+    _check_moved(state, assigned_variables, split)
     coverage.check_data(graph, state, where)
     names = [name for name in terms if not is_penalty(name)] + [name for name in found if is_penalty(name)]
     if any(map(is_penalty, terms)) and not any(map(is_penalty, names)):
         names.append(PENALTY)
     has_uneven = bool(uneven(state.model))
     rest = _rest(state, batches, split) if has_uneven else None
-    return EvaluationProbe(tuple(names), moved, has_uneven, rest, coverage.constants(graph, state, where, batches))
+    return EvaluationProbe(
+        tuple(names), assigned_variables, has_uneven, rest, coverage.constants(graph, state, where, batches)
+    )
 
 
-def _check_moved(state: TrainState, moved: tuple[tf.Variable, ...], split: str) -> None:
+def _check_moved(state: TrainState, assigned_variables: tuple[tf.Variable, ...], split: str) -> None:
     """Raises UserError if evaluation moves a Keras metric; says so if it moves anything else."""
-    moving = {id(variable) for variable in moved}
+    moving = {id(variable) for variable in assigned_variables}
     for part in paths.objects(state.model).values():
         if isinstance(part, keras.metrics.Metric) and moving & {id(variable) for variable in part.variables}:
             raise UserError(
@@ -90,15 +92,15 @@ def _check_moved(state: TrainState, moved: tuple[tf.Variable, ...], split: str) 
                 " model. Return what it reads as outputs of the loss, and a metric of sums over examples in"
                 " make_metrics(cfg), such as metrics.Accuracy or a metrics.Mean of your own."
             )
-    if moved:
+    if assigned_variables:
         names = {id(variable): path for path, variable in paths.variables(state.model).items()}
-        shown = ", ".join(f"'{names.get(id(variable), variable.name)}'" for variable in moved[:_SHOWN])
+        shown = ", ".join(f"'{names.get(id(variable), variable.name)}'" for variable in assigned_variables[:_SHOWN])
         logging.warning(
             "evaluating '%s' moves %s%s, as training does; they are put back afterwards. Give the model the `training`"
             " that the loss is given: model(x, training=training)",
             split,
             shown,
-            f" and {len(moved) - _SHOWN} more" if len(moved) > _SHOWN else "",
+            f" and {len(assigned_variables) - _SHOWN} more" if len(assigned_variables) > _SHOWN else "",
         )
 
 

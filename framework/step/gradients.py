@@ -20,10 +20,10 @@ from framework import rng
 from framework.compile import is_in_xla
 from framework.config import UserError
 from framework.distribute.replicas import Replicas
-from framework.losses import Coupled, Term
+from framework.losses import BatchDependent, Term
 from framework.metrics import Metric
+from framework.step.normalizers import Pass, term_normalizers
 from framework.step.penalties import is_penalty, sum_of, with_penalties
-from framework.step.weights import Pass, term_weights
 from framework.trace import guards
 
 Terms = Mapping[str, Term]
@@ -123,13 +123,13 @@ def _shown(returned: Any) -> str:
 def refuse_coupled(terms: Mapping[str, Any], micro_batches: int, replicas: int) -> None:
     """Raises UserError if a term needs the whole batch, and there are several micro-batches or replicas."""
     for name, term in terms.items():
-        if isinstance(term, Coupled) and replicas > 1:
+        if isinstance(term, BatchDependent) and replicas > 1:
             raise UserError(
                 f"term '{name}' compares the examples of a batch with one another, and each of {replicas} replicas sees"
-                " but its own. Gather the features with losses.gathered and set needs_collectives=True on the loss, or"
-                " use --config.runtime.strategy=one_device."
+                " but its own. Gather the features with losses.all_gather and set needs_collectives=True on the loss,"
+                " or use --config.runtime.strategy=one_device."
             )
-        if isinstance(term, Coupled) and micro_batches > 1:
+        if isinstance(term, BatchDependent) and micro_batches > 1:
             raise UserError(
                 f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
                 " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
@@ -186,7 +186,7 @@ def gradients_of(
     Raises:
       UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
     """
-    replicas, start = replicas or Replicas(), rng.position()
+    replicas, start = replicas or Replicas(), rng.save_counters()
     has_collectives = has_collectives and replicas.count > 1  # alone there is nobody to communicate with
     mode = "graph" if has_collectives else mode
     weights: Mapping[str, tf.Tensor] | None = None
@@ -197,7 +197,7 @@ def gradients_of(
             refuse_coupled(terms, micro_batches, replicas.count)
             return terms, outputs
 
-        weights = replicas.total(
+        weights = replicas.all_reduce_sum(
             lambda index, part: _weights_of(checked, _parts(part, index, micro_batches, start)), batch
         )
 
@@ -213,11 +213,11 @@ def gradients_of(
                     one_pass, part, here, variables, metrics, scale, dtype, keep_sparse, nan_tells
                 ),
             )
-        if replicas.wire is None:
+        if replicas.comm_dtype is None:
             return found
-        return found._replace(gradients={p: tf.cast(g, replicas.wire) for p, g in found.gradients.items()})
+        return found._replace(gradients={p: tf.cast(g, replicas.comm_dtype) for p, g in found.gradients.items()})
 
-    found = replicas.total(local, batch, mode=mode)
+    found = replicas.all_reduce_sum(local, batch, mode=mode)
     gradients = {path: tf.cast(gradient, variables[path].dtype) for path, gradient in found.gradients.items()}
     if scale is not None:
         gradients = {path: gradient / tf.cast(scale, gradient.dtype) for path, gradient in gradients.items()}
@@ -236,7 +236,7 @@ class _Parts:
     Attributes:
       batch: {name: [micro_batches, size, ...]}; without the first dimension if there is but one.
       first: place of the first example in the global batch.
-      start: where each numbers its draws from, see `rng.position`.
+      start: where each numbers its draws from, see `rng.save_counters`.
     """
 
     batch: Batch
@@ -247,7 +247,7 @@ class _Parts:
 
     def at(self, index: Any, fn: Callable[[Batch], Any]) -> Any:
         """fn(micro-batch), its draws numbered and keyed as those of a pass over the whole batch."""
-        with rng.rewound(self.start), rng.at_example(self.first + index * self.size):
+        with rng.replay_from(self.start), rng.at_example(self.first + index * self.size):
             if self.count == 1:
                 return fn(self.batch)
             return fn({name: tf.gather(part, index) for name, part in self.batch.items()})
@@ -343,7 +343,7 @@ def _weights_of(one_pass: Pass, parts: _Parts) -> dict[str, tf.Tensor]:
         names.extend(name for name in terms if not is_penalty(name))
         return terms, outputs
 
-    weights_of = term_weights(named, tf.TensorSpec([], tf.int32), of_a_part=names)
+    weights_of = term_normalizers(named, tf.TensorSpec([], tf.int32), of_a_part=names)
     return _summed(1, parts.count, weights_of(tf.constant(0)), weights_of)
 
 

@@ -21,7 +21,7 @@ import tf_keras as keras
 from framework import paths
 from framework.config import UserError
 from framework.losses import Term
-from framework.step.weights import ancestors
+from framework.step.normalizers import ancestors
 
 # Terms, of which users see the sum of the means as one number, `PENALTY`.
 PENALTY = "penalty"  # of the weights: weight 1
@@ -90,8 +90,8 @@ def refuse_parts(model: Any, micro_batches: int, replicas: int) -> None:
         cut = f"train.micro_batches={micro_batches}" if micro_batches > 1 else f"{replicas} replicas"
         raise UserError(
             f"{cut}: the activity regulariser of layer '{found[0]}' is no sum over rows, so that of a batch is not that"
-            " of its parts. Use one that is, or a term losses.Coupled of make_loss, or --config.train.micro_batches=1"
-            " on one device."
+            " of its parts. Use one that is, or a term losses.BatchDependent of make_loss, or"
+            " --config.train.micro_batches=1 on one device."
         )
 
 

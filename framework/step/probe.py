@@ -23,9 +23,9 @@ from framework.state import TrainState
 from framework.step import coverage
 from framework.step.counted import numbers_of, refuse_counted
 from framework.step.gradients import Loss, forward, refuse_coupled
+from framework.step.normalizers import check_weights, refuse_constant
 from framework.step.penalties import is_penalty, refuse_parts, refuse_weights, uneven
 from framework.step.tools import Step, Tools
-from framework.step.weights import check_weights, refuse_constant
 from framework.trace import guards
 from framework.trace.assigned import assigned
 
@@ -38,7 +38,7 @@ class Probe:
       terms: names of the loss's terms, the penalty included.
       batch, outputs: {name: TensorSpec}.
       graph: of the forward pass.
-      moved: variables that the forward pass may assign to, such as moving averages.
+      assigned_variables: variables that the forward pass may assign to, such as moving averages.
       has_collectives: the forward pass communicates between replicas: a layer, the model or the loss has an attribute
         `needs_collectives`, or is a synchronised BatchNormalization.
       data: graph of a batch and its transform.
@@ -49,7 +49,7 @@ class Probe:
     batch: Mapping[str, tf.TensorSpec]
     outputs: Mapping[str, tf.TensorSpec]
     graph: tf.Graph
-    moved: tuple[tf.Variable, ...]
+    assigned_variables: tuple[tf.Variable, ...]
     has_collectives: bool
     data: tf.Graph | None = None
     unread: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ def probe_step(
 
     def trace(batch: Any) -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            found = tools.look(step, batch).terms
+            found = tools.dry_run(step, batch).terms
         check_terms(found, batch.values())
         terms.extend(found)
 

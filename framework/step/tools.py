@@ -21,15 +21,15 @@ import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
-from framework.compile import by_xla
+from framework.compile import jit
 from framework.config import UserError, near
 from framework.distribute.replicas import Replicas
 from framework.metrics import Metric
 from framework.state import TrainState
 from framework.step.gradients import Gradients, Loss, Terms, counted, examples_of, gradients_of, total
+from framework.step.normalizers import Pass
 from framework.step.penalties import is_penalty, of_model
 from framework.step.update import Applied, apply, when
-from framework.step.weights import Pass
 from framework.trace import guards
 
 # step(state, batch) -> (terms, metric states)
@@ -134,7 +134,7 @@ class Tools:
 
     def all_reduce(self, batch: Any) -> Any:
         """The sum over replicas of a nest of tensors that `each` returned; on one device these are the sums already."""
-        return self._replicas.total(lambda index, part: part, batch)
+        return self._replicas.all_reduce_sum(lambda index, part: part, batch)
 
     def is_finite(self) -> tf.Tensor:
         """Bool scalar: all losses and gradients of this step so far are."""
@@ -158,7 +158,7 @@ class Tools:
         self,
         step: Step,
         batch: Mapping[str, tf.Tensor],
-        guarded: Sequence[tf.Variable],
+        rollback_variables: Sequence[tf.Variable],
         allowed: tf.Tensor,
         programs: Sequence[str] = (),
         violations: Sequence[tf.Tensor] = (),
@@ -166,7 +166,7 @@ class Tools:
         """Runs a step as a whole or not at all.
 
         Args:
-          guarded: what is put back where the step does not count; `apply` keeps the weights itself.
+          rollback_variables: what is put back where the step does not count; `apply` keeps the weights itself.
           allowed: bool scalar; False for a step that is to be left out.
           programs: what of the step is an XLA program, see `compile.programs`.
           violations: of guards of the batch, which count as those of the step.
@@ -178,14 +178,14 @@ class Tools:
         self._violations = list(violations)
         self._finite += [tf.equal(found, 0) for found in violations]
         self._programs = tuple(programs)
-        before = [(copy, copy.read_value()) for variable in guarded for copy in paths.copies(variable)]
+        before = [(copy, copy.read_value()) for variable in rollback_variables for copy in paths.copies(variable)]
         returned = self._stepped(step, batch)
         state, is_good = self._state, self.is_finite() & allowed
         terms = [term for name, term in returned[0].items() if not is_penalty(name)]
         empty = sum(tf.cast(tf.equal(term.weight, 0), tf.int64) for term in terms)
 
         def keep() -> None:
-            self._replicas.agree(guarded)
+            self._replicas.sync_mean(rollback_variables)
             if state.ema is not None and not self._is_masked():
                 state.ema.update(state.updates.read_value())
 
@@ -199,7 +199,7 @@ class Tools:
         state.empty_terms.assign_add(counted * empty)
         if state.ema is not None and self._is_masked():
             self._updating(state.ema.update)(state.updates.read_value(), is_good)
-        if guarded or (state.ema is not None and not self._is_masked()):
+        if rollback_variables or (state.ema is not None and not self._is_masked()):
             when(is_good, keep, put_back)
         return returned
 
@@ -209,9 +209,9 @@ class Tools:
 
     def _updating(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn`, which writes weights or averages, as a program of its own where updates are to be."""
-        return by_xla(fn) if "update" in self._programs else fn
+        return jit(fn) if "update" in self._programs else fn
 
-    def look(
+    def dry_run(
         self, step: Step, batch: Mapping[str, tf.Tensor], programs: Sequence[str] = (), is_whole: bool = False
     ) -> Gradients:
         """What a step would report and apply; `apply` does nothing. What the step itself assigns stays assigned.
@@ -223,7 +223,7 @@ class Tools:
         """
         self._finite, self._applied, self._looked, self._programs = [], {}, {}, tuple(programs)
         self._violations = []
-        replicas, self._replicas = self._replicas, self._replicas.alone()
+        replicas, self._replicas = self._replicas, self._replicas.redundant()
         self._is_whole = is_whole
         try:
             terms, metrics = self._stepped(step, batch)

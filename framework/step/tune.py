@@ -48,7 +48,7 @@ _LARGEST = 2**24 - 1  # what `all_workers` can tell
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class CompileChoice:
     """What was chosen, and why.
 
     Attributes:
@@ -64,7 +64,7 @@ class Choice:
     compiling: float = 0.0
 
     @classmethod
-    def of(cls, value: Any) -> "Choice":
+    def of(cls, value: Any) -> "CompileChoice":
         """The choice that JSON tells of.
 
         Raises:
@@ -124,7 +124,7 @@ def tune(
     replicas: Replicas,
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[TrainBlock, Choice]:
+) -> tuple[TrainBlock, CompileChoice]:
     """Times `block` in each of `modes` and returns the fastest, compiled; nothing is left changed.
 
     The candidates take turns in short runs, those far behind drop out, and the best run of each counts: what else the
@@ -137,7 +137,7 @@ def tune(
       clock: seconds.
     """
     if len(modes) == 1:
-        return block.compiled_by(modes[0]), Choice(modes[0], {}, "nothing else can be had")
+        return block.compiled_by(modes[0]), CompileChoice(modes[0], {}, "nothing else can be had")
     tuner = _Tuner(block, replicas, steps, clock)
     with tuner.untouched():
         tuner.first(modes[0])
@@ -150,7 +150,7 @@ def tune(
                 tuner.add(mode)
         tuner.race()
     chosen = tuner.fastest()
-    return tuner.blocks[chosen], Choice(chosen, tuner.table(), reason, round(tuner.compiling[chosen], 3))
+    return tuner.blocks[chosen], CompileChoice(chosen, tuner.table(), reason, round(tuner.compiling[chosen], 3))
 
 
 class _Tuner:

@@ -53,7 +53,7 @@ def apply(
     if masked and optimizer.is_maskable:
         optimizer.apply(clipped, is_finite & allowed)
     else:
-        when(is_finite & allowed, lambda: replicas.spread(optimizer.apply, clipped), lambda: None)
+        when(is_finite & allowed, lambda: replicas.broadcast(optimizer.apply, clipped), lambda: None)
     return Applied(is_finite, norm)
 
 

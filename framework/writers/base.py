@@ -1,7 +1,7 @@
 """*Where* numbers go: a JSON lines file, the console and TensorBoard (`tensorboard.py`), each taking the same calls.
 
-    curves = Behind(TensorBoard('run/tensorboard', start))        # in a thread of its own
-    with Writers([Jsonl('run/metrics.jsonl', start), curves, Console(2344)]) as writer:
+    curves = AsyncWriter(TensorBoard('run/tensorboard', start))        # in a thread of its own
+    with MultiWriter([Jsonl('run/metrics.jsonl', start), curves, Console(2344)]) as writer:
         writer.scalars(400, {'loss': 0.2134, 'learning_rate': 1e-3, 'examples_per_second': 12345.0})
         writer.scalars(469, {'eval/test/loss': 0.1234})       # eval/<split>/<metric>
         writer.histograms(469, {'weights/dense/kernel': kernel})
@@ -30,7 +30,7 @@ from absl import logging
 from tqdm import tqdm
 
 from framework.config import RunError
-from framework.files import DamagedError, lines_and_rows, write_bytes
+from framework.files import CorruptError, lines_and_rows, write_bytes
 
 _BEHIND = 8  # calls that may wait for their writer
 _COLUMNS, _BAR = 80, 11  # of a line of the console; of these, percentage and bar in a terminal
@@ -71,7 +71,7 @@ class Writer:
         """Flushes and ends."""
 
 
-class Writers:
+class MultiWriter:
     """Hands every call to each of `writers`, in order; a context that closes them.
 
     Args:
@@ -103,7 +103,7 @@ class Writers:
     def close(self) -> None:
         self._each(lambda writer: writer.close())
 
-    def __enter__(self) -> "Writers":
+    def __enter__(self) -> "MultiWriter":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -121,7 +121,7 @@ class Writers:
                 logging.error("%s", message)
 
 
-class Behind(Writer):
+class AsyncWriter(Writer):
     """Hands every call to `writer` in a thread of its own, in order: training goes on meanwhile.
 
     What is handed over must not be changed afterwards. An error is raised by the call after the one that it is of; by
@@ -367,7 +367,7 @@ def _kept_lines(path: Path, resume_step: int | None) -> bytes:
     """All rows up to the last one at or before the step; what is damaged among them is left out."""
     try:
         found = lines_and_rows(path)
-    except DamagedError as error:
+    except CorruptError as error:
         raise RunError(f"{path} cannot be read: {error}. Mend that and type the same command again.") from error
     is_kept = [resume_step is None or 0 < row["step"] <= resume_step for _, row in found]
     last = max((place for place, kept in enumerate(is_kept) if kept), default=-1)

@@ -1,6 +1,6 @@
 """Event files of TensorBoard: curves, histograms, pictures, the graph and texts.
 
-    with Writers([TensorBoard('run/tensorboard', start)]) as writer:
+    with MultiWriter([TensorBoard('run/tensorboard', start)]) as writer:
         writer.scalars(469, {'loss': 0.2134, 'eval/test/loss': 0.1234})
         writer.histograms(469, {'weights/dense/kernel': kernel})
 
@@ -30,7 +30,7 @@ from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from framework.files import DamagedError, read_bytes, write_bytes
+from framework.files import CorruptError, read_bytes, write_bytes
 from framework.writers.base import Writer
 
 # An event file is a sequence of TFRecords: length and its checksum, the event, its checksum.
@@ -202,7 +202,7 @@ def _drop_events(folder: Path, resume_step: int) -> None:
     for path in sorted(folder.rglob("*.tfevents.*")):
         try:
             data = read_bytes(path)
-        except (DamagedError, FileNotFoundError) as error:
+        except (CorruptError, FileNotFoundError) as error:
             logging.warning("%s cannot be read (%s): it is left alone", path, error)
             continue
         kept, lost = [], 0

@@ -62,7 +62,7 @@ def build(mode: str, batch_size: int) -> run.Run:
     values = {"data.batch_size": batch_size, "eval.batch_size": batch_size, "train.duration": "100000 steps"}
     values |= {"train.compile": mode, "checkpoint.best_metric": "", "train.block_steps": STEPS}
     final = config.finalize(override(loaded.get_config(), values))
-    return run.assemble(dataclasses.replace(loaded, functions=functions), final, Path("nowhere"), time.monotonic())
+    return run.build_run(dataclasses.replace(loaded, functions=functions), final, Path("nowhere"), time.monotonic())
 
 
 def write_bundle(state, folder: Path) -> None:

@@ -33,7 +33,7 @@ from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.distribute import devices as runtime
 from framework.experiment import load
-from framework.run.build import Run, assemble
+from framework.run.build import Run, build_run
 from tests.benchmarks import growth_hooks
 from tests.benchmarks.compare import machine
 from tests.benchmarks.peers.protocol import WORKLOADS
@@ -109,7 +109,7 @@ def build(values: Mapping[str, Any], functions: Mapping[str, Callable] | None = 
     loaded = load.load(mlp.__file__)
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **(functions or {})})
     final = config.finalize(override(loaded.get_config(), {**QUIET, **values}))
-    return assemble(loaded, final, Path("nowhere"), time.monotonic())
+    return build_run(loaded, final, Path("nowhere"), time.monotonic())
 
 
 def with_parameters(count: int) -> Run:

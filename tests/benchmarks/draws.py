@@ -59,8 +59,8 @@ def pairs() -> list[Pair]:
 
     return [
         Pair(
-            "`rng.words`",
-            lambda x: rng.words("words", *x.shape),
+            "`rng.random_bits`",
+            lambda x: rng.random_bits("words", *x.shape),
             "`Generator.uniform_full_int`",
             lambda x: generator.uniform_full_int(x.shape, tf.uint32),
             tf.uint32,

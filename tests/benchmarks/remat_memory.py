@@ -103,7 +103,7 @@ def build(activations: str, batch: int, micro_batches: int, mode: str):
         "optimizer.name": "sgd",
     }
     final = config.finalize(override(config.base_config(), settings))
-    return run.assemble(load.Experiment(Path(__file__), "", functions), final, None, time.monotonic())
+    return run.build_run(load.Experiment(Path(__file__), "", functions), final, None, time.monotonic())
 
 
 # oneDNN brings an allocator that keeps what is freed; and every large buffer is to be a mapping of its own, which is

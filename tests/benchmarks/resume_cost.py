@@ -48,7 +48,7 @@ def build(placement: str, mode: str, workdir: Path, image: np.ndarray) -> run.Ru
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, "make_data": make_data})
     values = {"data.batch_size": 128, "data.placement": placement, "train.compile": mode}
     values |= {"train.duration": "1000100 steps", "train.block_steps": 1}
-    return run.assemble(loaded, config.finalize(override(loaded.get_config(), values)), workdir, time.monotonic())
+    return run.build_run(loaded, config.finalize(override(loaded.get_config(), values)), workdir, time.monotonic())
 
 
 def seconds(work, step: int) -> tuple[float, float]:

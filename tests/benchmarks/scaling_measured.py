@@ -76,7 +76,7 @@ def a_sum(replicas: Replicas, kilobytes: int):
 
     def step(done: tf.Tensor, value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.control_dependencies([value]):  # one after the other
-            total = replicas.total(lambda index: vectors[index - replicas.first].read_value())
+            total = replicas.all_reduce_sum(lambda index: vectors[index - replicas.first].read_value())
         return done + 1, total[0]
 
     @tf.function(autograph=False)

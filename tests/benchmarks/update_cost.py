@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import framework
 from framework import paths
-from framework.compile import by_xla
+from framework.compile import jit
 from tests.benchmarks.compare import machine
 from tests.benchmarks.ratios import interval
 
@@ -53,7 +53,7 @@ def updates(workload: str) -> tuple[dict[str, Callable[[], None]], int, int]:
         optimizer.apply(gradients, allowed)
         average.update(count, allowed)
 
-    inner = by_xla(program)
+    inner = jit(program)
     by_ops, by_program = (tf.function(fn, autograph=False) for fn in (ops, lambda allowed: inner(gradients, allowed)))
     sides = {"ops": lambda: by_ops(yes), "program": lambda: by_program(yes)}
     return sides, len(trained), sum(weights.shape.num_elements() for weights in trained.values())

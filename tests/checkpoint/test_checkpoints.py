@@ -21,7 +21,7 @@ from framework.checkpoint import checkpoints as checkpoint
 from framework.checkpoint import storage
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.checkpoint.snapshot import manifest_of
-from framework.checkpoint.storage import DamagedError, read_manifest, write_manifest
+from framework.checkpoint.storage import CorruptError, read_manifest, write_manifest
 from framework.config import RunError, UserError
 
 
@@ -648,6 +648,6 @@ def test_a_manifest_of_wrong_kinds_is_damage_even_with_its_hash(tmp_path, name, 
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         path = checkpoints.save(state, {})
     write_manifest(path, {**read_manifest(path), name: value})
-    with pytest.raises(DamagedError, match=f"manifest.json has no {name}"):
+    with pytest.raises(CorruptError, match=f"manifest.json has no {name}"):
         manifest_of(path)
     assert Checkpoints(tmp_path, keep=2).facts() == {}

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from framework.checkpoint import storage
-from framework.checkpoint.storage import AbandonedError, DamagedError, read_arrays, read_manifest, write_arrays
+from framework.checkpoint.storage import Cancelled, CorruptError, read_arrays, read_manifest, write_arrays
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -71,7 +71,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
             (folder / name).write_bytes(flipped)
             try:
                 arrays = read_arrays(folder)
-            except DamagedError:
+            except CorruptError:
                 continue
             assert name == "manifest.json" and json.dumps(read_manifest(folder)) == intact, place
             assert all(arrays[path].tobytes() == array.tobytes() for path, array in ARRAYS.items())
@@ -85,10 +85,10 @@ def test_no_length_but_the_whole_is_taken(tmp_path, name):
     size = len(content.rstrip())
     for length in (0, 1, size // 2, size - 1):
         (folder / name).write_bytes(content[:length])
-        with pytest.raises(DamagedError):
+        with pytest.raises(CorruptError):
             read_arrays(folder)
     (folder / name).write_bytes(content + b"x")
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptError):
         read_arrays(folder)
 
 
@@ -96,14 +96,14 @@ def test_no_length_but_the_whole_is_taken(tmp_path, name):
 def test_json_that_is_no_manifest(tmp_path, content):
     folder = write(tmp_path / "a")
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(DamagedError, match=r"^manifest\.json"):
+    with pytest.raises(CorruptError, match=r"^manifest\.json"):
         read_manifest(folder)
 
 
 def test_nobody_waits(tmp_path):
     abandoned = threading.Event()
     abandoned.set()
-    with pytest.raises(AbandonedError):
+    with pytest.raises(Cancelled):
         write_arrays(tmp_path, ARRAYS, {}, abandoned)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -144,7 +144,7 @@ def test_a_manifest_that_no_array_can_have(tmp_path, key, value, says):
     manifest = read_manifest(folder)
     manifest["variables"]["weights/a"][key] = value
     storage.write_manifest(folder, manifest)
-    with pytest.raises(DamagedError, match=says):
+    with pytest.raises(CorruptError, match=says):
         read_arrays(folder)
 
 
@@ -163,7 +163,7 @@ def test_a_manifest_that_no_array_can_have(tmp_path, key, value, says):
 def test_a_manifest_of_other_things(tmp_path, change):
     folder = write(tmp_path / "a")
     storage.write_manifest(folder, {**read_manifest(folder), **change})
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptError):
         read_arrays(folder)
 
 
@@ -171,5 +171,5 @@ def test_a_manifest_of_other_things(tmp_path, change):
 def test_json_that_breaks_a_reader(tmp_path, content):
     folder = write(tmp_path / "a")
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptError):
         read_manifest(folder)

@@ -574,12 +574,12 @@ def test_streamed_batches_are_read_while_those_before_are_trained(monkeypatch):
     """Once a plan is there, all batches of the next one are read without anybody asking."""
     read, wanted = set(), set(range(6, 12))
 
-    class Recorded(module.Reader):
+    class Recorded(module.RetryingReader):
         def read(self, source, index, step):
             read.add(step)
             return super().read(source, index, step)
 
-    monkeypatch.setattr(module, "Reader", Recorded)
+    monkeypatch.setattr(module, "RetryingReader", Recorded)
     monkeypatch.setattr(module, "_SMALL", 0)
     config = make_config(data__placement="stream", data__prefetch_batches=6)
     batches = make_batches(make_source(), config, training=True)

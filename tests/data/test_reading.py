@@ -12,7 +12,7 @@ import pytest
 import launch
 from framework.config import DataError, base_config
 from framework.data.batches import make_batches
-from framework.data.reading import Reader
+from framework.data.reading import RetryingReader
 from framework.data.sources import Source
 from framework.run import loop
 from tests import small
@@ -45,7 +45,7 @@ def test_waits_double_and_each_retry_is_logged(caplog):
     waits = []
     source = failing(OSError("a"), TimeoutError("b"), ConnectionError("c"))
     with caplog.at_level(logging.WARNING, "absl"):
-        rows = Reader(3, 0.5, waits.append).read(source, np.array([0, 7]), 12)
+        rows = RetryingReader(3, 0.5, waits.append).read(source, np.array([0, 7]), 12)
     assert rows["x"].tolist() == [0, 7]
     assert waits == [0.5, 1.0, 2.0]
     assert [record.getMessage() for record in caplog.records] == [
@@ -58,7 +58,7 @@ def test_waits_double_and_each_retry_is_logged(caplog):
 @pytest.mark.parametrize("retries", [0, 2])
 def test_gives_up_after_the_last_retry(retries):
     waits, error = [], OSError(5, "Input/output error")
-    reader = Reader(retries, 1.0, waits.append)
+    reader = RetryingReader(retries, 1.0, waits.append)
     with pytest.raises(DataError) as caught:
         reader.read(failing(*[error] * 9), np.array([0, 7]), 12)
     said = f"batch 12 of 'north' could not be read in {retries + 1} tries: OSError: [Errno 5] Input/output error."
@@ -71,13 +71,13 @@ def test_gives_up_after_the_last_retry(retries):
 def test_a_mistake_is_not_tried_again():
     waits, mistake = [], KeyError("x")
     with pytest.raises(KeyError) as caught:
-        Reader(3, 1.0, waits.append).read(failing(mistake), np.array([0, 7]), 12)
+        RetryingReader(3, 1.0, waits.append).read(failing(mistake), np.array([0, 7]), 12)
     assert caught.value is mistake
     assert waits == []
 
 
 def test_stop_ends_a_wait_at_once():
-    reader = Reader(3, 60.0)
+    reader = RetryingReader(3, 60.0)
     threading.Timer(0.1, reader.stop).start()
     start = time.monotonic()
     with pytest.raises(DataError, match="in 2 tries"):

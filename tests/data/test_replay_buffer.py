@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from framework import paths, rng
 from framework.config import UserError, base_config
-from framework.data.replay_buffer import Replay
+from framework.data.replay_buffer import ReplayBuffer
 
 MODES = {
     "eager": lambda fn: fn,
@@ -19,7 +19,7 @@ def make(capacity=10, batch_size=4):
     config = base_config()
     config.data.batch_size = batch_size
     specs = {"x": tf.TensorSpec([2], tf.float32), "n": tf.TensorSpec([], tf.int32)}
-    return Replay(specs, capacity, config)
+    return ReplayBuffer(specs, capacity, config)
 
 
 def rows(first, count):
@@ -60,7 +60,7 @@ def test_draws_are_the_formula_of_their_words_in_every_mode():
     replay = make(capacity=1000, batch_size=64)
     replay.add(rows(0, 777))
     with rng.scope(rng.key(0), 5):
-        words = rng.words("replay", 64, 1).numpy()[:, 0].astype(object)
+        words = rng.random_bits("replay", 64, 1).numpy()[:, 0].astype(object)
     wanted = [int(word) * 777 >> 32 for word in words]
     for mode in MODES.values():
         assert mode(lambda: replay.at(5))()["n"].numpy().tolist() == wanted
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused():
 def weighted(shape=(), dtype=tf.float32):
     config = base_config()
     config.data.batch_size = 4
-    return Replay({"x": tf.TensorSpec([], tf.int32), "weight": tf.TensorSpec(shape, dtype)}, 10, config)
+    return ReplayBuffer({"x": tf.TensorSpec([], tf.int32), "weight": tf.TensorSpec(shape, dtype)}, 10, config)
 
 
 @pytest.mark.parametrize("mode", MODES)

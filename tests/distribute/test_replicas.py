@@ -164,9 +164,9 @@ def contrastive(cfg):
     def loss(model, batch, training):
         features = model(batch["x"], training=training)  # [part, 3]
         queries, keys = features, tf.tanh(features)
-        logits = tf.matmul(queries, losses.gathered(keys), transpose_b=True)
-        own = losses.first_gathered(keys) + tf.range(tf.shape(keys)[0])
-        return {"contrast": losses.Coupled(*losses.sparse_cross_entropy(logits, own, batch["weight"]))}, {}
+        logits = tf.matmul(queries, losses.all_gather(keys), transpose_b=True)
+        own = losses.gather_offset(keys) + tf.range(tf.shape(keys)[0])
+        return {"contrast": losses.BatchDependent(*losses.sparse_cross_entropy(logits, own, batch["weight"]))}, {}
 
     loss.needs_collectives = True
     return loss
@@ -187,12 +187,12 @@ def pairwise(cfg):
 
     def loss(model, batch, training):
         features = model(batch["x"], training=training)
-        logits = tf.matmul(features, losses.gathered(tf.tanh(features)), transpose_b=True)
-        own = losses.first_gathered(features) + tf.range(tf.shape(features)[0])
+        logits = tf.matmul(features, losses.all_gather(tf.tanh(features)), transpose_b=True)
+        own = losses.gather_offset(features) + tf.range(tf.shape(features)[0])
         wanted = tf.one_hot(own, tf.shape(logits)[1], dtype=logits.dtype)
         values = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(wanted, logits), 1)
         weight = tf.cast(batch["weight"], values.dtype)
-        return {"pairs": losses.Coupled(tf.reduce_sum(values * weight), tf.reduce_sum(weight))}, {}
+        return {"pairs": losses.BatchDependent(tf.reduce_sum(values * weight), tf.reduce_sum(weight))}, {}
 
     loss.needs_collectives = True
     return loss
@@ -205,7 +205,7 @@ def test_what_looks_at_a_step_with_negatives_sees_each_once(make_loss):
     one, many = build(functions=functions, **settings), build(functions=functions, **on(2, **settings))
     for path, gradient in one.train_block.inspect().items():
         np.testing.assert_allclose(many.train_block.inspect()[path], gradient, rtol=1e-10, atol=1e-12)
-    terms = [run.train_block.look(run.train_block.batch()).terms for run in (one, many)]
+    terms = [run.train_block.dry_run(run.train_block.batch()).terms for run in (one, many)]
     losses_of = [[float(term.sum / term.weight) for term in found.values()] for found in terms]
     assert losses_of[1] == pytest.approx(losses_of[0], rel=1e-12)
 
@@ -322,7 +322,7 @@ def test_what_looks_at_a_step_sees_the_whole_batch():
             {},
             {"make_loss": lambda cfg: _without_collectives(contrastive(cfg))},
             "term 'contrast' compares the examples of a batch with one another, and each of 4 replicas sees but its"
-            " own. Gather the features with losses.gathered and set needs_collectives=True on the loss, or use"
+            " own. Gather the features with losses.all_gather and set needs_collectives=True on the loss, or use"
             " --config.runtime.strategy=one_device.",
         ),
     ],
@@ -351,7 +351,7 @@ def test_totals_are_sums_and_gathered_parts_stand_in_order():
     def local(index):
         return {"a": tf.constant([index, 1]), "b": (tf.constant(0.5 * index), tf.constant([[1.0, index]]))}
 
-    found = tf.function(lambda: replicas.total(local))()
+    found = tf.function(lambda: replicas.all_reduce_sum(local))()
     assert found["a"].numpy().tolist() == [6, 4]
     assert float(found["b"][0]) == 3.0 and found["b"][1].numpy().tolist() == [[4.0, 6.0]]
     assert replicas.gather(lambda index: tf.constant([index, 10 + index])).numpy().tolist() == [
@@ -364,7 +364,7 @@ def test_totals_are_sums_and_gathered_parts_stand_in_order():
         3,
         13,
     ]
-    assert Replicas().total(lambda index: tf.constant(index + 2)).numpy() == 2
+    assert Replicas().all_reduce_sum(lambda index: tf.constant(index + 2)).numpy() == 2
 
 
 def test_sums_go_to_the_devices_they_come_from(monkeypatch):
@@ -378,7 +378,7 @@ def test_sums_go_to_the_devices_they_come_from(monkeypatch):
 
     replicas = build(**on(4)).replicas
     monkeypatch.setattr(ops, "reduce_implementation", recorded)
-    found = tf.function(lambda: replicas.total(lambda index: (tf.constant(index), tf.constant(0.5))))()
+    found = tf.function(lambda: replicas.all_reduce_sum(lambda index: (tf.constant(index), tf.constant(0.5))))()
     assert [int(found[0]), float(found[1])] == [6, 2.0]
     assert destinations == [list(replicas.devices)] * 2
 
@@ -397,7 +397,7 @@ def test_replicas_agree_on_the_mean_of_what_each_moved():
     @tf.function(autograph=False)
     def move():
         replicas.run(lambda index: [variable.assign([index, -index]) for variable in moved])
-        replicas.agree([moved[0], shared, moved[1]])
+        replicas.sync_mean([moved[0], shared, moved[1]])
 
     move()
     for variable in moved:

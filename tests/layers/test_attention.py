@@ -33,7 +33,7 @@ def test_probabilities_are_dropped_by_the_words_of_the_stream():
     with rng.scope(rng.key(1), 7):
         found = layer(x, x, training=True)
     with rng.scope(rng.key(1), 7):
-        halves = rng.halves("attention/dropout", 3, HEADS * 5 * 5).numpy().reshape(3, HEADS, 5, 5)
+        halves = rng.random_bits16("attention/dropout", 3, HEADS * 5 * 5).numpy().reshape(3, HEADS, 5, 5)
     keep = halves >= rng.threshold(RATE)
     weights = {v.name.split("/", 1)[1]: v.numpy() for v in layer.variables}
 

@@ -39,7 +39,7 @@ def reference_mask(rate, shape, step=0, stream="tower/dropout"):
     per_example = int(np.prod(shape[1:]))
     counts = (per_example + 7) // 8
     with rng.scope(KEY, step):
-        words = rng.words(stream, shape[0], 4 * counts).numpy()
+        words = rng.random_bits(stream, shape[0], 4 * counts).numpy()
     halves = np.stack([words % 2**16, words // 2**16], axis=2).reshape(shape[0], 8 * counts)[:, :per_example]
     return (halves.astype(np.float64) >= round(rate * 2**16)).reshape(shape)
 
@@ -61,7 +61,7 @@ def test_output_is_the_mask_of_the_words_times_the_scale(rate, shape):
 
 def test_what_is_at_the_threshold_is_kept(monkeypatch):
     halves = tf.constant([[2**14 - 1, 2**14, 2**14 + 1, 0, 2**16 - 1]], tf.uint16)
-    monkeypatch.setattr(rng, "halves", lambda *_: halves)
+    monkeypatch.setattr(rng, "random_bits16", lambda *_: halves)
     assert (make_layer(0.25)(ones((1, 5)), training=True).numpy() != 0).tolist() == [[False, True, True, False, True]]
 
 

@@ -41,7 +41,7 @@ class Reference:
         if not self.rate:
             return x
         with rng.scope(rng.key(1), 3):
-            halves = rng.halves(stream, len(x), int(np.prod(x.shape[1:]))).numpy().reshape(x.shape)
+            halves = rng.random_bits16(stream, len(x), int(np.prod(x.shape[1:]))).numpy().reshape(x.shape)
         threshold = rng.threshold(self.rate)
         return x * (halves >= threshold) / (1 - threshold / 2**16)
 

@@ -10,7 +10,7 @@ import tf_keras as keras
 from framework.config import UserError
 from framework.losses import Term
 from framework.modes import check
-from framework.step.layout import Layout
+from framework.step.metric_row import MetricRow
 from tests.small import HOT, build, differing, snapshot
 
 
@@ -128,7 +128,7 @@ RESULTS = [lambda s: s[0], lambda s: int(s[1]), lambda s: tf.constant(s[0]), lam
 
 
 def test_any_number_is_the_result_of_a_metric():
-    layout = Layout((), (), {str(number): Metric(result) for number, result in enumerate(RESULTS)})
+    layout = MetricRow((), (), {str(number): Metric(result) for number, result in enumerate(RESULTS)})
     found = layout.results(dict.fromkeys(layout.metrics, np.array([3.5, 2.0])))
     assert found == {"0": 3.5, "1": 2.0, "2": 3.5, "3": 3.5, "4": 7.0}
     assert {type(value) for value in found.values()} == {float}
@@ -147,7 +147,7 @@ def test_any_number_is_the_result_of_a_metric():
 )
 def test_a_result_that_is_no_number_is_refused(result, kind):
     with pytest.raises(UserError) as error:
-        Layout((), (), {"own": Metric(result)}).check_results()
+        MetricRow((), (), {"own": Metric(result)}).check_results()
     assert str(error.value) == (
         f"metric 'own': result returned a value {kind}. It must return a float, e.g. float(state[0] / state[1])."
     )

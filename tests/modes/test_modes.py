@@ -119,7 +119,7 @@ def test_evaluate_and_export_take_the_checkpoint_asked_for(tmp_path, capsys):
 def test_evaluate_from_python_takes_a_checkpoint(trained):
     from framework.run import build, loop
 
-    built = build.build("tests/tiny.py", {}, trained, of_workdir=True, restore=False)
+    built = build.build("tests/tiny.py", {}, trained, from_workdir=True, restore=False)
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     for step in (20, 40):
         logged = next(row for row in rows if row["step"] == step and "eval/test/loss" in row)

@@ -38,7 +38,7 @@ def weighted(history, decay):
 @pytest.mark.parametrize("decay", [0.3, 0.9, 0.9999])
 def test_average_is_the_weighted_sum(decay, mode, precision):
     variables = make_variables(precision)
-    average = optim.Average(decay, variables)
+    average = optim.ExponentialMovingAverage(decay, variables)
     update = MODES[mode](average.update)
     rng = np.random.default_rng(2)
     history = {path: [] for path in average.averages}
@@ -58,7 +58,7 @@ def test_average_is_the_weighted_sum(decay, mode, precision):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_first_average_is_the_weights_to_the_bit(mode):
     variables = {"w": tf.Variable([1e8, -3.0, 0.1])}
-    average = optim.Average(0.9999, variables)
+    average = optim.ExponentialMovingAverage(0.9999, variables)
     assert average.averages["w"].numpy().tolist() == variables["w"].numpy().tolist()
     first = np.array([1.1, -0.0, 3e-5], np.float32)
     variables["w"].assign(first)
@@ -70,7 +70,7 @@ def test_the_first_average_is_the_weights_to_the_bit(mode):
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 0.999999])
 def test_the_share_of_the_newest_weights_is_accurate(decay, mode):
     variables = {"w": tf.Variable(np.zeros(()))}
-    average = optim.Average(decay, variables)
+    average = optim.ExponentialMovingAverage(decay, variables)
     update = MODES[mode](average.update)
     variables["w"].assign(1.0)
     decimal.getcontext().prec = 50
@@ -83,7 +83,7 @@ def test_the_share_of_the_newest_weights_is_accurate(decay, mode):
 
 def test_only_the_averages_of_floating_variables_are_tracked():
     variables = make_variables()
-    average = optim.Average(0.9, variables)
+    average = optim.ExponentialMovingAverage(0.9, variables)
     assert list(paths.variables(average)) == ["averages/dense/kernel", "averages/norm/mean"]
     assert all(not variable.trainable for variable in average.averages.values())
 
@@ -96,7 +96,7 @@ def bits(variables):
 def test_swapped_puts_the_averages_in_and_the_weights_back(mode):
     variables = make_variables()
     variables["norm/mean"].assign([math.nan, 1e-40])
-    average = optim.Average(0.9, variables)
+    average = optim.ExponentialMovingAverage(0.9, variables)
     update = MODES[mode](average.update)
     for t in (1, 2):
         variables["dense/kernel"].assign_add(tf.ones((3, 2)))

@@ -12,7 +12,7 @@ import tf_keras as keras
 from framework import losses, optim, paths, rng
 from framework.config import base_config
 from framework.data.batches import make_batches
-from framework.data.replay_buffer import Replay
+from framework.data.replay_buffer import ReplayBuffer
 from framework.data.sources import Source
 
 CELLS, WALKERS, GAMMA, EXPLORE, SYNC = 6, 8, 0.9, 0.3, 25
@@ -25,7 +25,7 @@ def move(cell, action):
     return tf.where(arrives, tf.zeros_like(cell), following), tf.cast(arrives, tf.float32)
 
 
-class Walkers(Replay):
+class Walkers(ReplayBuffer):
     """A buffer of what several walkers did, and where they are."""
 
     def __init__(self, cfg):

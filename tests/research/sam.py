@@ -27,12 +27,12 @@ def sharpness_aware(loss, rho, tools):
 
         weights = state.optimizer.trained
         before = {path: variable.read_value() for path, variable in weights.items()}
-        start = rng.position()
+        start = rng.save_counters()
         here = tools.gradients(one_pass, batch)
         longer = rho / optim.global_norm(here.gradients.values())
         for path, variable in weights.items():
             variable.assign_add(longer * here.gradients[path])
-        with rng.rewound(start):  # the same dropout masks uphill
+        with rng.replay_from(start):  # the same dropout masks uphill
             uphill = tools.gradients(one_pass, batch)
         for path, variable in weights.items():
             variable.assign(before[path])

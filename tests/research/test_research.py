@@ -16,7 +16,7 @@ from framework import paths, rng
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.config import UserError
 from framework.experiment.load import load
-from framework.run.build import assemble
+from framework.run.build import build_run
 from tests import small
 from tests.research import dqn, moco, sam
 from tests.small import differing, snapshot
@@ -250,7 +250,7 @@ def test_a_block_that_halts_knows_the_batch_it_halted_at():
     wanted = {name: tensor.numpy() for name, tensor in whole.data.at(7).items()}
     loaded = load("tests/research/dqn.py")
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, "make_step": with_nan})
-    halting = assemble(loaded, whole.config, whole.workdir, 0.0)
+    halting = build_run(loaded, whole.config, whole.workdir, 0.0)
     block = halting.train_block(20)
     assert block.is_halted and len(block.rows) == 8 and int(halting.state.step) == 7
     seen = halting.train_block.batch()

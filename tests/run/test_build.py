@@ -55,12 +55,12 @@ def test_a_metric_must_not_hide_a_number_of_the_step(name):
     functions = {**loaded.functions, "make_metrics": lambda cfg: {name: metrics.Accuracy()}}
     loaded = dataclasses.replace(loaded, functions=functions)
     final = config.finalize(override(loaded.get_config(), GRAPH))
-    assert refusal(lambda: build.assemble(loaded, final, None, time.monotonic())) == (
+    assert refusal(lambda: build.build_run(loaded, final, None, time.monotonic())) == (
         f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
     )
 
 
-@pytest.mark.parametrize("of_workdir", [False, True])
+@pytest.mark.parametrize("from_workdir", [False, True])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -69,9 +69,9 @@ def test_a_metric_must_not_hide_a_number_of_the_step(name):
         ("[]", "is not the config of a run."),
     ],
 )
-def test_a_damaged_config_json_is_named(tmp_path, content, message, of_workdir):
+def test_a_damaged_config_json_is_named(tmp_path, content, message, from_workdir):
     (tmp_path / "config.json").write_text(content)
-    assert refusal(lambda: build.build(TINY, GRAPH, tmp_path, of_workdir)) == (
+    assert refusal(lambda: build.build(TINY, GRAPH, tmp_path, from_workdir)) == (
         f"{tmp_path / 'config.json'} {message} Put it back, or use another --workdir."
     )
 
@@ -158,7 +158,7 @@ def make_data(cfg, split):
 def test_a_trained_run_is_restored_when_looked_at(tmp_path):
     trained = build.build(TINY, {**GRAPH, "train.duration": "20 steps"}, tmp_path / "run")
     result = loop.train(trained)
-    assert loop.evaluate(build.build(TINY, {}, tmp_path / "run", of_workdir=True)) == result["final"]
+    assert loop.evaluate(build.build(TINY, {}, tmp_path / "run", from_workdir=True)) == result["final"]
 
 
 def test_an_untrained_model_is_not_exported_from_a_trained_folder(tmp_path):
@@ -252,11 +252,11 @@ def test_checkpoints_know_the_code_that_they_were_trained_with(tmp_path, caplog)
     copy = workdir / "code" / "beside.py"
     assert copy.read_text() == "VALUE = 1\n"
     copy.write_text("VALUE = 3\n")
-    assert build.build(str(source), (), workdir, of_workdir=True).state.step == 2
+    assert build.build(str(source), (), workdir, from_workdir=True).state.step == 2
     assert caplog.messages[-1] == f"{copy} was changed or damaged: the experiment itself is what was trained with"
     source.with_name("beside.py").write_text("VALUE = 2\n")
     expected = f"{copy} is not the code that the checkpoint was trained with: their SHA-256 differ."
-    assert refusal(lambda: build.build(str(source), (), workdir, of_workdir=True)).startswith(expected)
+    assert refusal(lambda: build.build(str(source), (), workdir, from_workdir=True)).startswith(expected)
     again = build.build(str(source), settings, workdir)
     assert refusal(again.open).startswith(expected)
     copy.write_text("VALUE = 1\n")
@@ -297,7 +297,7 @@ def test_an_optimizer_that_does_not_use_the_schedule_is_refused():
     own = {"make_optimizer": lambda cfg, learning_rate: keras.optimizers.SGD(0.1, jit_compile=False)}
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **own})
     final = config.finalize(override(loaded.get_config(), GRAPH))
-    assert refusal(lambda: build.assemble(loaded, final, None, time.monotonic())) == (
+    assert refusal(lambda: build.build_run(loaded, final, None, time.monotonic())) == (
         "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged and not"
         " used. Pass its argument on: learning_rate=learning_rate."
     )

@@ -11,7 +11,7 @@ from framework.run import build, loop
 from framework.run.interval import Interval
 from framework.run.replay import replay_step
 from framework.step.block import Block
-from framework.step.layout import Layout
+from framework.step.metric_row import Layout
 from tests import small
 
 

@@ -71,7 +71,7 @@ def test_the_history_says_what_was_changed_when(finished):
 def test_checkpoints_of_before_and_after_are_looked_at(finished, step):
     folder = finished[0]
     logged = next(row for row in rows(folder / "whole") if row["step"] == step and "eval/test/loss" in row)
-    again = run.build(TINY, {}, folder / "run", of_workdir=True, restore=False)
+    again = run.build(TINY, {}, folder / "run", from_workdir=True, restore=False)
     assert loop.evaluate(again, checkpoint=step)["test/loss"] == logged["eval/test/loss"]
     arguments = [f"--config={TINY}", f"--workdir={folder / 'run'}", "--mode=replay", f"--step={step - 1 or 1}"]
     assert launch.main(["launch.py", *arguments]) == 0
@@ -113,7 +113,7 @@ def test_a_schedule_that_would_have_been_another_is_refused(tmp_path):
     assert [(change["key"], change["old"], change["new"]) for change in history] == [
         ("schedule.warmup", "25%", "2 steps"), ("train.duration", "8 steps", "12 steps")
     ]  # fmt: skip
-    run.build(TINY, {}, tmp_path / "warm", of_workdir=True, restore=False).restore(4)
+    run.build(TINY, {}, tmp_path / "warm", from_workdir=True, restore=False).restore(4)
 
 
 @pytest.mark.slow

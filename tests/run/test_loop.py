@@ -22,7 +22,7 @@ from framework.run import loop
 from framework.run.nonfinite import NonFiniteError
 from framework.run.replay import replay_step
 from framework.step import tune
-from framework.step.tune import Choice
+from framework.step.tune import CompileChoice
 from tests import small
 
 TINY = "tests/tiny.py"
@@ -423,8 +423,8 @@ def test_a_block_takes_no_longer_than_a_signal_may_wait(tmp_path, monkeypatch):
 def test_rows_are_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
     """A checkpoint at step S means that the rows up to S are not written again."""
     happened = []
-    flush, save = loop.Writers.flush, Checkpoints.save
-    monkeypatch.setattr(loop.Writers, "flush", lambda self: happened.append("flush") or flush(self))
+    flush, save = loop.MultiWriter.flush, Checkpoints.save
+    monkeypatch.setattr(loop.MultiWriter, "flush", lambda self: happened.append("flush") or flush(self))
     monkeypatch.setattr(Checkpoints, "save", lambda *a: happened.append("save") or save(*a))
     loop.train(build(tmp_path / "run", **{"train.duration": "4 steps"}))
     saves = [place for place, what in enumerate(happened) if what == "save"]
@@ -478,7 +478,7 @@ def chooses(monkeypatch):
 
     def choose(block, modes, replicas, steps):
         asked.append((modes, steps))
-        return block.compiled_by("xla_update"), Choice("xla_update", {"graph": 2.0, "xla": None}, "the fastest")
+        return block.compiled_by("xla_update"), CompileChoice("xla_update", {"graph": 2.0, "xla": None}, "the fastest")
 
     monkeypatch.setattr(tune, "tune", choose)
     return asked
@@ -510,7 +510,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
     assert again.train_block.compiled.mode == "xla_update"
     assert digest(again.state) == digest(whole.state)
 
-    looked = run.build(TINY, {}, tmp_path / "whole", of_workdir=True)
+    looked = run.build(TINY, {}, tmp_path / "whole", from_workdir=True)
     assert looked.train_block.compiled.mode == "xla_update"
     assert loop.evaluate(looked) == result["final"]
     shown = replay_step(looked, 10)
@@ -549,7 +549,7 @@ def test_a_choice_that_cannot_be_had_on_these_devices_is_made_again(tmp_path, ch
 
     def choose(block, modes, replicas, steps):
         chooses.append((modes, steps))
-        return block.compiled_by(modes[0]), Choice(modes[0], {}, "the first")
+        return block.compiled_by(modes[0]), CompileChoice(modes[0], {}, "the first")
 
     monkeypatch.setattr(tune, "tune", choose)
     assert loop.train(elsewhere)["compile"] == "graph"

@@ -17,7 +17,7 @@ from framework.config.overrides import override
 from framework.experiment.load import load
 from framework.modes import replay as replay_mode
 from framework.run import build, loop
-from framework.run.build import assemble
+from framework.run.build import build_run
 from framework.run.nonfinite import NonFiniteError
 from framework.run.replay import replay_step
 from framework.step.diagnose import look
@@ -36,7 +36,7 @@ def trained(workdir, mode, name=AUGMENTED, **overrides):
 
 
 def again(workdir, name=AUGMENTED):
-    return build.build(name, workdir=workdir, of_workdir=True, restore=False)
+    return build.build(name, workdir=workdir, from_workdir=True, restore=False)
 
 
 def rows(workdir):
@@ -133,7 +133,7 @@ def test_eager_agrees_and_draws_the_same(tmp_path, mode):
     own = {"make_model": lambda cfg: Masked(), "make_loss": make_loss, "make_metrics": lambda cfg: {"bits": Bits()}}
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **own})
     final = finalize(override(loaded.get_config(), {**SHORT, "train.compile": mode}))
-    built = assemble(loaded, final, tmp_path / "run", 0.0)
+    built = build_run(loaded, final, tmp_path / "run", 0.0)
     loop.train(built)
     for step in (5, 18):
         shown = replay_step(built, step, eager=True)
@@ -301,7 +301,7 @@ def test_a_step_of_replicas_exactly_and_on_one_device_it_is_said_why_not(tmp_pat
     shown = replay_step(again(tmp_path / "run", "tests/tiny.py"), 10)
     assert shown.logged["loss"] == shown.scalars["loss"] and shown.differing == []
     alone = build.build("tests/tiny.py", {"runtime.strategy": "one_device", "runtime.virtual_devices": 0},
-                      tmp_path / "run", of_workdir=True, restore=False)  # fmt: skip
+                      tmp_path / "run", from_workdir=True, restore=False)  # fmt: skip
     ends = []
     for step in (7, 8, 9, 10):  # a sum of two halves may be that of the whole by chance
         assert replay_mode.main(alone, (), step) == 0  # another config than the run's was asked for

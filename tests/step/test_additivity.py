@@ -94,7 +94,7 @@ def test_parts_that_are_not_the_whole(case):
     assert found(loss) == [
         f"term 'squares' of the loss is {whole:.6g} over 3 examples and {parts:.6g} over parts of 1 and 2 of them. Sum"
         " and weight must be sums over examples, such as tf.reduce_sum(batch['weight']), and no example may meet"
-        " another: is there a [4, 1] beside a [4]? A term that compares examples is losses.Coupled."
+        " another: is there a [4, 1] beside a [4]? A term that compares examples is losses.BatchDependent."
     ]
 
 
@@ -145,7 +145,9 @@ def test_a_penalty_counts_once_for_each_part():
 
 def test_terms_that_compare_examples_say_so():
     def loss(model, batch, training):
-        return {"spread": losses.Coupled(tf.square(tf.reduce_sum(batch["x"])), tf.reduce_sum(batch["weight"]))}, {}
+        return {
+            "spread": losses.BatchDependent(tf.square(tf.reduce_sum(batch["x"])), tf.reduce_sum(batch["weight"]))
+        }, {}
 
     assert found(loss) == []
 

@@ -25,7 +25,7 @@ def build(mode="graph", functions=None, **overrides):
     loaded = dataclasses.replace(loaded, functions={**loaded.functions, **(functions or {})})
     overrides = {"train.compile": mode, "train.block_steps": 10, **overrides}
     final = config.finalize(override(loaded.get_config(), overrides))
-    return run.assemble(loaded, final, None, time.monotonic())
+    return run.build_run(loaded, final, None, time.monotonic())
 
 
 def snapshot(built):

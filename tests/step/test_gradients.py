@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import layers, losses, paths, rng
-from framework.compile import by_xla
+from framework.compile import jit
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
@@ -133,7 +133,7 @@ def start():
 def mask(step):
     """Bool [BATCH, HIDDEN]: what dropout leaves of the batch of a step, drawn in one piece."""
     with rng.scope(rng.key(0), step):
-        return rng.halves("body/drop", BATCH, HIDDEN).numpy() >= rng.threshold(DROP)
+        return rng.random_bits16("body/drop", BATCH, HIDDEN).numpy() >= rng.threshold(DROP)
 
 
 def one_micro_batch(w, batch, kept, weight):
@@ -224,7 +224,7 @@ def test_the_batches_are_what_they_are_called_and_the_semantics_differ():
 def make_coupled_loss(cfg):
     def loss(model, batch, training):
         terms, outputs = make_loss(cfg)(model, batch, training)
-        return {"matching": losses.Coupled(*terms["cross_entropy"])}, outputs
+        return {"matching": losses.BatchDependent(*terms["cross_entropy"])}, outputs
 
     return loss
 
@@ -274,7 +274,7 @@ def test_the_gradient_of_a_table_has_the_sums_of_its_rows(compiled, dtype):
     def gradient(index):
         return gradients_of(one_pass, {"index": index}, {"table": table}, {}, dtype=table.dtype).gradients["table"]
 
-    function = by_xla(gradient) if compiled else tf.function(gradient, autograph=False)
+    function = jit(gradient) if compiled else tf.function(gradient, autograph=False)
     expected = np.zeros([7, 4], dtype)
     np.add.at(expected, indices, upstream)
     np.testing.assert_array_equal(function(tf.constant(indices)), expected)

@@ -301,8 +301,8 @@ def test_a_regulariser_that_compares_rows_is_right_on_whole_batches_and_refused_
     for cut, settings in (("train.micro_batches=2", {"train.micro_batches": 2}), ("2 replicas", TWO)):
         assert refusal(functions, **settings) == (
             f"{cut}: the activity regulariser of layer 'code' is no sum over rows, so that of a batch is not that of"
-            " its parts. Use one that is, or a term losses.Coupled of make_loss, or --config.train.micro_batches=1 on"
-            " one device."
+            " its parts. Use one that is, or a term losses.BatchDependent of make_loss, or"
+            " --config.train.micro_batches=1 on one device."
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from framework.config import RunError
-from framework.writers.base import Behind, Console, Jsonl, Writers
+from framework.writers.base import AsyncWriter, Console, Jsonl, MultiWriter
 
 
 class Clock:
@@ -254,7 +254,7 @@ def test_console_shows_a_bar_in_a_terminal() -> None:
 def test_writers_hand_every_call_to_each_and_close_at_the_end() -> None:
     first, second = Recorder(), Recorder()
     graph, arrays, images = tf.Graph(), {"w": np.zeros(2)}, np.zeros([1, 2, 2])
-    with Writers([first, second]) as writer:
+    with MultiWriter([first, second]) as writer:
         writer.scalars(1, {"loss": 1.0})
         writer.histograms(2, arrays)
         writer.images(3, "x", images)
@@ -274,7 +274,7 @@ def test_writers_hand_every_call_to_each_and_close_at_the_end() -> None:
 
 
 def test_writers_close_when_training_fails(tmp_path: Path) -> None:
-    with pytest.raises(ArithmeticError), Writers([Jsonl(tmp_path / "m.jsonl")]) as writer:
+    with pytest.raises(ArithmeticError), MultiWriter([Jsonl(tmp_path / "m.jsonl")]) as writer:
         writer.scalars(1, {"loss": math.nan})
         raise ArithmeticError
     assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "loss": null}\n'
@@ -295,21 +295,21 @@ def test_a_full_disk_stops_or_is_said_and_the_other_writers_go_on(
     recorder = Recorder()
     with (
         pytest.raises(RunError) as caught,
-        Writers([Full(tmp_path / "m.jsonl"), recorder]) as writer,
+        MultiWriter([Full(tmp_path / "m.jsonl"), recorder]) as writer,
     ):
         writer.scalars(1, {"loss": 1.0})
     assert str(caught.value) == (
         "Full cannot write: [Errno 28] No space left on device. Mend that and type the same command again."
     )
     caplog.clear()
-    with Writers([Full(tmp_path / "m.jsonl"), recorder], "continue") as writer:
+    with MultiWriter([Full(tmp_path / "m.jsonl"), recorder], "continue") as writer:
         writer.scalars(1, {"loss": 1.0})
     assert recorder.calls == [("close",), ("scalars", 1, {"loss": 1.0}), ("close",)]
     said = ["Full cannot write: [Errno 28] No space left on device."] * 2  # the row, and what is left of it at the end
     assert [record.getMessage() for record in caplog.records] == said
 
 
-# Behind
+# AsyncWriter
 
 
 class Slow(Recorder):
@@ -331,7 +331,7 @@ class Slow(Recorder):
 
 def test_calls_come_in_order_in_another_thread_and_flush_waits_for_them() -> None:
     slow = Slow()
-    writer = Behind(slow)
+    writer = AsyncWriter(slow)
     writer.scalars(1, {"a": 1.0})
     writer.histograms(1, {})
     writer.text(2, "x", "y")
@@ -349,7 +349,7 @@ def test_calls_come_in_order_in_another_thread_and_flush_waits_for_them() -> Non
 
 def test_who_is_far_behind_is_waited_for() -> None:
     slow, taken = Slow(), []
-    writer = Behind(slow)
+    writer = AsyncWriter(slow)
 
     def hand_over() -> None:
         for step in range(100):
@@ -370,8 +370,8 @@ def test_who_is_far_behind_is_waited_for() -> None:
 def test_an_error_is_raised_by_what_comes_next(at: str) -> None:
     slow = Slow(failing=1)
     slow.gate.set()
-    behind = Behind(slow)
-    writer = Writers([behind])
+    behind = AsyncWriter(slow)
+    writer = MultiWriter([behind])
     writer.scalars(1, {})
     behind._calls.join()  # until it has failed
     with pytest.raises(RunError, match=r"^Slow cannot write: no room at 1"):

@@ -16,7 +16,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from framework.config import RunError
 from framework.writers import tensorboard
-from framework.writers.base import Behind, Jsonl, Writers
+from framework.writers.base import AsyncWriter, Jsonl, MultiWriter
 from framework.writers.tensorboard import TensorBoard, buckets, image_grid
 
 
@@ -59,7 +59,7 @@ def test_tensorboard_has_the_numbers_of_the_rows(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     names = ["loss", "learning_rate", "accuracy", "eval/test/loss", "skipped"]
     before = time.time()
-    with Writers([Jsonl(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path / "tensorboard")]) as writer:
+    with MultiWriter([Jsonl(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path / "tensorboard")]) as writer:
         for step in range(1, 8):
             writer.scalars(100 * step, dict(zip(names, [*random.normal(size=4), step % 2], strict=True)))
     after = time.time()
@@ -181,7 +181,7 @@ def test_histograms_are_counted_beside_the_steps(tmp_path: Path, monkeypatch: py
         return buckets(values)
 
     monkeypatch.setattr(tensorboard, "buckets", slow)
-    writer = Behind(TensorBoard(tmp_path))
+    writer = AsyncWriter(TensorBoard(tmp_path))
     writer.histograms(1, {"w": np.arange(3.0)})
     assert begun.wait(10)
     writer.scalars(2, {"loss": 1.0})
@@ -200,7 +200,7 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_waited_for(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensorboard, "buckets", full)
-    both = Writers([Behind(TensorBoard(tmp_path))])
+    both = MultiWriter([AsyncWriter(TensorBoard(tmp_path))])
     both.histograms(1, {"w": np.arange(3.0)})
     with pytest.raises(RunError, match=r"^TensorBoard cannot write: \[Errno 28\] No space left on device\."):
         getattr(both, waits)()
@@ -320,7 +320,7 @@ def test_tensorboard_leaves_complete_files_untouched(tmp_path: Path) -> None:
 
 def test_an_error_of_tensorboard_is_one_of_the_disk(tmp_path: Path) -> None:
     """Its folder is gone, and a file is in the place."""
-    writer = Writers([TensorBoard(tmp_path / "tb")])
+    writer = MultiWriter([TensorBoard(tmp_path / "tb")])
     (tmp_path / "tb").write_text("")
     with pytest.raises(RunError, match=r"^TensorBoard cannot write: .* Mend that and type the same command again\.$"):
         writer.scalars(1, {"loss": 1.0})

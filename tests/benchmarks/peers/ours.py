@@ -66,10 +66,10 @@ def pause(run: Run, gate: Gate) -> None:
     """Makes a run's loop wait at the gate, from when it is settled how blocks are compiled: trials are no steps."""
 
     def settled(*args: Any) -> None:
-        settle(*args)
+        compile_by(*args)
         run.train_block = GatedBlock(run.train_block, gate)
 
-    settle = run.compile_by
+    compile_by = run.compile_by
     if run.config.train.compile == "auto":
         run.compile_by = settled
     else:

@@ -30,15 +30,15 @@ class Turns:
 
     def __init__(self) -> None:
         self.is_on = True
-        self._behind: list[base.Behind] = []
+        self._behind: list[base.AsyncWriter] = []
 
     def hook(self, name: str, when: hooks.Every, action: Callable[..., None], start: int, total: int) -> hooks.Hook:
         """A Hook."""
         return hooks.Hook(name, when, lambda *args: action(*args) if self.is_on else None, start, total)
 
-    def behind(self, writer: base.Writer) -> base.Behind:
-        """A Behind."""
-        self._behind.append(base.Behind(writer))
+    def behind(self, writer: base.Writer) -> base.AsyncWriter:
+        """A AsyncWriter."""
+        self._behind.append(base.AsyncWriter(writer))
         return self._behind[-1]
 
     def wait(self) -> None:
@@ -50,7 +50,7 @@ class Turns:
 def prepare(workload: str, precision: str, option: str) -> Peer:
     """As `ours.prepare`."""
     turns, count = Turns(), itertools.count()
-    loop.Hook, loop.Behind = turns.hook, turns.behind
+    loop.Hook, loop.AsyncWriter = turns.hook, turns.behind
     peer = ours.prepare(workload, precision, option)
     steps = peer.steps
 

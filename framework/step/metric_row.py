@@ -1,6 +1,6 @@
 """Where each value stands in a step's row of numbers.
 
-layout = Layout(("loss", "learning_rate"), ("cross_entropy",), {"accuracy": metrics.Accuracy()})
+layout = MetricRow(("loss", "learning_rate"), ("cross_entropy",), {"accuracy": metrics.Accuracy()})
 row = layout.pack(scalars, terms, states, tf.float32)             # in the step: [layout.width]
 layout.results(layout.unpack(row.numpy()))                        # on the host: {'loss': 0.21, …}
 """
@@ -23,7 +23,7 @@ VIOLATIONS = "violations"  # guards that do not hold, see `framework/trace/guard
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class MetricRow:
     """A term is its (sum, weight), a metric its state, a scalar itself."""
 
     scalars: tuple[str, ...]

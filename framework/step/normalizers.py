@@ -1,6 +1,6 @@
 """The weights of a loss's terms, computed without the model: stage 0 of the step.
 
-    weights = term_weights(lambda batch: loss(model, batch, True), batch_specs)
+    weights = term_normalizers(lambda batch: loss(model, batch, True), batch_specs)
     weights(batch)                                     # {'cross_entropy': 1873.0}
 
 A term is divided by its weight over the *whole* batch, which must be known before the first micro-batch (or replica) is
@@ -21,7 +21,7 @@ from framework.trace.graphs import ancestors, imported
 Pass = Callable[[Mapping[str, tf.Tensor]], tuple[Mapping[str, Term], Mapping[str, tf.Tensor]]]
 
 
-def term_weights(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str] = ()) -> Callable[..., Any]:
+def term_normalizers(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str] = ()) -> Callable[..., Any]:
     """A function of the same arguments as `run` that returns {term: weight, scalar} alone.
 
     Args:

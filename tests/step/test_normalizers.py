@@ -10,7 +10,7 @@ import tf_keras as keras
 from framework import layers, losses, paths, rng
 from framework.config import UserError
 from framework.step.gradients import gradients_of
-from framework.step.weights import refuse_constant, term_weights
+from framework.step.normalizers import refuse_constant, term_normalizers
 from tests.small import build
 
 SPECS = {
@@ -67,7 +67,7 @@ def test_weights_are_those_of_numpy_and_nothing_moves(mode):
     model = make_model()
     before = [variable.numpy() for variable in model.variables]
     with rng.scope(rng.key(0), 0):
-        weights = in_mode(mode, term_weights(lambda batch: terms_of(model, batch), SPECS))
+        weights = in_mode(mode, term_normalizers(lambda batch: terms_of(model, batch), SPECS))
     for seed in (1, 2):
         batch = make_batch(seed)
         weight, label = batch["weight"].numpy(), batch["label"].numpy()
@@ -89,7 +89,7 @@ def test_weights_are_those_of_numpy_and_nothing_moves(mode):
 def test_no_forward_pass_is_part_of_it():
     model = make_model()
     with rng.scope(rng.key(0), 0):
-        weights = term_weights(lambda batch: terms_of(model, batch), SPECS)
+        weights = term_normalizers(lambda batch: terms_of(model, batch), SPECS)
     graph = weights.get_concrete_function(SPECS).graph
     operations = {operation.type for operation in graph.get_operations()}
     assert "Sum" in operations and graph.variables == ()
@@ -101,7 +101,7 @@ def test_several_arguments_keep_their_order():
         weight = batch["weight"][index] + 10 * tf.cast(index, tf.float32)
         return {"one": losses.Term(tf.zeros([]), weight)}, {}
 
-    weights = term_weights(run, tf.TensorSpec([], tf.int32), SPECS)
+    weights = term_normalizers(run, tf.TensorSpec([], tf.int32), SPECS)
     batch = make_batch()
     assert float(weights(tf.constant(3), batch)["one"]) == batch["weight"].numpy()[3] + 30
 
@@ -134,7 +134,7 @@ def test_micro_batches_draw_and_weigh_as_one_piece(mode):
                     passes.append(
                         gradients_of(one_pass, batch, variables, {}, dtype=tf.float32, micro_batches=micro_batches)
                     )
-                    positions[micro_batches].append(rng.position())
+                    positions[micro_batches].append(rng.save_counters())
                 return passes
 
         return in_mode(mode, run)()
@@ -188,7 +188,7 @@ def test_a_weight_that_depends_on_the_model_is_refused(variable_of, name, nested
     model = make_model()
     loss = weighted_by(variable_of, nested)
     with pytest.raises(UserError) as caught, rng.scope(rng.key(0), 0):
-        term_weights(lambda batch: loss(model, batch, True), SPECS)
+        term_normalizers(lambda batch: loss(model, batch, True), SPECS)
     message = HIDDEN if nested else MESSAGE
     assert str(caught.value) == message.format(variable_of(model).name)
 
@@ -201,7 +201,7 @@ def test_a_weight_that_depends_on_the_output_is_refused():
         return {"mine": losses.Term(tf.reduce_sum(logits), tf.reduce_sum(tf.nn.softmax(logits)))}, {}
 
     with pytest.raises(UserError) as caught, rng.scope(rng.key(0), 0):
-        term_weights(run, SPECS)
+        term_normalizers(run, SPECS)
     assert str(caught.value) in {MESSAGE.format(variable.name) for variable in model.variables}
 
 
@@ -249,7 +249,7 @@ def test_a_weight_of_no_example_is_refused_beside_a_sum_that_is_of_them(is_refus
 def test_wherever_the_term_is_computed(where):
     def mine(model, batch, training):
         values = tf.reduce_sum(model(batch["x"], training=training), -1)
-        kind = losses.Coupled if where == "coupled" else losses.Term
+        kind = losses.BatchDependent if where == "coupled" else losses.Term
         return {"mine": kind(tf.reduce_mean(values), tf.constant(1.0))}, {}
 
     def make_loss(cfg):
