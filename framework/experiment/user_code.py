@@ -25,6 +25,7 @@ TRACEBACK = Path("failure", "traceback.txt")  # of a run folder
 
 _MOST_CHARACTERS = 300
 _FUNCTION = "function_of_the_experiment"  # attribute of an exception
+_OBJECT = "object_of_the_experiment"  # another
 _FRAMEWORK = Path(__file__).resolve().parents[1]
 _NOT_OWN = (
     f"{_FRAMEWORK}{os.sep}",
@@ -85,7 +86,8 @@ def explained(folder: Path | None = None) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{error.filename} is too long for the name of a file. Type a shorter one.") from error
         # Out of memory, nobody's line is to blame, but the sizes that were asked for.
-        place = _place(error) or ("a step" if _is_out_of_memory(error) else None)
+        places = [getattr(error, _OBJECT, None), _place(error)]
+        place = ": ".join(filter(None, places)) or ("a step" if _is_out_of_memory(error) else None)
         if place is None:
             raise
         said = f"{place}: {_kind(error)}: {_message(error)} {_kept(error, folder)}"
@@ -103,6 +105,20 @@ def calling(name: str) -> Iterator[None]:
     except BaseException as error:
         with contextlib.suppress(AttributeError):
             setattr(error, _FUNCTION, name)
+        raise
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Begins the line about an exception inside the context with `what`, such as "evaluator 'mistakes'".
+
+    A file and a line alone do not say which of several objects that one function made has failed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(AttributeError):
+            setattr(error, _OBJECT, what)
         raise
 
 

@@ -44,6 +44,25 @@ def test_the_innermost_line_of_the_experiment_counts():
     assert line(names["outer"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def call():\n    return 1 // 0\n", "hook 'pause': x.py:2: call: ZeroDivisionError: integer division"),
+        ("from json import loads\ndef make():\n    return loads\n", "hook 'pause': JSONDecodeError: Expecting value"),
+    ],
+    ids=["a function of the file", "a library's"],
+)
+def test_an_object_of_the_experiment_is_named(source, expected):
+    names = own(source)
+    call = names["call"] if "call" in names else lambda: names["make"]()("")
+
+    def act():
+        with user_code.named("hook 'pause'"):
+            call()
+
+    assert line(act).startswith(expected)
+
+
 def test_a_file_of_a_compiled_package_is_not_the_experimenters(monkeypatch):
     # Cython gives a path that looks relative to the working folder.
     monkeypatch.setattr(user_code, "is_own", lambda file: file != __file__ and IS_OWN(file))
