@@ -24,8 +24,8 @@ from types import ModuleType
 from absl import flags, logging
 
 from framework.cli import flags as command
-from framework.config import RunError, UserError
 from framework.distribute import lifeline
+from framework.errors import RunError, UserError
 from framework.experiment import load, user_code
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2

@@ -20,7 +20,7 @@ from framework.moved import Finder
 # Loaded on first use: checking a command line must not wait for TensorFlow.
 _PUBLIC = {
     "Run": "framework.run.build",
-    "UserError": "framework.config",
+    "UserError": "framework.errors",
     "base_config": "framework.config",
     "build": "framework.run.build",
     "evaluate": "framework.run.loop",

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from framework.config import UserError
+from framework.errors import UserError
 
 T = TypeVar("T")
 

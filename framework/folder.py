@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import CorruptError, read_json, rows, unreachable, write_json
 
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.txt", "environment.json"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 
 Tensors = Mapping[str, Any]
 

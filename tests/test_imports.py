@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # package that ends in '/*'. `cli.flags` stands apart from its room, because a run checks its arguments by it.
 ROWS = (
     # the ground floor
-    ("moved",),
+    ("moved", "errors"),
     ("config.defaults",),
     ("config.check",),
     ("config.overrides",),

@@ -12,19 +12,20 @@ import types
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import launch
 from framework import config
 from framework.config import UserError
 from framework.config.overrides import override
-from framework.experiment import user_code
+from framework.experiment import load, user_code
 from framework.run import build
 
 ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
 from pathlib import Path
 from framework.config import base_config
-from framework.overrides import apply_preset
+from framework.config.overrides import apply_preset
 
 Path(__file__).with_suffix(".executed").touch()
 PRESETS = {"small": {"model.width": 4}, "typo": {"model.widht": 4}}
@@ -682,7 +683,7 @@ def test_build_from_python_says_the_same():
     )
     with pytest.raises(Reached) as reached:
         build.build("x.py:small", {"seed": 3}, Path("r"))
-    assert config.flatten(reached.value.args[0]) == config.flatten(config.ConfigDict(small_config(seed=3)))
+    assert config.flatten(reached.value.args[0]) == config.flatten(ConfigDict(small_config(seed=3)))
     assert not Path("r").exists()
 
 
@@ -694,7 +695,7 @@ def test_debug_shows_a_traceback(capsys, flag):
     assert launch.main(["launch.py", "--config=x.py", flag, "--config.sed=1"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("Traceback (most recent call last):\n")
-    last = f"framework.config.UserError: --config.sed=1: there is no key 'sed'. Did you mean 'seed'? {CHECK}\n"
+    last = f"framework.errors.UserError: --config.sed=1: there is no key 'sed'. Did you mean 'seed'? {CHECK}\n"
     assert err.endswith(last)
 
 
@@ -738,7 +739,7 @@ def test_a_fault_of_the_framework_shows_its_traceback(monkeypatch, capsys):
 
 
 def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
-    from framework.run.nonfinite import NonFiniteError
+    from framework.errors import NonFiniteError
 
     def diverge(*given):
         raise NonFiniteError("step 3: loss=nan")
@@ -748,7 +749,7 @@ def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
     assert launch.main(["launch.py", "--config=x.py"]) == 1
     assert capsys.readouterr().err == "error: step 3: loss=nan\n"
     assert launch.main(["launch.py", "--config=x.py", "--debug"]) == 1
-    assert capsys.readouterr().err.endswith("framework.run.nonfinite.NonFiniteError: step 3: loss=nan\n")
+    assert capsys.readouterr().err.endswith("framework.errors.NonFiniteError: step 3: loss=nan\n")
 
 
 def test_an_interrupt_is_status_130(monkeypatch, capsys):
@@ -822,7 +823,7 @@ def test_examples_of_the_help_are_right(monkeypatch):
     monkeypatch.chdir(ROOT)
     for example in examples:
         name = re.search(r"--config=(\S+)", example)[1]
-        loaded = build.experiment.load(name)
+        loaded = load.load(name)
         overrides = [argument for argument in shlex.split(example) if argument.startswith("--config.")]
         config.finalize(override(loaded.get_config(), overrides))
 

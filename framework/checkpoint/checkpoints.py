@@ -39,7 +39,7 @@ from framework.checkpoint.storage import (
     write_arrays,
     write_manifest,
 )
-from framework.config import RunError, UserError
+from framework.errors import RunError, UserError
 from framework.files import load_json, remove, sync, unreachable, write_json
 from framework.state import TrainState
 

@@ -26,7 +26,7 @@ from framework.checkpoint.storage import (
     read_manifest,
     write_arrays,
 )
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import unreachable
 from framework.state import TrainState
 

@@ -17,7 +17,7 @@ from framework import folder, paths
 from framework.checkpoint import checkpoints as checkpoint
 from framework.checkpoint import snapshot, warm_start
 from framework.checkpoint.checkpoints import Checkpoints
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import read_json, write_json
 from framework.state import TrainState
 

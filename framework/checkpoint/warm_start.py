@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import paths
-from framework.config import UserError, near
+from framework.errors import UserError, near
 
 # (regex of a whole path, replacement)
 Rule = tuple[str, str]

@@ -16,7 +16,8 @@ from typing import Any
 from absl import flags
 
 from framework import folder
-from framework.config import UserError, base_config, flatten, near, typed
+from framework.config import base_config, flatten, typed
+from framework.errors import UserError, near
 from framework.experiment.user_code import check_text
 
 # Modes, each with the flags that not every mode takes.

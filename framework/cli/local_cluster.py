@@ -25,10 +25,11 @@ from typing import IO, Any
 
 from absl import flags, logging
 
-from framework.config import UserError, with_replicas
+from framework.config import with_replicas
 from framework.config.overrides import override
 from framework.distribute import lifeline
 from framework.distribute.cluster import LOCAL_WORKERS, Cluster
+from framework.errors import UserError
 from framework.experiment import load
 from framework.run.build import resolve_request
 

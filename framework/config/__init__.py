@@ -10,19 +10,14 @@ Nothing here imports TensorFlow, so bad input is reported before a device is tou
 
 from framework.config.check import (
     AVERAGED,
-    DataError,
-    RunError,
-    UserError,
     base_split,
     check_choice,
     check_effects,
     check_plain,
     check_range,
-    closest,
     finalize,
     flatten,
     locked,
-    near,
     resolve,
     to_steps,
     typed,
@@ -30,6 +25,7 @@ from framework.config.check import (
 )
 from framework.config.defaults import base_config
 from framework.config.overrides import apply_preset, override, restored
+from framework.errors import DataError, RunError, UserError, closest, near
 
 __all__ = [
     "AVERAGED",

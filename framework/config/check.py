@@ -8,7 +8,6 @@
 Nothing here imports TensorFlow, so bad input is reported before a device is touched.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -17,19 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework.config.defaults import CHOICES, DURATIONS, FREE_SECTIONS, ONLY_WITH, RANGES, UNITS, base_config
-
-
-class UserError(Exception):
-    """Bad input. `launch.py` prints it as one line and exits with status 2."""
-
-
-class RunError(Exception):
-    """What ends a run from outside, such as a full disk. `launch.py` prints it as one line and exits with status 1."""
-
-
-class DataError(RunError):
-    """A source that cannot be read any more."""
-
+from framework.errors import UserError, closest, near
 
 # An entry of eval.splits that ends in it is evaluated on the averaged weights.
 AVERAGED = "@ema"
@@ -39,22 +26,9 @@ _LONGEST_SPLIT = 100  # characters: folders are named after splits
 _PLAIN = (bool, int, float, str)
 
 
-def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """The one of `words` most like `word`, whatever its case; '' if none is at least `cutoff` alike."""
-    by_lower = {known.lower(): known for known in words}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
-    return by_lower[close[0]] if close else ""
-
-
 def base_split(split: str) -> str:
     """The split of an entry of `eval.splits`: 'test' of 'test@ema'."""
     return split.removesuffix(AVERAGED)
-
-
-def near(word: str, words: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the closest of `words`, or an empty string."""
-    close = closest(word, words)
-    return f" Did you mean '{close}'?" if close else ""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from framework import rng
-from framework.config import UserError
 from framework.data.fields import (
     Batch,
     Fields,
@@ -39,6 +38,7 @@ from framework.data.order import Order
 from framework.data.reading import RetryingReader
 from framework.data.sources import Source, shares_of
 from framework.distribute import devices
+from framework.errors import UserError
 
 # Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
 _MIXTURE_CYCLE = 10_000

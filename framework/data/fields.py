@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.trace import guards
 
 Batch = dict[str, tf.Tensor]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import logging
 
-from framework.config import DataError
 from framework.data.sources import Source
+from framework.errors import DataError
 
 
 class RetryingReader:

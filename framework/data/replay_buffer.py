@@ -20,8 +20,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import moved, rng
-from framework.config import UserError
 from framework.data.fields import check_weight_field, own_weight
+from framework.errors import UserError
 
 
 class ReplayBuffer(tf.Module):

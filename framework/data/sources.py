@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.config import UserError
+from framework.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
-from framework.config import UserError
 from framework.distribute.cluster import Cluster, resolve, resolve_servers
+from framework.errors import UserError
 
 _MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 _PACKAGES = ("tensorflow", "tf-keras", "numpy", "absl-py", "ml-collections", "tensorboard", "ai-edge-litert")

@@ -20,8 +20,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import UserError, closest, flatten, near
+from framework.config import flatten
 from framework.config.defaults import base_config
+from framework.errors import UserError, closest, near
 from framework.experiment.own_modules import OwnModules
 
 REQUIRED = {

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import logging
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.experiment.user_code import is_own
 
 _LOCK = threading.RLock()  # sys.modules is changed for the time of an import

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths
-from framework.config import UserError
+from framework.errors import UserError
 from framework.experiment.user_code import KERAS_3, calling
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from framework.config import RunError, UserError
+from framework.errors import RunError, UserError
 from framework.files import write_bytes
 
 KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."

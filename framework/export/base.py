@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import paths
-from framework.config import UserError
+from framework.errors import UserError
 from framework.trace.assigned import assigned
 
 SERVING = "serving_default"  # the signature every export has, and the one that latency and metrics are taken from

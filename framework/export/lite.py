@@ -21,7 +21,7 @@ from typing import Any
 import tensorflow as tf
 
 from framework import precision
-from framework.config import UserError
+from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
 
 _MISSING_OPS = re.compile(r"^(?:TF Select|Flex|Custom) ops: (.+?)\s*$", re.MULTILINE)

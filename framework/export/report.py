@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from framework.config import RunError
+from framework.errors import RunError
 from framework.export.base import ExportReport
 from framework.files import CorruptError, read_bytes, read_json, remove, write_json
 from framework.folder import REPORT

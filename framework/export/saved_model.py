@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
 
 

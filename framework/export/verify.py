@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from framework.config import RunError, UserError
+from framework.errors import RunError, UserError
 from framework.export import report
 from framework.export.base import SERVING, Arrays, Call, ExportHook, ExportReport, Signature
 from framework.files import held, is_full_disk, remove, sync, unreachable

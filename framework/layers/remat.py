@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths, rng
-from framework.config import UserError, near
+from framework.errors import UserError, near
 
 
 def rematerialise(root: Any, pattern: str) -> list[str]:

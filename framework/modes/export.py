@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.run import lookback
 from framework.run.build import Run

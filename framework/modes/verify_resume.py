@@ -30,8 +30,8 @@ import numpy as np
 
 from framework.checkpoint import checkpoints
 from framework.checkpoint.checkpoints import digest, read_arrays
-from framework.config import RunError, UserError
 from framework.distribute import lifeline
+from framework.errors import RunError, UserError
 from framework.folder import TUNING, starts
 from framework.run.build import Run
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import paths, precision
-from framework.config import UserError, near
+from framework.errors import UserError, near
 from framework.experiment.returns import check_optimizer
 from framework.optim.freezing import Grouped, group_parameters
 from framework.optim.groups import Group, parse_groups

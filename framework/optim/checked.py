@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.experiment import user_code
 from framework.experiment.returns import shown
 from framework.optim.schedules import Schedule

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
-from framework.config import UserError, closest, near
+from framework.errors import UserError, closest, near
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import tf_keras as keras
 from ml_collections import ConfigDict
 
 from framework import paths
-from framework.config import UserError, check_effects, flatten
+from framework.config import check_effects, flatten
+from framework.errors import UserError
 from framework.optim.options import numbers_of
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import FrozenConfigDict
 
-from framework.config import UserError
+from framework.errors import UserError
 
 # tf_keras's way to clip, and the value of clip.name that does the same to all parameters of a model.
 _CLIPS = {"clipnorm": "variable_norm", "global_clipnorm": "global_norm", "clipvalue": "value"}

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework.config import UserError
+from framework.errors import UserError
 
 # update (int or int64 scalar, 0 for the first) -> learning rate (float64 scalar)
 Schedule = Callable[[Any], tf.Tensor]

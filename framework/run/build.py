@@ -28,11 +28,11 @@ from framework.checkpoint import warm_start
 from framework.checkpoint.checkpoints import Checkpoints, find
 from framework.checkpoint.start import begin, goals
 from framework.cli import flags
-from framework.config import UserError
 from framework.config.overrides import override, restored
 from framework.data.batches import Batches
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas
+from framework.errors import UserError, near
 from framework.experiment import load, user_code
 from framework.experiment.load import Experiment
 from framework.experiment.returns import check_split, checked
@@ -500,7 +500,7 @@ def _check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric
         split, _, name = chosen.partition("/")
         if chosen and name not in known:
             raise UserError(
-                f"{key}='{chosen}': there is no metric '{name}'.{config.near(name, known)} Metrics: {', '.join(known)}."
+                f"{key}='{chosen}': there is no metric '{name}'.{near(name, known)} Metrics: {', '.join(known)}."
                 f" Type e.g. --config.{key}={split}/loss."
             )
         better = metrics[name].mode if name in metrics else "min"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import logging
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.experiment.load import Experiment
 from framework.experiment.user_code import shown_path
 from framework.files import CorruptError, read_bytes, write_bytes

@@ -10,9 +10,10 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import config
-from framework.config import UserError, flatten, typed
+from framework.config import flatten, typed
 from framework.config.defaults import DURATIONS
 from framework.config.overrides import restored
+from framework.errors import UserError
 from framework.experiment import load
 from framework.experiment.returns import checked
 from framework.optim import Schedule

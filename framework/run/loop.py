@@ -25,9 +25,10 @@ from ml_collections import ConfigDict
 
 from framework import paths, precision
 from framework.compile import jit
-from framework.config import AVERAGED, DataError, RunError, UserError, base_config, base_split, flatten
+from framework.config import AVERAGED, base_config, base_split, flatten
 from framework.data.batches import epoch_steps
 from framework.distribute.devices import Interrupt
+from framework.errors import DataError, RunError, UserError
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
 from framework.files import read_json, write_json

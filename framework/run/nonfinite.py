@@ -13,15 +13,11 @@ import numpy as np
 from absl import logging
 
 from framework.checkpoint import snapshot
-from framework.config import RunError
+from framework.errors import NonFiniteError
 from framework.files import remove, write_json
 from framework.run.build import Run
 from framework.step.block import Block
 from framework.step.diagnose import BATCH, COMPILED_ALONE, LOSS_ALONE, diagnose
-
-
-class NonFiniteError(RunError, ArithmeticError):
-    """The loss or a gradient became NaN or infinite, and the run may not or cannot go on."""
 
 
 def rewind_or_raise(run: Run, block: Block) -> None:

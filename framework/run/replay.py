@@ -19,7 +19,7 @@ import tensorflow as tf
 from framework import optim, paths
 from framework.checkpoint import snapshot
 from framework.checkpoint.start import set_out
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import rows
 from framework.folder import FAILURE, METRICS
 from framework.run.build import Run, build_run

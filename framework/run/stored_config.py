@@ -17,8 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import UserError, flatten
+from framework.config import flatten
 from framework.config.defaults import DURATIONS
+from framework.errors import UserError
 from framework.files import CorruptError, load_json, unreachable, write_json
 
 # Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are

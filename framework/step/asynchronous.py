@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from framework.compile import Compiled
-from framework.config import RunError, UserError
 from framework.data.batches import Batch, Batches, Resident
 from framework.distribute.replicas import ParameterServers
+from framework.errors import RunError, UserError
 from framework.optim import clip, global_norm
 from framework.step.block import UNKNOWN, Block, TrainBlock
 from framework.step.gradients import Loss, counted, gradients_of, total

@@ -21,10 +21,10 @@ from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
 from framework.compile import Compiled, programs
-from framework.config import UserError
 from framework.data.batches import Batch, Batches
 from framework.data.fields import named_shapes
 from framework.distribute.replicas import Replicas
+from framework.errors import UserError
 from framework.optim import Schedule, global_norm
 from framework.state import TrainState
 from framework.step import coverage

@@ -12,7 +12,7 @@ from typing import Any
 import tf_keras as keras
 
 from framework import paths
-from framework.config import UserError
+from framework.errors import UserError
 from framework.trace.graphs import called
 
 _MOST = 16  # entries of a list or dict that is looked into

@@ -20,7 +20,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths
-from framework.config import UserError
+from framework.errors import UserError
 from framework.state import TrainState
 from framework.trace.graphs import called, place
 

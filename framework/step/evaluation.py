@@ -17,10 +17,10 @@ from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
 from framework.compile import Compiled
-from framework.config import UserError
 from framework.data.batches import Batch, Batches, epoch_steps
 from framework.data.fields import named_shapes
 from framework.distribute.replicas import Replicas
+from framework.errors import UserError
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.step.blame import first_problem

@@ -13,8 +13,8 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths
-from framework.config import UserError
 from framework.data.batches import Batches, epoch_steps
+from framework.errors import UserError
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.gradients import Loss, forward

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from framework import rng
 from framework.compile import is_in_xla
-from framework.config import UserError
 from framework.distribute.replicas import Replicas
+from framework.errors import UserError
 from framework.losses import BatchDependent, Term
 from framework.metrics import Metric
 from framework.step.normalizers import Pass, term_normalizers

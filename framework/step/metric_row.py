@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.metrics import Metric
 from framework.step.gradients import Terms
 from framework.step.penalties import PENALTY, is_penalty

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.losses import Term
 from framework.trace.graphs import ancestors, imported
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths
-from framework.config import UserError
+from framework.errors import UserError
 from framework.losses import Term
 from framework.step.normalizers import ancestors
 

@@ -13,9 +13,9 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
-from framework.config import UserError, near
 from framework.data.batches import Batches, epoch_steps
 from framework.data.fields import check_batch
+from framework.errors import UserError, near
 from framework.experiment.returns import shown
 from framework.losses import Term
 from framework.metrics import Metric

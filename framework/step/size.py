@@ -3,9 +3,9 @@
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework.config import UserError
 from framework.data.batches import Batches
 from framework.distribute import devices
+from framework.errors import UserError
 from framework.step.probe import Probe
 
 _PLACE_BYTES = 16  # source (int32), index (int64) and weight (float32) of a place of a batch

@@ -22,8 +22,8 @@ from ml_collections import FrozenConfigDict
 
 from framework import paths, precision, rng
 from framework.compile import jit
-from framework.config import UserError, near
 from framework.distribute.replicas import Replicas
+from framework.errors import UserError, near
 from framework.metrics import Metric
 from framework.state import TrainState
 from framework.step.gradients import Gradients, Loss, Terms, counted, examples_of, gradients_of, total

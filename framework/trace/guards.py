@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from framework.compile import is_in_xla
-from framework.config import UserError
+from framework.errors import UserError
 from framework.trace.graphs import ancestors, called, imported
 from framework.trace.indices import BOUNDS, CLAIM, below
 

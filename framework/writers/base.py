@@ -29,7 +29,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from framework.config import RunError
+from framework.errors import RunError
 from framework.files import CorruptError, lines_and_rows, write_bytes
 
 _BEHIND = 8  # calls that may wait for their writer

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import config
-from framework.config import UserError, base_config, defaults, finalize, flatten, resolve, to_steps
+from framework.config import UserError, base_config, check, defaults, finalize, flatten, resolve, to_steps
 from framework.config.overrides import override
 
 BASE = flatten(base_config())
@@ -62,7 +62,7 @@ def test_every_key_has_a_rule():
 
 def test_defaults_are_legal_by_their_own_rule():
     assert all(BASE[key] in choices for key, choices in defaults.CHOICES.items())
-    assert all(BASE[key] == "" or config._DURATION.fullmatch(BASE[key]) for key in defaults.DURATIONS)
+    assert all(BASE[key] == "" or check._DURATION.fullmatch(BASE[key]) for key in defaults.DURATIONS)
     for decider, wanted in defaults.ONLY_WITH.values():
         assert set(wanted) < set(defaults.CHOICES[decider])
 

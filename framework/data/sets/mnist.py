@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from framework.config import UserError, near
 from framework.data.sources import Source
+from framework.errors import UserError, near
 
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
