@@ -11,7 +11,7 @@ from framework.run import build, loop
 from framework.run.interval import Interval
 from framework.run.replay import replay_step
 from framework.step.block import Block
-from framework.step.metric_row import Layout
+from framework.step.metric_row import MetricRow
 from tests import small
 
 
@@ -30,7 +30,7 @@ class Peak:
         return float(state[0] + 100 * state[1])
 
 
-LAYOUT = Layout(
+LAYOUT = MetricRow(
     ("loss", "learning_rate", "gradient_norm", "skipped"),
     ("ce", "l2"),
     {"accuracy": metrics.Accuracy(), "peak": Peak()},
@@ -87,7 +87,7 @@ def test_the_same_bits_however_steps_are_grouped_and_across_a_checkpoint(cuts):
 
 
 def test_sums_of_other_terms_are_dropped():
-    other = Layout(LAYOUT.scalars, ("ce",), LAYOUT.metrics)
+    other = MetricRow(LAYOUT.scalars, ("ce",), LAYOUT.metrics)
     interval = Interval(other, taken(made(5)).note())
     assert interval.note()["interval"] == Interval(other, {}).note()["interval"]
 

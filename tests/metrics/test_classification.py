@@ -1,10 +1,10 @@
-"""framework/metrics.py against NumPy, and that parts merge to the whole."""
+"""framework/metrics against NumPy, and that parts merge to the whole."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.metrics import Accuracy, Mean
 
 MODES = {

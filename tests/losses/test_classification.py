@@ -1,13 +1,13 @@
-"""framework/losses.py against NumPy in float64."""
+"""framework/losses against NumPy in float64."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework import losses, testing
-from framework.config import UserError
-from framework.losses import Term, sparse_cross_entropy
+from framework import testing
+from framework.errors import UserError
+from framework.losses import Term, classification, sparse_cross_entropy
 
 MODES = {
     "eager": lambda fn: fn,
@@ -74,7 +74,7 @@ def test_many_logits_of_a_graph_are_an_xla_program_with_the_same_numbers(monkeyp
         return term.sum, gradient, outer.gradient(along, logits)
 
     plain = tf.function(value_and_gradients, autograph=False)(logits)
-    monkeypatch.setattr(losses, "_LARGE", 6 * 7 * 11)
+    monkeypatch.setattr(classification, "_LARGE", 6 * 7 * 11)
     graph = tf.function(value_and_gradients, autograph=False).get_concrete_function(logits).graph
     compiled = [op for op in graph.get_operations() if "Call" in op.type and op.get_attr("_XlaMustCompile")]
     assert len(compiled) >= 2
@@ -210,7 +210,7 @@ def test_a_term_is_a_pair():
 @pytest.mark.parametrize("large", [False, True], ids=["", "in XLA programs"])
 def test_logits_without_weight_may_be_nan(mode, bad, large, monkeypatch):
     """0 times NaN is NaN: sum and gradients, of the rows with a weight too, would be lost."""
-    monkeypatch.setattr(losses, "_LARGE", 1 if large else 2**20)
+    monkeypatch.setattr(classification, "_LARGE", 1 if large else 2**20)
     logits, labels, weight = example(dtype=np.float64)
     weight[:5] = [0.0, 0.5, 1.5, 0.0, 0.25]
     spoiled = np.where(weight[:, np.newaxis] == 0, bad, logits)
