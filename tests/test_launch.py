@@ -19,6 +19,7 @@ from framework import config
 from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load, user_code
+from framework.experiment.returns import OPTIONAL, REQUIRED
 from framework.run import build
 
 ROOT = Path(launch.__file__).parent
@@ -247,9 +248,8 @@ def test_flags(refused, arguments, expected):
 def test_a_function_is_missing(refused):
     Path("x.py").write_text(EXPERIMENT.replace("make_loss", "make_lose"))
     assert refused("--config=x.py") == (
-        "x.py does not define make_loss(cfg). Did you mean 'make_lose'? An experiment defines get_config, make_data,"
-        " make_model, make_loss, make_schedule and may define check_config, make_metrics, make_optimizer,"
-        " make_state, make_step, make_exports."
+        "x.py does not define make_loss(cfg). Did you mean 'make_lose'? An experiment defines"
+        f" {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."
     )
     assert not Path("x.executed").exists()
 

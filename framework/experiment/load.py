@@ -24,23 +24,7 @@ from framework.config import flatten
 from framework.config.defaults import base_config
 from framework.errors import UserError, closest, near
 from framework.experiment.own_modules import OwnModules
-
-REQUIRED = {
-    "get_config": ("arg",),
-    "make_data": ("cfg", "split"),
-    "make_model": ("cfg",),
-    "make_loss": ("cfg",),
-    "make_schedule": ("cfg", "total_steps"),
-}
-OPTIONAL = {
-    "check_config": ("cfg",),
-    "make_metrics": ("cfg",),
-    "make_optimizer": ("cfg", "learning_rate"),
-    "make_state": ("cfg", "model"),
-    "make_step": ("cfg", "tools"),
-    "make_exports": ("cfg",),
-}
-_SIGNATURES = {**REQUIRED, **OPTIONAL}
+from framework.experiment.returns import FUNCTIONS, OPTIONAL, REQUIRED
 
 _MOST_BYTES = 5_000_000  # of an experiment file
 CODE = "code"  # folder of a run folder with the copies of modules
@@ -53,7 +37,7 @@ class Experiment:
     Attributes:
       path: the file.
       preset: what stood after the colon, handed to `get_config`; '' if nothing did.
-      functions: those of REQUIRED and OPTIONAL that it has.
+      functions: those of `returns.FUNCTIONS` that the file defines.
       modules: what it imports from beside it.
     """
 
@@ -122,7 +106,7 @@ def load(name: str) -> Experiment:
     modules = _modules_of(path)
     module = modules.load(f"experiment_{path.stem}", path)
     _refuse_tensors(module, path)
-    functions = {name: getattr(module, name) for name in _SIGNATURES if hasattr(module, name)}
+    functions = {name: getattr(module, name) for name in FUNCTIONS if hasattr(module, name)}
     for function_name, function in functions.items():
         _check_callable(path, function_name, function)
     return Experiment(path, preset, functions, modules)
@@ -166,22 +150,22 @@ def check(name: str) -> tuple[Path, str]:
     defined = _defined(tree)
     for wanted in REQUIRED:
         if wanted not in defined:
-            hint = near(wanted, defined - _SIGNATURES.keys())
+            hint = near(wanted, defined - FUNCTIONS.keys())
             if any(isinstance(node, ast.AsyncFunctionDef | ast.ClassDef) and node.name == wanted for node in tree.body):
                 hint = f" Write it as a plain `def {wanted}`."
             raise UserError(
-                f"{file} does not define {wanted}({', '.join(REQUIRED[wanted])}).{hint}"
+                f"{file} does not define {wanted}({', '.join(FUNCTIONS[wanted].arguments)}).{hint}"
                 f" An experiment defines {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."
             )
-    for unknown in sorted(defined - _SIGNATURES.keys()):
-        if unknown.startswith(("make_", "get_")) or closest(unknown, _SIGNATURES, cutoff=0.9):
+    for unknown in sorted(defined - FUNCTIONS.keys()):
+        if unknown.startswith(("make_", "get_")) or closest(unknown, FUNCTIONS, cutoff=0.9):
             raise UserError(
-                f"{file} defines {unknown}, which the framework never calls.{near(unknown, _SIGNATURES)}"
-                f" Known: {', '.join(_SIGNATURES)}. Start a helper of your own with an underscore."
+                f"{file} defines {unknown}, which the framework never calls.{near(unknown, FUNCTIONS)}"
+                f" Known: {', '.join(FUNCTIONS)}. Start a helper of your own with an underscore."
             )
     for node in tree.body:
         # What a decorator makes of the arguments shows when the file is executed.
-        if isinstance(node, ast.FunctionDef) and node.name in _SIGNATURES and not node.decorator_list:
+        if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS and not node.decorator_list:
             _check_arguments(path, node)
     return path, preset
 
@@ -227,14 +211,14 @@ def _defined(tree: ast.Module) -> set[str]:
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names} & _SIGNATURES.keys()
+            names |= {alias.asname or alias.name for alias in node.names} & FUNCTIONS.keys()
         elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)} & _SIGNATURES.keys()
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)} & FUNCTIONS.keys()
     return names
 
 
 def _check_arguments(path: Path, node: ast.FunctionDef) -> None:
-    wanted, arguments = _SIGNATURES[node.name], node.args
+    wanted, arguments = FUNCTIONS[node.name].arguments, node.args
     most = len(arguments.posonlyargs) + len(arguments.args)
     least = most - len(arguments.defaults)
     keywords = [
@@ -257,14 +241,15 @@ def _check_callable(path: Path, name: str, function: Any) -> None:
     except ValueError:  # some functions written in C do not tell
         return
     try:
-        signature.bind(*_SIGNATURES[name])
+        signature.bind(*FUNCTIONS[name].arguments)
     except TypeError as error:
         raise UserError(_wrong_arguments(path, name, ", ".join(signature.parameters), None)) from error
 
 
 def _wrong_arguments(path: Path, name: str, shown: str, line: int | None) -> str:
     where = f"{path}:{line}" if line else f"{path}"
-    return f"{where}: {name}({shown}) is called as {name}({', '.join(_SIGNATURES[name])}). Give it those arguments."
+    called = f"{name}({', '.join(FUNCTIONS[name].arguments)})"
+    return f"{where}: {name}({shown}) is called as {called}. Give it those arguments."
 
 
 def _refuse_tensors(module: ModuleType, path: Path) -> None:

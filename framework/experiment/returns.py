@@ -1,29 +1,49 @@
-"""What the functions of an experiment returned, looked at before anything is made of it.
+"""The functions of an experiment: their arguments, which of them are required, and checks of the values they return.
 
-make = checked(loaded.functions)
-make["make_data"](cfg, "train")           # batches, or UserError: make_data returned None. …
+    FUNCTIONS["make_model"].arguments         # ("cfg",)
+    make = checked(loaded.functions)
+    make["make_data"](cfg, "train")           # batches, or UserError: make_data returned None. It must return …
+
+`FUNCTIONS`, at the end, is the one table of these functions. `load` reads it before TensorFlow is loaded, so nothing
+here imports TensorFlow until a returned value is checked.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
-import tf_keras as keras
-
-from framework import paths
 from framework.errors import UserError
 from framework.experiment.user_code import KERAS_3, calling
 
 
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """One function that an experiment defines.
+
+    Attributes:
+      arguments: names of the arguments that the framework passes, in order.
+      doc: noun phrase for the returned value; errors say "It must return …" with it.
+      check: called with a returned value and that sentence; returns what is wrong with the value, '' if nothing is.
+      required: whether every experiment must define the function.
+    """
+
+    arguments: tuple[str, ...]
+    doc: str
+    check: Callable[[Any, str], str] = lambda returned, wanted: ""
+    required: bool = False
+
+
 def checked(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The same functions, which raise UserError where they return something that nobody can use."""
+    """Returns the same functions, each raising UserError if it returns a value that a run cannot use."""
     return {name: _checked(name, function) for name, function in functions.items()}
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises UserError if what make_optimizer returned is no optimizer of tf_keras that a step can apply."""
+    """Raises UserError unless make_optimizer returned an optimizer of tf_keras that a step can apply."""
+    import tf_keras as keras
+
     kind = type(optimizer).__name__
     if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
         raise UserError(
@@ -38,15 +58,13 @@ def check_optimizer(optimizer: Any) -> None:
             f" --config.loss_scale.initial={float(optimizer.initial_scale or 2**15):g}."
         )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise UserError(
-            f"make_optimizer returned {shown(optimizer)}."
-            f" {KERAS_3 if is_keras_3(optimizer) else 'It must return e.g. keras.optimizers.RMSprop(learning_rate).'}"
-        )
+        wanted = f"It must return {FUNCTIONS['make_optimizer'].doc}."
+        raise UserError(f"make_optimizer returned {shown(optimizer)}. {KERAS_3 if is_keras_3(optimizer) else wanted}")
 
 
 def check_split(batches: Any, split: str) -> None:
-    """Raises UserError if the batches of a split were made for training and are evaluated, or the other way round."""
-    training = getattr(batches, "training", None)  # batches that make_batches did not make are taken as they are
+    """Raises UserError if a split is evaluated on batches made for training, or trained on batches made otherwise."""
+    training = getattr(batches, "training", None)  # batches that make_batches did not make have no such attribute
     if training in (None, split == "train"):
         return
     how = "shuffled, endless and of data.batch_size" if training else "in file order, padded and of eval.batch_size"
@@ -57,7 +75,7 @@ def check_split(batches: Any, split: str) -> None:
 
 
 def shown(returned: Any) -> str:
-    """'None', '0.001', 'loss(model, batch)' or 'a value of type list': short, whatever it is."""
+    """Returns a short description of any value: 'None', '0.001', 'loss(model, batch)', 'a value of type list'."""
     if inspect.isfunction(returned):
         kind = "async " if inspect.iscoroutinefunction(returned) else ""
         return f"{kind}{returned.__name__}{inspect.signature(returned)}"
@@ -66,95 +84,119 @@ def shown(returned: Any) -> str:
 
 
 def is_keras_3(value: Any) -> bool:
-    """Whether it is of a class of the package `keras`, or of one derived from such a class."""
+    """Returns whether the class of `value`, or a class it derives from, is of the package `keras`."""
     return any(kind.__module__.partition(".")[0] == "keras" for kind in type(value).__mro__)
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    find = _WANTED.get(name, lambda found: "")
+    entry = FUNCTIONS[name]
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         with calling(name):
-            found = function(*args)
-        if wanted := find(found):
-            raise UserError(f"{name} returned {shown(found)}. {wanted}")
-        return found
+            returned = function(*args)
+        if problem := entry.check(returned, f"It must return {entry.doc}."):
+            raise UserError(f"{name} returned {shown(returned)}. {problem}")
+        return returned
 
     return call
 
 
-def _data(found: Any) -> str:
-    if all(hasattr(found, name) for name in ("batch_size", "steps_per_epoch", "at", "plan", "take")):
-        return ""
-    return "It must return batches: make_batches(source, cfg, training=split == 'train')."
+def _data(returned: Any, wanted: str) -> str:
+    has_all = all(hasattr(returned, name) for name in ("batch_size", "steps_per_epoch", "at", "plan", "take"))
+    return "" if has_all else wanted
 
 
-def _model(found: Any) -> str:
-    for model in paths.models(found).values():
+def _model(returned: Any, wanted: str) -> str:
+    import tensorflow as tf
+
+    from framework import paths
+
+    for model in paths.models(returned).values():
         if is_keras_3(model):
             return KERAS_3
         if not isinstance(model, tf.Module):
-            return "It must return a model of tf_keras or another tf.Module, or {name: model}."
-    for path, part in paths.objects(found).items():
-        if is_keras_3(part):
-            return f"'{path}' in it is a Keras 3 {type(part).__name__}. {KERAS_3}"
+            return wanted
+    for path, layer in paths.objects(returned).items():
+        if is_keras_3(layer):
+            return f"'{path}' in it is a Keras 3 {type(layer).__name__}. {KERAS_3}"
     return ""
 
 
-def _loss(found: Any) -> str:
-    return "" if _takes(found, 3) else "It must return the function loss(model, batch, training)."
+def _loss(returned: Any, wanted: str) -> str:
+    return "" if _takes(returned, 3) else wanted
 
 
-def _schedule(found: Any) -> str:
-    each = found.values() if isinstance(found, Mapping) else [found]
-    if all(_takes(schedule, 1) for schedule in each):
-        return ""
-    return "It must return a function of the update: lambda update: 1e-3, or optim.make_schedule(cfg, total_steps)."
+def _schedule(returned: Any, wanted: str) -> str:
+    schedules = returned.values() if isinstance(returned, Mapping) else [returned]
+    return "" if all(_takes(schedule, 1) for schedule in schedules) else wanted
 
 
 def _takes(function: Any, arguments: int) -> bool:
-    """Whether it is a plain function, or another callable, that can be called with so many arguments."""
+    """Returns whether `function` can be called with this many arguments and its result need not be awaited."""
     if not callable(function) or inspect.iscoroutinefunction(function):
         return False
     try:
         inspect.signature(function).bind(*range(arguments))
     except TypeError:
         return False
-    except ValueError:  # some functions written in C do not tell
+    except ValueError:  # some functions written in C have no signature
         return True
     return True
 
 
-def _metrics(found: Any) -> str:
-    wanted = "It must return {name: metric}, e.g. {'accuracy': metrics.Accuracy()}."
-    if not isinstance(found, Mapping):
+def _metrics(returned: Any, wanted: str) -> str:
+    if not isinstance(returned, Mapping):
         return wanted
-    for name, metric in found.items():
-        if not all(hasattr(metric, part) for part in ("mode", "empty", "update", "merge", "result")):
+    for name, metric in returned.items():
+        if not all(hasattr(metric, attribute) for attribute in ("mode", "empty", "update", "merge", "result")):
             return f"'{name}' is {shown(metric)}, not a metric of framework.metrics. {wanted}"
     return ""
 
 
-def _state(found: Any) -> str:
-    return "" if isinstance(found, tf.Module) else "It must return a tf.Module, whose variables are saved."
+def _state(returned: Any, wanted: str) -> str:
+    import tensorflow as tf
+
+    return "" if isinstance(returned, tf.Module) else wanted
 
 
-def _exports(found: Any) -> str:
-    return "" if isinstance(found, Sequence) and not isinstance(found, str) else "It must return a list of exports."
+def _step(returned: Any, wanted: str) -> str:
+    return "" if _takes(returned, 2) else wanted
 
 
-def _step(found: Any) -> str:
-    return "" if _takes(found, 2) else "It must return the function step(state, batch)."
+def _list(returned: Any, wanted: str) -> str:
+    return "" if isinstance(returned, Sequence) and not isinstance(returned, str) else wanted
 
 
-_WANTED: Mapping[str, Callable[[Any], str]] = {
-    "make_data": _data,
-    "make_model": _model,
-    "make_loss": _loss,
-    "make_schedule": _schedule,
-    "make_metrics": _metrics,
-    "make_state": _state,
-    "make_exports": _exports,
-    "make_step": _step,
+def _by_name(returned: Any, wanted: str) -> str:
+    is_by_name = isinstance(returned, Mapping) and all(isinstance(name, str) for name in returned)
+    return "" if is_by_name else wanted
+
+
+FUNCTIONS: Mapping[str, Function] = {
+    "get_config": Function(("arg",), "base_config() with the values of the experiment", required=True),
+    "make_data": Function(
+        ("cfg", "split"), "batches: make_batches(source, cfg, training=split == 'train')", _data, required=True
+    ),
+    "make_model": Function(
+        ("cfg",), "a model of tf_keras or another tf.Module, or {name: model}", _model, required=True
+    ),
+    "make_loss": Function(("cfg",), "the function loss(model, batch, training)", _loss, required=True),
+    "make_schedule": Function(
+        ("cfg", "total_steps"),
+        "a function of the update: lambda update: 1e-3, or optim.make_schedule(cfg, total_steps)",
+        _schedule,
+        required=True,
+    ),
+    "check_config": Function(("cfg",), "nothing, and raise UserError for values that do not go together"),
+    "make_metrics": Function(("cfg",), "{name: metric}, e.g. {'accuracy': metrics.Accuracy()}", _metrics),
+    "make_optimizer": Function(("cfg", "learning_rate"), "e.g. keras.optimizers.RMSprop(learning_rate)"),
+    "make_state": Function(("cfg", "model"), "a tf.Module, whose variables are saved", _state),
+    "make_step": Function(("cfg", "tools"), "the function step(state, batch)", _step),
+    "make_exports": Function(("cfg",), "a list of exports", _list),
+    "make_hooks": Function(("cfg", "run"), "a list of hooks", _list),
+    "make_writers": Function(("cfg",), "a list of writers", _list),
+    "make_evaluators": Function(("cfg",), "{name: evaluator}", _by_name),
 }
+REQUIRED = tuple(name for name, function in FUNCTIONS.items() if function.required)
+OPTIONAL = tuple(name for name, function in FUNCTIONS.items() if not function.required)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from framework.config import UserError
 from framework.experiment import load
+from framework.experiment.returns import FUNCTIONS, OPTIONAL, REQUIRED
 
 GOOD = """
 from pathlib import Path
@@ -34,14 +35,8 @@ def make_loss(cfg): ...
 
 def make_schedule(cfg, total_steps): ...
 """
-KNOWN = (
-    "get_config, make_data, make_model, make_loss, make_schedule,"
-    " check_config, make_metrics, make_optimizer, make_state, make_step, make_exports"
-)
-MAY = (
-    "An experiment defines get_config, make_data, make_model, make_loss, make_schedule"
-    " and may define check_config, make_metrics, make_optimizer, make_state, make_step, make_exports."
-)
+KNOWN = ", ".join(FUNCTIONS)
+MAY = f"An experiment defines {', '.join(REQUIRED)} and may define {', '.join(OPTIONAL)}."
 TYPE = "Type e.g. --config=experiments/mnist_mlp.py."
 
 
@@ -70,7 +65,7 @@ def message(name):
 def test_load():
     loaded = load.load(write(GOOD) + ":small")
     assert (loaded.path, loaded.preset) == (Path("x.py"), "small")
-    assert list(loaded.functions) == list(load.REQUIRED)
+    assert list(loaded.functions) == list(REQUIRED)
     assert loaded.get_config().preset == "small"
     assert Path("x.executed").exists()
 
@@ -88,7 +83,7 @@ def test_optional_functions():
         + "def make_metrics(cfg): return 'm'\ndef check_config(cfg): ...\ndef _make_mine(): ...\ndef helper(): ...\n"
     )
     loaded = load.load(write(source))
-    assert list(loaded.functions) == [*load.REQUIRED, "check_config", "make_metrics"]
+    assert list(loaded.functions) == [*REQUIRED, "check_config", "make_metrics"]
     assert loaded.functions["make_metrics"](None) == "m"
 
 
@@ -180,7 +175,7 @@ MISSING = {
 
 
 def test_required_functions_are_all_listed_here():
-    assert {f"{name}({', '.join(arguments)})" for name, arguments in load.REQUIRED.items()} == set(MISSING.values())
+    assert {f"{name}({', '.join(FUNCTIONS[name].arguments)})" for name in REQUIRED} == set(MISSING.values())
 
 
 @pytest.mark.parametrize("name", MISSING)

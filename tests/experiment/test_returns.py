@@ -6,6 +6,7 @@ import pytest
 
 import launch
 from framework.config import UserError
+from framework.experiment.returns import FUNCTIONS, checked
 from framework.run import build
 
 EXPERIMENT = """
@@ -181,6 +182,29 @@ CASES = {
         " value.",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "returned", "expected"),
+    [
+        ("make_hooks", "hook", "make_hooks returned 'hook'. It must return a list of hooks."),
+        ("make_writers", None, "make_writers returned None. It must return a list of writers."),
+        ("make_evaluators", [1], "make_evaluators returned a value of type list. It must return {name: evaluator}."),
+        ("make_evaluators", {1: 2}, "make_evaluators returned a value of type dict. It must return {name: evaluator}."),
+    ],
+)
+def test_a_function_that_returns_a_value_of_another_kind(name, returned, expected):
+    arguments = FUNCTIONS[name].arguments
+    with pytest.raises(UserError) as error:
+        checked({name: lambda *given: returned})[name](*arguments)
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "returned"), [("make_hooks", []), ("make_writers", (1,)), ("make_evaluators", {"worst": 1})]
+)
+def test_a_function_that_returns_a_value_of_its_kind(name, returned):
+    assert checked({name: lambda *given: returned})[name](*FUNCTIONS[name].arguments) is returned
 
 
 OWN = """
