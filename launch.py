@@ -27,6 +27,7 @@ from framework.cli import flags as command
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.experiment import load, user_code
+from framework.run.arguments import LOOK_BACK
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -64,7 +65,7 @@ def _launch(argv: Sequence[str]) -> int:
         _import_run()
         if importlib.import_module("framework.cli.server").main(values, overrides):
             return 0
-    looks_back = values.mode in command.LOOK_BACK
+    looks_back = values.mode in LOOK_BACK
     purpose = values.mode if looks_back else ""
     built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose)
     mode = importlib.import_module(f"framework.modes.{values.mode}")

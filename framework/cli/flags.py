@@ -9,16 +9,17 @@ Nothing here imports TensorFlow.
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from framework import folder
-from framework.config import base_config, flatten, typed
+from framework.config import base_config, flatten
 from framework.errors import UserError, near
 from framework.experiment.user_code import check_text
+from framework.run.arguments import LOOK_BACK
 
 # Modes, each with the flags that not every mode takes.
 MODES: dict[str, tuple[str, ...]] = {
@@ -28,21 +29,6 @@ MODES: dict[str, tuple[str, ...]] = {
     "check": (),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
-}
-_DATA = ("name", "dir", "placement", "resident_limit_mb", "parallel_calls", "prefetch_batches")
-_EVALUATION = (
-    *(f"data.{name}" for name in (*_DATA, "retries", "retry_seconds")),
-    *("eval.splits", "eval.batch_size", "train.compile", "train.precision", "train.block_steps", "runtime"),
-)
-# Modes that look at a trained run, whose config they take; each with the keys of the framework, or whole sections, that
-# may be typed on top. An experiment's own keys always may.
-LOOK_BACK = {
-    "evaluate": _EVALUATION,
-    "export": (*_EVALUATION, "export"),
-    "replay": (
-        *("seed", "resume_from", "init_from", "init_map", "init_weights", "data", "model", "train"),
-        *("loss_scale", "clip", "optimizer", "ema", "schedule", "runtime"),
-    ),
 }
 CHECKPOINTS = ("last", "best")
 FLAGS = (
@@ -85,52 +71,10 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     return values, overrides + [f"--config.{key}={value}" for key, value in short.items() if value is not None]
 
 
-def check_build(name: Any, overrides: Any, workdir: Any) -> tuple[str, Mapping[str, Any] | tuple[str, ...]]:
-    """Checks the arguments of `framework.build`, which come from Python; returns experiment and overrides.
-
-    Raises:
-      UserError: they are of another kind.
-    """
-    if not isinstance(name, str | os.PathLike):
-        kind = type(name).__name__
-        raise UserError(
-            f"build takes the experiment file, e.g. 'experiments/mnist_mlp.py', not a value of type {kind}."
-        )
-    if workdir is not None and not isinstance(workdir, str | os.PathLike):
-        raise UserError(f"workdir is a folder, e.g. 'runs/first', not a value of type {type(workdir).__name__}.")
-    is_list = isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes)
-    given = overrides if isinstance(overrides, Mapping) or not is_list else tuple(overrides)
-    if not is_list or not all(isinstance(override, str) for override in given):
-        raise UserError(
-            f"overrides={given!r} is neither {{'train.compile': 'graph'}} nor ['--config.train.compile=graph']."
-        )
-    for what, text in {"the experiment's name": os.fsdecode(name), "workdir": os.fsdecode(workdir or "")}.items():
-        check_text(what, text)
-    return os.fsdecode(name), given
-
-
 def own_flags(values: flags.FlagValues) -> dict[str, Any]:
     """{name: value} of what was typed of the flags that not every mode takes; a step is a number."""
     typed = {name: values[name].value for name in MODES[values.mode] if values[name].present}
     return {name: int(value) if name == "checkpoint" and value.isdecimal() else value for name, value in typed.items()}
-
-
-def refuse_unread(mode: str, own: Mapping[str, Any], final: Mapping[str, Any]) -> None:
-    """Raises UserError if a value was typed that a look at a trained run does not read.
-
-    Args:
-      mode: one of LOOK_BACK.
-      own: the run's config, flat; final: the same with what was typed on top.
-    """
-    base = flatten(base_config())
-    for key, value in final.items():
-        if value == own[key] or key not in base or {key, key.partition(".")[0]} & set(LOOK_BACK[mode]):
-            continue
-        hint = f"Type --checkpoint={value}, or leave it out." if key == "export.checkpoint" else "Leave it out."
-        raise UserError(
-            f"--config.{key}={typed(value)} has no effect with --mode={mode}, which takes the {key} of the run"
-            f" ({typed(own[key])}). {hint}"
-        )
 
 
 def help_text(introduction: str) -> str:

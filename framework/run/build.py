@@ -27,7 +27,6 @@ from framework import config, folder, optim, paths, precision, state
 from framework.checkpoint import warm_start
 from framework.checkpoint.checkpoints import Checkpoints, find
 from framework.checkpoint.start import begin, goals
-from framework.cli import flags
 from framework.config.overrides import override, restored
 from framework.data.batches import Batches
 from framework.distribute import devices
@@ -43,6 +42,7 @@ from framework.layers import rematerialise
 from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.run import code_copies, stored_config
+from framework.run.arguments import check_build, refuse_unread
 from framework.state import TrainState
 from framework.step import asynchronous, coverage, tune
 from framework.step.asynchronous import AsynchronousBlock
@@ -304,14 +304,14 @@ def build(
       from_workdir: to look at a trained run: the config is that of the run folder, overrides go on top of it, and its
         newest checkpoint is restored. Nothing is written there.
       restore: False leaves the state of a trained run's folder untrained.
-      mode: what a trained run is looked at for, one of `command.LOOK_BACK`; overrides that it ignores are refused.
+      mode: what a trained run is looked at for, one of `LOOK_BACK`; overrides that it ignores are refused.
 
     Raises:
       UserError: bad input, found before a device is initialised: also a workdir that holds a run of another config or
         experiment (the differing keys are listed). Later: data that cannot be had.
     """
     started = time.monotonic()
-    file, typed = flags.check_build(name, overrides, workdir)
+    file, typed = check_build(name, overrides, workdir)
     with user_code.explained(Path(workdir) if workdir and not from_workdir else None):
         loaded, final, workdir = resolve_request(file, typed, workdir, from_workdir, mode)
         run = build_run(loaded, final, workdir, started)
@@ -350,7 +350,7 @@ def resolve_request(
             start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides), loaded.own, is_trained=not mode)
     if mode:
-        flags.refuse_unread(mode, config.flatten(start), config.flatten(final))
+        refuse_unread(mode, config.flatten(start), config.flatten(final))
     _refuse_ignored(loaded, start, final)
     if "check_config" in loaded.functions:
         loaded.functions["check_config"](final)
