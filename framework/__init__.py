@@ -23,8 +23,8 @@ _PUBLIC = {
     "UserError": "framework.errors",
     "base_config": "framework.config",
     "build": "framework.run.build",
-    "evaluate": "framework.run.loop",
-    "export_run": "framework.run.loop",
+    "evaluate": "framework.run.evaluation",
+    "export_run": "framework.run.exporting",
     "replay_step": "framework.run.replay",
     "train": "framework.run.loop",
 }

@@ -28,7 +28,7 @@ from framework.data.sources import Source
 from framework.export.base import Signature
 from framework.modes import train
 from framework.optim import make_schedule as schedule_of
-from framework.run import loop
+from framework.run import evaluation
 from framework.run.replay import replay_step
 from framework.writers import tensorboard
 
@@ -172,7 +172,7 @@ class Bench:
         found |= {name: result[name] for name in ("status", "step", "updates")}
         found["artefact"] = (workdir / "exports/numbers/numbers.json").read_text()
         found["report"] = [(of["hook"], of["step"], of["passed"]) for of in json.loads(reported(workdir))]
-        found["evaluated"] = loop.evaluate(self.run)
+        found["evaluated"] = evaluation.evaluate(self.run)
         self.run.restore("best")
         found["best"] = digest(self.run.state)
         shown = replay_step(self.run, STEPS)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework.run import loop
+from framework.run import evaluation
 from tests import small
 
 
@@ -33,7 +33,7 @@ def in_bins(scale):
 def begun(make, folder, **settings):
     """A run that has looked at its model before it is told where to start from."""
     built = small.build(folder, functions=make, **{"train.duration": "4 steps", **settings})
-    before = loop.evaluate(built)
+    before = evaluation.evaluate(built)
     built.open()
     built.write_header([])
     return built, before
@@ -45,13 +45,13 @@ def test_a_model_that_starts_from_another_computes_as_it_did(tmp_path, make):
     first.train_block(3)
     first.checkpoints.save(first.state, {}, first.facts())
     first.checkpoints.close()
-    trained = loop.evaluate(first)
+    trained = evaluation.evaluate(first)
     assert trained != untrained
 
     resumed, _ = begun(make(1.0), tmp_path / "first")
-    assert int(resumed.state.step) == 3 and loop.evaluate(resumed) == trained
+    assert int(resumed.state.step) == 3 and evaluation.evaluate(resumed) == trained
     second, own = begun(make(2.0), tmp_path / "second", init_from=str(tmp_path / "first"))
-    assert int(second.state.step) == 0 and loop.evaluate(second) == trained != own
+    assert int(second.state.step) == 0 and evaluation.evaluate(second) == trained != own
     x = tf.ones([2, 6])
     np.testing.assert_array_equal(second.model(x), first.model(x))
 

@@ -292,13 +292,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real run that was exported twice."""
     from framework.modes import train
     from framework.run import build as runs
-    from framework.run import loop
+    from framework.run import exporting
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     settings = {"log.every": "20 steps", "train.compile": "auto"}
     built = runs.build(str(ROOT / "tests" / "tiny.py"), settings, folder)
     assert train.main(built, []) == 0
-    loop.export_run(built)
+    exporting.export_run(built)
     return folder
 
 

@@ -8,7 +8,7 @@ import tf_keras as keras
 from framework import losses, metrics
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.run import loop
+from framework.run import evaluation, loop
 from framework.run.replay import replay_step
 from tests import small
 
@@ -99,7 +99,7 @@ def test_each_example_counts_by_its_weight(case):
     block = run.train_block(STEPS)
     np.testing.assert_allclose([block.row(i)["loss"] for i in range(STEPS)], seen, rtol=1e-5)
     np.testing.assert_allclose(run.model.get_weights()[0][:, 0], kernel, rtol=1e-5)
-    assert loop.evaluate(run) == pytest.approx({f"test/{name}": value for name, value in means.items()}, rel=1e-5)
+    assert evaluation.evaluate(run) == pytest.approx({f"test/{name}": value for name, value in means.items()}, rel=1e-5)
 
 
 def test_a_resumed_run_and_a_replayed_step_have_the_same_weights(tmp_path):

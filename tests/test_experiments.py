@@ -8,7 +8,7 @@ import pytest
 
 from framework import config, paths
 from framework.experiment import load
-from framework.run import build, loop
+from framework.run import build, evaluation, exporting, loop
 
 FILES = sorted(Path("experiments").glob("*.py"))
 
@@ -51,7 +51,7 @@ def test_two_steps_save_restore_export(path, tmp_path):
     assert (result["status"], result["step"], result["updates"]) == ("finished", 2, 2)
     for name, variable in paths.trainable(built.model).items():
         assert (variable.numpy() != before[name]).any(), f"{name} did not move"
-    reports = loop.export_run(built)
+    reports = exporting.export_run(built)
     assert [report.failure for report in reports] == [""] * len(built.exports)
 
     again = build.build(str(path), small, tmp_path / "run")
@@ -59,5 +59,5 @@ def test_two_steps_save_restore_export(path, tmp_path):
     assert {name: variable.numpy().tobytes() for name, variable in paths.variables(again.state).items()} == {
         name: variable.numpy().tobytes() for name, variable in paths.variables(built.state).items()
     }
-    assert loop.evaluate(again) == result["final"]
+    assert evaluation.evaluate(again) == result["final"]
     shutil.rmtree(tmp_path / "run")

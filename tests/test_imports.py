@@ -94,9 +94,11 @@ ROWS = (
     # a run
     ("run.arguments", "run.hooks", "run.interval", "run.stored_config", "run.code_copies"),
     ("run.build",),
-    ("run.longer", "run.lookback"),
+    ("run.longer", "run.lookback", "run.evaluation"),
+    ("run.exporting", "run.preview"),
     ("run.nonfinite",),
     ("run.progress",),
+    ("run.result",),
     ("run.loop",),
     ("run.replay",),
     ("run",),

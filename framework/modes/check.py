@@ -18,7 +18,8 @@ from framework.export.verify import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe
 from framework.run.build import Run
-from framework.run.loop import held_out, untouched
+from framework.run.evaluation import untouched
+from framework.run.exporting import held_out
 from framework.step import tune
 from framework.step.additivity import check_additive
 from framework.step.penalties import shown

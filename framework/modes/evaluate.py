@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from framework.run import lookback
 from framework.run.build import Run
-from framework.run.loop import evaluate
+from framework.run.evaluation import evaluate
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> int:

@@ -6,7 +6,7 @@ from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.run import lookback
 from framework.run.build import Run
-from framework.run.loop import export_run
+from framework.run.exporting import export_run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None) -> int:

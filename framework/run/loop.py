@@ -12,38 +12,30 @@ import contextlib
 import dataclasses
 import enum
 import errno
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
 from absl import logging
-from ml_collections import ConfigDict
 
-from framework import paths, precision
-from framework.compile import jit
-from framework.config import AVERAGED, base_config, base_split, flatten
-from framework.data.batches import epoch_steps
+from framework import paths
 from framework.distribute.devices import Interrupt
-from framework.errors import DataError, RunError, UserError
-from framework.export.base import ExportReport
-from framework.export.verify import export_all
+from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
-from framework.folder import CURVES, EXPORTS, METRICS, RESULT, TUNING, starts
+from framework.folder import CURVES, METRICS, RESULT, TUNING
 from framework.run import longer
 from framework.run.build import Run
+from framework.run.evaluation import evaluate
 from framework.run.hooks import Every, Hook
 from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
 from framework.run.nonfinite import rewind_or_raise
+from framework.run.preview import show_inputs, warn_unless_additive
 from framework.run.progress import Progress
+from framework.run.result import make_result, status, whole_result
 from framework.step import tune
-from framework.step.additivity import check_additive
 from framework.step.block import Block
-from framework.step.gradients import forward
 from framework.step.penalties import shown
 from framework.writers.base import AsyncWriter, Console, Jsonl, MultiWriter
 from framework.writers.tensorboard import TensorBoard
@@ -86,9 +78,9 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     longer.check(run)
     start = int(run.state.step)
     ended = run.workdir / RESULT
-    if _status(run) != "interrupted":
-        result = read_json(ended, _whole_result, None, "it is written anew")
-        if result and (result["status"], result["step"]) == (_status(run), start):  # or of an earlier interruption
+    if status(run) != "interrupted":
+        result = read_json(ended, whole_result, None, "it is written anew")
+        if result and (result["status"], result["step"]) == (status(run), start):  # or of an earlier interruption
             return result
     if run.replicas.is_chief:
         run.write_header(overrides)
@@ -100,7 +92,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     with Interrupt() as interrupt, run.checkpoints:
         while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
             start = int(run.state.step)
-    result = _result(run, progress)
+    result = make_result(run, progress)
     if run.replicas.is_chief:
         write_json(ended, result)
     run.started = None  # a next call counts from its own start
@@ -146,7 +138,7 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             _save(run, writer, progress, interval)
         # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
         everywhere = run.replicas.all_workers
-        while _status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
+        while status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
             length = everywhere(_block_length(run, hooks, step, progress), most=False)
             try:
                 block = progress.timed(run.train_block, length)
@@ -160,8 +152,8 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             interval.add(block)
             if not is_shown:  # not before: nobody waits for pictures, but for the first step
                 is_shown = True
-                _show_inputs(run, writer)
-                _warn_unless_additive(run)
+                show_inputs(run, writer)
+                warn_unless_additive(run)
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
@@ -183,86 +175,6 @@ def _recompiles(run: Run) -> RunError:
         " variable, compiles anew for every i: write tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU,"
         f" needs --config.train.compile=graph, in another folder. Step {int(run.state.step)} is saved."
     )
-
-
-def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:
-    """{'split/metric': value} over every evaluation split, each example once.
-
-    'split@ema/metric' is that of the averaged weights. Nothing that the loss moves stays moved.
-
-    Args:
-      run: as built.
-      checkpoint: 'last', 'best' or the number of a step: the run takes that state of its folder first, and keeps it.
-        None evaluates the live state.
-
-    Raises:
-      UserError: there is no such checkpoint.
-    """
-    if checkpoint is not None:
-        run.restore(checkpoint)
-    results: dict[str, float] = {}
-    for split, block in run.eval_blocks.items():
-        with run.weights("ema" if split.endswith(AVERAGED) else "model"):
-            found = block()
-        if bad := [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]:
-            logging.warning(
-                "evaluating '%s': %s: %s",
-                split,
-                ", ".join(bad),
-                block.problem or "the sums are finite, such as those of no example",
-            )
-        results |= {f"{split}/{name}": value for name, value in found.items()}
-    return results
-
-
-@contextlib.contextmanager
-def untouched(run: Run) -> Iterator[None]:
-    """Puts back what the loss moves where it is not training, such as averages under training=True."""
-    with contextlib.ExitStack() as stack:
-        for block in run.eval_blocks.values():
-            stack.enter_context(block.untouched())
-        yield
-
-
-def export_run(run: Run) -> list[ExportReport]:
-    """Exports the live state through every hook of the experiment and verifies each on held-out examples.
-
-    Raises:
-      UserError: the state is untrained, but the run folder has a checkpoint.
-    """
-    if int(run.state.step) == 0 and run.checkpoints.steps():
-        raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
-    run = run.on_one_device()
-    folder, step = run.workdir / EXPORTS, int(run.state.step)
-    with run.weights(run.resolved.export.weights), untouched(run):
-        return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
-
-
-def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """batch -> the outputs that evaluation gives to metrics."""
-
-    def outputs_of(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        with precision.scope(run.resolved.train.precision):
-            return dict(forward(run.loss, run.model, tensors, training=False)[1])
-
-    is_slow = "eager" in tune.slow_convolutions(run.probe.graph, run.replicas)
-    compiled = jit(outputs_of) if is_slow else outputs_of
-
-    def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # A hook may have layers compute in float32, which is not slow, and which what is compiled would not know of.
-        function = compiled if precision.halved(run.model) else outputs_of
-        found = function({name: tf.constant(array) for name, array in batch.items()})
-        return {name: np.asarray(output) for name, output in found.items()}
-
-    return call
-
-
-def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the first evaluation split until there are `export.examples` examples, in whole batches."""
-    batches = run.eval_data[base_split(run.resolved.eval.splits[0])]
-    wanted = -(-run.resolved.export.examples // batches.batch_size)
-    for step in range(min(wanted, epoch_steps(batches))):
-        yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
 
 
 def _hooks(run: Run, writer: MultiWriter, progress: Progress, interval: Interval, start: int) -> list[Hook]:
@@ -322,13 +234,6 @@ def _save(run: Run, writer: MultiWriter, progress: Progress, interval: Interval)
     run.checkpoints.save(run.state, progress.note() | interval.note() | tuning, run.facts())
 
 
-def _status(run: Run) -> str:
-    settings = run.resolved.early_stopping
-    if settings.metric and int(run.state.early.waited) >= settings.patience:
-        return "stopped early"
-    return "finished" if int(run.state.step) >= run.total_steps else "interrupted"
-
-
 def _modes(run: Run) -> dict[str, str]:
     """Which values of each evaluated metric are better; losses are better when small."""
     modes = {"loss": "min"} | {f"loss/{term}": "min" for term in shown(run.probe.terms)}
@@ -349,77 +254,3 @@ def _writers(run: Run, start: int) -> MultiWriter:
         ],
         run.resolved.checkpoint.on_error,
     )
-
-
-def _show_inputs(run: Run, writer: MultiWriter) -> None:
-    """Once a run: the config, the graph of the forward pass, and real input pictures."""
-    writer.text(0, "config", f"```\n{run.config}\n```")
-    writer.graph(run.probe.graph)
-    for name, tensor in run.data.at(0).items():
-        is_picture = tensor.shape.rank == 3 or (tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4))
-        if run.resolved.log.images and is_picture and min(tensor.shape[1:3]) >= 8:
-            writer.images(0, f"inputs/{name}", tensor[: run.resolved.log.images].numpy())
-
-
-def _warn_unless_additive(run: Run) -> None:
-    """Once a run: says so if a term of the loss is no weighted sum over examples."""
-    if run.replicas.is_local and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
-        with untouched(run):
-            found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-        for sentence in found or ():
-            logging.warning("%s", sentence)
-
-
-def _result(run: Run, progress: Progress) -> dict[str, Any]:
-    compiled = run.train_block.compiled
-    rate = progress.examples_per_second()
-    start = ([{}, *starts(run.workdir)])[-1]  # what trained, whatever became of the checkouts meanwhile
-    return {
-        "status": _status(run),
-        "step": int(run.state.step),
-        "updates": int(run.state.updates),
-        "skipped": int(run.state.skipped),
-        "empty_terms": int(run.state.empty_terms),
-        "epochs": int(run.state.step) / run.data.steps_per_epoch,
-        "train": {name: _or_none(value) for name, value in progress.trained.items()},
-        "train_step": progress.trained_step,
-        "final": {name: _or_none(value) for name, value in progress.evaluations.items()},
-        "final_step": progress.evaluated_step,
-        "best": {name: _or_none(value) for name, value in progress.best.items()},
-        "best_steps": progress.best_steps,
-        "seed": run.config.seed,
-        "hyperparameters": _unlike(run.config, base_config()),
-        "overridden": _unlike(run.config, run.experiment.get_config()),
-        "commit": {"framework": start.get("git"), "experiment": start.get("experiment_git")},
-        "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
-        "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
-        "wall_seconds": progress.wall_seconds(),
-        "time_to_first_step_seconds": progress.time_to_first_step,
-        "examples_per_second": _or_none(rate),
-        "replicas": run.replicas.count,
-        "compile": compiled.mode,
-        "tuning": None if run.choice is None else dataclasses.asdict(run.choice),
-        "traces": compiled.traces,
-        "compilations": compiled.compilations,
-    }
-
-
-def _whole_result(value: Any) -> dict[str, Any]:
-    """A result that has its counters, and numbers for what is printed of it; a KeyError names what is missing."""
-    for name in ("final", "best"):
-        if any(number is not None and not isinstance(number, (int, float)) for number in value[name].values()):
-            raise ValueError(f"'{name}' holds what is no number")
-    counters = {name: int(value[name]) for name in ("step", "updates", "skipped", "empty_terms")}
-    return {**value, **counters, "status": str(value["status"])}
-
-
-def _unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:
-    """{key: value} of a config, where another one has another value or no such key; tuples are lists, as in JSON."""
-    theirs = flatten(other)
-    unlike = {key: value for key, value in flatten(config).items() if key not in theirs or theirs[key] != value}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in unlike.items()}
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None

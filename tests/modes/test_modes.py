@@ -117,13 +117,13 @@ def test_evaluate_and_export_take_the_checkpoint_asked_for(tmp_path, capsys):
 
 
 def test_evaluate_from_python_takes_a_checkpoint(trained):
-    from framework.run import build, loop
+    from framework.run import build, evaluation
 
     built = build.build("tests/tiny.py", {}, trained, from_workdir=True, restore=False)
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     for step in (20, 40):
         logged = next(row for row in rows if row["step"] == step and "eval/test/loss" in row)
-        found = loop.evaluate(built, checkpoint=step)
+        found = evaluation.evaluate(built, checkpoint=step)
         assert {f"eval/{name}": value for name, value in found.items()} == {k: logged[k] for k in logged if k != "step"}
         assert int(built.state.step) == step
 
@@ -409,7 +409,7 @@ def test_the_best_model_is_what_export_best_exports(tmp_path):
 
 
 def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
-    from framework.run import build, loop
+    from framework.run import build, exporting
 
     workdir = tmp_path / "run"
     built = build.build("tests/tiny.py", {"train.compile": "graph", "train.duration": "20 steps"}, workdir)
@@ -418,7 +418,7 @@ def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
     built.train_block(1)
     built.checkpoints.save(built.state, {})
     built.checkpoints.close()
-    loop.export_run(built)
+    exporting.export_run(built)
     assert call(f"--workdir={workdir}", "--config.train.duration=20 steps") == 0
     reports = json.loads((workdir / "exports" / "report.json").read_text())
     assert [report["step"] for report in reports] == [20, 20]
@@ -426,9 +426,9 @@ def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
 
 def test_a_metric_without_a_number_is_shown_as_such(tmp_path, monkeypatch, capsys):
     """NaN in an evaluation is null in result.json, and never the best."""
-    from framework.run import loop
+    from framework.run import evaluation, loop
 
-    real = loop.evaluate
+    real = evaluation.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda run: {**real(run), "test/odd": float("nan")})
     workdir = tmp_path / "run"
     assert call(f"--workdir={workdir}", "--config.train.duration=2 steps") == 0

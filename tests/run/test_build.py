@@ -16,7 +16,7 @@ from framework import config, metrics
 from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load
-from framework.run import build, loop
+from framework.run import build, evaluation, exporting, loop
 
 TINY = "tests/tiny.py"
 GRAPH = {"train.compile": "graph"}
@@ -158,18 +158,18 @@ def make_data(cfg, split):
 def test_a_trained_run_is_restored_when_looked_at(tmp_path):
     trained = build.build(TINY, {**GRAPH, "train.duration": "20 steps"}, tmp_path / "run")
     result = loop.train(trained)
-    assert loop.evaluate(build.build(TINY, {}, tmp_path / "run", from_workdir=True)) == result["final"]
+    assert evaluation.evaluate(build.build(TINY, {}, tmp_path / "run", from_workdir=True)) == result["final"]
 
 
 def test_an_untrained_model_is_not_exported_from_a_trained_folder(tmp_path):
     settings = {**GRAPH, "train.duration": "2 steps"}
     loop.train(build.build(TINY, settings, tmp_path / "run"))
     again = build.build(TINY, settings, tmp_path / "run")
-    assert refusal(lambda: loop.export_run(again)) == (
+    assert refusal(lambda: exporting.export_run(again)) == (
         f"the model is untrained, but {tmp_path / 'run'} has a checkpoint. Call run.restore() first."
     )
     assert again.restore() == 2
-    assert all(report.passed for report in loop.export_run(again))
+    assert all(report.passed for report in exporting.export_run(again))
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path):

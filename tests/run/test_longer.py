@@ -14,7 +14,7 @@ from framework import losses
 from framework.checkpoint.checkpoints import digest
 from framework.config import UserError
 from framework.run import build as run
-from framework.run import loop, stored_config
+from framework.run import evaluation, loop, stored_config
 from framework.run.longer import first_difference
 from tests import small
 
@@ -72,7 +72,7 @@ def test_checkpoints_of_before_and_after_are_looked_at(finished, step):
     folder = finished[0]
     logged = next(row for row in rows(folder / "whole") if row["step"] == step and "eval/test/loss" in row)
     again = run.build(TINY, {}, folder / "run", from_workdir=True, restore=False)
-    assert loop.evaluate(again, checkpoint=step)["test/loss"] == logged["eval/test/loss"]
+    assert evaluation.evaluate(again, checkpoint=step)["test/loss"] == logged["eval/test/loss"]
     arguments = [f"--config={TINY}", f"--workdir={folder / 'run'}", "--mode=replay", f"--step={step - 1 or 1}"]
     assert launch.main(["launch.py", *arguments]) == 0
 

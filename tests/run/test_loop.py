@@ -18,9 +18,10 @@ from framework.checkpoint import checkpoints, storage
 from framework.checkpoint.checkpoints import Checkpoints, digest, read_arrays
 from framework.config import RunError, UserError
 from framework.run import build as run
-from framework.run import loop
+from framework.run import evaluation, exporting, loop
 from framework.run.nonfinite import NonFiniteError
 from framework.run.replay import replay_step
+from framework.run.result import whole_result
 from framework.step import tune
 from framework.step.tune import CompileChoice
 from tests import small
@@ -300,7 +301,7 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted):
     assert {
         path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"
     } == before
-    assert loop.evaluate(again) == result["final"]
+    assert evaluation.evaluate(again) == result["final"]
 
 
 def test_early_stopping_ends_the_run_and_survives_an_interruption(tmp_path):
@@ -330,7 +331,7 @@ def test_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
     best = max(lines, key=lambda step: (lines[step], -step))
     assert built.checkpoints.pointed("best") == int(built.state.best.step) == best
     built.checkpoints.restore(built.state, "best")
-    assert loop.evaluate(built)["test/accuracy"] == lines[best]
+    assert evaluation.evaluate(built)["test/accuracy"] == lines[best]
 
 
 def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
@@ -373,7 +374,7 @@ def test_several_evaluation_splits_are_told_apart(tmp_path):
 
 def test_held_out_examples_are_those_of_the_split(tmp_path):
     built = build(tmp_path / "run", **{"export.examples": 200})
-    batches = list(loop.held_out(built))
+    batches = list(exporting.held_out(built))
     assert [len(batch["label"]) for batch in batches] == [128, 128]
     np.testing.assert_array_equal(batches[1]["label"], built.eval_data["test"].at(1)["label"])
 
@@ -512,7 +513,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
 
     looked = run.build(TINY, {}, tmp_path / "whole", from_workdir=True)
     assert looked.train_block.compiled.mode == "xla_update"
-    assert loop.evaluate(looked) == result["final"]
+    assert evaluation.evaluate(looked) == result["final"]
     shown = replay_step(looked, 10)
     assert shown.logged
     assert not shown.differing
@@ -606,6 +607,6 @@ def test_a_run_that_keeps_compiling_is_stopped_and_saved(tmp_path):
 def test_a_result_that_lacks_what_is_read_of_it_is_damaged(name):
     """A flipped bit in the name of an entry leaves JSON that is whole."""
     whole = {"status": "finished", "step": 8, "updates": 8, "skipped": 0, "empty_terms": 0, "final": {}, "best": {}}
-    assert loop._whole_result(whole) == whole
+    assert whole_result(whole) == whole
     with pytest.raises(KeyError, match=name):
-        loop._whole_result({key: value for key, value in whole.items() if key != name})
+        whole_result({key: value for key, value in whole.items() if key != name})

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import config, losses, rng
-from framework.run import loop
+from framework.run import preview
 from framework.step.additivity import check_additive
 from tests import small
 
@@ -230,7 +230,7 @@ def test_a_run_on_replicas_of_one_process_is_looked_at_too(replicas, caplog):
     settings = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2} if replicas > 1 else {}
     built = small.build(functions={"make_loss": make_loss}, **settings)
     assert built.replicas.count == replicas and built.replicas.is_local
-    loop._warn_unless_additive(built)
+    preview.warn_unless_additive(built)
     assert [line.startswith("term 'mine' of the loss is ") for line in caplog.messages].count(True) == 1
 
 

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from framework import losses, paths
 from framework.config import UserError
-from framework.run import loop
+from framework.run import evaluation, loop
 from framework.run.progress import Progress
 from tests.small import build, differing, examples, snapshot
 
@@ -75,7 +75,7 @@ def test_two_evaluations_are_the_same_bits_and_change_nothing(mode, settings, ca
     assert "model(x, training=training)" in caplog.text
     built.train_block(3)
     before, state = copies(built), snapshot(built)
-    first, second = loop.evaluate(built), loop.evaluate(built)
+    first, second = evaluation.evaluate(built), evaluation.evaluate(built)
     assert first == second and first["test/loss"] != first["test@ema/loss"]
     assert copies(built) == before and not differing(state, snapshot(built))
     # By NumPy: the counter starts where training left it, and goes on from batch to batch of one evaluation alone.
@@ -134,7 +134,7 @@ def relu_model(cfg):
 def test_weights_that_are_not_finite_make_no_finite_number(mode, caplog):
     """Fused kernels of some CPUs make relu(NaN) 0, and the rest of the model goes on with that."""
     built = build(functions={"make_model": relu_model}, **{**SETTINGS, "train.compile": mode})
-    assert all(np.isfinite(list(loop.evaluate(built).values()))) and "evaluating" not in caplog.text
+    assert all(np.isfinite(list(evaluation.evaluate(built).values()))) and "evaluating" not in caplog.text
     kernel = paths.variables(built.model)["dense/kernel"]
     for bad in (np.nan, np.inf):
         whole = kernel.numpy()
@@ -142,11 +142,11 @@ def test_weights_that_are_not_finite_make_no_finite_number(mode, caplog):
         broken[:, 0] = bad
         kernel.assign(broken)
         caplog.clear()
-        assert np.isnan(list(loop.evaluate(built).values())).all()
+        assert np.isnan(list(evaluation.evaluate(built).values())).all()
         assert "evaluating 'test': loss is nan: the variable 'dense/kernel' is not finite" in caplog.text
         kernel.assign(whole)
     caplog.clear()
-    assert all(np.isfinite(list(loop.evaluate(built).values()))) and "evaluating" not in caplog.text
+    assert all(np.isfinite(list(evaluation.evaluate(built).values()))) and "evaluating" not in caplog.text
 
 
 @pytest.mark.parametrize(("bad", "shown"), [(np.nan, "nan"), (np.inf, "inf")])

@@ -1,0 +1,63 @@
+"""Exports the live state of a run and verifies each export on held-out examples.
+
+reports = export_run(run)
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from framework import precision
+from framework.compile import jit
+from framework.config import base_split
+from framework.data.batches import epoch_steps
+from framework.errors import UserError
+from framework.export.base import ExportReport
+from framework.export.verify import export_all
+from framework.folder import EXPORTS
+from framework.run.build import Run
+from framework.run.evaluation import untouched
+from framework.step import tune
+from framework.step.gradients import forward
+
+
+def export_run(run: Run) -> list[ExportReport]:
+    """Exports the live state through every hook of the experiment and verifies each on held-out examples.
+
+    Raises:
+      UserError: the state is untrained, but the run folder has a checkpoint.
+    """
+    if int(run.state.step) == 0 and run.checkpoints.steps():
+        raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
+    run = run.on_one_device()
+    folder, step = run.workdir / EXPORTS, int(run.state.step)
+    with run.weights(run.resolved.export.weights), untouched(run):
+        return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
+
+
+def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """batch -> the outputs that evaluation gives to metrics."""
+
+    def outputs_of(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        with precision.scope(run.resolved.train.precision):
+            return dict(forward(run.loss, run.model, tensors, training=False)[1])
+
+    is_slow = "eager" in tune.slow_convolutions(run.probe.graph, run.replicas)
+    compiled = jit(outputs_of) if is_slow else outputs_of
+
+    def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # A hook may have layers compute in float32, which is not slow, and which what is compiled would not know of.
+        function = compiled if precision.halved(run.model) else outputs_of
+        found = function({name: tf.constant(array) for name, array in batch.items()})
+        return {name: np.asarray(output) for name, output in found.items()}
+
+    return call
+
+
+def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the first evaluation split until there are `export.examples` examples, in whole batches."""
+    batches = run.eval_data[base_split(run.resolved.eval.splits[0])]
+    wanted = -(-run.resolved.export.examples // batches.batch_size)
+    for step in range(min(wanted, epoch_steps(batches))):
+        yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}

@@ -1,0 +1,80 @@
+"""result.json: how a run ended, with its numbers and what it was trained by.
+
+status(run)                                  # 'finished', 'stopped early' or 'interrupted'
+write_json(path, make_result(run, progress))
+read_json(path, whole_result, None, "it is written anew")
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from framework import paths
+from framework.config import base_config, flatten
+from framework.folder import starts
+from framework.run.build import Run
+from framework.run.progress import Progress
+
+
+def status(run: Run) -> str:
+    settings = run.resolved.early_stopping
+    if settings.metric and int(run.state.early.waited) >= settings.patience:
+        return "stopped early"
+    return "finished" if int(run.state.step) >= run.total_steps else "interrupted"
+
+
+def make_result(run: Run, progress: Progress) -> dict[str, Any]:
+    compiled = run.train_block.compiled
+    rate = progress.examples_per_second()
+    start = ([{}, *starts(run.workdir)])[-1]  # what trained, whatever became of the checkouts meanwhile
+    return {
+        "status": status(run),
+        "step": int(run.state.step),
+        "updates": int(run.state.updates),
+        "skipped": int(run.state.skipped),
+        "empty_terms": int(run.state.empty_terms),
+        "epochs": int(run.state.step) / run.data.steps_per_epoch,
+        "train": {name: _or_none(value) for name, value in progress.trained.items()},
+        "train_step": progress.trained_step,
+        "final": {name: _or_none(value) for name, value in progress.evaluations.items()},
+        "final_step": progress.evaluated_step,
+        "best": {name: _or_none(value) for name, value in progress.best.items()},
+        "best_steps": progress.best_steps,
+        "seed": run.config.seed,
+        "hyperparameters": _unlike(run.config, base_config()),
+        "overridden": _unlike(run.config, run.experiment.get_config()),
+        "commit": {"framework": start.get("git"), "experiment": start.get("experiment_git")},
+        "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
+        "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
+        "wall_seconds": progress.wall_seconds(),
+        "time_to_first_step_seconds": progress.time_to_first_step,
+        "examples_per_second": _or_none(rate),
+        "replicas": run.replicas.count,
+        "compile": compiled.mode,
+        "tuning": None if run.choice is None else dataclasses.asdict(run.choice),
+        "traces": compiled.traces,
+        "compilations": compiled.compilations,
+    }
+
+
+def whole_result(value: Any) -> dict[str, Any]:
+    """A result that has its counters, and numbers for what is printed of it; a KeyError names what is missing."""
+    for name in ("final", "best"):
+        if any(number is not None and not isinstance(number, (int, float)) for number in value[name].values()):
+            raise ValueError(f"'{name}' holds what is no number")
+    counters = {name: int(value[name]) for name in ("step", "updates", "skipped", "empty_terms")}
+    return {**value, **counters, "status": str(value["status"])}
+
+
+def _unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:
+    """{key: value} of a config, where another one has another value or no such key; tuples are lists, as in JSON."""
+    theirs = flatten(other)
+    unlike = {key: value for key, value in flatten(config).items() if key not in theirs or theirs[key] != value}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in unlike.items()}
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
