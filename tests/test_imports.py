@@ -78,7 +78,7 @@ ROWS = (
     ("step",),
     # what is written
     ("writers.base",),
-    ("writers.tensorboard",),
+    ("writers.jsonl", "writers.console", "writers.tensorboard"),
     ("writers",),
     ("checkpoint.storage",),
     ("checkpoint.snapshot",),

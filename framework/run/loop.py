@@ -37,8 +37,7 @@ from framework.run.result import make_result, status, whole_result
 from framework.step import tune
 from framework.step.block import Block
 from framework.step.penalties import shown
-from framework.writers.base import AsyncWriter, Console, Jsonl, MultiWriter
-from framework.writers.tensorboard import TensorBoard
+from framework.writers import AsyncWriter, Console, Jsonl, MultiWriter, TensorBoard
 
 _BLOCK_SECONDS = 2.0
 # A disk that is full, read-only or broken: not a slip in the code.

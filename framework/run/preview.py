@@ -10,7 +10,7 @@ from framework.run.build import Run
 from framework.run.evaluation import untouched
 from framework.step import tune
 from framework.step.additivity import check_additive
-from framework.writers.base import MultiWriter
+from framework.writers import MultiWriter
 
 
 def show_inputs(run: Run, writer: MultiWriter) -> None:

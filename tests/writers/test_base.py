@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from framework.config import RunError
-from framework.writers.base import AsyncWriter, Console, Jsonl, MultiWriter
+from framework.writers import AsyncWriter, Console, Jsonl, MultiWriter
 
 
 class Clock:
@@ -129,7 +129,7 @@ def test_jsonl_truncates_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def crash(source: Path, target: Path) -> None:
         raise OSError("power cut")
 
-    monkeypatch.setattr("framework.writers.base.os.replace", crash)
+    monkeypatch.setattr("framework.writers.jsonl.os.replace", crash)
     with pytest.raises(OSError, match="power cut"):
         Jsonl(path, 20)
     assert path.read_bytes() == before
@@ -137,7 +137,7 @@ def test_jsonl_truncates_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_jsonl_flush_syncs_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
-    monkeypatch.setattr("framework.writers.base.os.fsync", synced.append)
+    monkeypatch.setattr("framework.writers.jsonl.os.fsync", synced.append)
     writer = Jsonl(tmp_path / "m.jsonl")
     writer.scalars(1, {"loss": 1.0})
     assert synced == []

@@ -15,8 +15,7 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from framework.config import RunError
-from framework.writers import tensorboard
-from framework.writers.base import AsyncWriter, Jsonl, MultiWriter
+from framework.writers import AsyncWriter, Jsonl, MultiWriter, tensorboard
 from framework.writers.tensorboard import TensorBoard, buckets, image_grid
 
 

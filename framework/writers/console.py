@@ -1,0 +1,153 @@
+"""The console: a progress bar in a terminal, a plain line a row elsewhere.
+
+writer = Console(total_steps=2344, steps_per_epoch=469)
+writer.scalars(400, {'loss': 0.2134, 'accuracy': 0.934})
+"""
+
+import datetime
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from framework.writers.base import Writer
+
+_COLUMNS, _BAR = 80, 11  # of a line of the console; of these, percentage and bar in a terminal
+_SPACE = "  "
+_SHORTEST = 4  # characters of a name that is cut
+_MEAN = "mean/"
+_COUNTS = ("skipped", "empty_terms")
+_NOT_METRICS = {"loss", "learning_rate", "examples_per_second", *_COUNTS}
+
+
+class Console(Writer):
+    """A progress bar in a terminal, a plain line a row elsewhere, of 80 columns at most.
+
+        step 400/2344  epoch 0.85  loss 0.2134  accuracy 0.934  12,345 examples/s  eta 0:00:05
+
+    Loss and metrics are the means over the steps since the last row (`mean/…`) where a row has them. What does not fit
+    is shortened or left out; metrics.jsonl has all of it.
+
+    Args:
+      total_steps: of the whole run.
+      start_step: where this process begins; not counted as progress of its own.
+      stream: where to; standard error if None.
+      clock: seconds, for the time left.
+      steps_per_epoch: None shows no epoch.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        steps_per_epoch: float | None = None,
+    ) -> None:
+        self._total, self._clock, self._epoch = total_steps, clock, steps_per_epoch
+        self._stream = stream if stream is not None else sys.stderr
+        self._first: tuple[int, float] | None = None  # step and time of the first training row
+        self._bar: Any = None
+        if self._stream.isatty():
+            layout = f"{{percentage:3.0f}}%|{{bar:{_BAR - 7}}}| {{desc}}"
+            options = {"bar_format": layout, "dynamic_ncols": True, "mininterval": 0}
+            self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, **options)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if any(name.startswith("eval/") for name in values):
+            lines = _wrapped([f"step {step}/{self._total}"], [_item(*pair) for pair in values.items()])
+            for line in lines:
+                self._stream.write(f"{line}\n") if self._bar is None else self._bar.write(line, file=self._stream)
+            return
+        width = _COLUMNS if self._bar is None else _COLUMNS - _BAR
+        line = _fitted(self._begin(step), values, self._time_left(step), width)
+        if self._bar is None:
+            self._stream.write(f"{line}\n")
+        else:
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(step - self._bar.n)
+            self._bar.refresh()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self.flush()
+
+    def _begin(self, step: int) -> list[str]:
+        epoch = [] if self._epoch is None else [f"epoch {step / self._epoch:.2f}"]
+        return [f"step {step}/{self._total}", *epoch]
+
+    def _time_left(self, step: int) -> list[str]:
+        """['eta 0:00:05'], by the pace since the first row, before which the step was compiled; [] for that row."""
+        now = self._clock()
+        if self._first is None:
+            self._first = step, now
+            return []
+        first_step, first_time = self._first
+        seconds = (now - first_time) / max(1, step - first_step) * (self._total - step)
+        left = datetime.timedelta(seconds=round(seconds))
+        hours, minutes = divmod(left.seconds // 60, 60)
+        return [f"eta {left.days}d {hours}:{minutes:02}" if left.days else f"eta {left}"]
+
+
+def _fitted(begin: Sequence[str], values: Mapping[str, float], end: Sequence[str], width: int) -> str:
+    """A line of at most `width` columns: step, loss, counts that are not zero, time left, and what there is room for.
+
+    Metrics come first, with shortened names if need be, then speed, learning rate, and the terms of the loss.
+    """
+    means = {name.removeprefix(_MEAN): value for name, value in values.items() if name.startswith(_MEAN)}
+    shown = means or values
+    begin = [*begin, *(_item(name, shown[name]) for name in ("loss",) if name in shown)]
+    counts = [_item(name, values[name]) for name in _COUNTS if values.get(name)]
+    end = [*(counts if len(_SPACE.join([*begin, *counts, *end])) <= width else ()), *end]
+    metrics = {name: value for name, value in shown.items() if name not in _NOT_METRICS and "loss/" not in name}
+    names = _shortened(metrics, width - len(_SPACE.join([*begin, *end])))
+    middle = [_item(names[name], value) for name, value in metrics.items() if name in names]
+    if len(names) < len(metrics):
+        middle.append(f"+{len(metrics) - len(names)}")
+    rate = values.get("examples_per_second", math.nan)
+    further = [f"{rate:,.0f} examples/s"] if math.isfinite(rate) else []
+    further += [_item(name, value) for name, value in values.items() if name.startswith("learning_rate")]
+    further += [_item(name, value) for name, value in shown.items() if "loss/" in name]
+    for text in further:
+        if len(_SPACE.join([*begin, *middle, text, *end])) <= width:
+            middle.append(text)
+    return _SPACE.join([*begin, *middle, *end])[:width]
+
+
+def _shortened(metrics: Mapping[str, float], room: int) -> dict[str, str]:
+    """{name: as it is shown}: cut if they fit then; without the last ones if too little would be left of names."""
+    for count in range(len(metrics), 0, -1):
+        kept = dict(list(metrics.items())[:count])
+        left = room if count == len(metrics) else room - len(f"{_SPACE}+{len(metrics) - count}")
+        for most in range(max(map(len, kept)), _SHORTEST - 1, -1):
+            names = {name: _cut(name, most) for name in kept}
+            if sum(len(_SPACE + _item(names[name], value)) for name, value in kept.items()) <= left:
+                return names
+    return {}
+
+
+def _wrapped(begin: Sequence[str], items: Sequence[str]) -> Iterator[str]:
+    """Lines of at most 80 columns that have all items; each line begins alike."""
+    line = list(begin)
+    for item in items:
+        if len(line) > len(begin) and len(_SPACE.join([*line, item])) > _COLUMNS:
+            yield _SPACE.join(line)
+            line = list(begin)
+        name, _, value = item.rpartition(" ")
+        line.append(f"{_cut(name, _COLUMNS - len(_SPACE.join([*line, f' {value}'])) - len(_SPACE))} {value}")
+    yield _SPACE.join(line)
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _item(name: str, value: float) -> str:
+    return f"{name} {value:{'.2e' if name.startswith('learning_rate') else '.4g'}}"
