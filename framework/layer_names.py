@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 import tf_keras as keras
-from tf_keras.src.backend import OBSERVED_NAMES
-from tf_keras.src.engine.functional import Functional
+
+from framework import compat
 
 _NOTED = "_name_of_keras"  # attribute of a layer: a name that Keras made up or copied
 
@@ -45,9 +45,9 @@ def is_own(layer: keras.layers.Layer) -> bool:
         return True
     if hasattr(layer, _NOTED):
         return getattr(layer, _NOTED) != layer.name  # renamed since
-    arguments = getattr(getattr(layer, "_auto_config", None), "config", None)
+    arguments = compat.constructor_arguments(layer)
     if arguments is None:
-        return layer.name in OBSERVED_NAMES
+        return layer.name in compat.given_names()
     is_copy = {"trainable", "dtype"} <= arguments.keys()  # as in every `get_config`
     return arguments.get("name") is not None and not is_copy
 
@@ -57,9 +57,9 @@ def _noting(set_name: Callable[..., None]) -> Callable[..., None]:
     def noting(self: Any, name: str | None, *args: Any, **kwargs: Any) -> None:
         set_name(self, name, *args, **kwargs)
         if type(name) is str and name and looks_made_up(self) and not _is_copied(self, sys._getframe(1)):
-            self._name = _OwnName(name)
+            compat.set_name(self, _OwnName(name))
         else:
-            self.__dict__[_NOTED] = self._name
+            self.__dict__[_NOTED] = self.name
 
     return noting
 
@@ -78,5 +78,4 @@ def _is_making(frame: FrameType, layer: Any) -> bool:
     return any(value is layer for value in values)
 
 
-for _kind in (keras.layers.Layer, Functional):
-    _kind._init_set_name = _noting(_kind._init_set_name)
+compat.wrap_set_name(_noting)

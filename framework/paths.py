@@ -6,17 +6,13 @@ Keras numbers layers by process history (`dense_7`), so a second model of the sa
 first. A path depends on the model alone: checkpoints, histograms, random streams and parameter tables use it.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import layer_names
-
-# How tf_keras names the layers of Sequential and functional models in its object graph.
-_POSITIONAL = re.compile(r"layer(_with_weights)?-\d+")
+from framework import compat, layer_names
 
 
 def objects(root: Any) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def _children(parent: Any) -> dict[str, Any]:
     children = tf.train.TrackableView.children(parent)
     if not _has_layers_by_place(parent):
         return children
-    others = {name: child for name, child in children.items() if not _POSITIONAL.fullmatch(name)}
+    others = {name: child for name, child in children.items() if not compat.is_numbered(name)}
     names = _names_of_layers(parent, others)
     return others | dict(zip(names, parent.layers, strict=True))
 
@@ -113,7 +109,7 @@ def _children(parent: Any) -> dict[str, Any]:
 def _has_layers_by_place(parent: Any) -> bool:
     """Whether Keras tracks the layers of `parent` by number, as those of Sequential and functional models."""
     children = tf.train.TrackableView.children(parent) if isinstance(parent, keras.Model) else {}
-    return any(_POSITIONAL.fullmatch(name) for name in children)
+    return any(compat.is_numbered(name) for name in children)
 
 
 def _names_of_layers(parent: Any, taken: Collection[str]) -> list[str]:

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework import paths
+from framework import compat, paths
 
 _POLICIES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -69,12 +69,12 @@ def in_float32(model: Any) -> Iterator[None]:
     layers = halved(model)
     policies = [layer.dtype_policy for layer in layers]
     for layer in layers:
-        layer._set_dtype_policy("float32")
+        compat.set_dtype_policy(layer, "float32")
     try:
         yield
     finally:
         for layer, policy in zip(layers, policies, strict=True):
-            layer._set_dtype_policy(policy)
+            compat.set_dtype_policy(layer, policy)
 
 
 class LossScale(tf.Module):

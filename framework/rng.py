@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework import moved
+from framework import compat, moved
 from framework.compile import is_in_xla
 
 _PHILOX = 1
@@ -107,7 +107,7 @@ def _is_layout() -> bool:
 
     What is drawn there is never used, and must not number the draws that are: they would depend on what ran before.
     """
-    return not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name.endswith("_scratch_graph")
+    return not tf.executing_eagerly() and compat.is_scratch(tf.compat.v1.get_default_graph())
 
 
 def current() -> Any:

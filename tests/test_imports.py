@@ -20,6 +20,7 @@ ROWS = (
     ("config",),
     ("files",),
     ("folder",),
+    ("compat",),
     ("layer_names",),
     ("paths",),
     ("compile",),

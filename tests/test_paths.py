@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.utils.generic_utils import to_snake_case
 
-from framework import layer_names, layers, paths
+from framework import compat, layers, paths
 
 
 class Block(keras.layers.Layer):
@@ -197,7 +197,7 @@ def test_a_layer_that_was_renamed_has_an_own_name():
 
 def test_layers_that_were_made_before_the_import(monkeypatch):
     """Nothing was noted of them: the arguments of simple calls, and the names that Keras saw, decide."""
-    for kind in (keras.layers.Layer, layer_names.Functional):
+    for kind in (keras.layers.Layer, compat.Functional):
         monkeypatch.setattr(kind, "_init_set_name", kind._init_set_name.__wrapped__)
     model = of(dense("dense_2"), dense("dense_1", kernel_regularizer=keras.regularizers.L2(0.1)), dense())
     assert list(kernels(model)) == ["dense_2", "dense_1", "dense"]

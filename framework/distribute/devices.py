@@ -24,6 +24,7 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
+from framework import compat
 from framework.distribute.cluster import Cluster, resolve, resolve_servers
 from framework.errors import UserError
 
@@ -50,7 +51,7 @@ def setup(config: ConfigDict) -> None:
         _set_virtual_devices(config.runtime.virtual_devices)
     if config.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
-    elif _is_deterministic():
+    elif compat.is_deterministic():
         raise UserError(
             "runtime.deterministic=False, but an earlier run of this process turned determinism on for good."
             " Start a new process or use --config.runtime.deterministic=True."
@@ -173,13 +174,6 @@ class Interrupt:
         self.is_requested = True
         logging.warning("%s: finishing the block and saving; once more ends at once", signal.Signals(number).name)
         self._restore()
-
-
-def _is_deterministic() -> bool:
-    # The question has no public name, only the setting has.
-    from tensorflow.python.framework import config as tf_config
-
-    return tf_config.is_op_determinism_enabled()
 
 
 def memory() -> int | None:

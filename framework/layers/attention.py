@@ -6,35 +6,31 @@ y = attention(x, x, use_causal_mask=True, training=True)       # [batch, length,
 
 import math
 import re
-from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
+from framework import compat
 from framework.layers.dropout import Dropout
 
-_PROJECTIONS = ("_query_dense", "_key_dense", "_value_dense", "_output_dense")
 
-
-class MultiHeadAttention(keras.layers.MultiHeadAttention):
+class MultiHeadAttention(compat.MultiHeadAttention):
     """`tf_keras.layers.MultiHeadAttention` with the framework's `Dropout` on the attention probabilities.
 
     Source: Vaswani et al., 2017, "Attention is all you need". Arguments, call and variables are those of tf_keras, and
     so are values but for rounding: where tf_keras has einsums, this has matrix products, whose kernels are faster.
     """
 
-    # tf_keras has no public place for any of these; a test fails should one go.
+    def on_projections(self) -> None:
+        """Makes the projections matrix products."""
+        for layer in self.projections():
+            layer.__class__ = _Projection
 
-    def _build_from_signature(self, *args: Any, **kwargs: Any) -> None:
-        super()._build_from_signature(*args, **kwargs)
-        for name in _PROJECTIONS:
-            getattr(self, name).__class__ = _Projection
+    def make_dropout(self, rate: float) -> Dropout:
+        """Returns the framework's dropout."""
+        return Dropout(rate, dtype=self.dtype_policy)
 
-    def _build_attention(self, rank: int) -> None:
-        super()._build_attention(rank)
-        self._dropout_layer = Dropout(self._dropout, dtype=self._dtype_policy)
-
-    def _compute_attention(
+    def attend(
         self,
         query: tf.Tensor,
         key: tf.Tensor,
@@ -44,12 +40,12 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """query [batch, length, heads, depth], key and value -> the same of query, and probabilities."""
         if query.shape.rank != 4:  # attention over several dimensions
-            return super()._compute_attention(query, key, value, attention_mask, training)
-        query = query * (1 / math.sqrt(self._key_dim))
+            return super().attend(query, key, value, attention_mask, training)
+        query = query * (1 / math.sqrt(self.depth))
         query, key, value = (tf.transpose(part, [0, 2, 1, 3]) for part in (query, key, value))
         scores = tf.matmul(query, key, transpose_b=True)
-        probabilities = self._masked_softmax(scores, attention_mask)
-        found = tf.matmul(self._dropout_layer(probabilities, training=training), value)
+        probabilities = self.masked_softmax(scores, attention_mask)
+        found = tf.matmul(self.drop(probabilities, training), value)
         return tf.transpose(found, [0, 2, 1, 3]), probabilities
 
 

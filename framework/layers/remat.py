@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import paths, rng
+from framework import compat, paths, rng
 from framework.errors import UserError, near
 
 
@@ -58,7 +58,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
         def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
             given = list(flat)
             for place, tensor in zip(places, tensors, strict=True):
-                given[place] = masked_as(flat[place], tensor)
+                given[place] = compat.copy_mask(flat[place], tensor)
             again_args, again_kwargs = tf.nest.pack_sequence_as((args, kwargs), given)
             is_again = bool(structures)
             moving = [(v, v.read_value()) for v in layer.non_trainable_variables] if is_again else []
@@ -71,7 +71,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
 
         if not layer.built or not places:
             return call(*args, **kwargs)  # variables are not made inside the recomputed function
-        own = len(layer._eager_losses)
+        own = len(compat.call_losses(layer))
         outputs = tf.recompute_grad(run)(*(flat[place] for place in places))
         _refuse_losses(layer, path, own)
         return tf.nest.pack_sequence_as(structures[0], tf.nest.flatten(outputs))
@@ -79,19 +79,13 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
     return recomputed
 
 
-def masked_as(original: Any, tensor: Any) -> Any:
-    """`tensor`, with the mask that Keras has hung on another one of the same values, if it has."""
-    mask = getattr(original, "_keras_mask", None)
-    if mask is not None:
-        tensor._keras_mask = mask
-    return tensor
-
-
 def _refuse_losses(layer: keras.layers.Layer, path: str, own: int) -> None:
     """What is added to the loss inside would be cut off from the gradient; the layer had `own` losses before."""
     parts = [part for part in layer.submodules if isinstance(part, keras.layers.Layer)]
-    adds = [part for part in parts if part._losses or part._eager_losses or part.activity_regularizer]
-    adds += [layer] * (len(layer._eager_losses) > own)
+    adds = [
+        part for part in parts if compat.symbolic_losses(part) or compat.call_losses(part) or part.activity_regularizer
+    ]
+    adds += [layer] * (len(compat.call_losses(layer)) > own)
     if adds:
         raise UserError(
             f"train.remat: layer '{path}' adds a loss of its activations inside ('{adds[0].name}'), whose gradient"

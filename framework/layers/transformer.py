@@ -41,19 +41,19 @@ class _Layer(keras.layers.Layer):
             raise ValueError(f"width={width} is not divisible by heads={heads}")
         self._sizes = {"width": width, "heads": heads, "feed_forward": feed_forward, "dropout": dropout}
         self.attention_norm, self.attention, self.attention_dropout = self._attending()
-        self.feed_forward_norm = LayerNormalization(epsilon=_EPSILON, dtype=self._dtype_policy)
-        self.expand = keras.layers.Dense(feed_forward, activation="relu", dtype=self._dtype_policy)
-        self.contract = keras.layers.Dense(width, dtype=self._dtype_policy)
-        self.feed_forward_dropout = Dropout(dropout, dtype=self._dtype_policy)
+        self.feed_forward_norm = LayerNormalization(epsilon=_EPSILON, dtype=self.dtype_policy)
+        self.expand = keras.layers.Dense(feed_forward, activation="relu", dtype=self.dtype_policy)
+        self.contract = keras.layers.Dense(width, dtype=self.dtype_policy)
+        self.feed_forward_dropout = Dropout(dropout, dtype=self.dtype_policy)
 
     def _attending(self) -> tuple[keras.layers.Layer, keras.layers.Layer, keras.layers.Layer]:
         sizes = self._sizes
         return (
-            LayerNormalization(epsilon=_EPSILON, dtype=self._dtype_policy),
+            LayerNormalization(epsilon=_EPSILON, dtype=self.dtype_policy),
             MultiHeadAttention(
-                sizes["heads"], sizes["width"] // sizes["heads"], dropout=sizes["dropout"], dtype=self._dtype_policy
+                sizes["heads"], sizes["width"] // sizes["heads"], dropout=sizes["dropout"], dtype=self.dtype_policy
             ),
-            Dropout(sizes["dropout"], dtype=self._dtype_policy),
+            Dropout(sizes["dropout"], dtype=self.dtype_policy),
         )
 
     def _fed_forward(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:

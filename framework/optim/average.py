@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 
-from framework import paths
+from framework import compat, paths
 from framework.trace.assigned import untouched
 
 
@@ -33,8 +33,8 @@ class ExponentialMovingAverage(tf.Module):
         super().__init__("average")
         self.decay = decay
         # The model is saved as the model, not as part of its average.
-        self._averaged = self._no_dependency(
-            {path: variable for path, variable in variables.items() if variable.dtype.is_floating}
+        self._averaged = compat.untracked(
+            self, {path: variable for path, variable in variables.items() if variable.dtype.is_floating}
         )
         self.averages = {
             path: tf.Variable(paths.copies(variable)[0].read_value(), trainable=False)

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import paths, precision
+from framework import compat, paths, precision
 from framework.errors import UserError, near
 from framework.experiment.returns import check_optimizer
 from framework.optim.freezing import Grouped, group_parameters
@@ -127,7 +127,7 @@ def _make(
     _check_names("make_optimizer", made, schedules)
     for name, optimizer in made.items():
         check_optimizer(optimizer)
-        if getattr(optimizer, "_learning_rate", None) is not rates[name]:
+        if compat.learning_rate_of(optimizer) is not rates[name]:
             raise UserError(
                 "make_optimizer returned an optimizer with a learning rate of its own, so the schedule would be logged"
                 " and not used. Pass its argument on: learning_rate=learning_rate."

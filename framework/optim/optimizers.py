@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework import paths
+from framework import compat, paths
 from framework.config import check_effects, flatten
 from framework.errors import UserError
 from framework.optim.options import numbers_of
@@ -71,16 +71,16 @@ class _Adam(keras.optimizers.Adam):
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         """Changes `variable`, of any shape, and its averages by one gradient."""
-        dtype, index = variable.dtype, self._index_dict[self._var_key(variable)]
+        dtype = variable.dtype
         rate = tf.cast(self.learning_rate, dtype)
-        decays = self.decay and self._use_weight_decay(variable)
+        decays = self.decay and compat.is_decayed(self, variable)
         if self.allowed is None:
             if decays:
                 variable.assign_sub(variable * tf.cast(self.decay, dtype) * rate)
             super().update_step(gradient, variable)
             return
         gradient, weights = tf.convert_to_tensor(gradient), variable.read_value()
-        mean, square = self._momentums[index], self._velocities[index]
+        mean, square = compat.adam_slots(self, variable)
         _assign(mean, mean + (gradient - mean) * (1 - self.beta_1), self.allowed)
         _assign(square, square + (tf.square(gradient) - square) * (1 - self.beta_2), self.allowed)
         if decays:
@@ -109,9 +109,9 @@ class _Sgd(keras.optimizers.SGD):
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         """Changes `variable`, of any shape, and its momentum by one gradient."""
-        average = self.momentums[self._index_dict[self._var_key(variable)]]
+        average = self.momentums[compat.slot_index(self, variable)]
         rate, momentum = (tf.cast(x, variable.dtype) for x in (self.learning_rate, self.momentum))
-        decays = self.decay and self._use_weight_decay(variable)
+        decays = self.decay and compat.is_decayed(self, variable)
         if self.allowed is not None:
             gradient, weights = tf.convert_to_tensor(gradient), variable.read_value()
             if decays:
@@ -163,27 +163,27 @@ class Lamb(keras.optimizers.Optimizer):
     ) -> None:
         # The base class would subtract its weight decay outside of the update.
         super().__init__(name=name, weight_decay=None, jit_compile=jit_compile)
-        self._learning_rate = self._build_learning_rate(learning_rate)
+        compat.set_learning_rate(self, learning_rate)
         self.beta_1, self.beta_2, self.epsilon, self.decay = beta_1, beta_2, epsilon, decay
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates the two averages of each variable, in its dtype."""
         super().build(var_list)
-        if getattr(self, "_built", False):
+        if compat.is_built(self):
             return
         self._momentums = [self.add_variable_from_reference(variable, "m") for variable in var_list]
         self._velocities = [self.add_variable_from_reference(variable, "v") for variable in var_list]
-        self._built = True
+        compat.set_built(self)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Changes `variable`, of any shape, and its averages by one gradient."""
         dtype = variable.dtype
-        index = self._index_dict[self._var_key(variable)]
+        index = compat.slot_index(self, variable)
         gradient = tf.convert_to_tensor(gradient)
         mean = self._averaged(self._momentums[index], gradient, self.beta_1)
         square = self._averaged(self._velocities[index], tf.square(gradient), self.beta_2)
         update = mean / (tf.sqrt(square) + tf.constant(self.epsilon, dtype))
-        if self._use_weight_decay(variable):
+        if compat.is_decayed(self, variable):
             update += tf.constant(self.decay, dtype) * variable
         long, wide = tf.norm(variable), tf.norm(update)
         is_scaled = (long > 0) & (wide > 0)
@@ -213,7 +213,7 @@ class Optimizer(tf.Module):
         super().__init__("optimizer")
         self.groups = [optimizer for optimizer, _ in groups]
         # The model is saved as the model, not as part of its optimizer.
-        self._members = self._no_dependency([dict(variables) for _, variables in groups])
+        self._members = compat.untracked(self, [dict(variables) for _, variables in groups])
         for optimizer, variables in zip(self.groups, self._members, strict=True):
             optimizer.build(list(variables.values()))
 

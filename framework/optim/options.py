@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import FrozenConfigDict
 
+from framework import compat
 from framework.errors import UserError
 
 # tf_keras's way to clip, and the value of clip.name that does the same to all parameters of a model.
@@ -22,7 +23,7 @@ _CLIPS = {"clipnorm": "variable_norm", "global_clipnorm": "global_norm", "clipva
 # A step computes gradients and sums them over replicas by itself, and there is no end of `fit`.
 _NEVER_CALLED = ("minimize", "compute_gradients", "aggregate_gradients", "finalize_variable_values")
 # These see the gradients of one group, not those of the model.
-_OF_A_GROUP = ("apply_gradients", "_clip_gradients", "_internal_apply_gradients")
+_OF_A_GROUP = compat.GROUP_METHODS
 # Defaults of tf_keras; RMSprop has 100 where others have None.
 _UNUSED_AVERAGE = {"ema_momentum": (0.99,), "ema_overwrite_frequency": (None, 100)}
 
@@ -36,7 +37,7 @@ def check_options(optimizer: keras.optimizers.Optimizer, config: FrozenConfigDic
     """
     kind = type(optimizer).__name__
     optimizer.jit_compile = False  # train.compile decides, and no number depends on it
-    if getattr(optimizer, "_mesh", None) is not None:
+    if compat.mesh(optimizer) is not None:
         raise UserError(f"make_optimizer: mesh of {kind} is of DTensor, which a run does not use. Leave it out.")
     _check_average(kind, optimizer)
     _check_clip(kind, optimizer, config)
@@ -113,7 +114,7 @@ def check_groups(
             )
     names = [variable.name for variable in trainable.values()]
     for optimizer in optimizers:
-        for pattern in getattr(optimizer, "_exclude_from_weight_decay_names", ()):
+        for pattern in compat.undecayed_names(optimizer):
             if not any(re.search(pattern, each) for each in names):
                 raise UserError(
                     f"make_optimizer: exclude_from_weight_decay('{pattern}') of {type(optimizer).__name__} excludes no"

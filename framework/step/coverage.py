@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import paths
+from framework import compat, paths
 from framework.errors import UserError
 from framework.state import TrainState
 from framework.trace.graphs import called, place
@@ -27,8 +27,6 @@ from framework.trace.graphs import called, place
 _CHANGE = re.compile(r"Assign|Resource(Scatter|Strided|Apply|SparseApply)|LookupTable(Insert|Import|Remove)")
 _TABLE = re.compile(r"LookupTable")
 _MESSAGE = re.compile(r"Collective")  # takes a token that keeps the messages of workers in order, and has no content
-_IMMUTABLE = tf.lookup.StaticHashTable.__mro__[1]  # also of a StaticVocabularyTable and of StringLookup's
-_ANY_TABLE = tf.lookup.StaticHashTable.__mro__[2]
 # What to write instead, in a step and in a transform.
 _IN_STATE = "Make it an attribute of a layer of the model, or return it in make_state(cfg, model)."
 _BY_BATCH = (
@@ -93,7 +91,7 @@ def _checked(graph: Any, state: TrainState, where: str, hint: str, known: Collec
                 f" with another value. {hint}"
             )
         if variable is None and any(_TABLE.match(op) for op in uses):
-            if is_changed or not isinstance(_table_of(outer), _IMMUTABLE):
+            if is_changed or not isinstance(_table_of(outer), compat.StaticTable):
                 raise UserError(
                     f"{where} uses the table '{_name_of_table(outer)}', which can change and which no checkpoint has: a"
                     f" resumed run would start with another one. Use tf.lookup.StaticHashTable. {hint}"
@@ -167,7 +165,7 @@ def _unsaved(
 
 def _graphs(graph: Any) -> list[Any]:
     """A trace and the functions that it calls."""
-    return [graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))]
+    return [graph, *compat.function_graphs(graph)]
 
 
 def _uses(tensor: tf.Tensor) -> set[str]:
@@ -187,15 +185,14 @@ def _uses(tensor: tf.Tensor) -> set[str]:
 
 def _table_of(handle: tf.Tensor) -> Any:
     """The table object of a handle; None if it is gone."""
-    tables = (found for found in gc.get_objects() if isinstance(found, _ANY_TABLE))
-    return next((table for table in tables if getattr(table, "_resource_handle_value", None) is handle), None)
+    tables = (found for found in gc.get_objects() if isinstance(found, compat.LookupTable))
+    return next((table for table in tables if compat.table_handle(table) is handle), None)
 
 
 def _name_of_table(handle: tf.Tensor) -> str:
     """'labels', or with the file that it was read from 'labels (from vocabulary.txt)'."""
     table = _table_of(handle)
-    file = getattr(getattr(table, "_initializer", None), "_filename_arg", None)
-    name = getattr(table, "_name", "table")
+    name, file = compat.table_name(table), compat.table_file(table)
     return name if file is None else f"{name} (from {Path(tf.compat.as_str(tf.get_static_value(file) or file)).name})"
 
 

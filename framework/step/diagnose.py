@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths
-from framework.layers.remat import masked_as
+from framework.compat import copy_mask
 from framework.state import TrainState
 from framework.step.block import TrainBlock
 from framework.step.gradients import Gradients
@@ -135,4 +135,4 @@ def _with_gradient(value: Any, event: str, events: list[str]) -> Any:
 
         return tf.identity(x), backwards
 
-    return masked_as(value, passing(value))
+    return copy_mask(value, passing(value))

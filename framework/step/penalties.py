@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import paths
+from framework import compat, paths
 from framework.errors import UserError
 from framework.losses import Term
 from framework.step.normalizers import ancestors
@@ -172,7 +172,7 @@ class _Recorder:
 
     def watch(self, run: Callable[[], Any]) -> Any:
         outer, _local.recorder = current(), self
-        lists = [layer._callable_losses for _, layer in self.layers]
+        lists = [compat.callable_losses(layer) for _, layer in self.layers]
         for losses in lists:
             losses.append(self._mark)
         try:
@@ -194,7 +194,9 @@ class _Recorder:
     def is_incomplete(self) -> bool:
         """Whether a layer that nobody watched has added something."""
         new = [layer for _, layer in self.layers if id(layer) not in self._known]
-        return any(layer._eager_losses or layer._losses or layer.activity_regularizer for layer in new)
+        return any(
+            compat.call_losses(layer) or compat.symbolic_losses(layer) or layer.activity_regularizer for layer in new
+        )
 
     def path(self, layer: Any) -> str:
         return next(path for path, other in self.layers if other is layer)
@@ -208,7 +210,7 @@ class _Recorder:
             self.added.append(added)
             return True
         while graph is not None and graph is not self._graph:
-            if graph.name.endswith("_scratch_graph"):  # Keras lays a network out, and uses nothing of that
+            if compat.is_scratch(graph):  # Keras lays a network out, and uses nothing of that
                 return False
             graph = getattr(graph, "outer_graph", None)
         self.hidden.append(added.layer)
@@ -229,7 +231,7 @@ def _layers(model: Any) -> list[tuple[str, Any]]:
     found = {id(part): (path, part) for path, part in paths.objects(model).items() if _is_layer(part)}
     ordered: dict[int, tuple[str, Any]] = {}
     for part in filter(_is_layer, paths.models(model).values()):
-        for layer in part._flatten_layers():
+        for layer in compat.flatten_layers(part):
             ordered[id(layer)] = found.get(id(layer), (layer.name, layer))
     return list((ordered | found).values())
 
@@ -244,7 +246,7 @@ def _hook(layer: Any) -> None:
         # Past Keras' __setattr__. Methods, so that a deep copy of the layer has its own.
         layer.__dict__[_HOOKED] = True
         layer.__dict__["add_loss"] = types.MethodType(_add_loss, layer)
-        layer.__dict__["_handle_activity_regularization"] = types.MethodType(_handle_activity, layer)
+        compat.replace_activity(layer, _handle_activity)
 
 
 def _add_loss(layer: Any, losses: Any, **kwargs: Any) -> None:
@@ -266,7 +268,7 @@ def _handle_activity(layer: Any, inputs: Any, outputs: Any) -> None:
     recorder, regularizer = current(), layer.activity_regularizer
     given = tf.nest.flatten(outputs)
     if recorder is None or not all(recorder.take(_Added(layer, output, regularizer)) for output in given):
-        type(layer)._handle_activity_regularization(layer, inputs, outputs)
+        compat.add_activity(layer, inputs, outputs)
 
 
 def _terms(found: _Recorder, batch: Mapping[str, tf.Tensor]) -> dict[str, Term]:
@@ -287,7 +289,7 @@ def _terms(found: _Recorder, batch: Mapping[str, tf.Tensor]) -> dict[str, Term]:
             " more each time. Give the function once, in build, or the value itself."
         )
     sums: dict[str, list[tf.Tensor]] = {}
-    regularizers = [regularizer() for _, layer in found.layers for regularizer in layer._callable_losses]
+    regularizers = [regularizer() for _, layer in found.layers for regularizer in compat.callable_losses(layer)]
     sums[PENALTY] = [_checked(value) for value in regularizers if value is not None]
     if not found.added:
         return _summed(sums, {})

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework import paths
+from framework import compat, paths
 
 _READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp")
 
@@ -66,7 +66,7 @@ def _called(operation: tf.Operation) -> list[Any] | None:
         for function in [value.func, *value.list.func]:
             if function.name:
                 # A function of TensorFlow 1, such as one that Keras' LSTM chooses between, has no graph to look into.
-                graph = getattr(operation.graph._get_function(function.name), "graph", None)
+                graph = compat.function_graph(operation.graph, function.name)
                 if graph is None:
                     return None
                 graphs.append(graph)

@@ -11,6 +11,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from framework import compat
+
 _SHAPES = ("Shape", "Size", "Rank", "ShapeN", "VariableShape", "ZerosLike", "OnesLike")
 _CALLS = {
     *("PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"),
@@ -56,19 +58,15 @@ def called(operation: Any) -> list[Any]:
     # By name: a map of protobuf has another order in every process, and which branch is the first matters.
     for _, value in sorted(operation.node_def.attr.items(), reverse=True):
         for function in [value.func, *value.list.func]:
-            known: Any = operation.graph._get_function(function.name) if function.name else None
-            if hasattr(known, "graph"):  # else it came with what was imported
-                graphs.append(known.graph)
+            known = compat.function_graph(operation.graph, function.name) if function.name else None
+            if known is not None:  # else it came with what was imported
+                graphs.append(known)
     return graphs
 
 
 def place(operation: Any) -> tuple[str, str, int] | None:
     """(function, file, line) of the experiment's code that made an operation; None if the framework did."""
-    try:
-        frames = operation.traceback.get_user_frames()
-    except AttributeError:  # of a graph that was read from a definition
-        return None
-    for frame in reversed(list(frames)):
+    for frame in reversed(compat.user_frames(operation)):
         if not frame.filename.startswith(_LIBRARIES):
             is_ours = frame.filename.startswith(_FRAMEWORK)
             return None if is_ours else (frame.name, Path(frame.filename).name, frame.lineno)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.ops import handle_data_util  # no public name tells the shape that a handle's variable has
+
+from framework.compat import handle_shape
 
 CLAIM = "framework: a label below "
 
@@ -65,14 +66,8 @@ def _gather_v1(operation: Any) -> list[Bound]:
     return _rows(operation.inputs[1], operation.inputs[0], operation.inputs[0].shape, 0)
 
 
-def _shape_of(handle: tf.Tensor) -> tf.TensorShape:
-    """Of the variable that a handle is of."""
-    data = handle_data_util.get_resource_handle_data(handle)
-    return tf.TensorShape(data.shape_and_type[0].shape if data is not None and data.is_set else None)
-
-
 def _gather_variable(operation: Any) -> list[Bound]:
-    shape = _shape_of(operation.inputs[0])
+    shape = handle_shape(operation.inputs[0])
     if not shape.rank or shape[operation.get_attr("batch_dims")] is None:
         return []
     return _rows(operation.inputs[1], operation.inputs[0], shape, operation.get_attr("batch_dims"))
@@ -93,7 +88,7 @@ def _is_lenient(operation: Any) -> bool:
 
 def _gather_nd(operation: Any) -> list[Bound]:
     table, index = operation.inputs
-    shape = _shape_of(table) if table.dtype == tf.resource else table.shape
+    shape = handle_shape(table) if table.dtype == tf.resource else table.shape
     return [] if _is_lenient(operation) else _places(index, shape)
 
 

@@ -125,18 +125,19 @@ def test_setup_fixes_threads_and_determinism_for_the_process():
 import sys
 sys.path.insert(0, {str(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(devices.__file__)))))!r})
 import tensorflow as tf
+from framework import compat
 from framework.distribute import devices
 from framework.config import UserError, base_config
 config = base_config()
 config.runtime.threads = 1
 config.runtime.deterministic = False
 devices.setup(config)
-print(tf.config.threading.get_intra_op_parallelism_threads(), devices._is_deterministic())
+print(tf.config.threading.get_intra_op_parallelism_threads(), compat.is_deterministic())
 config.runtime.deterministic = True
 tf.constant(1) + 1
 devices.setup(config)
 devices.setup(config)
-print(tf.config.threading.get_intra_op_parallelism_threads(), devices._is_deterministic())
+print(tf.config.threading.get_intra_op_parallelism_threads(), compat.is_deterministic())
 for key, value in (('deterministic', False), ('threads', 2)):
     other = base_config()
     other.runtime.threads = 1

@@ -1,0 +1,260 @@
+"""Every private name of TensorFlow and tf_keras that the framework uses, each in a function of its own.
+
+    compat.flatten_layers(model)        # instead of model._flatten_layers()
+
+A release may move a private name without notice. `tests/test_compat.py` calls each function here, and fails if another
+file of `framework/` uses a private name: an upgrade changes this file alone.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow.python.framework import config as tf_config
+from tensorflow.python.ops import handle_data_util, lookup_ops
+from tf_keras.src import backend
+from tf_keras.src.engine.functional import Functional
+
+# Traces
+
+
+def is_deterministic() -> bool:
+    """Returns whether this process has deterministic ops; TensorFlow publishes only how they are enabled."""
+    return tf_config.is_op_determinism_enabled()
+
+
+def handle_shape(handle: tf.Tensor) -> tf.TensorShape:
+    """Returns the shape of the variable that a resource handle of a trace points to, as far as the trace knows it."""
+    data = handle_data_util.get_resource_handle_data(handle)
+    return tf.TensorShape(data.shape_and_type[0].shape if data is not None and data.is_set else None)
+
+
+def function_graph(graph: Any, name: str) -> Any:
+    """Returns the graph of the function `name` that `graph` calls; None if the function has no graph to read.
+
+    Functions that were imported from a definition, and those of TensorFlow 1, have none.
+    """
+    return getattr(graph._get_function(name), "graph", None)
+
+
+def function_graphs(graph: Any) -> list[Any]:
+    """Returns the graphs of all functions that `graph` knows."""
+    return [function.graph for function in graph._functions.values() if hasattr(function, "graph")]
+
+
+def user_frames(operation: Any) -> Sequence[Any]:
+    """Returns the stack frames that made an operation, outermost first; none if its graph was imported."""
+    try:
+        return list(operation.traceback.get_user_frames())
+    except AttributeError:
+        return []
+
+
+def is_scratch(graph: Any) -> bool:
+    """Returns whether Keras traces `graph` only to learn shapes, and never runs it."""
+    return graph.name.endswith("_scratch_graph")
+
+
+# Lookup tables
+
+StaticTable, LookupTable = lookup_ops.InitializableLookupTableBase, lookup_ops.LookupInterface
+
+
+def table_handle(table: Any) -> Any:
+    """Returns the resource handle of a lookup table, without making one."""
+    return getattr(table, "_resource_handle_value", None)
+
+
+def table_name(table: Any) -> str:
+    """Returns the name that a lookup table was given."""
+    return getattr(table, "_name", "table")
+
+
+def table_file(table: Any) -> Any:
+    """Returns the file that a lookup table is read from, str or tensor; None if it is filled otherwise."""
+    return getattr(getattr(table, "_initializer", None), "_filename_arg", None)
+
+
+# Objects and names
+
+
+def untracked(module: tf.Module, value: Any) -> Any:
+    """Returns `value` such that `module` can hold it as an attribute without tracking the variables in it."""
+    return module._no_dependency(value)
+
+
+def given_names() -> set[str]:
+    """Returns the names of layers that Keras was given, and did not make up, in this process."""
+    return backend.OBSERVED_NAMES
+
+
+def wrap_set_name(wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Replaces the method by which Keras sets the name of a new layer, fn(layer, name, …), by `wrap` of it."""
+    for kind in (keras.layers.Layer, Functional):
+        kind._init_set_name = wrap(kind._init_set_name)
+
+
+def set_name(layer: keras.layers.Layer, name: str) -> None:
+    """Renames a layer."""
+    layer._name = name
+
+
+def constructor_arguments(layer: keras.layers.Layer) -> Mapping[str, Any] | None:
+    """Returns what a layer's constructor was called with; None if Keras did not record it."""
+    return getattr(getattr(layer, "_auto_config", None), "config", None)
+
+
+def is_numbered(name: str) -> bool:
+    """Returns whether Keras tracks a layer of a Sequential or functional model under `name`: its number."""
+    return re.fullmatch(r"layer(_with_weights)?-\d+", name) is not None
+
+
+# Layers
+
+
+def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns a layer and all layers inside it, in the order in which Keras sums their losses."""
+    return list(model._flatten_layers())
+
+
+def set_dtype_policy(layer: keras.layers.Layer, policy: Any) -> None:
+    """Changes the dtype policy of a layer that exists."""
+    layer._set_dtype_policy(policy)
+
+
+def copy_mask(source: Any, tensor: Any) -> Any:
+    """Returns `tensor`, with the mask that Keras attached to `source`, if there is one."""
+    mask = getattr(source, "_keras_mask", None)
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
+
+
+def call_losses(layer: keras.layers.Layer) -> list[Any]:
+    """Returns the losses that eager calls of a layer, or calls in a trace, have added to it."""
+    return layer._eager_losses
+
+
+def symbolic_losses(layer: keras.layers.Layer) -> list[Any]:
+    """Returns the losses that were added to a layer while a functional model was built."""
+    return layer._losses
+
+
+def callable_losses(layer: keras.layers.Layer) -> list[Callable[[], Any]]:
+    """Returns the list, Keras' own, of the functions whose values a layer adds to the loss, such as regularizers."""
+    return layer._callable_losses
+
+
+def replace_activity(layer: keras.layers.Layer, method: Callable[[Any, Any, Any], None]) -> None:
+    """Makes Keras call method(layer, inputs, outputs) where it would add the activity regularization of `layer`."""
+    layer.__dict__["_handle_activity_regularization"] = MethodType(method, layer)  # past Keras' __setattr__
+
+
+def add_activity(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> None:
+    """Adds the activity regularization of `layer`, as Keras does."""
+    type(layer)._handle_activity_regularization(layer, inputs, outputs)
+
+
+class MultiHeadAttention(keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` whose steps a subclass may override by public names."""
+
+    def projections(self) -> list[keras.layers.EinsumDense]:
+        """Returns the layers of query, key, value and output; they exist once the layer is built."""
+        return [self._query_dense, self._key_dense, self._value_dense, self._output_dense]
+
+    @property
+    def depth(self) -> int:
+        """Width of each head's queries and keys."""
+        return self._key_dim
+
+    def on_projections(self) -> None:
+        """Does nothing; called once, as soon as `projections` exist."""
+
+    def make_dropout(self, rate: float) -> keras.layers.Layer:
+        """Returns the layer that drops attention probabilities at `rate`."""
+        return self._dropout_layer
+
+    def drop(self, probabilities: tf.Tensor, training: bool | None) -> tf.Tensor:
+        """Returns the probabilities after dropout."""
+        return self._dropout_layer(probabilities, training=training)
+
+    def masked_softmax(self, scores: tf.Tensor, attention_mask: tf.Tensor | None) -> tf.Tensor:
+        """Returns the probabilities of scores [batch, heads, query, key], 0 where the mask is False."""
+        return self._masked_softmax(scores, attention_mask)
+
+    def attend(
+        self,
+        query: tf.Tensor,
+        key: tf.Tensor,
+        value: tf.Tensor,
+        attention_mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns (output, probabilities) of projected query, key and value, each [batch, length, heads, depth]."""
+        return super()._compute_attention(query, key, value, attention_mask, training)
+
+    def _build_from_signature(self, *args: Any, **kwargs: Any) -> None:
+        super()._build_from_signature(*args, **kwargs)
+        self.on_projections()
+
+    def _build_attention(self, rank: int) -> None:
+        super()._build_attention(rank)
+        self._dropout_layer = self.make_dropout(self._dropout)
+
+    def _compute_attention(self, *args: Any, **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.attend(*args, **kwargs)
+
+
+# Optimizers
+
+# Methods of an optimizer that see the gradients of all its variables at once.
+GROUP_METHODS = ("apply_gradients", "_clip_gradients", "_internal_apply_gradients")
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns the learning rate that an optimizer was given: a variable or a schedule."""
+    return getattr(optimizer, "_learning_rate", None)
+
+
+def set_learning_rate(optimizer: keras.optimizers.Optimizer, rate: Any) -> None:
+    """Gives an optimizer under construction its learning rate, a float or a schedule."""
+    optimizer._learning_rate = optimizer._build_learning_rate(rate)
+
+
+def is_built(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer has its slots."""
+    return getattr(optimizer, "_built", False)
+
+
+def set_built(optimizer: keras.optimizers.Optimizer) -> None:
+    """Tells an optimizer that it has its slots."""
+    optimizer._built = True
+
+
+def slot_index(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> int:
+    """Returns the place of a variable in each list of slots of an optimizer."""
+    return optimizer._index_dict[optimizer._var_key(variable)]
+
+
+def adam_slots(optimizer: keras.optimizers.Adam, variable: tf.Variable) -> tuple[tf.Variable, tf.Variable]:
+    """Returns Adam's averages of a variable's gradients and of their squares."""
+    index = slot_index(optimizer, variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+def is_decayed(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> bool:
+    """Returns whether weight decay applies to a variable: `exclude_from_weight_decay` does not name it."""
+    return optimizer._use_weight_decay(variable)
+
+
+def undecayed_names(optimizer: keras.optimizers.Optimizer) -> Sequence[str]:
+    """Returns the patterns that `exclude_from_weight_decay` was given."""
+    return getattr(optimizer, "_exclude_from_weight_decay_names", ())
+
+
+def mesh(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns the DTensor mesh of an optimizer; None if it has none."""
+    return getattr(optimizer, "_mesh", None)
