@@ -16,7 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
-MODES = ("graph", "xla", "xla_gradients", "xla_update", "eager")
+from framework.config.keys import KEYS
+
+MODES = tuple(mode for mode in KEYS["train.compile"].choices if mode != "auto")
 
 _HANDFUL = 6
 _STATUS = Path("/proc/self/status")

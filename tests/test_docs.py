@@ -436,7 +436,7 @@ def table(page: str, heading: str) -> list[list[str]]:
 
 
 def test_to_change_x_edit_y_names_what_is_there() -> None:
-    functions = read("framework/experiment/load.py")
+    functions = read("framework/experiment/returns.py")
     rows = table("BUILD.md", "To change X, edit Y")
     wrong = []
     for row in rows:

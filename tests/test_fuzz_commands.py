@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import launch
 from framework.config import base_config, flatten
-from framework.config.defaults import CHOICES, DURATIONS
+from framework.config.keys import KEYS
 from framework.experiment import user_code
 
 EXPERIMENT = """
@@ -84,9 +84,9 @@ durations = st.one_of(
 def values(key):
     """Texts for a key: half of them such as its default, in another notation or just out of range."""
     default = DEFAULTS[key]
-    if key in CHOICES:
-        return st.one_of(st.sampled_from(sorted(CHOICES[key])), words)
-    if key in DURATIONS:
+    if KEYS[key].choices:
+        return st.one_of(st.sampled_from(sorted(KEYS[key].choices)), words)
+    if KEYS[key].duration:
         return st.one_of(st.builds("{} {}s".format, st.integers(1, 99), st.sampled_from(["step", "epoch"])), durations)
     if isinstance(default, bool):
         return st.one_of(st.sampled_from(["true", "True", "0", "1", "false", "yes"]), words)

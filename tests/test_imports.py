@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     # the ground floor
     ("moved", "errors"),
-    ("config.defaults",),
+    ("config.key",),
+    ("config.keys/*",),
+    ("config.keys",),
+    ("config.base", "config.durations"),
+    ("config.contradictions",),
     ("config.check",),
     ("config.overrides",),
     ("config",),

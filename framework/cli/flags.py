@@ -17,6 +17,7 @@ from absl import flags
 
 from framework import folder
 from framework.config import base_config, flatten
+from framework.config.keys import KEYS
 from framework.errors import UserError, near
 from framework.experiment.user_code import check_text
 from framework.run.arguments import LOOK_BACK
@@ -30,7 +31,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
 }
-CHECKPOINTS = ("last", "best")
+CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
     (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),

@@ -8,27 +8,17 @@
 Nothing here imports TensorFlow, so bad input is reported before a device is touched.
 """
 
-from framework.config.check import (
-    AVERAGED,
-    base_split,
-    check_choice,
-    check_effects,
-    check_plain,
-    check_range,
-    finalize,
-    flatten,
-    locked,
-    resolve,
-    to_steps,
-    typed,
-    with_replicas,
-)
-from framework.config.defaults import base_config
+from framework.config.base import base_config, flatten, locked, typed
+from framework.config.check import check_choice, check_plain, check_range, finalize
+from framework.config.contradictions import check_effects, with_replicas
+from framework.config.durations import DURATIONS, resolve, to_steps
+from framework.config.keys.eval import AVERAGED, base_split
 from framework.config.overrides import apply_preset, override, restored
 from framework.errors import DataError, RunError, UserError, closest, near
 
 __all__ = [
     "AVERAGED",
+    "DURATIONS",
     "DataError",
     "RunError",
     "UserError",

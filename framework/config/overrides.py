@@ -16,7 +16,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from framework.config.check import check_plain, flatten, locked, typed
+from framework.config.base import flatten, locked, typed
+from framework.config.check import check_plain
 from framework.errors import UserError, near
 
 _SHOWN = 60  # most characters of a value in a message

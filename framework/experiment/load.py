@@ -20,8 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import flatten
-from framework.config.defaults import base_config
+from framework.config import base_config, flatten
 from framework.errors import UserError, closest, near
 from framework.experiment.own_modules import OwnModules
 from framework.experiment.returns import FUNCTIONS, OPTIONAL, REQUIRED

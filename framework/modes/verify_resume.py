@@ -30,6 +30,7 @@ import numpy as np
 
 from framework.checkpoint import checkpoints
 from framework.checkpoint.checkpoints import digest, read_arrays
+from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.folder import TUNING, starts
@@ -83,7 +84,7 @@ def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
 
 def _refuse_cluster(run: Run) -> None:
     strategy = run.config.runtime.strategy
-    if strategy in ("multi_worker", "parameter_server"):
+    if strategy in SEVERAL_PROCESSES:
         raise UserError(
             f"--mode=verify_resume kills one process, but runtime.strategy='{strategy}' is several. Leave it out:"
             " --config.runtime.strategy=one_device, or mirrored."

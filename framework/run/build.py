@@ -27,6 +27,7 @@ from framework import config, folder, optim, paths, precision, state
 from framework.checkpoint import warm_start
 from framework.checkpoint.checkpoints import Checkpoints, find
 from framework.checkpoint.start import begin, goals
+from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.config.overrides import override, restored
 from framework.data.batches import Batches
 from framework.distribute import devices
@@ -346,7 +347,7 @@ def resolve_request(
         _refuse_unknown(workdir)
     elif from_workdir and stored is not None:
         start = restored(start, stored.values)
-        if start.runtime.strategy in ("multi_worker", "parameter_server"):  # who looks back is alone
+        if start.runtime.strategy in SEVERAL_PROCESSES:  # who looks back is alone
             start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides), loaded.own, is_trained=not mode)
     if mode:

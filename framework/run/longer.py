@@ -10,8 +10,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import config
-from framework.config import flatten, typed
-from framework.config.defaults import DURATIONS
+from framework.config import DURATIONS, flatten, typed
 from framework.config.overrides import restored
 from framework.errors import UserError
 from framework.experiment import load

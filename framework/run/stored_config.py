@@ -17,8 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import flatten
-from framework.config.defaults import DURATIONS
+from framework.config import DURATIONS, flatten
 from framework.errors import UserError
 from framework.files import CorruptError, load_json, unreachable, write_json
 

@@ -1,12 +1,14 @@
-"""framework/config/defaults.py and config.py: every rule by its exact message, durations by hand-computed numbers."""
+"""The keys and the checks of framework/config: every rule by its exact message, durations by hand-computed numbers."""
 
 import math
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import config
-from framework.config import UserError, base_config, check, defaults, finalize, flatten, resolve, to_steps
+from framework.config import DURATIONS, UserError, base_config, durations, finalize, flatten, resolve, to_steps
+from framework.config.keys import KEYS
 from framework.config.overrides import override
 
 BASE = flatten(base_config())
@@ -34,37 +36,38 @@ def message(call, *args, **kwargs):
 
 # --- every key has a rule ---------------------------------------------------------------------------------------------
 
-REGEXES = {"train.remat", "clip.exclude"}
-FREE_TEXT = {
-    "resume_from",
-    "init_from",
-    "data.name",
-    "data.dir",
-    "early_stopping.metric",
-    "checkpoint.best_metric",
-    *REGEXES,
-}
-SEQUENCES = {"schedule.boundaries", "schedule.factors", "eval.splits", "optimizer.groups", "init_map"}
+
+def rules(key):
+    """Names of the rules that bind a key by itself; types bind bools, texts and tuples enough."""
+    has = {
+        "choices": key.choices,
+        "duration": key.duration,
+        "regex": key.regex,
+        "bounds": (key.low, key.high) != (None,) * 2,
+    }
+    return [name for name, is_there in has.items() if is_there]
 
 
 def test_base_config_is_valid():
-    assert flatten(finalize(base_config())) == BASE
+    assert flatten(finalize(base_config())) == BASE == {name: key.default for name, key in KEYS.items()}
 
 
-def test_every_key_has_a_rule():
-    bools = {key for key, value in BASE.items() if type(value) is bool}
-    rules = [set(defaults.CHOICES), set(defaults.RANGES), set(defaults.DURATIONS), bools, FREE_TEXT, SEQUENCES]
-    assert set().union(*rules) == set(BASE)
-    assert sum(map(len, rules)) == len(BASE)  # one rule each
-    numbers = {key for key, value in BASE.items() if type(value) in (int, float)}
-    assert numbers == set(defaults.RANGES)
+@pytest.mark.parametrize("name", KEYS)
+def test_a_line_is_whole(name):
+    key = KEYS[name]
+    is_number = type(key.default) in (int, float)
+    assert rules(key) == ["bounds"] if is_number else len(rules(key)) <= 1 and "bounds" not in rules(key)
+    assert key.duration or not key.required
+    assert is_number or not rules(key) or type(key.default) is str
+    section = name.rpartition(".")[0]
+    for decider, legal in key.only_with.items():
+        assert set(legal) < set(KEYS[f"{section}.{decider}"].choices)
+    assert key.doc and not key.doc.endswith(".") and len(key.doc) <= 130
 
 
-def test_defaults_are_legal_by_their_own_rule():
-    assert all(BASE[key] in choices for key, choices in defaults.CHOICES.items())
-    assert all(BASE[key] == "" or check._DURATION.fullmatch(BASE[key]) for key in defaults.DURATIONS)
-    for decider, wanted in defaults.ONLY_WITH.values():
-        assert set(wanted) < set(defaults.CHOICES[decider])
+def test_defaults_are_legal_by_their_own_line():
+    assert all(key.default in key.choices for key in KEYS.values() if key.choices)
+    assert all(durations._DURATION.fullmatch(BASE[name]) or not BASE[name] for name in DURATIONS)
 
 
 def test_sections_are_locked_but_for_the_free_ones():
@@ -108,30 +111,7 @@ def test_near(word, words, hint):
 
 # --- finalize: one wrong value ----------------------------------------------------------------------------------------
 
-CHOICES = {
-    "init_weights": ("model", "ema"),
-    "data.remainder": ("carry", "pad", "drop"),
-    "data.placement": ("auto", "resident", "stream"),
-    "train.compile": ("auto", "graph", "xla", "xla_gradients", "xla_update", "eager"),
-    "train.precision": ("float32", "float64", "bfloat16", "float16"),
-    "train.on_nonfinite": ("stop", "skip", "rewind"),
-    "loss_scale.name": ("auto", "dynamic", "static", "none"),
-    "clip.name": ("none", "global_norm", "value", "variable_norm", "adaptive"),
-    "optimizer.name": ("sgd", "adam", "adamw", "lamb", "lion"),
-    "schedule.name": ("constant", "cosine", "piecewise", "polynomial", "restarts", "inverse_sqrt", "one_cycle"),
-    "early_stopping.mode": ("min", "max"),
-    "checkpoint.best_mode": ("min", "max"),
-    "checkpoint.on_error": ("stop", "continue"),
-    "runtime.strategy": ("one_device", "mirrored", "multi_worker", "parameter_server", "tpu"),
-    "runtime.all_reduce": ("auto", "nccl", "hierarchical", "one_device", "ring"),
-    "runtime.all_reduce_dtype": ("full", "bfloat16"),
-    "export.checkpoint": ("last", "best"),
-    "export.weights": ("model", "ema"),
-}
-
-
-def test_choices_are_all_listed_here():
-    assert defaults.CHOICES == CHOICES
+CHOICES = {name: key.choices for name, key in KEYS.items() if key.choices}
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -145,88 +125,39 @@ def test_not_one_of_the_choices(key):
     assert message(final, **{key: last.upper()}) == expected
 
 
-TINY, HUGE = 2.0**-100, 2.0**100
+NUMBERS = [name for name, key in KEYS.items() if type(key.default) in (int, float)]
 LARGEST = 2**31 - 1
-SCALE = {"loss_scale.name": "dynamic"}
-WORKERS = {"runtime.strategy": "multi_worker"}
-RESTARTS = {"schedule.name": "restarts", "schedule.period": "1 epoch"}
-
-# Key: lowest, highest, how the error puts it, other keys that the value needs.
-RANGES = {
-    "seed": (0, 2**63 - 1, "at least 0 and at most 9223372036854775807", {}),
-    "data.batch_size": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
-    "data.replica_batch_size": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
-    "data.resident_limit_mb": (0, 2**31 - 1, "at least 0 and at most 2147483647", {}),
-    "data.parallel_calls": (1, 1024, "at least 1 and at most 1024", {}),
-    "data.prefetch_batches": (1, 1024, "at least 1 and at most 1024", {}),
-    "data.retries": (0, 30, "at least 0 and at most 30", {}),
-    "data.retry_seconds": (0, 3600, "at least 0 and at most 3600", {}),
-    "train.block_steps": (1, 100_000, "at least 1 and at most 100000", {}),
-    "train.micro_batches": (1, LARGEST, "at least 1 and at most 2147483647", {"data.batch_size": LARGEST}),
-    "train.nonfinite_limit": (1, 1000, "at least 1 and at most 1000", {"train.on_nonfinite": "skip"}),
-    "loss_scale.initial": (
-        TINY,
-        HUGE,
-        f"at least {TINY} and at most {HUGE}",
-        {"loss_scale.floor": TINY, "loss_scale.ceiling": HUGE, **SCALE},
-    ),
-    "loss_scale.growth_interval": (1, LARGEST, "at least 1 and at most 2147483647", SCALE),
-    "loss_scale.growth_factor": (1, 1024, "at least 1 and at most 1024", SCALE),
-    "loss_scale.backoff_factor": (TINY, 0.99, f"at least {TINY} and at most 0.99", SCALE),
-    "loss_scale.floor": (
-        TINY,
-        HUGE,
-        f"at least {TINY} and at most {HUGE}",
-        {"loss_scale.initial": HUGE, "loss_scale.ceiling": HUGE, **SCALE},
-    ),
-    "loss_scale.ceiling": (
-        TINY,
-        HUGE,
-        f"at least {TINY} and at most {HUGE}",
-        {"loss_scale.initial": TINY, "loss_scale.floor": TINY, **SCALE},
-    ),
-    "loss_scale.patience": (1, LARGEST, "at least 1 and at most 2147483647", SCALE),
-    "clip.threshold": (1e-12, None, "finite and at least 1e-12", {"clip.name": "value"}),
-    "ema.decay": (0, 0.999999, "at least 0 and at most 0.999999", {}),
-    "schedule.start_fraction": (0, 1, "at least 0 and at most 1", {"schedule.warmup": "1 step"}),
-    "schedule.power": (1e-3, 1e3, "at least 0.001 and at most 1000.0", {"schedule.name": "polynomial"}),
-    "schedule.period_factor": (1, 1e3, "at least 1 and at most 1000.0", RESTARTS),
-    "schedule.peak_factor": (0, 1, "at least 0 and at most 1", RESTARTS),
-    "optimizer.momentum": (0, 1, "at least 0 and at most 1", {"optimizer.name": "sgd"}),
-    "optimizer.beta_1": (0, 0.999999, "at least 0 and at most 0.999999", {}),
-    "optimizer.beta_2": (0, 0.999999, "at least 0 and at most 0.999999", {}),
-    "optimizer.epsilon": (1e-30, None, "finite and at least 1e-30", {}),
-    "optimizer.weight_decay": (0, None, "finite and at least 0", {"optimizer.name": "adamw"}),
-    "schedule.learning_rate": (0, None, "finite and at least 0", {}),
-    "schedule.final_fraction": (0, 1, "at least 0 and at most 1", {"schedule.name": "cosine"}),
-    "eval.batch_size": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
-    "early_stopping.patience": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
-    "early_stopping.min_delta": (0, None, "finite and at least 0", {}),
-    "log.images": (0, 400, "at least 0 and at most 400", {}),
-    "checkpoint.keep": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
-    "checkpoint.keep_hours": (0, None, "finite and at least 0", {}),
-    "export.examples": (1, 2**31 - 1, "at least 1 and at most 2147483647", {}),
-    "runtime.threads": (0, 1024, "at least 0 and at most 1024", {}),
-    "runtime.devices": (0, 1024, "at least 0 and at most 1024", {"runtime.strategy": "mirrored"}),
-    "runtime.virtual_devices": (0, 64, "at least 0 and at most 64", {"runtime.strategy": "mirrored"}),
-    "runtime.worker_timeout_seconds": (1, 86_400, "at least 1 and at most 86400", WORKERS),
-    "runtime.parameter_servers": (
-        1,
-        1024,
-        "at least 1 and at most 1024",
-        {"runtime.strategy": "parameter_server", "train.compile": "graph"},
-    ),
-    "runtime.max_restarts": (0, 1_000_000, "at least 0 and at most 1000000", WORKERS),
+TINY, HUGE = 2.0**-100, 2.0**100
+# Values that the bounds of a key need beside those of its `only_with`.
+NEEDS = {
+    "train.micro_batches": {"data.batch_size": LARGEST},
+    "loss_scale.initial": {"loss_scale.floor": TINY, "loss_scale.ceiling": HUGE},
+    "loss_scale.floor": {"loss_scale.initial": HUGE, "loss_scale.ceiling": HUGE},
+    "loss_scale.ceiling": {"loss_scale.initial": TINY, "loss_scale.floor": TINY},
+    "schedule.start_fraction": {"schedule.warmup": "1 step"},
+    "schedule.period_factor": {"schedule.period": "1 epoch"},
+    "schedule.peak_factor": {"schedule.period": "1 epoch"},
+    "runtime.parameter_servers": {"train.compile": "graph"},
 }
 
 
-def test_ranges_are_all_listed_here():
-    assert {key: bounds for key, (*bounds, _, _) in RANGES.items()} == {k: list(v) for k, v in defaults.RANGES.items()}
+def test_bounds_that_other_numbers_give():
+    """Bounds with a reason: of int32 and int64, of float32, of the dtype in which 1 - beta is computed."""
+    assert KEYS["data.batch_size"].high == np.iinfo(np.int32).max
+    assert KEYS["seed"].high == np.iinfo(np.int64).max
+    for name in ("loss_scale.initial", "loss_scale.floor", "loss_scale.ceiling"):
+        assert np.float32(KEYS[name].low) > 0 and np.isfinite(np.float32(KEYS[name].high))
+    for name in ("optimizer.beta_1", "optimizer.beta_2", "ema.decay"):
+        assert np.float32(1) - np.float32(KEYS[name].high) > 0
+    assert np.float32(KEYS["optimizer.epsilon"].low) > 0
+    assert not any(KEYS[name].low > 0 for name in NUMBERS if KEYS[name].doc.endswith(("0 = off", "0 = none")))
 
 
-@pytest.mark.parametrize("key", RANGES)
+@pytest.mark.parametrize("key", NUMBERS)
 def test_out_of_range(key):
-    low, high, legal, others = RANGES[key]
+    low, high = KEYS[key].low, KEYS[key].high
+    section = key.partition(".")[0]
+    others = {f"{section}.{decider}": legal[0] for decider, legal in KEYS[key].only_with.items()} | NEEDS.get(key, {})
     is_float = type(BASE[key]) is float
     for value in (low, 1e308 if high is None else high):
         assert flatten(final(**others, **{key: value}))[key] == value
@@ -235,6 +166,7 @@ def test_out_of_range(key):
         outside += [] if high is None else [math.nextafter(high, math.inf)]
     else:
         outside = [low - 1, high + 1, -(10**400), 10**400]
+    legal = f"finite and at least {low}" if high is None else f"at least {low} and at most {high}"
     for value in outside:
         expected = f"{key}={value} is out of range: it must be {legal}. Use --config.{key}=N."
         assert message(final, **others, **{key: value}) == expected
@@ -246,16 +178,6 @@ def test_a_float_too_large_to_hold():
         " Use --config.schedule.learning_rate=N."
     )
     assert message(final, schedule__learning_rate="1e400") == expected
-
-
-DURATIONS = {
-    *("train.duration", "schedule.warmup", "schedule.period", "schedule.timescale", "eval.every"),
-    *("log.every", "log.histograms_every", "checkpoint.every"),
-}
-
-
-def test_durations_are_all_listed_here():
-    assert set(defaults.DURATIONS) == DURATIONS
 
 
 LONG = "9" * 5000  # more digits than Python makes a number of
@@ -285,7 +207,7 @@ def test_not_a_duration(key):
 
 @pytest.mark.parametrize("key", sorted(DURATIONS))
 def test_no_duration(key):
-    if key in ("train.duration", "log.every"):
+    if KEYS[key].required:
         expected = f"{key}='' is not a duration. Type e.g. --config.{key}='2 epochs' (steps, epochs, examples or %)."
         assert message(final, **{key: ""}) == expected
     else:
@@ -477,7 +399,7 @@ def test_ints_do_for_floats():
         ],
         (
             {"resume_from": "runs/a", "init_from": "runs/b"},
-            "resume_from='runs/a' goes on from a whole state and init_from='runs/b' starts from weights alone. Use one"
+            "resume_from='runs/a' continues a whole state and init_from='runs/b' starts from weights alone. Use one"
             " of them: --config.resume_from= or --config.init_from=.",
         ),
         (
@@ -788,7 +710,7 @@ def test_resolve():
         "log.histograms_every": 469,
         "checkpoint.every": 938,
     }
-    rest = {key: value for key, value in flatten(typed).items() if key not in DURATIONS | {"schedule.boundaries"}}
+    rest = {key: value for key, value in flatten(typed).items() if key not in {*DURATIONS, "schedule.boundaries"}}
     assert {key: flatten(resolved)[key] for key in rest} == rest
     assert typed.train.duration == "5 epochs"
     with pytest.raises(AttributeError, match="immutable"):

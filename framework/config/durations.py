@@ -1,0 +1,90 @@
+"""Durations in any unit: checked as text, and turned into steps once the size of the data is known.
+
+to_steps('2 epochs', steps_per_epoch=468.75, batch_size=128)     # 938
+resolved = resolve(config, steps_per_epoch)                      # every duration a number of steps; frozen
+"""
+
+import math
+import re
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from framework.config.keys import KEYS
+from framework.errors import UserError
+
+DURATIONS = tuple(name for name, key in KEYS.items() if key.duration)
+# The largest number of each unit; products of these still fit an int64.
+UNITS = {"step": 1e15, "epoch": 1e6, "example": 1e15, "%": 100, "percent": 100}
+
+_DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(UNITS)})s?\s*", re.IGNORECASE)
+
+
+def check_duration(key: str, value: Any) -> None:
+    """Raises UserError unless `value` is a duration that `key` can have."""
+    match = _DURATION.fullmatch(str(value))
+    if not match or float(match[1]) <= 0:
+        number = str(value).strip()
+        example = f"'{number} steps'" if number.isdecimal() and number.isascii() and number.strip("0") else "'2 epochs'"
+        example = "\"('2 epochs','4 epochs')\"" if key == "schedule.boundaries" else example
+        raise UserError(
+            f"{key}='{value}' is not a duration. Type e.g. --config.{key}={example} (steps, epochs, examples or %)."
+        )
+    unit = match[2].lower()
+    if key == "train.duration" and unit in ("%", "percent"):
+        raise UserError(f"train.duration='{value}' is a share of itself. Type e.g. --config.train.duration='5 epochs'.")
+    if float(match[1]) > UNITS[unit]:
+        most = f"{UNITS[unit]:g}{unit if unit == '%' else f' {unit}s'}"
+        raise UserError(f"{key}='{value}' is out of range: it must be at most '{most}'.")
+
+
+def to_steps(duration: str, steps_per_epoch: float, batch_size: int, total_steps: int | None = None) -> int:
+    """Returns a duration in steps, rounded up so that no part is lost: at least 1, but 0 for ''."""
+    if not duration:
+        return 0
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise UserError(f"'{duration}' is not a duration; write e.g. '2 epochs'.")
+    amount, unit = float(match[1]), match[2].lower()
+    if unit == "epoch":
+        amount *= steps_per_epoch
+    elif unit == "example":
+        amount /= batch_size
+    elif unit in ("%", "percent"):
+        if total_steps is None:
+            raise UserError(f"'{duration}' is a share of a total that is not known yet.")
+        amount *= total_steps / 100
+    return max(1, math.ceil(amount - 1e-9))
+
+
+def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
+    """Returns the frozen config in which every duration is a number of steps (0 = never).
+
+    Args:
+      config: as returned by `finalize`.
+      steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=carry`.
+
+    Raises:
+      UserError: a warm-up or boundary past the end of the run, or boundaries that do not increase.
+    """
+    batch_size = config.data.batch_size
+    total = to_steps(config.train.duration, steps_per_epoch, batch_size)
+
+    def steps(duration: str) -> int:
+        return to_steps(duration, steps_per_epoch, batch_size, total)
+
+    resolved = config.to_dict()
+    for key in DURATIONS:
+        section, _, name = key.partition(".")
+        resolved[section][name] = steps(config[section][name])
+    boundaries = tuple(steps(value) for value in config.schedule.boundaries)
+    resolved["schedule"]["boundaries"] = boundaries
+    if any(later <= earlier for earlier, later in zip(boundaries, boundaries[1:], strict=False)):
+        raise UserError(f"schedule.boundaries={config.schedule.boundaries} are steps {boundaries}: they must increase.")
+    for key, last in (("warmup", resolved["schedule"]["warmup"]), ("boundaries", max(boundaries, default=0))):
+        if last >= total:
+            raise UserError(
+                f"schedule.{key}={config.schedule[key]!r} reaches step {last}, but train.duration="
+                f"'{config.train.duration}' ends at step {total}. Shorten schedule.{key}."
+            )
+    return FrozenConfigDict(resolved)

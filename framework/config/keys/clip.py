@@ -1,0 +1,23 @@
+"""Keys of `clip`: bounds on the gradients of an update."""
+
+from framework.config.key import Key
+
+KEYS = {
+    "name": Key(
+        "none",
+        "what is bounded; adaptive is AGC",
+        choices=("none", "global_norm", "value", "variable_norm", "adaptive"),
+    ),
+    "threshold": Key(
+        1.0,
+        "largest norm or value; adaptive: largest ratio of gradient norm to weight norm, e.g. 0.01",
+        low=1e-12,
+        only_with={"name": ("global_norm", "value", "variable_norm", "adaptive")},
+    ),
+    "exclude": Key(
+        "",
+        "regex of parameters that are not clipped, e.g. 'head/.*'; '' = none",
+        regex=True,
+        only_with={"name": ("adaptive",)},
+    ),
+}

@@ -1,0 +1,9 @@
+"""Keys of `log`: rows of metrics.jsonl and curves of TensorBoard."""
+
+from framework.config.key import Key
+
+KEYS = {
+    "every": Key("100 steps", "period of rows", duration=True, required=True),
+    "histograms_every": Key("1 epoch", "period of histograms of weights and gradients; '' = never", duration=True),
+    "images": Key(16, "inputs shown once in TensorBoard; 0 = none", low=0, high=400),
+}

@@ -1,0 +1,32 @@
+"""Keys of `train`: how long, how compiled, in which precision, and what a non-finite step leads to."""
+
+from framework.config.key import LARGEST, Key
+
+KEYS = {
+    "duration": Key("5 epochs", "length of the run", duration=True, required=True),
+    "compile": Key(
+        "auto",
+        "how the step is compiled; auto times the others and takes the fastest",
+        choices=("auto", "graph", "xla", "xla_gradients", "xla_update", "eager"),
+    ),
+    "block_steps": Key(100, "most steps in one compiled call", low=1, high=100_000),
+    "precision": Key(
+        "float32",
+        "dtype of the computation; under bfloat16 and float16 weights stay float32",
+        choices=("float32", "float64", "bfloat16", "float16"),
+    ),
+    "micro_batches": Key(1, "parts of a batch, differentiated one after the other to save memory", low=1, high=LARGEST),
+    "remat": Key("", "regex of layer paths whose activations are recomputed instead of kept; '' = none", regex=True),
+    "on_nonfinite": Key(
+        "stop",
+        "what a NaN or infinite loss or gradient leads to; a dynamic loss scale skips the step in any case",
+        choices=("stop", "skip", "rewind"),
+    ),
+    "nonfinite_limit": Key(
+        10,
+        "rewind: rewinds before the run stops; skip: skipped steps in a row before it stops",
+        low=1,
+        high=1000,
+        only_with={"on_nonfinite": ("skip", "rewind")},
+    ),
+}

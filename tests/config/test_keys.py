@@ -1,0 +1,58 @@
+"""framework/config/keys: each fact of a key stands in its line, and in no other file of the framework."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from framework.config.keys import KEYS
+
+ROOT = Path(__file__).resolve().parents[2]
+OTHERS = [file for file in sorted((ROOT / "framework").rglob("*.py")) if file.parent.name != "keys"]
+
+
+def repeated(source):
+    """(line, key) of each tuple, list or set that lists the choices of a key again, all of them or all but one.
+
+    A dictionary by choice is no repetition: it says what each of them does.
+    """
+    choices = {name: set(key.choices) for name, key in KEYS.items() if key.choices}
+    listed = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            words = {entry.value for entry in node.elts if isinstance(entry, ast.Constant)}
+            listed += [
+                (node.lineno, name)
+                for name, legal in choices.items()
+                if words <= legal and len(words) >= max(2, len(legal) - (len(legal) > 3))
+            ]
+    return listed
+
+
+@pytest.mark.parametrize("file", OTHERS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_legal_values_are_listed_once(file):
+    assert repeated(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "listed"),
+    [
+        ("\nMODES = ('graph', 'xla', 'xla_gradients', 'xla_update', 'eager')", [(2, "train.compile")]),
+        ("x in {'carry', 'pad', 'drop'}", [(1, "data.remainder")]),
+        ("x in ['graph', 'xla']", []),
+        ("{'carry': 1, 'pad': 2, 'drop': 3}[x]", []),
+    ],
+)
+def test_a_planted_list_is_seen(source, listed):
+    assert repeated(source) == listed
+
+
+def test_keys_are_read_without_tensorflow_and_without_their_owners():
+    script = "import sys, framework.config.keys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"tensorflow", "tf_keras", "numpy"}
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("framework.")}
+    assert rooms == {"config", "errors", "moved"}
