@@ -22,7 +22,15 @@ MODULES = {
     "framework.tensorboard": "framework.writers.tensorboard",
     "framework.transfer": "framework.checkpoint.warm_start",
 }
+# {module: {former name: name now}}; a name now may stand in another module.
 NAMES = {
+    "framework.distribute.devices": {
+        "Interrupt": "framework.run.interrupt.Interrupt",
+        "environment": "framework.run.environment.environment",
+        "git_commit": "framework.run.environment.git_commit",
+        "make_strategy": "framework.distribute.strategies.make_strategy",
+        "memory": "framework.distribute.memory.host_memory",
+    },
     "framework.data.replay_buffer": {"Replay": "ReplayBuffer"},
     "framework.losses": {
         "Coupled": "BatchDependent",
@@ -56,13 +64,14 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def former_names(module: str) -> Callable[[str], Any]:
-    """Returns the `__getattr__` of a module: it finds what NAMES lists for `module` under its former name."""
+    """Returns the `__getattr__` of `module`, which finds what NAMES lists for it under its former name."""
 
     def find(name: str) -> Any:
         if name not in NAMES[module]:
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
         now = NAMES[module][name]
-        logging.warning("%s.%s is %s.%s now; the former name still works", module, name, module, now)
-        return getattr(sys.modules[module], now)
+        home, _, attribute = (now if "." in now else f"{module}.{now}").rpartition(".")
+        logging.warning("%s.%s is %s.%s now; the former name still works", module, name, home, attribute)
+        return getattr(importlib.import_module(home), attribute)
 
     return find

@@ -40,7 +40,7 @@ ROWS = (
     ("experiment",),
     # where a run computes
     ("distribute.cluster", "distribute.lifeline"),
-    ("distribute.devices", "distribute.replicas"),
+    ("distribute.devices", "distribute.memory", "distribute.strategies", "distribute.replicas"),
     ("distribute",),
     # what an experiment is made of
     ("data.sources",),
@@ -98,6 +98,7 @@ ROWS = (
     ("export",),
     # a run
     ("run.arguments", "run.hooks", "run.interval", "run.stored_config", "run.code_copies"),
+    ("run.environment", "run.interrupt"),
     ("run.build",),
     ("run.longer", "run.lookback", "run.evaluation"),
     ("run.exporting", "run.preview"),

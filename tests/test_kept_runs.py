@@ -14,7 +14,7 @@ import pytest
 import framework
 from framework import paths
 from framework.checkpoint.storage import read_arrays
-from framework.distribute import devices
+from framework.run.environment import environment
 
 KEPT = Path(__file__).parent / "kept_runs"
 # float32 sums in another order, over ten updates; counters are whole.
@@ -24,7 +24,7 @@ ELSEWHERE = 1e-4
 def is_made_here():
     """Whether the CPU is the one of the kept runs; another one adds in another order."""
     made = json.loads((KEPT / "pair/run/environment.json").read_text())["starts"][0]["cpu"]
-    return devices.environment()["cpu"] == made
+    return environment()["cpu"] == made
 
 
 @pytest.mark.parametrize("name", ["averaged", "half", "pair", "buffer"])

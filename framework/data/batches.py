@@ -37,7 +37,7 @@ from framework.data.fields import (
 from framework.data.order import Order
 from framework.data.reading import RetryingReader
 from framework.data.sources import Source, shares_of
-from framework.distribute import devices
+from framework.distribute.memory import host_memory
 from framework.errors import UserError
 
 # Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
@@ -357,7 +357,7 @@ def _is_resident(parts: Sequence[Source], config: ConfigDict) -> bool:
         return config.data.placement == "resident"
     if any(part.has_own_take for part in parts):
         return False  # what its `take` gives may be far more than its arrays
-    size, memory, limit = sum(part.nbytes for part in parts), devices.memory(), config.data.resident_limit_mb
+    size, memory, limit = sum(part.nbytes for part in parts), host_memory(), config.data.resident_limit_mb
     if size > limit * 2**20:
         why = f"streamed: more than data.resident_limit_mb={limit}"
     elif memory is not None and 4 * size > memory:  # they are put together, and copied to the device

@@ -1,6 +1,6 @@
 """The replicas that share a step, on one device or many, on top of `tf.distribute`.
 
-    replicas = Replicas(runtime.make_strategy(config))          # Replicas() is one device, without a strategy
+    replicas = Replicas(make_strategy(config))          # Replicas() is one device, without a strategy
     with replicas.scope():
         model = make_model(config)
     batch = replicas.run(lambda index: parts[index].take(plans[index], i))     # one part on each

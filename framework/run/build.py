@@ -32,6 +32,7 @@ from framework.config.overrides import override, restored
 from framework.data.batches import Batches
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas
+from framework.distribute.strategies import make_strategy
 from framework.errors import UserError, near
 from framework.experiment import load, user_code
 from framework.experiment.load import Experiment
@@ -44,6 +45,7 @@ from framework.metrics import Metric
 from framework.optim import Schedule
 from framework.run import code_copies, stored_config
 from framework.run.arguments import check_build, refuse_unread
+from framework.run.environment import environment, git_commit
 from framework.state import TrainState
 from framework.step import asynchronous, coverage, tune
 from framework.step.asynchronous import AsynchronousBlock
@@ -281,8 +283,8 @@ class Run:
         }
         now["replicas"] = self.replicas.count
         now["data"] = self._samples()
-        now["experiment_git"] = devices.git_commit(self.experiment.path.resolve().parent)
-        folder.add_start(self.workdir, now | devices.environment())
+        now["experiment_git"] = git_commit(self.experiment.path.resolve().parent)
+        folder.add_start(self.workdir, now | environment())
         # Last: a folder with a config.json is one that a run can be compared with.
         stored = stored_config.read(self.workdir) or stored_config.of(self.config)
         stored_config.write(self.workdir, stored.changed(self.config, int(self.state.step)))
@@ -372,7 +374,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
     warm_start.parse_map(final.init_map)
     devices.setup(final)
     comm_dtype = tf.bfloat16 if final.runtime.all_reduce_dtype == "bfloat16" else None
-    strategy = devices.make_strategy(final)
+    strategy = make_strategy(final)
     is_asynchronous = final.runtime.strategy == "parameter_server"
     replicas = ParameterServers(strategy) if is_asynchronous else Replicas(strategy, comm_dtype)
     final = config.with_replicas(final, replicas.count)

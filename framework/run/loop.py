@@ -20,7 +20,6 @@ from typing import Any
 from absl import logging
 
 from framework import paths
-from framework.distribute.devices import Interrupt
 from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import CURVES, METRICS, RESULT, TUNING
@@ -28,6 +27,7 @@ from framework.run import longer
 from framework.run.build import Run
 from framework.run.evaluation import evaluate
 from framework.run.hooks import Every, Hook
+from framework.run.interrupt import Interrupt
 from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
 from framework.run.nonfinite import rewind_or_raise

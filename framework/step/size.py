@@ -4,7 +4,7 @@ import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
 from framework.data.batches import Batches
-from framework.distribute import devices
+from framework.distribute.memory import host_memory
 from framework.errors import UserError
 from framework.step.probe import Probe
 
@@ -17,7 +17,7 @@ def refuse_too_large(found: Probe, data: Batches, resolved: FrozenConfigDict) ->
     Counted are the batch, the largest tensor of the forward pass, and which examples the steps of a block take: much
     less than a step needs, so what passes may still be too large.
     """
-    there, size = devices.memory(), resolved.data.batch_size
+    there, size = host_memory(), resolved.data.batch_size
     batch = sum(bytes_of(spec) for spec in found.batch.values())
     largest = max((bytes_of(tensor) for op in found.graph.get_operations() for tensor in op.outputs), default=0)
     steps = min(resolved.train.block_steps, resolved.train.duration) if data.is_resident else 1

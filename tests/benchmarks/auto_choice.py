@@ -20,8 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import framework
-from framework.distribute import devices
 from framework.run.build import Run
+from framework.run.environment import environment
 from framework.step import tune
 
 # {name: (experiment, train.precision)}
@@ -110,7 +110,7 @@ def main() -> None:
         found = start(options.start) if options.start else reference(options.reference, options.seconds)
         print(json.dumps(found))
         return
-    facts = devices.environment()
+    facts = environment()
     versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("tensorflow", "tf-keras", "numpy"))
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, Python {facts['python']}, {versions}")
     print(f"load of the machine at the start {os.getloadavg()[0]:.1f}; milliseconds of a step")

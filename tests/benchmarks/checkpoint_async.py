@@ -30,9 +30,9 @@ from framework.checkpoint.checkpoints import Checkpoints, write_state
 from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.distribute import devices
 from framework.experiment import load
 from framework.run import build as run
+from framework.run.environment import environment
 
 WIDTH, LAYERS, STEPS = 2672, 7, 20
 PATIENCE_SECONDS = 3600
@@ -144,7 +144,7 @@ def main() -> None:
     built = build(options.mode, options.batch_size)
     state, block = built.state, built.train_block
     size = sum(variable.shape.num_elements() * variable.dtype.size for variable in paths.variables(state).values())
-    facts = devices.environment()
+    facts = environment()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, TensorFlow {facts['packages']['tensorflow']}")
     print(f"{sum(v.shape.num_elements() for v in paths.trainable(built.model).values()):,} parameters, {size:,} bytes")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

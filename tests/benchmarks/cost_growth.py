@@ -31,9 +31,9 @@ from framework import config
 from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.distribute import devices as runtime
 from framework.experiment import load
 from framework.run.build import Run, build_run
+from framework.run.environment import environment
 from tests.benchmarks import growth_hooks
 from tests.benchmarks.compare import machine
 from tests.benchmarks.peers.protocol import WORKLOADS
@@ -248,7 +248,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Measures what was asked for; prints the machine and a table."""
     options = parse(arguments)
-    packages = runtime.environment()["packages"]
+    packages = environment()["packages"]
     print(machine(), ", ".join(f"{name} {packages[name]}" for name in ("tensorflow", "tf-keras", "numpy")), sep="\n")
     rows, hooks = read(options.json)
     # Replicas first: virtual devices are made before TensorFlow starts.

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 import framework
-from framework.distribute import devices as runtime
 from framework.run.build import Run
+from framework.run.environment import environment
 from tests.benchmarks.ratios import interval
 
 WORKLOADS = {
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=15)
     options = parser.parse_args()
-    facts = runtime.environment()
+    facts = environment()
     versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("tensorflow", "tf-keras", "numpy"))
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, Python {facts['python']}, {versions}")
     print(f"{options.repetitions} repetitions; load of the machine at the start {os.getloadavg()[0]:.1f}")

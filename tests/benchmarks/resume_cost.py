@@ -27,9 +27,9 @@ from framework import config
 from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.distribute import devices
 from framework.experiment import load
 from framework.run import build as run
+from framework.run.environment import environment
 from tests import augmented
 
 STEPS = (10, 1_000_000)
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--mode", default="graph")
     options = parser.parse_args()
-    facts = devices.environment()
+    facts = environment()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, TensorFlow {facts['packages']['tensorflow']}")
     print("| data | compile | what | step 10, s | step 1,000,000, s | ratio | own, s | own, s | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")

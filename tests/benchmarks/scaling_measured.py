@@ -24,9 +24,9 @@ import mirrored_overhead
 import tensorflow as tf
 
 import framework
-from framework.distribute import devices
 from framework.distribute.replicas import Replicas
 from framework.run.build import Run
+from framework.run.environment import environment
 
 WORKLOADS = {"cnn-graph": (16, 32, 64, 128), "mlp-graph": (32, 128, 512, 2048)}
 KILOBYTES = (1, 400, 1_000, 2_600, 10_000, 40_000)
@@ -167,7 +167,7 @@ def main() -> None:
     if options.worker:
         work(options.worker)
         return
-    facts = devices.environment()
+    facts = environment()
     versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("tensorflow", "tf-keras", "numpy"))
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, Python {facts['python']}, {versions}")
     print(f"{options.repetitions} repetitions; load of the machine at the start {os.getloadavg()[0]:.1f}")

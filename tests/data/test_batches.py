@@ -543,7 +543,7 @@ def test_placement_auto_counts_all_sources_and_the_limit_is_inclusive():
     ],
 )
 def test_placement_auto_leaves_memory_for_a_copy_and_says_why(memory, limit_mb, why, monkeypatch, caplog):
-    monkeypatch.setattr(module.runtime, "memory", lambda: memory)
+    monkeypatch.setattr(module, "host_memory", lambda: memory)
     caplog.set_level("INFO")
     config = make_config(data__resident_limit_mb=limit_mb)
     batches = make_batches(Source({"x": np.zeros(2**20, np.uint8)}, "made up"), config, training=True)
@@ -552,7 +552,7 @@ def test_placement_auto_leaves_memory_for_a_copy_and_says_why(memory, limit_mb, 
 
 
 def test_what_is_asked_for_is_not_weighed(monkeypatch, caplog):
-    monkeypatch.setattr(module.runtime, "memory", lambda: 0)
+    monkeypatch.setattr(module, "host_memory", lambda: 0)
     caplog.set_level("INFO")
     assert type(make_batches(make_source(), make_config(data__placement="resident"), training=True)) is Resident
     assert caplog.messages == []

@@ -16,7 +16,7 @@ from framework import config, metrics
 from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load
-from framework.run import build, evaluation, exporting, loop
+from framework.run import build, environment, evaluation, exporting, loop
 
 TINY = "tests/tiny.py"
 GRAPH = {"train.compile": "graph"}
@@ -270,7 +270,7 @@ def test_checkpoints_know_the_code_that_they_were_trained_with(tmp_path, caplog)
     [("data", 2**31 - 1, 784 * 4 + 8 + 784 * 4 + 16 * 8), ("eval", 2**31 - 1, 784 * 4 + 8 + 16)],
 )
 def test_a_batch_that_no_memory_holds(key, size, needed, monkeypatch):
-    monkeypatch.setattr(build.runtime, "memory", lambda: 10 * 2**30)
+    monkeypatch.setattr("framework.step.size.host_memory", lambda: 10 * 2**30)
     assert refusal(lambda: build.build(TINY, {**GRAPH, f"{key}.batch_size": size})) == (
         f"{key}.batch_size={size} needs at least {needed * size / 2**30:,.1f} GiB, and this machine has 10.0. Use a"
         f" smaller --config.{key}.batch_size."
@@ -289,7 +289,7 @@ def test_the_header_has_the_commit_of_the_experiment_and_ours(tmp_path):
     start = json.loads((tmp_path / "run" / "environment.json").read_text())["starts"][-1]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert start["experiment_git"] == {"commit": commit, "dirty": True}
-    assert start["git"] == build.runtime.git_commit()
+    assert start["git"] == environment.git_commit()
 
 
 def test_an_optimizer_that_does_not_use_the_schedule_is_refused():

@@ -23,8 +23,8 @@ from gate import Gate
 from protocol import Peer, serve
 
 import framework
-from framework.distribute import devices
 from framework.run.build import Run
+from framework.run.environment import environment
 from framework.step.block import Block
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -91,7 +91,7 @@ def prepare(workload: str, precision: str, option: str) -> Peer:
         block = run.train_block.last
         return block.row(len(block.rows) - 1)["loss"]
 
-    packages = devices.environment()["packages"]
+    packages = environment()["packages"]
     return Peer(
         gate.steps, {name: packages[name] for name in ("tensorflow", "tf-keras")}, loss, run.train_block.compiled.mode
     )
