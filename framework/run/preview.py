@@ -15,12 +15,12 @@ from framework.writers import MultiWriter
 
 def show_inputs(run: Run, writer: MultiWriter) -> None:
     """Once a run: the config, the graph of the forward pass, and real input pictures."""
-    writer.text(0, "config", f"```\n{run.config}\n```")
+    writer.texts(0, {"config": f"```\n{run.config}\n```"})
     writer.graph(run.probe.graph)
     for name, tensor in run.data.at(0).items():
         is_picture = tensor.shape.rank == 3 or (tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4))
         if run.resolved.log.images and is_picture and min(tensor.shape[1:3]) >= 8:
-            writer.images(0, f"inputs/{name}", tensor[: run.resolved.log.images].numpy())
+            writer.images(0, {f"inputs/{name}": tensor[: run.resolved.log.images].numpy()})
 
 
 def warn_unless_additive(run: Run) -> None:

@@ -1,141 +1,229 @@
-"""*Where* numbers go: each writer takes the same calls.
+"""What a writer is, and how one call reaches several of them.
 
-    curves = AsyncWriter(TensorBoard('run/tensorboard', start))        # in a thread of its own
-    with MultiWriter([Jsonl('run/metrics.jsonl', start), curves, Console(2344)]) as writer:
-        writer.scalars(400, {'loss': 0.2134, 'learning_rate': 1e-3, 'examples_per_second': 12345.0})
-        writer.scalars(469, {'eval/test/loss': 0.1234})       # eval/<split>/<metric>
-        writer.histograms(469, {'weights/dense/kernel': kernel})
+A run writes to metrics.jsonl, to the console and to TensorBoard. An experiment adds writers of its own:
 
-A run that resumes says at which step: what an interrupted run wrote beyond it is dropped, since it will be written
-again. NaN and infinity are values like others; no writer raises because of them.
+    from framework import writers
+
+    def make_writers(cfg):
+        return [Losses(), writers.AsyncWriter(Dashboard(cfg.model.url))]
+
+    class Losses(writers.Writer):
+        def open(self, folder, step):
+            self._path = folder / "losses.csv"
+            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+            self._path.write_text("".join(line for line in lines if int(line.partition(",")[0]) <= step))
+
+        def scalars(self, step, values):
+            if "loss" in values:
+                with self._path.open("a") as file:
+                    file.write(f"{step},{values['loss']!r}\n")
+
+A writer overrides the methods for what it can show. `AsyncWriter` runs a slow writer in a thread of its own, so that
+training does not wait. Only the chief makes writers; other workers write nothing.
+
+Resume: `open` comes first and says at which step the run goes on. A writer drops what it holds of later steps, because
+the run writes those steps again. Before each checkpoint the run calls `flush`. A run that goes back before a non-finite
+step closes its writers and makes new ones, as if it were resumed there.
+
+Errors: an OSError, such as of a full disk, does what `checkpoint.on_error` says. Any other exception ends the run with
+one line that names the writer. NaN and infinity are values like others.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from framework.errors import RunError
+from framework.errors import RunError, UserError
+from framework.experiment import user_code
 
-_BEHIND = 8  # calls that may wait for their writer
+_MOST_WAITING = 8  # calls
+_CANNOT_WRITE = (OSError, tf.errors.OpError)
 
 
 class Writer:
-    """What hooks write to. Subclasses override what they can show; the rest does nothing."""
+    """Takes what a run reports. A subclass overrides what it can show; the other methods do nothing."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the writer in messages."""
         return type(self).__name__
 
+    def open(self, folder: Path, step: int) -> None:
+        """Begins to write to the run folder, of a run that goes on at `step`; 0 is a start from scratch."""
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of numbers; those of an evaluation are named 'eval/<split>/<metric>'."""
+        """Writes a row of numbers; an evaluation names its numbers 'eval/<split>/<metric>'."""
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Distributions by name, e.g. 'weights/dense/kernel'; arrays of any shape."""
+        """Writes the distribution of each array, of any shape; names are like 'weights/dense/kernel'."""
 
-    def images(self, step: int, name: str, images: np.ndarray) -> None:
-        """Pictures [n, height, width] or [n, height, width, 1 | 3 | 4]: uint8, or float from 0 to 1."""
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes pictures: [n, height, width] or [n, height, width, 1 | 3 | 4], uint8, or float from 0 to 1."""
+
+    def texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes texts, in Markdown."""
 
     def graph(self, graph: tf.Graph) -> None:
-        """The graph of the model or step; once a run."""
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """Markdown."""
+        """Writes the graph of the model; once a run."""
 
     def flush(self) -> None:
-        """Returns when what was written is on disk."""
+        """Returns when everything written so far is on disk."""
 
     def close(self) -> None:
-        """Flushes and ends."""
+        """Flushes and ends; nothing is written afterwards."""
 
 
-class MultiWriter:
-    """Hands every call to each of `writers`, in order; a context that closes them.
+class _Relay(Writer):
+    """A writer that passes each call on."""
+
+    def open(self, folder: Path, step: int) -> None:
+        self._pass("open", folder, step)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._pass("scalars", step, values)
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        self._pass("histograms", step, arrays)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._pass("images", step, images)
+
+    def texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._pass("texts", step, texts)
+
+    def graph(self, graph: tf.Graph) -> None:
+        self._pass("graph", graph)
+
+    def flush(self) -> None:
+        self._pass("flush")
+
+    def close(self) -> None:
+        self._pass("close")
+
+    def _pass(self, method: str, *arguments: Any) -> None:
+        raise NotImplementedError
+
+
+class MultiWriter(_Relay):
+    """Passes each call to every writer, in order; a context that closes the writers.
 
     Args:
-      writers: what is written to.
-      on_error: what a full or failing disk leads to: 'stop' raises RunError, 'continue' only says so, each time.
+      writers: where each call goes.
+      on_error: what an OSError of a writer leads to: 'stop' raises RunError, 'continue' logs the error each time.
     """
 
     def __init__(self, writers: Sequence[Writer], on_error: str = "stop") -> None:
-        self._writers, self._goes_on = tuple(writers), on_error == "continue"
+        self._writers = tuple(writers)
+        self._goes_on = on_error == "continue"
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._each(lambda writer: writer.scalars(step, values))
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Checks the pictures first: the caller is told, and not a thread that comes upon them later."""
+        for name, pictures in images.items():
+            shape = np.shape(pictures)
+            if len(shape) != 3 and (len(shape) != 4 or shape[3] not in (1, 3, 4)):
+                raise ValueError(
+                    f"the pictures '{name}' have shape {list(shape)}: write [n, height, width] or [n, height, width,"
+                    " channels] with 1, 3 or 4 channels"
+                )
+        super().images(step, images)
 
-    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        self._each(lambda writer: writer.histograms(step, arrays))
-
-    def images(self, step: int, name: str, images: np.ndarray) -> None:
-        self._each(lambda writer: writer.images(step, name, images))
-
-    def graph(self, graph: tf.Graph) -> None:
-        self._each(lambda writer: writer.graph(graph))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        self._each(lambda writer: writer.text(step, name, text))
-
-    def flush(self) -> None:
-        self._each(lambda writer: writer.flush())
+    def texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Checks the texts first, as `images` does."""
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"the text '{name}' is of type {type(text).__name__}: write a str")
+        super().texts(step, texts)
 
     def close(self) -> None:
-        self._each(lambda writer: writer.close())
+        """Closes every writer, also if one of them fails; the first error is raised at the end."""
+        errors: list[Exception] = []
+        for writer in self._writers:
+            try:
+                self._call(writer, "close")
+            except (RunError, UserError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def __enter__(self) -> "MultiWriter":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._goes_on = self._goes_on or kind is not None  # the first error is the one to be seen
-        self.close()
+        self._goes_on = self._goes_on or kind is not None
+        try:
+            self.close()
+        except (RunError, UserError) as second:
+            if kind is None:
+                raise
+            logging.error("%s", second)  # the user sees the first error
 
-    def _each(self, call: Callable[[Writer], None]) -> None:
+    def _pass(self, method: str, *arguments: Any) -> None:
         for writer in self._writers:
-            try:
-                call(writer)
-            except (OSError, tf.errors.OpError) as error:
-                message = f"{writer.name} cannot write: {' '.join(str(error).split())}."
-                if not self._goes_on:
-                    raise RunError(f"{message} Mend that and type the same command again.") from error
-                logging.error("%s", message)
+            self._call(writer, method, *arguments)
+
+    def _call(self, writer: Writer, method: str, *arguments: Any) -> None:
+        try:
+            getattr(writer, method)(*arguments)
+        except _CANNOT_WRITE as error:
+            message = f"{writer.name} cannot write: {' '.join(str(error).split())}."
+            if not self._goes_on:
+                raise RunError(f"{message} Mend that and type the same command again.") from error
+            logging.error("%s", message)
 
 
-class AsyncWriter(Writer):
-    """Hands every call to `writer` in a thread of its own, in order: training goes on meanwhile.
+class OwnWriter(_Relay):
+    """Passes each call to a writer of the experiment, and names that writer in the line about what it raises.
 
-    What is handed over must not be changed afterwards. An error is raised by the call after the one that it is of; by
-    `flush` or `close`, which wait, at the latest.
+    Args:
+      writer: of `make_writers`.
+      folder: the run folder, which gets the traceback.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, folder: Path) -> None:
         self._writer = writer
-        # Who is so many calls behind is waited for: arrays of histograms must not pile up.
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_BEHIND)
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._folder = folder
 
     @property
     def name(self) -> str:
         return self._writer.name
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._later(lambda: self._writer.scalars(step, values))
+    def _pass(self, method: str, *arguments: Any) -> None:
+        try:
+            getattr(self._writer, method)(*arguments)
+        except _CANNOT_WRITE:
+            raise
+        except BaseException:
+            with user_code.explained(self._folder), user_code.named(f"writer '{self.name}'"):
+                raise
 
-    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        self._later(lambda: self._writer.histograms(step, arrays))
 
-    def images(self, step: int, name: str, images: np.ndarray) -> None:
-        self._later(lambda: self._writer.images(step, name, images))
+class AsyncWriter(_Relay):
+    """Passes each call to `writer` in a thread of its own, in order, while training goes on.
 
-    def graph(self, graph: tf.Graph) -> None:
-        self._later(lambda: self._writer.graph(graph))
+    Callers must not change what they have passed. A call raises what an earlier one raised in the thread; `flush` and
+    `close`, which wait for the thread, raise the rest.
+    """
 
-    def text(self, step: int, name: str, text: str) -> None:
-        self._later(lambda: self._writer.text(step, name, text))
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        # If the writer falls this many calls behind, the caller waits: histograms must not pile up in memory.
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_MOST_WAITING)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        return self._writer.name
+
+    def open(self, folder: Path, step: int) -> None:
+        self._writer.open(folder, step)
 
     def flush(self) -> None:
         self._calls.join()
@@ -152,18 +240,18 @@ class AsyncWriter(Writer):
         finally:
             self._writer.close()
 
-    def _later(self, call: Callable[[], None]) -> None:
+    def _pass(self, method: str, *arguments: Any) -> None:
         self._raise()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True, name="writer")
             self._thread.start()
-        self._calls.put(call)
+        self._calls.put(lambda: getattr(self._writer, method)(*arguments))
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             try:
                 call()
-            except Exception as error:
+            except BaseException as error:
                 self._error = self._error or error
             finally:
                 self._calls.task_done()

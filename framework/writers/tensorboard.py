@@ -85,20 +85,22 @@ class TensorBoard(Writer):
         if row.value:
             self._write("train", step, summary=row)
 
-    def images(self, step: int, name: str, images: np.ndarray) -> None:
-        if len(images):
-            grid = image_grid(images)[0]
-            height, width, _ = grid.shape
-            png = tf.io.encode_png(tf.image.convert_image_dtype(grid, tf.uint8, saturate=True)).numpy()
-            tensor = make_tensor_proto([str(width).encode(), str(height).encode(), png])
-            self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _IMAGE, "tensor": tensor}]))
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, pictures in images.items():
+            if len(pictures):
+                grid = image_grid(pictures)[0]
+                height, width, _ = grid.shape
+                png = tf.io.encode_png(tf.image.convert_image_dtype(grid, tf.uint8, saturate=True)).numpy()
+                tensor = make_tensor_proto([str(width).encode(), str(height).encode(), png])
+                self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _IMAGE, "tensor": tensor}]))
 
     def graph(self, graph: tf.Graph) -> None:
         self._write("train", 0, graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
 
-    def text(self, step: int, name: str, text: str) -> None:
-        tensor = make_tensor_proto(text.encode())
-        self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _TEXT, "tensor": tensor}]))
+    def texts(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            tensor = make_tensor_proto(text.encode())
+            self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _TEXT, "tensor": tensor}]))
 
     def flush(self) -> None:
         for writer in self._runs.values():

@@ -77,9 +77,9 @@ def test_jsonl_stays_valid_json_with_nan_and_infinity(tmp_path: Path) -> None:
 def test_jsonl_ignores_what_is_no_row(tmp_path: Path) -> None:
     writer = Jsonl(tmp_path / "m.jsonl")
     writer.histograms(1, {"w": np.zeros(3)})
-    writer.images(1, "x", np.zeros([1, 2, 2]))
+    writer.images(1, {"x": np.zeros([1, 2, 2])})
     writer.graph(tf.Graph())
-    writer.text(1, "config", "text")
+    writer.texts(1, {"config": "text"})
     writer.close()
     assert (tmp_path / "m.jsonl").read_bytes() == b""
 
@@ -257,17 +257,17 @@ def test_writers_hand_every_call_to_each_and_close_at_the_end() -> None:
     with MultiWriter([first, second]) as writer:
         writer.scalars(1, {"loss": 1.0})
         writer.histograms(2, arrays)
-        writer.images(3, "x", images)
+        writer.images(3, {"x": images})
         writer.graph(graph)
-        writer.text(4, "config", "text")
+        writer.texts(4, {"config": "text"})
         writer.flush()
     assert first.calls == second.calls
     assert first.calls == [
         ("scalars", 1, {"loss": 1.0}),
         ("histograms", 2, arrays),
-        ("images", 3, "x", images),
+        ("images", 3, {"x": images}),
         ("graph", graph),
-        ("text", 4, "config", "text"),
+        ("texts", 4, {"config": "text"}),
         ("flush",),
         ("close",),
     ]
@@ -334,11 +334,11 @@ def test_calls_come_in_order_in_another_thread_and_flush_waits_for_them() -> Non
     writer = AsyncWriter(slow)
     writer.scalars(1, {"a": 1.0})
     writer.histograms(1, {})
-    writer.text(2, "x", "y")
+    writer.texts(2, {"x": "y"})
     assert slow.calls == []
     slow.gate.set()
     writer.flush()
-    assert slow.calls == [("scalars", 1, {"a": 1.0}), ("histograms", 1, {}), ("text", 2, "x", "y"), ("flush",)]
+    assert slow.calls == [("scalars", 1, {"a": 1.0}), ("histograms", 1, {}), ("texts", 2, {"x": "y"}), ("flush",)]
     writer.scalars(3, {})
     writer.close()
     assert slow.calls[4:] == [("scalars", 3, {}), ("close",)]

@@ -159,8 +159,8 @@ def test_tensorboard_shows_images_as_one_picture(tmp_path: Path, dtype: type, wh
     shades = np.array([0, 1, 1, 0, 1], dtype) * np.asarray(white, dtype)
     images = np.broadcast_to(shades[:, None, None], [5, 2, 3])
     writer = TensorBoard(tmp_path)
-    writer.images(0, "inputs/image", images)
-    writer.images(0, "inputs/none", images[:0])
+    writer.images(0, {"inputs/image": images})
+    writer.images(0, {"inputs/none": images[:0]})
     writer.close()
     events = load(tmp_path / "train")
     assert events.Tags()["tensors"] == ["inputs/image"]
@@ -208,7 +208,7 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_waited_for(
 
 def test_tensorboard_takes_images_with_nan(tmp_path: Path) -> None:
     writer = TensorBoard(tmp_path)
-    writer.images(0, "bad", np.full([1, 2, 2, 3], math.nan, np.float32))
+    writer.images(0, {"bad": np.full([1, 2, 2, 3], math.nan, np.float32)})
     writer.close()
     assert load(tmp_path / "train").Tags()["tensors"] == ["bad"]
 
@@ -220,7 +220,7 @@ def test_tensorboard_shows_graph_and_text(tmp_path: Path) -> None:
 
     writer = TensorBoard(tmp_path)
     writer.graph(double.get_concrete_function(tf.TensorSpec([])).graph)
-    writer.text(3, "config", "**seed** 0")
+    writer.texts(3, {"config": "**seed** 0"})
     writer.flush()
     events = load(tmp_path / "train")
     writer.close()
@@ -236,8 +236,8 @@ def test_tensorboard_writes_what_tf_summary_writes(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).random([1, 5, 4, 3]).astype(np.float32)
     graph = tf.function(lambda x: 2 * x).get_concrete_function(tf.TensorSpec([])).graph
     ours = TensorBoard(tmp_path)
-    ours.images(7, "inputs/image", picture)
-    ours.text(7, "config", "**seed** 0")
+    ours.images(7, {"inputs/image": picture})
+    ours.texts(7, {"config": "**seed** 0"})
     ours.graph(graph)
     ours.scalars(7, {"loss": 0.5})
     ours.close()
@@ -272,7 +272,7 @@ def test_who_looks_on_sees_the_row_that_was_written_last(tmp_path: Path) -> None
 
 def test_tensorboard_resumes_without_the_events_beyond_the_step(tmp_path: Path) -> None:
     writer = TensorBoard(tmp_path, 0)
-    writer.text(0, "config", "text")
+    writer.texts(0, {"config": "text"})
     for step in range(10, 60, 10):
         writer.scalars(step, {"loss": step / 10})
         writer.scalars(step, {"eval/test/loss": step / 5})
