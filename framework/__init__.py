@@ -19,6 +19,7 @@ from framework.moved import Finder
 
 # Loaded on first use: checking a command line must not wait for TensorFlow.
 _PUBLIC = {
+    "Hook": "framework.run.hooks",
     "Run": "framework.run.build",
     "UserError": "framework.errors",
     "base_config": "framework.config",

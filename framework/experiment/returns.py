@@ -124,15 +124,15 @@ def _model(returned: Any, wanted: str) -> str:
 
 
 def _loss(returned: Any, wanted: str) -> str:
-    return "" if _takes(returned, 3) else wanted
+    return "" if takes(returned, 3) else wanted
 
 
 def _schedule(returned: Any, wanted: str) -> str:
     schedules = returned.values() if isinstance(returned, Mapping) else [returned]
-    return "" if all(_takes(schedule, 1) for schedule in schedules) else wanted
+    return "" if all(takes(schedule, 1) for schedule in schedules) else wanted
 
 
-def _takes(function: Any, arguments: int) -> bool:
+def takes(function: Any, arguments: int) -> bool:
     """Returns whether `function` can be called with this many arguments and its result need not be awaited."""
     if not callable(function) or inspect.iscoroutinefunction(function):
         return False
@@ -161,7 +161,7 @@ def _state(returned: Any, wanted: str) -> str:
 
 
 def _step(returned: Any, wanted: str) -> str:
-    return "" if _takes(returned, 2) else wanted
+    return "" if takes(returned, 2) else wanted
 
 
 def _list(returned: Any, wanted: str) -> str:

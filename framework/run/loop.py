@@ -5,39 +5,39 @@
     evaluate(run)                 # {'test/loss': 0.07, 'test/accuracy': 0.98}
     reports = export_run(run)
 
-What happens beside the step is a list of hooks in `_hooks`: add yours there.
+What happens beside the step are hooks: `built_in.py` has those of each run, `make_hooks` adds an experiment's own.
 """
 
 import contextlib
 import dataclasses
 import enum
 import errno
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 
-from framework import paths
 from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
-from framework.folder import CURVES, METRICS, RESULT, TUNING
+from framework.folder import RESULT, TUNING
 from framework.run import longer
 from framework.run.build import Run
-from framework.run.evaluation import evaluate
-from framework.run.hooks import Every, Hook
+from framework.run.built_in import built_in_hooks
+from framework.run.hooks import Context, Hooks
 from framework.run.interrupt import Interrupt
-from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
 from framework.run.nonfinite import rewind_or_raise
+from framework.run.outputs import writers_of
+from framework.run.own_hooks import OwnHooks, own_hooks
 from framework.run.preview import show_inputs, warn_unless_additive
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.step import tune
-from framework.step.block import Block
 from framework.step.penalties import shown
-from framework.writers import AsyncWriter, Console, Jsonl, MultiWriter, TensorBoard
+from framework.writers import MultiWriter
 
 _BLOCK_SECONDS = 2.0
 # A disk that is full, read-only or broken: not a slip in the code.
@@ -86,11 +86,13 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
     progress.passed("building")
+    own = own_hooks(run)  # before the step is compiled: a mistake in make_hooks is told at once
     if run.config.train.compile == "auto":
         progress.passed("tuning", compiling=_choose(run))
     with Interrupt() as interrupt, run.checkpoints:
-        while _part(run, start, progress, interrupt) is Ended.TO_REWIND:
-            start = int(run.state.step)
+        while _segment(run, progress, own, interrupt) is Ended.TO_REWIND:
+            progress.go_back(run.note)
+            own = own_hooks(run)  # anew, as if the run were resumed here
     result = make_result(run, progress)
     if run.replicas.is_chief:
         write_json(ended, result)
@@ -120,21 +122,30 @@ def _choose(run: Run) -> float:
     return choice.compiling
 
 
+class Noted(Protocol):
+    """What has a state that is not in `run.state`, and that a checkpoint's note keeps."""
+
+    def note(self) -> dict[str, Any]: ...
+
+
 class Ended(enum.Enum):
-    """How a part of a run ended."""
+    """How a segment of a run ended."""
 
     AS_ASKED = "at the end of the run, by early stopping or by a signal"
     TO_REWIND = "before a step that was not finite; the state is that of a checkpoint"
 
 
-def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> Ended:
-    """Trains from `start` on, as long as nothing makes the run go back."""
+def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) -> Ended:
+    """Trains from the state as it is, as long as nothing makes the run go back."""
+    step = int(run.state.step)
+    is_warned, is_shown = False, step > 0
     interval = Interval(run.train_block.layout, run.note)
-    with _writers(run, start) as writer:
-        hooks = _hooks(run, writer, progress, interval, start)
-        step, is_warned, is_shown = start, False, start > 0
+    hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], step, run.total_steps)
+    with writers_of(run, step) as writer:
+        writer.open(run.workdir, step)
+        save = functools.partial(_save, run, writer, (progress, interval, own))
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
-            _save(run, writer, progress, interval)
+            save()
         # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
         everywhere = run.replicas.all_workers
         while status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
@@ -142,7 +153,7 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             try:
                 block = progress.timed(run.train_block, length)
             except DataError as error:  # of a block that was not begun: the state is that after the last one
-                _save(run, writer, progress, interval)
+                save()
                 raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error
             if block.is_halted:
                 rewind_or_raise(run, block)
@@ -156,12 +167,14 @@ def _part(run: Run, start: int, progress: Progress, interrupt: Interrupt) -> End
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
-            for hook in hooks:
-                hook(step, block)
+            context = Context(step, block, run, writer, progress)
+            hooks.act(context)
+            if context.is_save_due:
+                save()
             if run.train_block.compiled.keeps_compiling:
-                _save(run, writer, progress, interval)
+                save()
                 raise _recompiles(run)
-        _save(run, writer, progress, interval)
+        save()
     return Ended.AS_ASKED
 
 
@@ -176,61 +189,25 @@ def _recompiles(run: Run) -> RunError:
     )
 
 
-def _hooks(run: Run, writer: MultiWriter, progress: Progress, interval: Interval, start: int) -> list[Hook]:
-    """What happens beside the step, in this order where two are due at once."""
-    cfg = run.resolved
-
-    def log(step: int, block: Block) -> None:
-        own, means = block.row(len(block.rows) - 1), interval.means()
-        writer.scalars(step, {**own, **means, "examples_per_second": progress.lap()})
-        progress.logged(step, {name.removeprefix(MEAN): value for name, value in means.items()})
-        interval.begin()
-
-    def histograms(step: int, block: Block) -> None:
-        # The gradients are those of the step to come, at the weights shown.
-        weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
-        mode = "xla_gradients" if "graph" in tune.slow_convolutions(run.probe.graph, run.replicas) else "graph"
-        gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(mode).items()}
-        writer.histograms(step, weights | gradients)
-
-    def evaluation(step: int, block: Block) -> None:
-        results = evaluate(run)
-        progress.observe(step, results)
-        writer.scalars(step, {f"eval/{name}": value for name, value in results.items()})
-        stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
-        if stopping.metric:
-            run.state.early.observe(results[stopping.metric], step, stopping.mode, stopping.min_delta)
-        if best and run.state.best.observe(results[best], step, cfg.checkpoint.best_mode):
-            _save(run, writer, progress, interval)
-
-    def save(step: int, block: Block) -> None:
-        _save(run, writer, progress, interval)
-
-    total = run.total_steps
-    return [
-        Hook("log", Every(cfg.log.every), log, start, total),
-        Hook("histograms", Every(cfg.log.histograms_every, at_end=False), histograms, start, total),
-        Hook("evaluate", Every(cfg.eval.every), evaluation, start, total),
-        Hook("save", Every(cfg.checkpoint.every), save, start, total),
-    ]
-
-
-def _block_length(run: Run, hooks: Sequence[Hook], step: int, progress: Progress) -> int:
+def _block_length(run: Run, hooks: Hooks, step: int, progress: Progress) -> int:
     """Steps until the next thing is due, as many as one call takes, and as take about two seconds.
 
     The first block is one step: it compiles. A signal waits for the end of a block, and must not wait for long.
     """
-    due = min(hook.next_step for hook in hooks) - step
+    due = hooks.next_step - step
     quick = int(_BLOCK_SECONDS / progress.step_seconds) if progress.step_seconds else 1
     return max(1, min(run.train_block.block_steps, run.total_steps - step, due, quick))
 
 
-def _save(run: Run, writer: MultiWriter, progress: Progress, interval: Interval) -> None:
+def _save(run: Run, writer: MultiWriter, noted: Sequence[Noted]) -> None:
+    """Saves a checkpoint with the notes of all that has a state beside `run.state`; the chief does."""
     if not run.replicas.is_chief:
         return
     writer.flush()  # a row is on disk before the checkpoint that would not write it again
-    tuning = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
-    run.checkpoints.save(run.state, progress.note() | interval.note() | tuning, run.facts())
+    note = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
+    for one in noted:
+        note |= one.note()
+    run.checkpoints.save(run.state, note, run.facts())
 
 
 def _modes(run: Run) -> dict[str, str]:
@@ -238,18 +215,3 @@ def _modes(run: Run) -> dict[str, str]:
     modes = {"loss": "min"} | {f"loss/{term}": "min" for term in shown(run.probe.terms)}
     modes |= {name: metric.mode for name, metric in run.metrics.items()}
     return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in modes.items()}
-
-
-def _writers(run: Run, start: int) -> MultiWriter:
-    """Those of the chief; other workers write nothing."""
-    if not run.replicas.is_chief:
-        return MultiWriter([])
-    return MultiWriter(
-        [
-            Jsonl(run.workdir / METRICS, start),
-            Console(run.total_steps, start, steps_per_epoch=run.data.steps_per_epoch),
-            # Last, or its thread would hold the interpreter while the others need it.
-            AsyncWriter(TensorBoard(run.workdir / CURVES, start)),
-        ],
-        run.resolved.checkpoint.on_error,
-    )

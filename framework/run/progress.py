@@ -42,18 +42,22 @@ class Progress:
         modes: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.trained: dict[str, float] = dict(note.get("trained", {}))
-        self.trained_step: int | None = note.get("trained_step")
-        self.evaluations: dict[str, float] = dict(note.get("evaluations", {}))
-        self.evaluated_step: int | None = note.get("evaluated_step")
-        self.best: dict[str, float] = dict(note.get("best", {}))
-        self.best_steps: dict[str, int] = dict(note.get("best_steps", {}))
+        self.go_back(note)
         self.time_to_first_step: float | None = None
         self._batch_size, self._started, self._modes, self._clock = batch_size, started, modes, clock
         self._before = float(note.get("wall_seconds", 0.0))
         self._lap_start = self._seconds = 0.0
         self._lap_first = self._steps = 0
         self._phases: dict[str, float] = {}
+
+    def go_back(self, note: Mapping[str, Any]) -> None:
+        """Takes rows and evaluations as the note of a checkpoint has them, and forgets later ones; time goes on."""
+        self.trained: dict[str, float] = dict(note.get("trained", {}))
+        self.trained_step: int | None = note.get("trained_step")
+        self.evaluations: dict[str, float] = dict(note.get("evaluations", {}))
+        self.evaluated_step: int | None = note.get("evaluated_step")
+        self.best: dict[str, float] = dict(note.get("best", {}))
+        self.best_steps: dict[str, int] = dict(note.get("best_steps", {}))
 
     def passed(self, phase: str, compiling: float = 0.0) -> None:
         """Something that comes before the first step, such as 'building', is done.

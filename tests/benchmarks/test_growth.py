@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tf_keras as keras
 
-from framework.run.hooks import Every
-from framework.writers.base import Writer
+from framework.run.hooks import Context, Hooks
+from framework.writers import Writer
 from tests.benchmarks import bare_mnist, cost_growth, first_step, growth_hooks
 from tests.benchmarks.cost_growth import Row
 from tests.benchmarks.growth_hooks import Cost
@@ -116,23 +116,23 @@ def test_hooks_that_are_idle_are_due_at_the_same_steps(monkeypatch):
     from tests.benchmarks.peers.ours_by_turns import Turns
 
     turns, seen, written = Turns(), [], []
-    hook = turns.hook("log", Every(10), lambda step, block: seen.append(step), 0, 100)
+    hooks = Hooks([turns.hook(10, lambda context: seen.append(context.step), "log")], 0, 100)
     for step in (10, 20, 30):
         turns.is_on = step == 20
-        assert hook.next_step == step
-        hook(step, None)
-    assert seen == [20] and hook.next_step == 40
+        assert hooks.next_step == step
+        hooks.act(Context(step, None, None, None, None))
+    assert seen == [20] and hooks.next_step == 40
 
     class Slow(Writer):
         def scalars(self, step, values):
             time.sleep(0.2)
             written.append(step)
 
-    behind = turns.behind(Slow())
-    behind.scalars(1, {})
+    writer = turns.asynchronous(Slow())
+    writer.scalars(1, {})
     turns.wait()
     assert written == [1]
-    behind.close()
+    writer.close()
 
 
 def test_the_file_keeps_what_other_calls_measured(tmp_path):

@@ -16,13 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import ours
 from protocol import Peer, serve
 
-from framework.run import hooks, loop
-from framework.writers import base
+from framework.run import built_in, hooks, outputs
+from framework.writers import AsyncWriter, Writer
 from tests.benchmarks.growth_hooks import is_on
 
 
 class Turns:
-    """Takes the places of what the loop makes its hooks and its writer behind of.
+    """Takes the places of the classes that a run makes its hooks and its asynchronous writer of.
 
     Attributes:
       is_on: whether hooks do anything; they are due at the same steps in either case.
@@ -30,27 +30,27 @@ class Turns:
 
     def __init__(self) -> None:
         self.is_on = True
-        self._behind: list[base.AsyncWriter] = []
+        self._writers: list[AsyncWriter] = []
 
-    def hook(self, name: str, when: hooks.Every, action: Callable[..., None], start: int, total: int) -> hooks.Hook:
-        """A Hook."""
-        return hooks.Hook(name, when, lambda *args: action(*args) if self.is_on else None, start, total)
+    def hook(self, every: int, action: Callable[..., None], name: str, at_end: bool = True) -> hooks.Hook:
+        """Returns the hook, which acts only while hooks are on."""
+        return hooks.Hook(every, lambda context: action(context) if self.is_on else None, name, at_end)
 
-    def behind(self, writer: base.Writer) -> base.AsyncWriter:
-        """A AsyncWriter."""
-        self._behind.append(base.AsyncWriter(writer))
-        return self._behind[-1]
+    def asynchronous(self, writer: Writer) -> AsyncWriter:
+        """Returns the writer in a thread of its own, for which `wait` waits."""
+        self._writers.append(AsyncWriter(writer))
+        return self._writers[-1]
 
     def wait(self) -> None:
         """Returns when no writer has anything left to do."""
-        for behind in self._behind:
-            behind._calls.join()
+        for writer in self._writers:
+            writer._calls.join()
 
 
 def prepare(workload: str, precision: str, option: str) -> Peer:
     """As `ours.prepare`."""
     turns, count = Turns(), itertools.count()
-    loop.Hook, loop.AsyncWriter = turns.hook, turns.behind
+    built_in.Hook, outputs.AsyncWriter = turns.hook, turns.asynchronous
     peer = ours.prepare(workload, precision, option)
     steps = peer.steps
 

@@ -1,0 +1,57 @@
+"""The hooks that each run has, in the form of an experiment's own.
+
+hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], start, run.total_steps)
+"""
+
+from framework import paths
+from framework.run.build import Run
+from framework.run.evaluation import evaluate
+from framework.run.hooks import BUILT_IN, Context, Hook
+from framework.run.interval import PREFIX as MEAN
+from framework.run.interval import Interval
+from framework.step import tune
+
+
+def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
+    """Returns the hooks log, histograms, evaluate and save.
+
+    Args:
+      interval: the sums since the last row; `log` begins a new one.
+    """
+    cfg = run.resolved
+    log, histograms, evaluation, save = BUILT_IN
+
+    def write_row(context: Context) -> None:
+        row, means = context.block.row(len(context.block.rows) - 1), interval.means()
+        context.writer.scalars(context.step, {**row, **means, "examples_per_second": context.progress.lap()})
+        context.progress.logged(context.step, {name.removeprefix(MEAN): value for name, value in means.items()})
+        interval.begin()
+
+    return [
+        Hook(cfg.log.every, write_row, log),
+        Hook(cfg.log.histograms_every, write_histograms, histograms, at_end=False),
+        Hook(cfg.eval.every, evaluate_splits, evaluation),
+        Hook(cfg.checkpoint.every, lambda context: context.save(), save),
+    ]
+
+
+def write_histograms(context: Context) -> None:
+    """Writes the distributions of the weights, and of the gradients that the next step takes at these weights."""
+    run = context.run
+    weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
+    mode = "xla_gradients" if "graph" in tune.slow_convolutions(run.probe.graph, run.replicas) else "graph"
+    gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(mode).items()}
+    context.writer.histograms(context.step, weights | gradients)
+
+
+def evaluate_splits(context: Context) -> None:
+    """Evaluates every split, and asks for a checkpoint if the result is the best so far."""
+    run, cfg = context.run, context.run.resolved
+    results = evaluate(run)
+    context.progress.observe(context.step, results)
+    context.writer.scalars(context.step, {f"eval/{name}": value for name, value in results.items()})
+    stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
+    if stopping.metric:
+        run.state.early.observe(results[stopping.metric], context.step, stopping.mode, stopping.min_delta)
+    if best and run.state.best.observe(results[best], context.step, cfg.checkpoint.best_mode):
+        context.save()
