@@ -20,7 +20,7 @@ from framework.moved import Finder
 # Loaded on first use: checking a command line must not wait for TensorFlow.
 _PUBLIC = {
     "Hook": "framework.run.hooks",
-    "Run": "framework.run.build",
+    "Run": "framework.run.run",
     "UserError": "framework.errors",
     "base_config": "framework.config",
     "build": "framework.run.build",

@@ -22,6 +22,7 @@ from framework.cli.server import serve
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.distribute.cluster import Cluster
+from framework.run import build as runs
 from tests.distribute.test_cluster import local
 from tests.small import build
 
@@ -155,7 +156,7 @@ def one(folder):
     block = stopped.train_block(8)
     report["stopped"] = {"rows": len(block.rows), "halted": block.is_halted, "step": int(stopped.state.step)}
     report["elastic"] = elastic(dense, folder)
-    run = served.on_one_device()
+    run = runs.on_one_device(served)
     report["alone"] = max(distances(run, served).values())
     return report
 

@@ -379,7 +379,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(built, workdir, monkeypatc
     def refuse(path, text):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("framework.run.build.write_text", refuse)
+    monkeypatch.setattr("framework.run.run.write_text", refuse)
     built[0].state.step.assign(0)
     with pytest.raises(RunError) as caught:
         loop.train(built[0])

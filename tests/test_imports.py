@@ -97,8 +97,10 @@ ROWS = (
     ("export.saved_model", "export.lite"),
     ("export",),
     # a run
-    ("run.arguments", "run.hooks", "run.interval", "run.stored_config", "run.code_copies"),
+    ("run.arguments", "run.interval", "run.stored_config", "run.code_copies"),
     ("run.environment", "run.interrupt"),
+    ("run.continuity", "run.metric_names"),
+    ("run.run",),
     ("run.build",),
     ("run.longer", "run.lookback", "run.evaluation"),
     ("run.exporting", "run.preview"),

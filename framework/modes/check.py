@@ -17,9 +17,9 @@ from framework.config import flatten
 from framework.export.verify import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe
-from framework.run.build import Run
 from framework.run.evaluation import untouched
 from framework.run.exporting import held_out
+from framework.run.run import Run
 from framework.step import tune
 from framework.step.additivity import check_additive
 from framework.step.penalties import shown

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from framework.run import lookback
-from framework.run.build import Run
 from framework.run.evaluation import evaluate
+from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> int:

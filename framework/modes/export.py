@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.run import lookback
-from framework.run.build import Run
 from framework.run.exporting import export_run
+from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from framework import folder
 from framework.run import stored_config
-from framework.run.build import Run
 from framework.run.replay import ReplayedStep, replay_step
+from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> int:

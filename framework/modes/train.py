@@ -9,8 +9,8 @@ from framework.distribute.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
 from framework.modes.export import print_reports
-from framework.run.build import Run
 from framework.run.loop import train
+from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:

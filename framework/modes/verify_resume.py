@@ -34,7 +34,7 @@ from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.folder import TUNING, starts
-from framework.run.build import Run
+from framework.run.run import Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 # Of five kills: most where something can be lost.

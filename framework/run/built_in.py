@@ -4,11 +4,11 @@ hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], start, run.total_ste
 """
 
 from framework import paths
-from framework.run.build import Run
 from framework.run.evaluation import evaluate
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
+from framework.run.run import Run
 from framework.step import tune
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from framework.config import AVERAGED
-from framework.run.build import Run
+from framework.run.run import Run
 
 
 def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:

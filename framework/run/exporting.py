@@ -16,8 +16,9 @@ from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.export.verify import export_all
 from framework.folder import EXPORTS
-from framework.run.build import Run
+from framework.run.build import on_one_device
 from framework.run.evaluation import untouched
+from framework.run.run import Run
 from framework.step import tune
 from framework.step.gradients import forward
 
@@ -30,7 +31,7 @@ def export_run(run: Run) -> list[ExportReport]:
     """
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
-    run = run.on_one_device()
+    run = on_one_device(run)
     folder, step = run.workdir / EXPORTS, int(run.state.step)
     with run.weights(run.resolved.export.weights), untouched(run):
         return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))

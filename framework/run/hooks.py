@@ -45,8 +45,8 @@ failure/traceback.txt.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from framework.run.build import Run
 from framework.run.progress import Progress
+from framework.run.run import Run
 from framework.step.block import Block
 from framework.writers import MultiWriter
 

@@ -17,7 +17,8 @@ from framework.experiment import load
 from framework.experiment.returns import checked
 from framework.optim import Schedule
 from framework.run import stored_config
-from framework.run.build import Run, make_schedules
+from framework.run.build import make_schedules
+from framework.run.run import Run
 
 _PERIODS = ("log.every", "eval.every")  # of what a run leaves, beside its weights
 

@@ -5,7 +5,7 @@ lines(run)          # ["on other data than the run was trained with: other examp
 
 from framework.config import base_config, flatten
 from framework.run import stored_config
-from framework.run.build import Run
+from framework.run.run import Run
 
 # Of the framework's keys, those that decide which examples are evaluated, and what is computed of them.
 _DATA, _NUMBERS = ("data.name", "data.dir", "eval.splits"), ("train.precision",)

@@ -24,7 +24,6 @@ from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING
 from framework.run import longer
-from framework.run.build import Run
 from framework.run.built_in import built_in_hooks
 from framework.run.hooks import Context, Hooks
 from framework.run.interrupt import Interrupt
@@ -35,6 +34,7 @@ from framework.run.own_hooks import OwnHooks, own_hooks
 from framework.run.preview import show_inputs, warn_unless_additive
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
+from framework.run.run import Run
 from framework.step import tune
 from framework.step.penalties import shown
 from framework.writers import MultiWriter

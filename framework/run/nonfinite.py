@@ -15,7 +15,7 @@ from absl import logging
 from framework.checkpoint import snapshot
 from framework.errors import NonFiniteError
 from framework.files import remove, write_json
-from framework.run.build import Run
+from framework.run.run import Run
 from framework.step.block import Block
 from framework.step.diagnose import BATCH, COMPILED_ALONE, LOSS_ALONE, diagnose
 

@@ -9,7 +9,7 @@ from framework.errors import UserError
 from framework.experiment import user_code
 from framework.experiment.returns import checked, shown
 from framework.folder import CURVES, METRICS
-from framework.run.build import Run
+from framework.run.run import Run
 from framework.writers import AsyncWriter, Console, Jsonl, MultiWriter, TensorBoard, Writer
 from framework.writers.base import OwnWriter
 

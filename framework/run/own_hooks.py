@@ -17,8 +17,8 @@ from framework.config import to_steps
 from framework.errors import UserError
 from framework.experiment import user_code
 from framework.experiment.returns import checked, shown, takes
-from framework.run.build import Run
 from framework.run.hooks import BUILT_IN, Context, Hook
+from framework.run.run import Run
 
 _KEY = "hooks"  # in the note of a checkpoint
 _NAMELESS = ("<lambda>", "partial")

@@ -6,8 +6,8 @@ warn_unless_additive(run)
 
 from absl import logging
 
-from framework.run.build import Run
 from framework.run.evaluation import untouched
+from framework.run.run import Run
 from framework.step import tune
 from framework.step.additivity import check_additive
 from framework.writers import MultiWriter

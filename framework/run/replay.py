@@ -22,8 +22,9 @@ from framework.checkpoint.start import set_out
 from framework.errors import UserError
 from framework.files import rows
 from framework.folder import FAILURE, METRICS
-from framework.run.build import Run, build_run
+from framework.run.build import build_run
 from framework.run.interval import PREFIX
+from framework.run.run import Run
 from framework.step.block import Block
 from framework.step.diagnose import look
 from framework.step.gradients import Gradients, total

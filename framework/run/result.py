@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from framework import paths
 from framework.config import base_config, flatten
 from framework.folder import starts
-from framework.run.build import Run
 from framework.run.progress import Progress
+from framework.run.run import Run
 
 
 def status(run: Run) -> str:

@@ -20,8 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import framework
-from framework.run.build import Run
 from framework.run.environment import environment
+from framework.run.run import Run
 from framework.step import tune
 
 # {name: (experiment, train.precision)}

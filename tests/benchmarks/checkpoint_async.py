@@ -33,12 +33,13 @@ from framework.data.sources import Source
 from framework.experiment import load
 from framework.run import build as run
 from framework.run.environment import environment
+from framework.run.run import Run
 
 WIDTH, LAYERS, STEPS = 2672, 7, 20
 PATIENCE_SECONDS = 3600
 
 
-def build(mode: str, batch_size: int) -> run.Run:
+def build(mode: str, batch_size: int) -> Run:
     """Seven square layers."""
 
     def make_data(cfg, split):

@@ -32,8 +32,9 @@ from framework.config.overrides import override
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.experiment import load
-from framework.run.build import Run, build_run
+from framework.run.build import build_run
 from framework.run.environment import environment
+from framework.run.run import Run
 from tests.benchmarks import growth_hooks
 from tests.benchmarks.compare import machine
 from tests.benchmarks.peers.protocol import WORKLOADS

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 import framework
-from framework.run.build import Run
 from framework.run.environment import environment
+from framework.run.run import Run
 from tests.benchmarks.ratios import interval
 
 WORKLOADS = {

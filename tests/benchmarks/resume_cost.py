@@ -30,13 +30,14 @@ from framework.data.sources import Source
 from framework.experiment import load
 from framework.run import build as run
 from framework.run.environment import environment
+from framework.run.run import Run
 from tests import augmented
 
 STEPS = (10, 1_000_000)
 EXAMPLES = 100_000
 
 
-def build(placement: str, mode: str, workdir: Path, image: np.ndarray) -> run.Run:
+def build(placement: str, mode: str, workdir: Path, image: np.ndarray) -> Run:
     """The experiment with everything on, over a larger source."""
 
     def make_data(cfg, split):
@@ -68,7 +69,7 @@ def measure(placement: str, mode: str, repetitions: int, folder: Path) -> None:
         compiled.state.step.assign(step)
         dataclasses.replace(compiled, workdir=workdir).checkpoints.save(compiled.state, {})
 
-    def go_on(built: run.Run, step: int) -> None:
+    def go_on(built: Run, step: int) -> None:
         dataclasses.replace(built, workdir=workdirs[step]).restore()
         built.train_block(1)
         assert int(built.state.step) == step + 1

@@ -25,8 +25,8 @@ import tensorflow as tf
 
 import framework
 from framework.distribute.replicas import Replicas
-from framework.run.build import Run
 from framework.run.environment import environment
+from framework.run.run import Run
 
 WORKLOADS = {"cnn-graph": (16, 32, 64, 128), "mlp-graph": (32, 128, 512, 2048)}
 KILOBYTES = (1, 400, 1_000, 2_600, 10_000, 40_000)

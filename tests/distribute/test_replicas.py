@@ -11,6 +11,7 @@ from framework import layers, losses, paths, rng, testing
 from framework.checkpoint.checkpoints import Checkpoints, digest
 from framework.config import UserError
 from framework.distribute.replicas import Replicas
+from framework.run.build import on_one_device
 from tests.small import HOT, HOT_IN_HALF, build, differing, snapshot
 from tests.test_equivalence import assert_copies_agree, distance
 
@@ -451,8 +452,8 @@ def test_alone_it_is_the_same_state_from_the_same_data():
     norm = model_with(lambda: keras.layers.BatchNormalization(name="norm"))
     many = build(functions=norm, **on(2, **{"ema.decay": 0.9}))
     many.train_block(3)
-    alone = many.on_one_device()
-    assert alone.replicas.strategy is None and alone.on_one_device() is alone
+    alone = on_one_device(many)
+    assert alone.replicas.strategy is None and on_one_device(alone) is alone
     assert alone.data is many.data
     assert digest(alone.state) == digest(many.state)
     assert alone.eval_blocks["test"]() == pytest.approx(many.eval_blocks["test"](), rel=1e-5)

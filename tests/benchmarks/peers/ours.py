@@ -23,8 +23,8 @@ from gate import Gate
 from protocol import Peer, serve
 
 import framework
-from framework.run.build import Run
 from framework.run.environment import environment
+from framework.run.run import Run
 from framework.step.block import Block
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,0 +1,110 @@
+"""Whether a run may continue in its folder: the same config, experiment, examples and tables as before."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from framework import folder
+from framework.checkpoint import warm_start
+from framework.checkpoint.checkpoints import Checkpoints, find
+from framework.errors import UserError
+from framework.experiment.load import Experiment
+from framework.run import code_copies, stored_config
+from framework.step import coverage
+
+_SHOWN = 5  # most keys of one message
+
+
+def refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
+    stored, copy = stored_config.read(workdir), workdir / loaded.path.name
+    if stored is None:
+        refuse_unknown(workdir, final.resume_from)
+        return
+    differing = [
+        f"{key}: {there!r} there, {now!r} now"
+        for key, (there, now) in stored.differing(final).items()
+        if key not in (*stored_config.MAY_DIFFER, *unknown)
+    ]
+    if stored.is_longer(final, unknown):  # whether that can be shows when the run is to train
+        differing = []
+    if not copy.exists():
+        differing.insert(0, f"experiment: {copy.name} now, another file there")
+    if differing:
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        is_longer = any(text.startswith("train.duration: ") for text in differing)
+        longer = "To train longer, type the rest as it is there. Else use" if is_longer else "Use"
+        raise UserError(
+            f"--workdir={workdir} holds a run of another config ({'; '.join(differing[:_SHOWN])}{more}). {longer}"
+            f" another folder; there, --config.resume_from={workdir} goes on from this run."
+        )
+    warn_of_change(workdir, loaded)
+
+
+def refuse_no_origin(workdir: Path, final: ConfigDict) -> None:
+    """Before a folder is made: `origin` reads these keys only if the run has no checkpoint of its own."""
+    warm_start.parse_map(final.init_map)
+    for key in ("resume_from", "init_from"):
+        if final[key] and not Path(final[key]).exists() and not (workdir / folder.CHECKPOINTS).exists():
+            find(key, final[key])
+
+
+def refuse_unknown(workdir: Path, resume_from: str = "") -> None:
+    """Checkpoints without a config.json: what they were trained with is not known."""
+    # A run that was killed while it took its first checkpoint from `resume_from` has nothing else yet.
+    is_begun = not resume_from or (workdir / folder.ENVIRONMENT).exists()
+    if is_begun and Checkpoints(workdir / folder.CHECKPOINTS, 1).steps():
+        raise UserError(
+            f"--workdir={workdir} has checkpoints but no config.json, so it is not known what they were trained with."
+            f" Put it back, or use another folder; there, --config.resume_from={workdir} goes on from this run."
+        )
+
+
+def warn_of_change(workdir: Path, loaded: Experiment) -> None:
+    if not (workdir / loaded.path.name).exists():
+        logging.warning("%s is not the experiment that %s was started with", loaded.path, workdir)
+    elif files := code_copies.changed(workdir, loaded):
+        verb = "has" if len(files) == 1 else "have"
+        logging.warning("%s %s changed since %s was started", ", ".join(files), verb, workdir)
+
+
+def refuse_other_data(workdir: Path, samples: Mapping[str, str | None], facts: Mapping[str, Any]) -> None:
+    """Raises UserError if a split has other examples than the checkpoints of the run folder were trained with.
+
+    Args:
+      samples: {split: SHA-256 of some examples}; None of batches that are not made of arrays.
+      facts: of the newest checkpoint.
+    """
+    begun = facts.get("data", {})
+    for split, sample in samples.items():
+        if None not in (sample, begun.get(split)) and sample != begun[split]:
+            raise UserError(
+                f"the examples of '{split}' are not those that {workdir} was begun with, so it cannot end as"
+                " one that was never stopped. Does make_data draw them without a seed? Use another folder; there,"
+                f" --config.resume_from={workdir} goes on from this run."
+            )
+
+
+def refuse_other_constants(workdir: Path, constants: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Raises UserError if a table or constant of the traces is not that of the newest checkpoint, by its facts."""
+    begun = facts.get("constants")
+    _refuse_differing(workdir, [] if begun is None else coverage.differing(begun, constants))
+
+
+def refuse_other_tables(workdir: Path, constants: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Raises UserError if a lookup table is not that of the restored checkpoint; a look back may have other splits."""
+    begun = facts.get("constants", {})
+    tables = {name: begun[name] for name in begun.keys() & constants.keys() if name.startswith("table")}
+    _refuse_differing(workdir, coverage.differing(tables, {name: constants[name] for name in tables}))
+
+
+def _refuse_differing(workdir: Path, differing: Sequence[str]) -> None:
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise UserError(
+            f"{', '.join(differing[:_SHOWN])}{more}: not what {workdir} was begun with, so it cannot end as a"
+            " run that was never stopped. Was it read from a file that changed? Put that back, or use another"
+            f" folder; there, --config.resume_from={workdir} goes on from this run."
+        )
