@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from framework import compile as module
 from framework.compile import Compiled
-from framework.step.block import repeat
+from framework.step.repeat import repeat
 
 sees_compilations = pytest.mark.skipif(not module._STATUS.exists(), reason="compilations cannot be seen without /proc")
 SIZE = 16

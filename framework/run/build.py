@@ -38,14 +38,15 @@ from framework.run.run import Run
 from framework.state import TrainState
 from framework.step import asynchronous, tune
 from framework.step.asynchronous import AsynchronousBlock
-from framework.step.block import TrainBlock, scalars_of
+from framework.step.block import BlockParts, TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
 from framework.step.evaluation_probe import probe_evaluation
-from framework.step.gradients import Loss
+from framework.step.forward import Loss
 from framework.step.metric_row import MetricRow
+from framework.step.parts import StepFunction, StepParts
 from framework.step.probe import Probe, check_covered, check_frozen, check_penalties, probe, probe_step
 from framework.step.size import refuse_too_large
-from framework.step.tools import Step, Tools, standard_step
+from framework.step.tools import Tools, standard_step
 
 
 def build(
@@ -183,7 +184,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
     )
     constants = check_covered(found, created, data)
     with precision.scope(resolved.train.precision):
-        tools = Tools(created, metrics, resolved, replicas, found.has_collectives)
+        tools = Tools(StepParts(created, metrics, resolved, replicas, found.has_collectives))
         step, terms, rollback_variables = _step(make, loss, created, tools, found, resolved)
     layout = MetricRow(scalars_of(created), terms, metrics)
     layout.check_results()
@@ -199,7 +200,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         split: EvalBlock(model, loss, metrics, batches, resolved, looked[split], replicas, found.has_collectives)
         for split, batches in eval_data.items()
     }
-    parts = (created, step, tools, layout, data, schedules, resolved, rollback_variables, replicas)
+    parts = BlockParts(tools, step, rollback_variables, data, schedules, layout)
     return Run(
         experiment=loaded,
         config=final,
@@ -213,7 +214,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         probe=found,
         replicas=replicas,
         state=created,
-        train_block=AsynchronousBlock(*parts, loss=loss) if is_asynchronous else TrainBlock(*parts),
+        train_block=AsynchronousBlock(parts) if is_asynchronous else TrainBlock(parts),
         eval_blocks={split: evaluations[config.base_split(split)] for split in final.eval.splits},
         exports=make["make_exports"](resolved) if "make_exports" in make else [],
         started=started,
@@ -246,7 +247,7 @@ def make_schedules(make_schedule: Callable[..., Any], model: Any, resolved: Froz
 
 def _step(
     make: Mapping[str, Any], loss: Loss, created: TrainState, tools: Tools, found: Probe, resolved: FrozenConfigDict
-) -> tuple[Step, tuple[str, ...], Sequence[tf.Variable]]:
+) -> tuple[StepFunction, tuple[str, ...], Sequence[tf.Variable]]:
     """The step, the names of its terms, and the variables that it changes beside weights and slots."""
     if "make_step" not in make:
         if isinstance(created.model, Mapping):

@@ -20,7 +20,7 @@ from framework.run.build import on_one_device
 from framework.run.evaluation import untouched
 from framework.run.run import Run
 from framework.step import tune
-from framework.step.gradients import forward
+from framework.step.forward import forward
 
 
 def export_run(run: Run) -> list[ExportReport]:

@@ -27,7 +27,8 @@ from framework.run.interval import PREFIX
 from framework.run.run import Run
 from framework.step.block import Block
 from framework.step.diagnose import look
-from framework.step.gradients import Gradients, total
+from framework.step.forward import total
+from framework.step.gradients import Gradients
 
 
 @dataclasses.dataclass(frozen=True)

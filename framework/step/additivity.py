@@ -15,7 +15,7 @@ from ml_collections import FrozenConfigDict
 
 from framework import rng
 from framework.losses import BatchDependent, Term
-from framework.step.gradients import Loss, forward
+from framework.step.forward import Loss, forward
 from framework.step.penalties import PENALTY, is_penalty, unlike
 from framework.step.probe import scopes
 

@@ -17,6 +17,7 @@ import tf_keras as keras
 
 from framework import paths
 from framework.data.batches import Batches
+from framework.errors import UserError
 from framework.trace import guards
 from framework.trace.graphs import ancestors, imported, place
 
@@ -106,6 +107,18 @@ def first_problem(
         if found:
             return told(step, found)
     return ""
+
+
+@contextlib.contextmanager
+def explained(problem: Callable[[], str]) -> Iterator[None]:
+    """Turns what a kernel raises about its inputs into UserError(problem()), unless that is ''."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        sentence = problem()
+        if not sentence:
+            raise
+        raise UserError(sentence) from error
 
 
 def _sentence(guard: guards.Guard, bad: np.ndarray, values: np.ndarray | None, layer: str, examples: int | None) -> str:

@@ -17,7 +17,7 @@ from framework.compat import copy_mask
 from framework.state import TrainState
 from framework.step.block import TrainBlock
 from framework.step.gradients import Gradients
-from framework.step.penalties import explained, is_penalty
+from framework.step.penalties import is_penalty, weight_problem
 
 COMPILED_ALONE = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
 BATCH = "of the batch is not finite"
@@ -64,7 +64,7 @@ def look(block: TrainBlock) -> Look:
     if forwards:
         return Look(found, forwards[0])
     if bad := _first_bad({name: term.sum for name, term in found.terms.items()}):
-        if reason := is_penalty(bad) and "weight" in batch and explained(block.state.model, batch["weight"]):
+        if reason := is_penalty(bad) and "weight" in batch and weight_problem(block.state.model, batch["weight"]):
             return Look(found, reason)
         return Look(found, f"term '{bad}' {LOSS_ALONE}")
     if backwards:

@@ -23,13 +23,15 @@ from framework.distribute.replicas import Replicas
 from framework.errors import UserError
 from framework.losses import Term
 from framework.metrics import Metric
-from framework.step.blame import first_problem
-from framework.step.block import UNKNOWN, at_once, parts_of, repeat, take_parts
+from framework.step.blame import explained, first_problem
+from framework.step.block import UNKNOWN
 from framework.step.evaluation_probe import EvaluationProbe
-from framework.step.gradients import Loss, forward
+from framework.step.forward import Loss, forward
 from framework.step.metric_row import VIOLATIONS, MetricRow, mean, term_key
-from framework.step.penalties import PENALTY, explained
+from framework.step.penalties import PENALTY, weight_problem
 from framework.step.probe import scopes
+from framework.step.repeat import repeat
+from framework.step.shards import shards_of, steps_per_call, take_shards
 from framework.trace import guards
 from framework.trace.assigned import untouched
 
@@ -56,11 +58,11 @@ class EvalBlock:
         replicas: Replicas,
         has_collectives: bool = False,
     ) -> None:
-        self._replicas, self._parts = replicas, parts_of(batches, replicas)
+        self._replicas, self._shards = replicas, shards_of(batches, replicas)
         self._has_collectives = has_collectives
         self._found, self._layout = found, MetricRow((VIOLATIONS,), found.terms, metrics)
         self._steps = epoch_steps(batches) - (found.rest is not None)
-        self._block_steps = at_once(batches, min(config.train.block_steps, max(1, self._steps)))
+        self._block_steps = steps_per_call(batches, min(config.train.block_steps, max(1, self._steps)))
         self._model, self._loss, self._batches = model, loss, batches
         self._precision = config.train.precision
         self._dtype = precision.master_dtype(self._precision)
@@ -96,14 +98,14 @@ class EvalBlock:
         """Of each batch, in order."""
         for first in range(0, self._steps, self._block_steps):
             k = min(self._block_steps, self._steps - first)
-            with self._blamed(first, k), named_shapes():
+            with explained(functools.partial(self._problem, first, k)), named_shapes():
                 plans = []
                 if not self._batches.is_resident:
-                    plans = [part.plan(first, k, self._block_steps) for part in self._parts]
+                    plans = [shard.plan(first, k, self._block_steps) for shard in self._shards]
                 rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
             yield from (self._sound(first + index, row) for index, row in enumerate(rows))
         if self._found.rest:
-            with self._blamed(self._steps, 1):
+            with explained(functools.partial(self._problem, self._steps)):
                 batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
                 row = self._compiled_rest(tf.constant(self._steps, tf.int64), batch).numpy()
             yield self._sound(self._steps, row)
@@ -132,7 +134,7 @@ class EvalBlock:
         found = (
             f"batch {step} (examples {first} to {first + self._batches.batch_size - 1}) is the first that is not finite"
         )
-        reason = explained(self._model, self._batches.at(step)["weight"]) if self._found.has_uneven else ""
+        reason = weight_problem(self._model, self._batches.at(step)["weight"]) if self._found.has_uneven else ""
         return f"{found}; {reason}" if reason else found
 
     @functools.cached_property
@@ -150,17 +152,6 @@ class EvalBlock:
 
     def _floating(self) -> dict[str, tf.Variable]:
         return {path: variable for path, variable in paths.variables(self._model).items() if variable.dtype.is_floating}
-
-    @contextlib.contextmanager
-    def _blamed(self, first: int, count: int) -> Iterator[None]:
-        """Explains what a kernel raises because of one of `count` batches from `first`."""
-        try:
-            yield
-        except tf.errors.InvalidArgumentError as error:
-            problem = self._problem(first, count)
-            if not problem:
-                raise
-            raise UserError(problem) from error
 
     def _problem(self, first: int, count: int = 1) -> str:
         """What is out of range in one of `count` batches from `first`; '' if nothing is."""
@@ -190,11 +181,11 @@ class EvalBlock:
         return "xla" if "gradients" in self.compiled.programs and not self._has_collectives else "graph"
 
     def _run(self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch]) -> tf.Tensor:
-        plans = plans or [part.plan(first, k, self._block_steps) for part in self._parts]
+        plans = plans or [shard.plan(first, k, self._block_steps) for shard in self._shards]
 
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
-                batch, found = take_parts(self._replicas, self._parts, plans, index)
+                batch, found = take_shards(self._replicas, self._shards, plans, index)
                 row = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
                 if found:  # a transform of the split has guards too
                     row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)

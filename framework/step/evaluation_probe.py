@@ -17,7 +17,7 @@ from framework.data.batches import Batches, epoch_steps
 from framework.errors import UserError
 from framework.state import TrainState
 from framework.step import coverage
-from framework.step.gradients import Loss, forward
+from framework.step.forward import Loss, forward
 from framework.step.penalties import PENALTY, is_penalty, refuse_weights, uneven
 from framework.step.probe import NamedBatch, check_draws, check_terms, scopes
 from framework.trace.assigned import assigned

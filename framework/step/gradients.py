@@ -1,47 +1,69 @@
-"""From a loss to gradients of the whole global batch: the only training tape.
+"""Differentiates the total loss of micro-batches and adds the gradients up: the only training tape of the framework.
 
-    def one_pass(batch):                       # of a micro-batch, traced
-        return forward(loss, model, batch, training=True)
+    objective = Objective(forward_pass, variables, metrics, tf.float32)
+    sums = accumulate(objective, micro_batches, normalizers)           # of one replica's shard
+    unscale(objective, sums).gradients['dense/kernel']
 
-    found = gradients_of(one_pass, batch, variables, metrics, dtype=tf.float32, micro_batches=4)
-    found.gradients['dense/kernel'], total(found.terms)
-
-`variables` are named, so that an error can say which parameter the loss leaves out.
+`step.batch_gradients` calls these in order. Variables have names, so that an error says which one the loss leaves out.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from framework import rng
 from framework.compile import is_in_xla
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
-from framework.losses import BatchDependent, Term
+from framework.losses import Term
 from framework.metrics import Metric
-from framework.step.normalizers import Pass, term_normalizers
-from framework.step.penalties import is_penalty, sum_of, with_penalties
+from framework.step.forward import Batch, ForwardPass, check_batch_dependent, total
+from framework.step.micro_batches import MicroBatches, add_up
+from framework.step.normalizers import term_normalizers
+from framework.step.penalties import is_penalty
 from framework.trace import guards
 
-Terms = Mapping[str, Term]
-Batch = Mapping[str, tf.Tensor]
-# loss(model, batch, training) -> (terms, outputs); outputs feed metrics
-Loss = Callable[[Any, Batch, bool], tuple[Terms, Mapping[str, tf.Tensor]]]
+# {term: its weight over the global batch}
+Normalizers = Mapping[str, tf.Tensor]
+# Normalizers; or a function of the weights of a shard that returns them; or None if the shard is the whole batch
+Normalizing = Normalizers | Callable[[Normalizers], Normalizers] | None
 
-_FULL = (tf.float32, tf.float64)
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is differentiated by which variables.
+
+    Attributes:
+      forward_pass: batch -> (terms, outputs).
+      variables: {path: variable}.
+      metrics: {name: metric}, computed from the outputs if there are any.
+      dtype: of term sums and metric states.
+      loss_scale: scalar that the loss is multiplied by; None for 1.
+      comm_dtype: dtype in which gradients travel between replicas; None for their own.
+      keeps_rows: gradients of tables stay the rows that were looked up, each row once (tf.IndexedSlices), instead of
+        being as large as the table; of one micro-batch on one replica.
+      nan_tells: whether a label that makes the loss NaN need not be counted as a violation too.
+    """
+
+    forward_pass: ForwardPass
+    variables: Mapping[str, tf.Variable]
+    metrics: Mapping[str, Metric]
+    dtype: tf.DType
+    loss_scale: tf.Tensor | None = None
+    comm_dtype: tf.DType | None = None
+    keeps_rows: bool = False
+    nan_tells: bool = False
 
 
 class Gradients(NamedTuple):
-    """What one pass over the global batch gives.
+    """What a forward and backward pass gives: sums over the examples that it saw.
 
     Attributes:
-      terms: {name: Term}, sums and weights of the whole batch.
-      metrics: {name: state}; zeros if the pass has no outputs.
-      gradients: {path: tensor}, of the total of the terms, not scaled; dense unless sparse ones were asked for.
-      violations: scalar; guards that do not hold, see `guards.watched`. With any, the numbers mean nothing.
+      terms: {name: Term}, sums and weights.
+      metrics: {name: state}; zeros if the forward pass has no outputs.
+      gradients: {path: tensor} of the total of the terms.
+      violations: scalar; how many guards do not hold, see `guards.watched`. With any, the numbers mean nothing.
     """
 
     terms: dict[str, Term]
@@ -50,282 +72,145 @@ class Gradients(NamedTuple):
     violations: Any = 0.0
 
 
-def forward(loss: Loss, model: Any, batch: Batch, training: bool) -> tuple[Terms, Mapping[str, Any]]:
-    """The loss's terms and outputs, with the penalties of the model as further terms."""
-    return counted(lambda part: loss(model, part, training), model)(batch)
+def global_normalizers(
+    forward_pass: ForwardPass, batch: Batch, cut: Callable[[int, Batch], MicroBatches], count: int, replicas: Replicas
+) -> Normalizers | None:
+    """Returns the weight of each loss term over all micro-batches and replicas; None if the batch is in one piece.
 
-
-def counted(one_pass: Pass, model: Any) -> Pass:
-    """A pass that checks what `one_pass` returns and adds the penalties of layers of the model to its terms.
-
-    Raises (when called):
-      UserError: something else was returned than (terms, outputs), a term or penalty is not a scalar in at least
-        float32, a term has the name of the penalties, or a penalty cannot be counted (`penalties.with_penalties`).
-    """
-
-    def run(batch: Batch) -> tuple[Terms, Mapping[str, Any]]:
-        returned, found = with_penalties(lambda: one_pass(batch), model, batch)
-        terms, outputs = _checked(returned)
-        return {**terms, **found}, outputs
-
-    return run
-
-
-def _checked(returned: Any) -> tuple[Terms, Mapping[str, Any]]:
-    """(terms, outputs) as a loss returned them."""
-    if not _is_terms_and_outputs(returned):
-        raise UserError(
-            f"the loss returned {_shown(returned)}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}):"
-            " its terms, and the outputs that metrics read."
-        )
-    terms, outputs = returned
-    for name, term in terms.items():
-        if term.sum.dtype not in _FULL:
-            raise UserError(
-                f"term '{name}' of the loss is {term.sum.dtype.name}: sums need float32 at least. Cast logits with"
-                " tf.cast(logits, tf.float32), or give the last layer dtype='float32'."
-            )
-        shapes = [tf.convert_to_tensor(part).shape for part in term]
-        if any(shape.rank for shape in shapes):
-            raise UserError(
-                f"term '{name}' of the loss has a sum and a weight of shapes {shapes[0]} and {shapes[1]}. Both are"
-                " scalars, e.g. Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
-            )
-        if is_penalty(name):
-            raise UserError(
-                f"the loss returned a term '{name}', which is what model.losses are called. Give it another name."
-            )
-    return terms, outputs
-
-
-def _is_terms_and_outputs(returned: Any) -> bool:
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        return False
-    terms, outputs = returned
-    return (
-        isinstance(terms, Mapping)
-        and bool(terms)
-        and all(isinstance(term, Term) for term in terms.values())
-        and isinstance(outputs, Mapping)
-    )
-
-
-def _shown(returned: Any) -> str:
-    """'(dict of SymbolicTensor, dict)': what kind of thing a loss returned."""
-    if isinstance(returned, tuple) and not isinstance(returned, Term):
-        return f"({', '.join(_shown(part) for part in returned)})"
-    if isinstance(returned, Mapping):
-        kinds = sorted({type(value).__name__ for value in returned.values()})
-        return f"dict of {' and '.join(kinds)}" if kinds else "an empty dict"
-    return type(returned).__name__
-
-
-def refuse_coupled(terms: Mapping[str, Any], micro_batches: int, replicas: int) -> None:
-    """Raises UserError if a term needs the whole batch, and there are several micro-batches or replicas."""
-    for name, term in terms.items():
-        if isinstance(term, BatchDependent) and replicas > 1:
-            raise UserError(
-                f"term '{name}' compares the examples of a batch with one another, and each of {replicas} replicas sees"
-                " but its own. Gather the features with losses.all_gather and set needs_collectives=True on the loss,"
-                " or use --config.runtime.strategy=one_device."
-            )
-        if isinstance(term, BatchDependent) and micro_batches > 1:
-            raise UserError(
-                f"train.micro_batches={micro_batches}: term '{name}' compares the examples of a batch with one another,"
-                " and micro-batches would hide most of them. Use --config.train.micro_batches=1."
-            )
-
-
-def total(terms: Terms, weights: Mapping[str, tf.Tensor] | None = None) -> tf.Tensor:
-    """Sum of the terms, each divided by its weight, scalar; a term of zero weight contributes 0.
+    Weights are functions of the batch alone, so they are computed without a forward pass.
 
     Args:
-      terms: of the whole batch, or of a part of it.
-      weights: of the whole batch where the terms are of a part.
-    """
-    weights = weights or {name: term.weight for name, term in terms.items()}
-    return sum_of(
-        [tf.math.divide_no_nan(term.sum, tf.cast(weights[name], term.sum.dtype)) for name, term in terms.items()]
-    )
-
-
-def gradients_of(
-    one_pass: Pass,
-    batch: Batch,
-    variables: Mapping[str, tf.Variable],
-    metrics: Mapping[str, Metric],
-    *,
-    dtype: tf.DType,
-    micro_batches: int = 1,
-    scale: tf.Tensor | None = None,
-    replicas: Replicas | None = None,
-    mode: str = "graph",
-    has_collectives: bool = False,
-    keep_sparse: bool = False,
-    nan_tells: bool = False,
-) -> Gradients:
-    """Differentiates the total of a pass's terms over a batch, in one piece or by replicas and micro-batches.
-
-    Each holds consecutive examples and draws what these would draw in one piece. Each of its terms is divided by the
-    weight of the whole batch, so ragged and empty ones count for what they hold.
-
-    Args:
-      one_pass: (part of a) batch -> (terms, outputs).
-      batch: {name: [batch, ...]}; of several replicas, what `replicas.run` returned.
-      variables: {path: variable}.
-      metrics: computed from the outputs, if there are any.
-      dtype: of sums and metric states.
-      micro_batches: divides what each replica holds.
-      scale: loss scale, scalar; the gradients are divided by it again.
-      replicas: None is one device.
-      mode: how each of several replicas is compiled.
-      has_collectives: the pass itself communicates between replicas, so it can be neither compiled nor looped over.
-      keep_sparse: of one micro-batch on one replica, gradients of what is looked up stay tf.IndexedSlices.
-      nan_tells: whether a label that makes the loss NaN need not be counted among the violations.
+      cut: (replica, shard) -> its micro-batches.
+      count: micro-batches of each shard.
 
     Raises:
-      UserError: a variable that the terms do not depend on, or a term that micro-batches cannot compute.
+      UserError: a term that cannot be computed from pieces of a batch.
     """
-    replicas, start = replicas or Replicas(), rng.save_counters()
-    has_collectives = has_collectives and replicas.count > 1  # alone there is nobody to communicate with
-    mode = "graph" if has_collectives else mode
-    weights: Mapping[str, tf.Tensor] | None = None
-    if micro_batches * replicas.count > 1 and not has_collectives:
+    if count * replicas.count == 1:
+        return None
 
-        def checked(part: Batch) -> tuple[Terms, Mapping[str, Any]]:
-            terms, outputs = one_pass(part)
-            refuse_coupled(terms, micro_batches, replicas.count)
-            return terms, outputs
+    def checked(micro_batch: Batch) -> Any:
+        terms, outputs = forward_pass(micro_batch)
+        check_batch_dependent(terms, count, replicas.count)
+        return terms, outputs
 
-        weights = replicas.all_reduce_sum(
-            lambda index, part: _weights_of(checked, _parts(part, index, micro_batches, start)), batch
-        )
-
-    def local(index: int, part: Batch) -> Gradients:
-        parts = _parts(part, index, micro_batches, start)
-        if micro_batches > 1:
-            found = _accumulate(one_pass, parts, weights or {}, variables, metrics, scale, dtype, nan_tells)
-        else:
-            here = _all_reduced if has_collectives else weights
-            found = parts.at(
-                0,
-                lambda part: _differentiate(
-                    one_pass, part, here, variables, metrics, scale, dtype, keep_sparse, nan_tells
-                ),
-            )
-        if replicas.comm_dtype is None:
-            return found
-        return found._replace(gradients={p: tf.cast(g, replicas.comm_dtype) for p, g in found.gradients.items()})
-
-    found = replicas.all_reduce_sum(local, batch, mode=mode)
-    gradients = {path: tf.cast(gradient, variables[path].dtype) for path, gradient in found.gradients.items()}
-    if scale is not None:
-        gradients = {path: gradient / tf.cast(scale, gradient.dtype) for path, gradient in gradients.items()}
-    return found._replace(gradients=gradients)
+    return replicas.all_reduce_sum(lambda replica, shard: _weights(checked, cut(replica, shard)), batch)
 
 
-def _all_reduced(weights: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
-    """The sums over replicas, inside of one."""
+def all_reduce_weights(weights: Normalizers) -> Normalizers:
+    """Returns the normalizers of terms whose weights are `weights` on this replica; called inside a replica."""
     return tf.distribute.get_replica_context().all_reduce("SUM", weights)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """The micro-batches of what one replica holds.
+def accumulate(objective: Objective, micro_batches: MicroBatches, normalizers: Normalizing) -> Gradients:
+    """Returns the sums over the micro-batches of a shard; several run in a compiled loop, one after the other."""
 
-    Attributes:
-      batch: {name: [micro_batches, size, ...]}; without the first dimension if there is but one.
-      first: place of the first example in the global batch.
-      start: where each numbers its draws from, see `rng.save_counters`.
-    """
+    def one(micro_batch: Batch) -> Gradients:
+        return _differentiate(objective, micro_batch, normalizers)
 
-    batch: Batch
-    count: int
-    size: int
-    first: int
-    start: Counter[str]
-
-    def at(self, index: Any, fn: Callable[[Batch], Any]) -> Any:
-        """fn(micro-batch), its draws numbered and keyed as those of a pass over the whole batch."""
-        with rng.replay_from(self.start), rng.at_example(self.first + index * self.size):
-            if self.count == 1:
-                return fn(self.batch)
-            return fn({name: tf.gather(part, index) for name, part in self.batch.items()})
+    if not isinstance(normalizers, Mapping) or micro_batches.count == 1:
+        sums = micro_batches.at(0, one)
+    else:
+        objective = dataclasses.replace(objective, keeps_rows=False)  # rows of several micro-batches do not add up
+        start = _zeros(objective, normalizers)
+        sums = add_up(lambda index: micro_batches.at(index, one), 0, micro_batches.count, start)
+    if objective.comm_dtype is None:
+        return sums
+    return sums._replace(gradients={path: tf.cast(g, objective.comm_dtype) for path, g in sums.gradients.items()})
 
 
-def _parts(batch: Batch, index: int, micro_batches: int, start: Counter[str]) -> _Parts:
-    """Of replica `index`."""
-    here = examples_of(batch)
-    size = here // micro_batches
-    if micro_batches > 1:
-        batch = {name: tf.reshape(value, [micro_batches, size, *value.shape[1:]]) for name, value in batch.items()}
-    return _Parts(batch, micro_batches, size, index * here, start)
+def unscale(objective: Objective, sums: Gradients) -> Gradients:
+    """Returns `sums` with gradients in the dtypes of their variables, divided by the loss scale."""
+    gradients = {path: tf.cast(g, objective.variables[path].dtype) for path, g in sums.gradients.items()}
+    if objective.loss_scale is not None:
+        gradients = {path: g / tf.cast(objective.loss_scale, g.dtype) for path, g in gradients.items()}
+    return sums._replace(gradients=gradients)
 
 
-def examples_of(nest: Any) -> int:
-    """How many examples a batch, or another nest of [examples, ...], has.
-
-    Raises:
-      UserError: no tensor of it has a first dimension that is known before it is computed.
-    """
-    has_weight = isinstance(nest, Mapping) and "weight" in nest
-    tensors = [nest["weight"]] if has_weight else [tensor for tensor in tf.nest.flatten(nest) if tensor.shape.rank]
-    sizes = [int(tensor.shape[0]) for tensor in tensors if tensor.shape[0] is not None]
-    if not sizes:
-        raise UserError(
-            "a step was given a batch in which no tensor has a known number of examples: hand on its 'weight', or set"
-            " the shape of one, e.g. tf.ensure_shape(x, [examples, None])."
-        )
-    return sizes[0]
+def rows_of(gradient: Any) -> tf.Tensor:
+    """Returns the numbers of a gradient: those of its rows if it is sparse."""
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
-def _differentiate(
-    one_pass: Pass,
-    batch: Batch,
-    weights: Mapping[str, tf.Tensor] | Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]] | None,
-    variables: Mapping[str, tf.Variable],
-    metrics: Mapping[str, Metric],
-    scale: tf.Tensor | None,
-    dtype: tf.DType,
-    keep_sparse: bool = False,
-    nan_tells: bool = False,
-) -> Gradients:
-    """One micro-batch; `weights` are those of the whole batch, or make them of its own; None if this is all of it."""
+def with_rows(gradient: Any, values: tf.Tensor) -> Any:
+    """Returns a gradient like `gradient` whose numbers are `values`."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return values
+    return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+
+
+def _weights(forward_pass: ForwardPass, micro_batches: MicroBatches) -> dict[str, tf.Tensor]:
+    """Returns {term: its weight over all micro-batches}, without a forward pass."""
+    names: list[str] = []
+
+    def named(index: tf.Tensor) -> Any:
+        terms, outputs = micro_batches.at(index, forward_pass)
+        names.extend(name for name in terms if not is_penalty(name))
+        return terms, outputs
+
+    weights = term_normalizers(named, tf.TensorSpec([], tf.int32), of_a_part=names)
+    return add_up(weights, 1, micro_batches.count, weights(tf.constant(0)))
+
+
+def _differentiate(objective: Objective, batch: Batch, normalizers: Normalizing) -> Gradients:
+    """Returns the gradients of one micro-batch, scaled by the loss scale."""
+    dtype, variables = objective.dtype, objective.variables
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(list(variables.values()))
-        with guards.watched(batch) as watch:
-            terms, outputs = one_pass(batch)
-        whole = weights({name: term.weight for name, term in terms.items()}) if callable(weights) else weights
-        value = total(terms, whole)
-        value = value if scale is None else value * tf.cast(scale, value.dtype)
-    gradients = tape.gradient(value, dict(variables))
+        with guards.watched(batch) as loss_watch:
+            terms, outputs = objective.forward_pass(batch)
+        if callable(normalizers):
+            normalizers = normalizers({name: term.weight for name, term in terms.items()})
+        loss = total(terms, normalizers)
+        if objective.loss_scale is not None:
+            loss *= tf.cast(objective.loss_scale, loss.dtype)
+    gradients = tape.gradient(loss, dict(variables))
+    _check_used(gradients)
+    metrics = {name: tf.zeros([len(metric.empty())], dtype) for name, metric in objective.metrics.items()}
+    with guards.watched({**batch, **outputs}) as metrics_watch:
+        if outputs:
+            metrics = {name: metric.update(outputs, batch) for name, metric in objective.metrics.items()}
+    shaped = _each_row_once if objective.keeps_rows else _dense
+    return Gradients(
+        {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
+        {name: tf.cast(state, dtype) for name, state in metrics.items()},
+        {path: shaped(gradient, variables[path].shape) for path, gradient in gradients.items()},
+        loss_watch.violations(dtype, nan_too=not objective.nan_tells) + metrics_watch.violations(dtype),
+    )
+
+
+def _check_used(gradients: Mapping[str, Any]) -> None:
+    """Raises UserError if a variable has no gradient."""
     idle = [path for path, gradient in gradients.items() if gradient is None]
     if idle:
         raise UserError(
             f"the loss does not depend on {', '.join(idle)}, so it would never train."
             " Use it in make_loss, or set trainable=False on its layer."
         )
-    empty = {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()}
-    with guards.watched({**batch, **outputs}) as watch_metrics:
-        states = {name: metric.update(outputs, batch) for name, metric in metrics.items()} if outputs else empty
+
+
+def _zeros(objective: Objective, terms: Normalizers) -> Gradients:
+    """Returns the sums over no micro-batch."""
+    dtype = objective.dtype
     return Gradients(
-        {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
-        {name: tf.cast(state, dtype) for name, state in states.items()},
-        {path: g if keep_sparse else _whole(g, variables[path].shape) for path, g in gradients.items()},
-        watch.violations(dtype, nan_too=not nan_tells) + watch_metrics.violations(dtype),
+        {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in terms},
+        {name: tf.zeros([len(metric.empty())], dtype) for name, metric in objective.metrics.items()},
+        {path: tf.zeros(variable.shape, variable.dtype) for path, variable in objective.variables.items()},
+        tf.zeros([], dtype),
     )
 
 
-def _whole(gradient: tf.Tensor | tf.IndexedSlices, shape: tf.TensorShape) -> tf.Tensor:
-    """The gradient of a whole table of which rows were looked up; any other is whole already.
+def _dense(gradient: tf.Tensor | tf.IndexedSlices, shape: tf.TensorShape) -> tf.Tensor:
+    """Returns a gradient as large as its variable, also if only rows of the variable were looked up.
 
     Args:
-      shape: of the table, which a gradient that comes out of a function does not tell.
+      shape: of the variable, which a gradient that comes out of a function does not tell.
     """
     if not isinstance(gradient, tf.IndexedSlices) or not is_in_xla():
-        whole = tf.convert_to_tensor(gradient)
-        return whole if whole.shape.is_fully_defined() else tf.ensure_shape(whole, shape)
-    # XLA's CPU compiler lets one thread write a constant 0, and all of them what is computed, as here from an index.
+        dense = tf.convert_to_tensor(gradient)
+        return dense if dense.shape.is_fully_defined() else tf.ensure_shape(dense, shape)
+    # XLA's CPU compiler lets one thread write a constant 0, and all threads write what is computed, as here from an
+    # index.
     indices = tf.reshape(gradient.indices, [-1])
     is_never = tf.equal(tf.bitwise.bitwise_and(indices[0], 1), 2)
     dtype = gradient.values.dtype
@@ -334,49 +219,11 @@ def _whole(gradient: tf.Tensor | tf.IndexedSlices, shape: tf.TensorShape) -> tf.
     return tf.tensor_scatter_nd_add(start, indices[:, tf.newaxis], rows)
 
 
-def _weights_of(one_pass: Pass, parts: _Parts) -> dict[str, tf.Tensor]:
-    """{term: its weight over all micro-batches}, without a forward pass."""
-    names: list[str] = []
-
-    def named(index: tf.Tensor) -> Any:
-        terms, outputs = parts.at(index, one_pass)
-        names.extend(name for name in terms if not is_penalty(name))
-        return terms, outputs
-
-    weights_of = term_normalizers(named, tf.TensorSpec([], tf.int32), of_a_part=names)
-    return _summed(1, parts.count, weights_of(tf.constant(0)), weights_of)
-
-
-def _accumulate(
-    one_pass: Pass,
-    parts: _Parts,
-    weights: Mapping[str, tf.Tensor],
-    variables: Mapping[str, tf.Variable],
-    metrics: Mapping[str, Metric],
-    scale: tf.Tensor | None,
-    dtype: tf.DType,
-    nan_tells: bool,
-) -> Gradients:
-    """All micro-batches, one after the other in a compiled loop that holds the activations of one."""
-    nothing = Gradients(
-        {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in weights},
-        {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()},
-        {path: tf.zeros(variable.shape, variable.dtype) for path, variable in variables.items()},
-        tf.zeros([], dtype),
-    )
-
-    def one(part: Batch) -> Gradients:
-        return _differentiate(one_pass, part, weights, variables, metrics, scale, dtype, nan_tells=nan_tells)
-
-    return _summed(0, parts.count, nothing, lambda index: parts.at(index, one))
-
-
-def _summed(first: int, count: int, start: Any, fn: Callable[[tf.Tensor], Any]) -> Any:
-    """start + fn(first) + … + fn(count - 1), for nests of tensors."""
-    if first == count:
-        return start
-
-    def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
-        return index + 1, tf.nest.map_structure(tf.add, sums, fn(index))
-
-    return tf.while_loop(lambda index, sums: index < count, body, (tf.constant(first), start), parallel_iterations=1)[1]
+def _each_row_once(gradient: Any, shape: tf.TensorShape) -> Any:
+    """Returns a sparse gradient in which no index occurs twice, so that the norm of its rows is its norm."""
+    del shape
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    indices, places = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, places, tf.size(indices))
+    return tf.IndexedSlices(values, indices, gradient.dense_shape)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from framework.errors import UserError
 from framework.metrics import Metric
-from framework.step.gradients import Terms
+from framework.step.forward import Terms
 from framework.step.penalties import PENALTY, is_penalty
 
 VIOLATIONS = "violations"  # guards that do not hold, see `framework/trace/guards.py`; a run ends with the first

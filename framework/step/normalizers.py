@@ -14,11 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from framework.errors import UserError
-from framework.losses import Term
 from framework.trace.graphs import ancestors, imported
-
-# A pass over one batch or micro-batch: batch -> (terms, outputs)
-Pass = Callable[[Mapping[str, tf.Tensor]], tuple[Mapping[str, Term], Mapping[str, tf.Tensor]]]
 
 
 def term_normalizers(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str] = ()) -> Callable[..., Any]:

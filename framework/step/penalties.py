@@ -115,7 +115,7 @@ def _advice(path: str) -> str:
     )
 
 
-def explained(model: Any, weight: tf.Tensor) -> str:
+def weight_problem(model: Any, weight: tf.Tensor) -> str:
     """Why the scalars of a batch are NaN, as a sentence; '' if weights are not the reason."""
     found = uneven(model)
     is_even = bool(tf.reduce_all(tf.equal(weight, 1)))

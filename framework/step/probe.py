@@ -22,10 +22,11 @@ from framework.metrics import Metric
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.counted import numbers_of, refuse_counted
-from framework.step.gradients import Loss, forward, refuse_coupled
+from framework.step.forward import Loss, check_batch_dependent, forward
 from framework.step.normalizers import check_weights, refuse_constant
+from framework.step.parts import StepFunction
 from framework.step.penalties import is_penalty, refuse_parts, refuse_weights, uneven
-from framework.step.tools import Step, Tools
+from framework.step.tools import Tools, dry_run
 from framework.trace import guards
 from framework.trace.assigned import assigned
 
@@ -102,7 +103,7 @@ def probe(
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     check_terms(terms, function.graph.inputs[: len(batch)])
     has_collectives = _has_collectives(loss, model)
-    refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
+    check_batch_dependent(terms, config.train.micro_batches, 1 if has_collectives else replicas)
     _check_batch(batch, config.train.micro_batches, replicas)
     if has_collectives:
         _check_collectives(config, replicas)
@@ -164,7 +165,7 @@ def _check_collectives(config: FrozenConfigDict, replicas: int) -> None:
 
 
 def probe_step(
-    step: Step, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict, state: TrainState
+    step: StepFunction, tools: Tools, batch: Mapping[str, tf.TensorSpec], config: FrozenConfigDict, state: TrainState
 ) -> tuple[str, ...]:
     """Traces an experiment's own step, which is not run; returns the names of its terms.
 
@@ -176,7 +177,7 @@ def probe_step(
 
     def trace(batch: Any) -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
-            found = tools.dry_run(step, batch).terms
+            found = dry_run(tools, step, batch).terms
         check_terms(found, batch.values())
         terms.extend(found)
 

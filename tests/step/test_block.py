@@ -14,7 +14,7 @@ from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load
 from framework.run import build as run
-from framework.step.gradients import total
+from framework.step.forward import total
 from tests import tiny
 
 MODES = ("xla", "graph", "eager")

@@ -15,7 +15,10 @@ from framework.compile import jit
 from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.step.gradients import gradients_of, total
+from framework.distribute.replicas import Replicas
+from framework.step.forward import total
+from framework.step.gradients import Objective
+from framework.step.step import batch_gradients
 from tests.small import BATCH, build
 
 UPDATES, EXAMPLES, FEATURES, HIDDEN, CLASSES = 6, 58, 6, 8, 3
@@ -272,7 +275,8 @@ def test_the_gradient_of_a_table_has_the_sums_of_its_rows(compiled, dtype):
         return {"sum": losses.Term(tf.reduce_sum(looked_up * upstream), tf.constant(1.0))}, {}
 
     def gradient(index):
-        return gradients_of(one_pass, {"index": index}, {"table": table}, {}, dtype=table.dtype).gradients["table"]
+        objective = Objective(one_pass, {"table": table}, {}, table.dtype)
+        return batch_gradients(objective, {"index": index}, Replicas()).gradients["table"]
 
     function = jit(gradient) if compiled else tf.function(gradient, autograph=False)
     expected = np.zeros([7, 4], dtype)

@@ -9,8 +9,10 @@ import tf_keras as keras
 
 from framework import layers, losses, paths, rng
 from framework.config import UserError
-from framework.step.gradients import gradients_of
+from framework.distribute.replicas import Replicas
+from framework.step.gradients import Objective
 from framework.step.normalizers import refuse_constant, term_normalizers
+from framework.step.step import batch_gradients
 from tests.small import build
 
 SPECS = {
@@ -130,10 +132,9 @@ def test_micro_batches_draw_and_weigh_as_one_piece(mode):
         def run():
             with rng.scope(rng.key(4), 2):
                 passes = []
+                objective = Objective(one_pass, variables, {}, tf.float32)
                 for _ in range(2):
-                    passes.append(
-                        gradients_of(one_pass, batch, variables, {}, dtype=tf.float32, micro_batches=micro_batches)
-                    )
+                    passes.append(batch_gradients(objective, batch, Replicas(), micro_batches))
                     positions[micro_batches].append(rng.save_counters())
                 return passes
 

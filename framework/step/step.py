@@ -1,0 +1,185 @@
+"""The order of a training step: all of its stages, top to bottom.
+
+    0  normalizers           the weight of each loss term, summed over micro-batches and replicas
+    1  forward and backward  each replica differentiates its shard of the batch, one micro-batch after the other
+    2  all-reduce            gradients, loss terms and metric states are summed over replicas
+    3  unscale               gradients are divided by the loss scale
+    4  finite                if the loss or a gradient is not finite on any replica, none of them applies the update
+    5  clip                  gradients are clipped as `config.clip` says
+    6  apply                 the optimizer changes the weights
+    7  count                 steps, updates and skipped steps; the average of the weights; the loss scale
+
+A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
+`apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:
+
+    def step(state, batch):
+        result = tools.gradients(lambda micro_batch: loss(state.model, micro_batch, True), batch)
+        tools.apply(result.gradients)
+        return result.terms, result.metrics
+
+An experiment's own step function may call them several times, for several models. `take_step` calls the step function
+and rolls back what it changed if anything was not finite; `count_step` moves the counters. `block` (one device or
+replicas) and `asynchronous` (parameter servers) call both for every step, and pack its numbers into a row for the log.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from framework import paths, rng
+from framework.distribute.replicas import Replicas
+from framework.optim import Optimizer, clip, global_norm
+from framework.step.forward import Batch, count_empty
+from framework.step.gradients import (
+    Gradients,
+    Normalizing,
+    Objective,
+    accumulate,
+    all_reduce_weights,
+    global_normalizers,
+    rows_of,
+    unscale,
+    with_rows,
+)
+from framework.step.micro_batches import MicroBatches, split
+from framework.step.parts import StepFunction, StepResult, StepTrace
+from framework.step.update import apply_if, when
+
+
+def batch_gradients(
+    objective: Objective,
+    batch: Batch,
+    replicas: Replicas,
+    micro_batches: int = 1,
+    mode: str = "graph",
+    has_collectives: bool = False,
+) -> Gradients:
+    """Stages 0 to 3: differentiates the total loss of a global batch.
+
+    Args:
+      objective: the forward pass, the variables and how to differentiate.
+      batch: {name: [batch, ...]}; on several replicas, the shards that `replicas.run` returned.
+      micro_batches: number of pieces into which each replica cuts its shard.
+      mode: 'xla' compiles what each replica does.
+      has_collectives: the forward pass communicates between replicas, so it is neither compiled nor in a loop.
+    """
+    counters = rng.save_counters()  # each micro-batch draws as its examples do in a pass over the whole batch
+
+    def cut(replica: int, shard: Batch) -> MicroBatches:
+        return split(shard, replica, micro_batches, counters)
+
+    # 0. Normalizers: losses are additive, so a term is divided by its weight over the whole batch, not over a piece.
+    normalizers: Normalizing = all_reduce_weights
+    if has_collectives and replicas.count > 1:
+        mode = "graph"
+    else:
+        normalizers = global_normalizers(objective.forward_pass, batch, cut, micro_batches, replicas)
+
+    # 1. Forward and backward: on each replica, gradients of the scaled loss add up over micro-batches.
+    def shard_gradients(replica: int, shard: Batch) -> Gradients:
+        return accumulate(objective, cut(replica, shard), normalizers)
+
+    # 2. All-reduce: the sums over replicas, the same numbers on each.
+    sums = replicas.all_reduce_sum(shard_gradients, batch, mode=mode)
+
+    # 3. Unscale: a loss scale keeps small gradients of half precision from vanishing; here it goes again.
+    return unscale(objective, sums)
+
+
+def apply_update(
+    optimizer: Optimizer,
+    gradients: Mapping[str, Any],
+    allowed: tf.Tensor,
+    clipping: ConfigDict,
+    replicas: Replicas,
+    is_masked: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Stages 4 to 6: applies one update of one model, or changes nothing.
+
+    Args:
+      gradients: {path: gradient} of the global batch, as `batch_gradients` returns them.
+      allowed: bool scalar; False if an earlier stage of this step was not finite.
+      clipping: config.clip.
+      is_masked: see `update.apply_if`.
+
+    Returns:
+      whether all gradients are finite, and their norm before clipping: scalars.
+    """
+    # 4. Finite: the norm is not finite if any gradient is not. It is the same on every replica.
+    values = {path: rows_of(gradient) for path, gradient in gradients.items()}
+    norm = global_norm(values.values())
+    is_finite = tf.math.is_finite(norm)
+
+    # 5. Clip.
+    clipped = clip(values, optimizer.trained, clipping, norm)
+
+    # 6. Apply: each replica applies the same update to its copy of the weights.
+    update = {path: with_rows(gradients[path], value) for path, value in clipped.items()}
+    apply_if(is_finite & allowed, optimizer, update, replicas, is_masked)
+    return is_finite, norm
+
+
+def take_step(
+    trace: StepTrace, step: StepFunction, batch: Batch, rollback_variables: Sequence[tf.Variable]
+) -> StepResult:
+    """Takes a step as a whole or not at all: stages 0 to 6, and the part of stage 7 that follows each update.
+
+    Args:
+      step: called while `tools.tracing(trace)` is open.
+      rollback_variables: what the step changes beside weights and slots, such as moving averages.
+    """
+    state, replicas = trace.parts.state, trace.replicas
+    before = [(copy, copy.read_value()) for variable in rollback_variables for copy in paths.copies(variable)]
+
+    # 0 to 6. The weights are changed here, if at all.
+    terms, metrics = trace.call(step, batch)
+
+    # 7. Count the update and average the weights; or roll back what the step changed beside the weights.
+    is_finite = trace.checks.is_finite()
+    is_taken = is_finite & trace.allowed
+    state.updates.assign_add(tf.cast(is_taken, tf.int64))
+    ema = state.ema
+    if ema is not None and trace.is_masked:
+        trace.program("update", ema.update)(state.updates.read_value(), is_taken)
+
+    def keep() -> None:
+        replicas.sync_mean(rollback_variables)
+        if ema is not None and not trace.is_masked:
+            ema.update(state.updates.read_value())
+
+    def roll_back() -> None:
+        for copy, value in before:
+            copy.assign(value)
+
+    if rollback_variables or (ema is not None and not trace.is_masked):
+        when(is_taken, keep, roll_back)
+    return StepResult(terms, metrics, is_finite, is_taken, trace.checks.violations(), count_empty(terms))
+
+
+def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
+    """Stage 7, after `take_step`: moves the counters and the loss scale; returns whether the block halts here.
+
+    A step that is not finite is skipped under `train.on_nonfinite=skip` and under a dynamic loss scale, which may be
+    what was wrong. Else the block halts before it: the step is not counted.
+    """
+    state, settings = trace.parts.state, trace.parts.config.train
+    loss_scale = state.loss_scale if state.loss_scale is not None and state.loss_scale.is_dynamic else None
+    is_skipping = loss_scale is not None or settings.on_nonfinite == "skip"
+    halts = tf.constant(False) if is_skipping else ~result.is_finite & trace.allowed
+    halts |= tf.not_equal(result.violations, 0)
+
+    counted = tf.cast(~halts, tf.int64)
+    skipped = counted * tf.cast(~result.is_taken, tf.int64)
+    state.step.assign_add(counted)
+    state.skipped.assign_add(skipped)
+    state.skipped_in_row.assign((state.skipped_in_row + skipped) * skipped)
+    state.empty_terms.assign_add(tf.cast(result.is_taken, tf.int64) * result.empty_terms)
+
+    if loss_scale is not None:
+        loss_scale.update(result.is_finite | ~trace.allowed)
+        halts |= loss_scale.is_stuck
+    elif settings.on_nonfinite == "skip":
+        halts |= state.skipped_in_row >= settings.nonfinite_limit
+    return halts
