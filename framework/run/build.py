@@ -44,7 +44,9 @@ from framework.step.evaluation_probe import probe_evaluation
 from framework.step.forward import Loss
 from framework.step.metric_row import MetricRow
 from framework.step.parts import StepFunction, StepParts
-from framework.step.probe import Probe, check_covered, check_frozen, check_penalties, probe, probe_step
+from framework.step.penalty_checks import check_penalties
+from framework.step.probe import Probe, check_covered, probe, probe_step
+from framework.step.probe_checks import check_frozen
 from framework.step.size import refuse_too_large
 from framework.step.tools import Tools, standard_step
 

@@ -32,7 +32,7 @@ from framework.state import TrainState
 from framework.step import tune
 from framework.step.block import TrainBlock
 from framework.step.evaluation import EvalBlock
-from framework.step.gradients import Loss
+from framework.step.forward import Loss
 from framework.step.probe import Probe
 from framework.step.tune import CompileChoice
 

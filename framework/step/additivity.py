@@ -16,8 +16,9 @@ from ml_collections import FrozenConfigDict
 from framework import rng
 from framework.losses import BatchDependent, Term
 from framework.step.forward import Loss, forward
-from framework.step.penalties import PENALTY, is_penalty, unlike
-from framework.step.probe import scopes
+from framework.step.penalties import PENALTY, is_penalty
+from framework.step.penalty_checks import unlike_mean
+from framework.step.scopes import scopes
 
 _CLOSE = {"float32": 1e-3, "float64": 1e-6}  # of a mean, relative
 _CLOSE_IN_HALF = 0.05
@@ -109,7 +110,7 @@ def _sums_of_layers(terms: list[Mapping[str, Term]], close: float) -> list[str]:
     names = [
         name for name in whole if is_penalty(name) and not _closeness(close)([whole[name]], [h[name] for h in halves])
     ]
-    told = [unlike(_mean([whole[name]]), [_mean([half[name]]) for half in halves], close) for name in names]
+    told = [unlike_mean(_mean([whole[name]]), [_mean([half[name]]) for half in halves], close) for name in names]
     return [sentence for sentence in told if sentence]
 
 

@@ -19,10 +19,12 @@ from framework.data.batches import Batch, Batches, Resident
 from framework.distribute.replicas import ParameterServers
 from framework.errors import RunError, UserError
 from framework.step.block import Block, BlockParts, TrainBlock
+from framework.step.draws import check_draws
 from framework.step.forward import total
 from framework.step.metric_row import VIOLATIONS
 from framework.step.parts import StepTrace
-from framework.step.probe import Probe, check_draws, scopes
+from framework.step.probe import Probe
+from framework.step.scopes import scopes
 from framework.step.step import take_step
 
 

@@ -27,12 +27,13 @@ from framework.optim import Schedule, global_norm
 from framework.state import TrainState
 from framework.step import coverage
 from framework.step.blame import Blame, explained, first_problem
+from framework.step.draws import check_draws
 from framework.step.forward import total
 from framework.step.gradients import Gradients
 from framework.step.metric_row import VIOLATIONS, MetricRow
 from framework.step.parts import StepFunction, StepTrace
-from framework.step.probe import check_draws, scopes
 from framework.step.repeat import Steps, advance, no_steps
+from framework.step.scopes import scopes
 from framework.step.shards import shards_of, steps_per_call, take_shards
 from framework.step.step import count_step, take_step
 from framework.step.tools import Tools, dry_run

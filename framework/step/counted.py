@@ -2,7 +2,7 @@
 
 numbers = numbers_of(loss, model, metrics)          # {"'calls' of layer 'sampling'": 0}
 graph = trace()
-refuse_counted(numbers, numbers_of(loss, model, metrics), graph, trace)
+check_counted(numbers, numbers_of(loss, model, metrics), graph, trace)
 """
 
 import inspect
@@ -29,7 +29,7 @@ def numbers_of(loss: Any, model: Any, metrics: Mapping[str, Any]) -> dict[str, f
     return found
 
 
-def refuse_counted(
+def check_counted(
     before: Mapping[str, float], look: Callable[[], Mapping[str, float]], trace: Callable[[], Any]
 ) -> None:
     """Raises UserError if a trace has changed a number, and each further one changes it and computes something else.

@@ -17,7 +17,8 @@ from framework.compat import copy_mask
 from framework.state import TrainState
 from framework.step.block import TrainBlock
 from framework.step.gradients import Gradients
-from framework.step.penalties import is_penalty, weight_problem
+from framework.step.penalties import is_penalty
+from framework.step.penalty_checks import weight_problem
 
 COMPILED_ALONE = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
 BATCH = "of the batch is not finite"

@@ -28,9 +28,10 @@ from framework.step.block import UNKNOWN
 from framework.step.evaluation_probe import EvaluationProbe
 from framework.step.forward import Loss, forward
 from framework.step.metric_row import VIOLATIONS, MetricRow, mean, term_key
-from framework.step.penalties import PENALTY, weight_problem
-from framework.step.probe import scopes
+from framework.step.penalties import PENALTY
+from framework.step.penalty_checks import weight_problem
 from framework.step.repeat import repeat
+from framework.step.scopes import scopes
 from framework.step.shards import shards_of, steps_per_call, take_shards
 from framework.trace import guards
 from framework.trace.assigned import untouched

@@ -17,9 +17,12 @@ from framework.data.batches import Batches, epoch_steps
 from framework.errors import UserError
 from framework.state import TrainState
 from framework.step import coverage
+from framework.step.draws import check_draws
 from framework.step.forward import Loss, forward
-from framework.step.penalties import PENALTY, is_penalty, refuse_weights, uneven
-from framework.step.probe import NamedBatch, check_draws, check_terms, scopes
+from framework.step.penalties import PENALTY, is_penalty
+from framework.step.penalty_checks import check_row_weights, uneven
+from framework.step.probe_checks import NamedBatch, check_terms
+from framework.step.scopes import scopes
 from framework.trace.assigned import assigned
 
 _SHOWN = 3  # variables of one message
@@ -110,5 +113,5 @@ def _rest(state: TrainState, batches: Batches, split: str) -> int | None:
     for step in sorted({0, last}):
         weight = batches.at(step)["weight"]
         rest = int(tf.reduce_max(tf.where(weight > 0, tf.range(1, len(weight) + 1), 0)))
-        refuse_weights(state.model, weight[: rest if step == last else len(weight)], f"batch {step} of '{split}'")
+        check_row_weights(state.model, weight[: rest if step == last else len(weight)], f"batch {step} of '{split}'")
     return rest if rest < len(weight) else None

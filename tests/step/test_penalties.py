@@ -231,7 +231,7 @@ def refusal(functions, **settings):
 
 ADVICE = (
     "has rows that are padded or weighted, but layer 'kl' adds a loss that is one number for all rows of a call. Write"
-    " self.add_loss(per_example), of shape [batch], or make it a term of make_loss, or, where only padding is in the"
+    " self.add_loss(per_example), of shape [batch], or make it a term of make_loss, or, if only padding is in the"
     " way, use --config.data.remainder=carry."
 )
 
