@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _launch(argv: Sequence[str]) -> int:
-    if command.asks_for_help(argv):
-        print(command.help_text(__doc__))
+    if text := command.help_text(argv, str(__doc__)):
+        print(text)
         return 0
     values, overrides = command.parse(argv)
     load.check(values.config)

@@ -42,7 +42,7 @@ HOT, HOT_IN_HALF = 100.0, 60.0
 
 def place_of(step, place, seed=0):
     """Which example stands at a place of a step's batch."""
-    order = Order((EXAMPLES,), (1,), BATCH, seed, True, "carry")
+    order = Order((EXAMPLES,), (1,), BATCH, seed, True, "wrap")
     return int(order.at(tf.constant([step], tf.int64))[1][0, place])
 
 

@@ -18,6 +18,7 @@ ROWS = (
     ("config.keys/*",),
     ("config.keys",),
     ("config.base", "config.durations"),
+    ("config.former", "config.listing"),
     ("config.contradictions",),
     ("config.check",),
     ("config.overrides",),

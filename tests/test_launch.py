@@ -803,15 +803,16 @@ def test_help():
         "  --config        Experiment file, FILE.py or FILE.py:PRESET.",
         "  --workdir       Run folder; a fresh one below runs/ by default.",
         f"  --mode          What to do: {MODES}. [train]",
-        "  --local_workers train: so many worker processes on this machine share each step.",
+        "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --step          replay: the step to show.",
-        "  --eager         replay: compute the step eagerly as well, every layer checked for NaN.",
+        "  --eager         replay: compute the step eagerly as well, and check every layer for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",
         "  --data_dir      Folder with the data; short for --config.data.dir.",
         "  --seed          Short for --config.seed.",
+        "  --help_config   List the keys of the config, or of one section: --help_config=train.",
         "  --debug         Show the traceback of an error.",
-        "  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.",
+        "  --config.KEY=VALUE  Overrides a value of the config; --help_config lists the keys.",
     ]
     assert max(map(len, lines)) <= 120
     assert "2 bad input" in done.stdout
@@ -833,13 +834,14 @@ def test_nothing_of_the_command_line_waits_for_tensorflow(folder):
     Path("y.py").write_text("def get_config(arg): ...\n")
     source = f"""
 import sys, launch
-for arguments in (["--help"], ["-h"], ["--mode=x"], ["--config={folder}/y.py"], ["--config={folder}/z.py"]):
+files = [["--config={folder}/y.py"], ["--config={folder}/z.py"]]
+for arguments in (["--help"], ["-h"], ["--help_config"], ["--mode=x"], *files):
     print(launch.main(["launch.py", *arguments]))
 print({{"tensorflow", "tf_keras", "numpy"}} & set(sys.modules))
 """
     done = process(script=("-c", source))
     statuses = [line for line in done.stdout.splitlines() if re.fullmatch(r"\d|set\(\)|\{.*\}", line)]
-    assert statuses == ["0", "0", "2", "2", "2", "set()"], done.stderr
+    assert statuses == ["0", "0", "0", "2", "2", "2", "set()"], done.stderr
 
 
 def test_bad_input_as_a_process(folder):

@@ -1,8 +1,8 @@
-"""The command line: flags, modes, and what is wrong with them before anything is loaded.
+"""The flags and modes of `launch.py`, checked before an experiment or TensorFlow is loaded.
 
     values, overrides = parse(['launch.py', '--config=tests/tiny.py', '--config.train.compile=graph', '--seed=1'])
     values.mode, overrides                # 'train', ['--config.train.compile=graph', '--config.seed=1']
-    own_flags(values)                     # what the mode takes beside run and overrides, e.g. {'step': 120}
+    own_flags(values)                     # arguments of the mode beside run and overrides, e.g. {'step': 120}
 
 Nothing here imports TensorFlow.
 """
@@ -18,11 +18,12 @@ from absl import flags
 from framework import folder
 from framework.config import base_config, flatten
 from framework.config.keys import KEYS
+from framework.config.listing import listing
 from framework.errors import UserError, near
 from framework.experiment.user_code import check_text
 from framework.run.arguments import LOOK_BACK
 
-# Modes, each with the flags that not every mode takes.
+# {mode: its flags that not every mode takes}
 MODES: dict[str, tuple[str, ...]] = {
     "train": ("local_workers",),
     "evaluate": ("checkpoint",),
@@ -36,30 +37,50 @@ FLAGS = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
     (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
     (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
-    (flags.DEFINE_integer, "local_workers", None, "train: so many worker processes on this machine share each step."),
+    (
+        flags.DEFINE_integer,
+        "local_workers",
+        None,
+        "train: number of worker processes on this machine that share each step.",
+    ),
     (flags.DEFINE_string, "checkpoint", None, "evaluate, export: last, best, or the number of a step. [last]"),
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
-    (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, every layer checked for NaN."),
+    (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, and check every layer for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
     (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
     (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
+    (flags.DEFINE_string, "help_config", None, "List the keys of the config, or of one section: --help_config=train."),
     (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
 )
 _LONGEST_FLAG = 100
 
 
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether the help is wanted instead of anything else."""
-    return bool({"--help", "-h", "-help"} & set(_split(argv)[0]))
+def help_text(argv: Sequence[str], introduction: str) -> str:
+    """Returns the text that --help or --help_config asks for; '' if neither was typed.
+
+    Raises:
+      UserError: --help_config names no section and no key.
+    """
+    own = _split(argv)[0]
+    if {"--help", "-h", "-help"} & set(own):
+        flag_lines = (f"  --{name:<13} {text}" for _, name, _, text in FLAGS)
+        lines = [introduction.strip(), "", "Flags:", *flag_lines]
+        lines.append("  --config.KEY=VALUE  Overrides a value of the config; --help_config lists the keys.")
+        return "\n".join(lines)
+    for argument, after in zip(own, [*own[1:], ""], strict=True):
+        flag, _, name = argument.partition("=")
+        if flag in ("--help_config", "-help_config"):
+            return listing(name or ("" if after.startswith("-") else after))
+    return ""
 
 
 def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    """Our own flags, and the overrides of the config as they were typed; --seed and --data_dir are among these.
+    """Returns the values of the flags, and the overrides of the config as typed, --seed and --data_dir among them.
 
     Raises:
-      UserError: a flag, its value, or flags that do not go together.
+      UserError: an unknown flag, a wrong value, or flags that do not go together.
     """
-    values = flags.FlagValues()  # of our own, not absl's process-wide ones: a launch may be called any number of times
+    values = flags.FlagValues()  # not absl's process-wide ones: a process may launch any number of times
     for define, name, default, text in FLAGS:
         define(name, default, text, flag_values=values)
     for argument in argv:
@@ -73,20 +94,13 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
 
 
 def own_flags(values: flags.FlagValues) -> dict[str, Any]:
-    """{name: value} of what was typed of the flags that not every mode takes; a step is a number."""
+    """Returns {name: value} of the typed flags that not every mode takes; a step is an int."""
     typed = {name: values[name].value for name in MODES[values.mode] if values[name].present}
     return {name: int(value) if name == "checkpoint" and value.isdecimal() else value for name, value in typed.items()}
 
 
-def help_text(introduction: str) -> str:
-    """What --help prints."""
-    lines = [introduction.strip(), "", "Flags:", *(f"  --{name:<13} {text}" for _, name, _, text in FLAGS)]
-    lines.append("  --config.KEY=VALUE  Overrides a value of the config; --mode=check prints all of them.")
-    return "\n".join(lines)
-
-
 def _check(values: flags.FlagValues) -> None:
-    """What is wrong with the flags together."""
+    """Raises UserError for flags that do not go together."""
     mode, workdir = values.mode, values.workdir
     if values.config is None:
         raise UserError("--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more).")
@@ -111,7 +125,7 @@ def _check(values: flags.FlagValues) -> None:
 
 
 def _check_checkpoint(values: flags.FlagValues, overrides: Sequence[str]) -> None:
-    """What is wrong with --checkpoint."""
+    """Raises UserError for a --checkpoint that is no checkpoint, or that an override contradicts."""
     which = values.checkpoint
     if which is None:
         return
@@ -127,7 +141,7 @@ def _check_checkpoint(values: flags.FlagValues, overrides: Sequence[str]) -> Non
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates our own flags from overrides (--config.KEY=VALUE, --config.KEY VALUE, --noconfig.KEY)."""
+    """Separates flags from overrides (--config.KEY=VALUE, --config.KEY VALUE, --noconfig.KEY)."""
     own, overrides = list(argv[:1]), []
     rest = list(argv[1:])
     while rest:
@@ -143,9 +157,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     for argument in argv[1:]:
-        if argument.lstrip("-").startswith(("flagfile", "undefok")):  # absl's own ways round these checks
+        if argument.lstrip("-").startswith(("flagfile", "undefok")):  # flags of absl that would bypass these checks
             raise UserError(f"{argument}: there is no such flag. --help lists them.")
-        if len(argument.partition("=")[0]) > _LONGEST_FLAG:  # absl would look for one that is like it for ever
+        if len(argument.partition("=")[0]) > _LONGEST_FLAG:  # absl would search for a similar one for minutes
             raise UserError(f"{argument.partition('=')[0]}: there is no such flag. --help lists them.")
     try:
         left = values(argv)[1:]

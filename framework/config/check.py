@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from framework.config import former
 from framework.config.base import flatten, locked
 from framework.config.contradictions import check_contradictions
 from framework.config.durations import check_duration
@@ -57,6 +58,7 @@ def finalize(config: ConfigDict, own: Collection[str] = (), is_trained: bool = T
 
 def _check_own_key(name: str, value: Any) -> None:
     """Raises UserError for a key of the experiment that is misplaced, misspelt or of a type config.json cannot hold."""
+    former.refuse(name, shown=f"get_config set '{name}'")
     if name.partition(".")[0] not in FREE_SECTIONS:
         raise UserError(
             f"get_config set '{name}', which the framework does not read.{near(name, KEYS)}"
@@ -77,6 +79,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 
 def _check_value(name: str, value: Any, key: Key) -> None:
     """Raises UserError unless the line of the key allows `value`, which has the right type."""
+    former.refuse(name, value)
     if key.choices:
         check_choice(name, value, key.choices)
     elif type(key.default) in (int, float):

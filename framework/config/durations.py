@@ -62,7 +62,7 @@ def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
 
     Args:
       config: as returned by `finalize`.
-      steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=carry`.
+      steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=wrap`.
 
     Raises:
       UserError: a warm-up or boundary past the end of the run, or boundaries that do not increase.

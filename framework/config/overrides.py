@@ -1,10 +1,10 @@
-"""Values put on top of an experiment's config: what was typed, a preset, or the config.json of a run.
+"""Puts values on top of an experiment's config: overrides of a command line, a preset, or the config.json of a run.
 
     config = override(config, ['--config.train.compile=graph'])       # or {'train.compile': 'graph'}
     config = apply_preset(config, 'small', {'small': {'model.hidden': 32}})
 
-A key must exist and a value have its type: a slip never becomes a new key, nor is it passed over. A value given in
-Python arrives as it was given, and never by way of a text.
+A key must exist and a value must have its type: a misspelt key never becomes a new one, and is never ignored. A value
+given in Python is stored as it is, without a detour through text.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from framework.config import former
 from framework.config.base import flatten, locked, typed
 from framework.config.check import check_plain
 from framework.errors import UserError, near
@@ -30,9 +31,9 @@ def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -
     Args:
       config: as returned by an experiment's `get_config`.
       overrides: texts, ['--config.train.compile=graph', '--noconfig.data.shuffle'], which ml_collections parses to the
-        type each key has; or values, {'train.compile': 'graph', 'eval.splits': ('test',)}, which have that type. A
-        scalar of NumPy is the number it holds, a whole number the float it is equal to, a list a tuple, a path its
-        text, and a single value the only element of a tuple. A text for a key of another type is one that was typed.
+        type of each key; or values, {'train.compile': 'graph', 'eval.splits': ('test',)}, of the type of each key.
+        Equal values of other types are converted: a NumPy scalar, a whole number for a float, a list or a single
+        element for a tuple, a path for a text. A text for a key of another type is parsed like a typed one.
 
     Raises:
       UserError: an unknown key (with the nearest known one) or a value of the wrong type.
@@ -60,10 +61,10 @@ def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -
 
 
 def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
-    """Returns `config` with the values of a preset, as in `--config=file.py:name`; '' is the config itself.
+    """Returns `config` with the values of a preset, the `name` of `--config=file.py:name`; '' changes nothing.
 
     Raises:
-      UserError: there is no such preset, or it sets a key that `config` does not have, or one of another type.
+      UserError: there is no such preset, or it sets a key that `config` does not have, or a value of another type.
     """
     if name and name not in presets:
         raise UserError(f"there is no preset '{name}'.{near(name, presets)} Presets: {', '.join(presets) or 'none'}.")
@@ -71,10 +72,10 @@ def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[st
 
 
 def restored(config: ConfigDict, stored: Mapping[str, Any]) -> ConfigDict:
-    """Returns `config` with the values of a run's config.json, where tuples have become lists.
+    """Returns `config` with the values of a run's config.json; its lists become tuples again.
 
     Raises:
-      UserError: the file has a key that the experiment no longer has, or one of another type.
+      UserError: the file has a key that the experiment no longer has, or a value of another type.
     """
     values = flatten(ConfigDict(stored))
     for key in sorted(values.keys() - flatten(config).keys()):
@@ -86,6 +87,7 @@ def _updated(config: ConfigDict, values: Mapping[str, Any], where: str) -> Confi
     known = flatten(config)
     for key, value in values.items():
         if key not in known:
+            former.refuse(key, shown=f"{where} sets '{key}'")
             raise UserError(f"{where} sets '{key}', which get_config did not set before.{near(key, known)}")
         try:
             config.update_from_flattened_dict({key: _fitting(value, known[key])})
@@ -100,7 +102,7 @@ def _is_typed(value: Any, default: Any) -> bool:
 
 
 def _given(key: str, value: Any, default: Any) -> Any:
-    """A value of a mapping as the key holds it; raises UserError if it would be another value there."""
+    """Returns a value in the type of its key; raises UserError if that type cannot hold it unchanged."""
     try:
         is_one = type(default) is tuple and type(_plain(value)) in (bool, int, float)
         return _fitting((value,) if is_one else value, default)
@@ -114,14 +116,14 @@ def _given(key: str, value: Any, default: Any) -> Any:
 
 
 def _fitting(value: Any, default: Any) -> Any:
-    """`value` in the type of `default`, and equal to what was given; raises TypeError if there is no such value."""
+    """Returns a value of the type of `default` that equals `value`; raises TypeError if there is none."""
     kind, plain = type(default), _plain(value)
     if kind is tuple and type(plain) in (tuple, list):
-        parts = tuple(map(_plain, plain))
-        for part in parts:
-            if type(part) not in (bool, int, float, str) or not _is_utf8(part):
-                raise TypeError(f"tuple with {type(part).__name__}")
-        return parts
+        entries = tuple(map(_plain, plain))
+        for entry in entries:
+            if type(entry) not in (bool, int, float, str) or not _is_utf8(entry):
+                raise TypeError(f"tuple with {type(entry).__name__}")
+        return entries
     if kind is float and type(plain) is int and abs(plain) <= sys.float_info.max and float(plain) == plain:
         return float(plain)
     if kind is str and isinstance(plain, os.PathLike):
@@ -132,13 +134,13 @@ def _fitting(value: Any, default: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What a scalar of NumPy holds, as Python's own type has it; anything else as it is."""
+    """Returns a NumPy scalar as Python's own type, and any other value as it is."""
     numpy = sys.modules.get("numpy")
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 def _is_utf8(value: Any) -> bool:
-    """Whether files can hold a text; an argument that is not UTF-8 reaches Python as half characters."""
+    """Returns whether files can hold a text: bytes that are not UTF-8 reach Python as lone surrogates."""
     try:
         return not isinstance(value, str) or bool(value.encode()) or not value
     except UnicodeEncodeError:
@@ -146,13 +148,13 @@ def _is_utf8(value: Any) -> bool:
 
 
 def _short(value: Any, shown: Callable[[Any], str] = str) -> str:
-    """One line of a value, however long."""
+    """Returns one short line for a value of any length."""
     text = " ".join(shown(value).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _parsed(argument: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    """Key and text of '--config.a.b=text'; of '--config.a.b' and '--noconfig.a.b' where the key is a bool."""
+    """Returns key and text of '--config.a.b=text', and of '--config.a.b' and '--noconfig.a.b' if the key is a bool."""
     match = _OVERRIDE.fullmatch(argument)
     if match is None:
         raise UserError(f"'{argument}' is not understood. Overrides look like --config.train.compile=graph.")
@@ -169,10 +171,11 @@ def _parsed(argument: str, known: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _known(key: str, shown: str, known: Mapping[str, Any]) -> str:
-    """`key`; raises UserError if there is no such key, or none that a command line can set."""
+    """Returns `key`; raises UserError if it does not exist or a command line cannot set it."""
     if key in known:
         check_plain(key, known[key])
         return key
+    former.refuse(key, shown=shown)
     members = sorted(name for name in known if name.startswith(key + "."))
     if members:
         raise UserError(f"--config.{key} is a section, not a value. Set one of its keys: {', '.join(members)}.")
@@ -184,11 +187,11 @@ def _known(key: str, shown: str, known: Mapping[str, Any]) -> str:
 
 
 def _wrong_value(pairs: list[tuple[str, str]], known: Mapping[str, Any], error: Exception) -> str:
-    """The one line for a value that its key's type cannot take."""
+    """Returns the message for a value that the type of its key cannot hold."""
     for key, text in pairs:
-        # A tuple's message has all the values given for its key, as a list.
+        # The message for a tuple shows all values given for its key, as a list.
         if f"--config.{key}={text}:" in str(error) or f"--config.{key}=[" in str(error):
             kind = type(known[key]).__name__
             example = f"\"('{text}',)\"" if kind == "tuple" else typed(known[key])
             return f"--config.{key}={text}: '{text}' is not of type {kind}. Type e.g. --config.{key}={example}."
-    return " ".join(str(error).split())  # another version of absl or ml_collections may word it otherwise
+    return " ".join(str(error).split())  # a wording of another version of absl or ml_collections

@@ -392,14 +392,14 @@ def _shares(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def _check_order(order: Order) -> None:
-    if len(order.sizes) > 1 and order.remainder != "carry":
+    if len(order.sizes) > 1 and order.remainder != "wrap":
         raise UserError(
-            f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry."
+            f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=wrap."
         )
     if order.slots == 0:
         raise UserError(
             f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"
-            f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=carry."
+            f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=wrap."
         )
 
 

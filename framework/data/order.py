@@ -1,6 +1,6 @@
 """Which example stands at which place of which batch: a pure function of (seed, step).
 
-order = Order(sizes=(60_000,), shares=(1,), batch_size=128, seed=0, shuffle=True, remainder="carry")
+order = Order(sizes=(60_000,), shares=(1,), batch_size=128, seed=0, shuffle=True, remainder="wrap")
 source, index, weight = order.at(tf.constant([1_000_000], tf.int64))      # each [1, 128]; costs what step 0 costs
 """
 
@@ -25,7 +25,7 @@ class Order:
       sizes: examples of each source.
       shares: positions of each source in a cycle; (1,) for a single source.
       batch_size: of the global batch.
-      remainder: 'carry', 'pad' or 'drop': what an epoch does with an incomplete last batch.
+      remainder: 'wrap', 'pad' or 'drop': what an epoch does with an incomplete last batch.
       first, count: the places of each batch that are asked for; a count of 0 is all of them.
     """
 
@@ -47,7 +47,7 @@ class Order:
     def slots(self) -> int:
         """Positions of one epoch of the first source."""
         size, batch = self.sizes[0], self.batch_size
-        return {"carry": size, "pad": -(-size // batch) * batch, "drop": size // batch * batch}[self.remainder]
+        return {"wrap": size, "pad": -(-size // batch) * batch, "drop": size // batch * batch}[self.remainder]
 
     @property
     def steps_per_epoch(self) -> float:

@@ -1,7 +1,7 @@
-"""--mode=check: the whole pipeline without training, and what it is made of.
+"""--mode=check: runs the whole pipeline without training, and prints its parts.
 
-Config, one real batch, shapes and dtypes, parameters, the schedule, an estimate of memory, the first step, which is
-taken and undone, and a dry export of the untrained model through every hook.
+It prints the config, one real batch, shapes and dtypes, parameters, the schedule and an estimate of memory. Then it
+takes and undoes the first step, checks the loss, and exports the untrained model through every export hook.
 """
 
 import math
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from framework import optim, paths
 from framework.config import flatten
+from framework.config.keys import KEYS
 from framework.export.verify import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe
@@ -27,19 +29,20 @@ from framework.step.size import bytes_of
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
-    """Prints the report; 1 if the first step, the loss or a dry export fails. Writes nothing but a temporary folder."""
+    """Prints the report; returns 1 if the first step, the loss or a dry export fails. Writes no lasting file."""
     for section in (_config, _batch, _parameters, _schedule, _memory):
         print("\n".join(section(run)), end="\n\n")
     return max(_first_step(run), _loss(run), _exports(run))
 
 
 def _config(run: Run) -> Iterator[str]:
-    yield "Config (durations in steps where a number is shown)"
-    resolved = run.resolved.to_dict()
+    yield "Config (* differs from the default; durations with their number of steps)"
+    resolved = flatten(ConfigDict(run.resolved.to_dict()))
     for key, value in flatten(run.config).items():
-        section, _, name = key.rpartition(".")
-        steps = resolved[section][name] if section in resolved else value
-        yield f"  {key:<32} {value!r}{f' = {steps}' if steps != value else ''}"
+        steps = f" = {resolved[key]}" if value and resolved[key] != value else ""
+        differs = key in KEYS and value != KEYS[key].default
+        default = f"  (default {KEYS[key].default!r})" if differs else ""
+        yield f"{'*' if differs else ' '} {key:<32} {value!r}{steps}{default}"
 
 
 def _batch(run: Run) -> Iterator[str]:
@@ -58,10 +61,10 @@ def _batch(run: Run) -> Iterator[str]:
 
 
 def _first_step(run: Run) -> int:
-    """Takes the first step, with schedule, metrics and optimizer, and puts the state back.
+    """Takes the first step, with schedule, metrics and optimizer, and restores the state; returns the exit status.
 
     Raises:
-      UserError: what no probe of `build` finds, e.g. parameters that the loss does not depend on.
+      UserError: a mistake that only a whole step shows, e.g. parameters that the loss does not depend on.
     """
     if run.config.runtime.strategy == "parameter_server":
         return 0
@@ -76,7 +79,7 @@ def _first_step(run: Run) -> int:
     bad = [path for path, gradient in gradients.items() if not np.all(np.isfinite(gradient))]
     problems = [] if math.isfinite(row["loss"]) else [f"the loss is {row['loss']}: training would not begin"]
     scale = run.state.loss_scale
-    if bad and not (scale is not None and scale.is_dynamic):  # which may be too high at first, and goes down
+    if bad and not (scale is not None and scale.is_dynamic):  # a dynamic scale may start too high, and goes down
         problems.append(f"gradients that are not finite: {', '.join(bad)}")
     still = [path for path, gradient in gradients.items() if not np.any(gradient)]
     print("First step, taken and undone")
@@ -93,7 +96,7 @@ def _first_step(run: Run) -> int:
 
 
 def _guesses(run: Run) -> Iterator[str]:
-    """What a guess costs, for each output that has a number for each class of an entry of the batch."""
+    """Yields the loss of a uniform guess, for each output that has a number for each class of a label."""
     for name, output in run.probe.outputs.items():
         classes = output.shape[-1] if output.shape.rank and output.dtype.is_floating else None
         for label, spec in run.probe.batch.items():
@@ -144,7 +147,7 @@ def _memory(run: Run) -> Iterator[str]:
         "activations of one batch, at most": sum(
             bytes_of(tensor)
             for operation in run.probe.graph.get_operations()
-            if operation.type != "Placeholder"  # what the graph is given: the resident examples, the variables
+            if operation.type != "Placeholder"  # inputs of the graph: the resident examples, the variables
             for tensor in operation.outputs
         ),
         "resident examples": sum(d.origin["bytes"] for d in (run.data, *run.eval_data.values()) if d.is_resident),

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import DURATIONS, flatten
+from framework.config import DURATIONS, flatten, former
 from framework.errors import UserError
 from framework.files import CorruptError, load_json, unreachable, write_json
 
@@ -30,6 +30,7 @@ MAY_DIFFER = (
     *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
 )
 
+ABSENT = "absent"  # in place of a value: there is no such key
 FACT = "config"  # of a checkpoint: the first of `hashes`
 
 _NAME, _HISTORY = "config.json", "history"
@@ -37,7 +38,7 @@ _NAME, _HISTORY = "config.json", "history"
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A value that was changed in a run under way, at a step: before it `old`, from it on `new`."""
+    """A value that changed at a step of the run: `old` before it, `new` from it on; ABSENT for no such key."""
 
     step: int
     key: str
@@ -47,11 +48,11 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class StoredConfig:
-    """What config.json holds.
+    """The content of config.json, with former keys and values mapped to those of today.
 
     Attributes:
       values: of all keys, nested, as JSON has them: tuples are lists.
-      history: how they came to be these, oldest first.
+      history: the changes that led to these values, oldest first.
     """
 
     values: dict[str, Any]
@@ -60,7 +61,7 @@ class StoredConfig:
     def differing(self, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
         """{key: (value here, value in `config`)} where they differ, in alphabetical order; 'absent' for no such key."""
         ours, theirs = flatten(ConfigDict(self.values)), flatten(ConfigDict(_as_json(config.to_dict())))
-        pairs = {key: (ours.get(key, "absent"), theirs.get(key, "absent")) for key in sorted({*ours, *theirs})}
+        pairs = {key: (ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in sorted({*ours, *theirs})}
         return {key: (own, other) for key, (own, other) in pairs.items() if own != other}
 
     def is_longer(self, config: ConfigDict, unknown: Sequence[str] = ()) -> bool:
@@ -75,19 +76,21 @@ class StoredConfig:
 
     def hashes(self) -> list[str]:
         """The hash of the values, then of those before the newest change, and so on back to the first config."""
-        values, found = flatten(ConfigDict(self.values)), []
-        for change in (*reversed(self.history), None):
-            found.append(_hash(values))
-            if change is not None:
-                values = {**values, change.key: change.old}
-        return found
+        values = flatten(ConfigDict(self.values))
+        hashes = [_hash(values)]
+        for change in reversed(self.history):
+            values = {**values, change.key: change.old}
+            if change.old == ABSENT:
+                del values[change.key]
+            hashes.append(_hash(values))
+        return hashes
 
     def changed(self, config: ConfigDict, step: int) -> "StoredConfig":
         """What config.json holds once the run goes on with `config` from a step on."""
         changes = (
             Change(step, key, old, new)
             for key, (old, new) in self.differing(config).items()
-            if key not in MAY_DIFFER and "absent" not in (old, new)
+            if key not in MAY_DIFFER and ABSENT not in (old, new)
         )
         return StoredConfig(of(config).values, (*self.history, *changes))
 
@@ -119,7 +122,7 @@ def read(workdir: Path) -> StoredConfig | None:
             raise ValueError("a change has no step or no key")
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run. Put it back, or use another --workdir.") from error
-    return StoredConfig(values, history)
+    return _by_the_keys_of_today(values, history)
 
 
 def write(workdir: Path, stored: StoredConfig) -> None:
@@ -142,6 +145,26 @@ def refuse_altered(workdir: Path, stored: StoredConfig | None, facts: Mapping[st
         f"{workdir / _NAME} is not what the checkpoints of the run were trained with: a value in it was changed."
         " Put the file back; what was typed is in overrides.txt."
     )
+
+
+def _by_the_keys_of_today(values: dict[str, Any], history: tuple[Change, ...]) -> StoredConfig:
+    """Maps former keys and values; the history remembers them, so the hashes of older checkpoints stay known."""
+    flat = flatten(ConfigDict(values))
+    today = _as_json(former.renamed(flat))
+    changes = [
+        Change(0, key, flat.get(key, ABSENT), today.get(key, ABSENT))
+        for key in sorted({*flat, *today})
+        if flat.get(key, ABSENT) != today.get(key, ABSENT)
+    ]
+    for change in changes:
+        *sections, name = change.key.split(".")
+        owner = values
+        for section in sections:
+            owner = owner.setdefault(section, {})
+        owner.pop(name, None)
+        if change.new != ABSENT:
+            owner[name] = change.new
+    return StoredConfig(values, (*history, *changes))
 
 
 def _hash(values: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ def weight_problem(model: Any, weight: tf.Tensor, where: str = "the batch") -> s
     return (
         f"{where} has rows that are padded or weighted, but layer '{layers[0]}' adds a loss that is one number for all"
         " rows of a call. Write self.add_loss(per_example), of shape [batch], or make it a term of make_loss, or, if"
-        " only padding is in the way, use --config.data.remainder=carry."
+        " only padding is in the way, use --config.data.remainder=wrap."
     )
 
 

@@ -40,9 +40,9 @@ def test_legal_values_are_listed_once(file):
     ("source", "listed"),
     [
         ("\nMODES = ('graph', 'xla', 'xla_gradients', 'xla_update', 'eager')", [(2, "train.compile")]),
-        ("x in {'carry', 'pad', 'drop'}", [(1, "data.remainder")]),
+        ("x in {'wrap', 'pad', 'drop'}", [(1, "data.remainder")]),
         ("x in ['graph', 'xla']", []),
-        ("{'carry': 1, 'pad': 2, 'drop': 3}[x]", []),
+        ("{'wrap': 1, 'pad': 2, 'drop': 3}[x]", []),
     ],
 )
 def test_a_planted_list_is_seen(source, listed):

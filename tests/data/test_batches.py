@@ -99,7 +99,7 @@ def tensors(size, key):
     )
 
 
-def make_order(sizes=(10,), batch_size=4, shares=(1,), seed=3, shuffle=True, remainder="carry"):
+def make_order(sizes=(10,), batch_size=4, shares=(1,), seed=3, shuffle=True, remainder="wrap"):
     return Order(sizes, shares, batch_size, seed, shuffle, remainder)
 
 
@@ -241,9 +241,9 @@ def test_neighbours_and_successive_epochs_are_uncorrelated(size):
 
 
 ORDERS = {
-    "carry": make_order(),
-    "carry, batch larger than the data": make_order((3,), 8),
-    "carry, whole batches": make_order((12,), 4),
+    "wrap": make_order(),
+    "wrap, batch larger than the data": make_order((3,), 8),
+    "wrap, whole batches": make_order((12,), 4),
     "pad": make_order(remainder="pad"),
     "pad, batch larger than the data": make_order((3,), 8, remainder="pad"),
     "drop": make_order((11,), remainder="drop"),
@@ -261,7 +261,7 @@ def test_order_is_what_walking_through_the_epochs_gives(order):
     steps = 25
     walk = walked(order, steps)
     for mode, wrap in MODES.items():
-        if mode != "eager" and order not in (ORDERS["carry"], ORDERS["pad"], ORDERS["mixture"]):
+        if mode != "eager" and order not in (ORDERS["wrap"], ORDERS["pad"], ORDERS["mixture"]):
             continue  # compiling takes longer than all the rest
         source, index, weight = wrap(order.at)(tf.range(steps, dtype=tf.int64))
         assert (source.dtype, index.dtype, weight.dtype) == (tf.int32, tf.int64, tf.float32)
@@ -272,7 +272,7 @@ def test_order_is_what_walking_through_the_epochs_gives(order):
             assert np.array_equal(found[0], wanted[step])
 
 
-@pytest.mark.parametrize("remainder", ["carry", "pad", "drop"])
+@pytest.mark.parametrize("remainder", ["wrap", "pad", "drop"])
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (12, 4), (97, 10), (5, 1)])
 def test_every_epoch_has_each_example_once(remainder, size, batch_size):
     order = make_order((size,), batch_size, remainder=remainder)
@@ -295,7 +295,7 @@ def test_every_epoch_has_each_example_once(remainder, size, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("remainder", "steps_per_epoch"), [("carry", 2.5), ("pad", 3.0), ("drop", 2.0)], ids=["carry", "pad", "drop"]
+    ("remainder", "steps_per_epoch"), [("wrap", 2.5), ("pad", 3.0), ("drop", 2.0)], ids=["wrap", "pad", "drop"]
 )
 def test_steps_per_epoch_counts_a_part_of_a_batch_as_the_remainder_does(remainder, steps_per_epoch):
     assert make_order(remainder=remainder).steps_per_epoch == steps_per_epoch
@@ -393,7 +393,7 @@ def test_resident_and_streamed_batches_are_the_same_by_every_way(case, transform
     parts = [source for source, _ in sources] if isinstance(sources, list) else [sources]
     shares = (3, 2) if len(parts) > 1 else (1,)
     order = make_order(
-        tuple(map(len, parts)), 4, shares, 5, values.get("data__shuffle", True), values.get("data__remainder", "carry")
+        tuple(map(len, parts)), 4, shares, 5, values.get("data__shuffle", True), values.get("data__remainder", "wrap")
     )
     key = rng.key(5)
     for first, steps, size in ((0, 3, 3), (3, 1, 5), (4, 5, 5), (1, 2, 5), (10**6, 2, 2)):
@@ -662,7 +662,7 @@ def test_a_batch_of_which_drop_leaves_nothing():
         make_batches(make_source(3), make_config(data__remainder="drop"), training=True)
     assert str(error.value) == (
         "data.batch_size=4 is more than the 3 examples, and data.remainder='drop' drops all of them."
-        " Use --config.data.batch_size=3 or --config.data.remainder=carry."
+        " Use --config.data.batch_size=3 or --config.data.remainder=wrap."
     )
 
 
@@ -671,7 +671,7 @@ def test_a_mixture_with_epochs(remainder):
     with pytest.raises(UserError) as error:
         make_batches([(make_source(), 1), (make_source(), 1)], make_config(data__remainder=remainder), training=True)
     assert str(error.value) == (
-        f"data.remainder='{remainder}': a mixture has no epochs. Use --config.data.remainder=carry."
+        f"data.remainder='{remainder}': a mixture has no epochs. Use --config.data.remainder=wrap."
     )
 
 

@@ -1,13 +1,15 @@
 """--mode=check: the first step is taken with all that belongs to it, told, judged and undone."""
 
 import math
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework.config import UserError
+from framework.config import UserError, base_config, flatten, resolve
+from framework.config.overrides import override
 from framework.losses import Term
 from framework.modes import check
 from framework.step.metric_row import MetricRow
@@ -31,6 +33,22 @@ def test_the_first_step_is_reported_and_undone(capsys, settings):
     for name in ("loss", "learning_rate", "gradient_norm", "parameter_norm", "update_norm"):
         assert f"  {name:<24} {wanted[name]:.6g}" in out
     assert "FAILED" not in out and "exactly 0" not in out
+
+
+def test_keys_that_differ_from_their_default_are_marked():
+    final = override(base_config(), {"train.duration": "2 epochs", "seed": 3, "eval.every": ""}).unlock()
+    final.model.width = 8
+    run = types.SimpleNamespace(config=final, resolved=resolve(final, steps_per_epoch=469))
+    title, *lines = check._config(run)
+    assert title == "Config (* differs from the default; durations with their number of steps)"
+    assert [line for line in lines if line.startswith("*")] == [
+        f"* {'eval.every':<32} ''  (default '1 epoch')",
+        f"* {'seed':<32} 3  (default 0)",
+        f"* {'train.duration':<32} '2 epochs' = 938  (default '5 epochs')",
+    ]
+    assert f"  {'log.histograms_every':<32} '1 epoch' = 469" in lines
+    assert f"  {'model.width':<32} 8" in lines
+    assert [line.split()[1 if line[0] == "*" else 0] for line in lines] == list(flatten(final))
 
 
 def logits_loss(cfg):

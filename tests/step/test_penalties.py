@@ -169,7 +169,7 @@ def outputs_of(x):
     return np.repeat(x.sum(axis=1)[:, None], WIDTH, axis=1)
 
 
-CARRY = {**SETTINGS, "data.remainder": "carry", "schedule.learning_rate": 0.0}
+CARRY = {**SETTINGS, "data.remainder": "wrap", "schedule.learning_rate": 0.0}
 
 
 def _check_scalar(mode, settings):
@@ -232,7 +232,7 @@ def refusal(functions, **settings):
 ADVICE = (
     "has rows that are padded or weighted, but layer 'kl' adds a loss that is one number for all rows of a call. Write"
     " self.add_loss(per_example), of shape [batch], or make it a term of make_loss, or, if only padding is in the"
-    " way, use --config.data.remainder=carry."
+    " way, use --config.data.remainder=wrap."
 )
 
 

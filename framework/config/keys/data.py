@@ -17,10 +17,10 @@ KEYS = {
     ),
     "shuffle": Key(True, "a new order in each epoch; False = the order of the files"),
     "remainder": Key(
-        "carry",
-        "the incomplete last batch of an epoch: carry fills it from the next epoch, pad with examples of weight 0, drop"
+        "wrap",
+        "the incomplete last batch of an epoch: wrap fills it from the next epoch, pad with examples of weight 0, drop"
         " leaves it out",
-        choices=("carry", "pad", "drop"),
+        choices=("wrap", "pad", "drop"),
     ),
     "placement": Key(
         "auto",
