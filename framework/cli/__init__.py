@@ -1,1 +1,1 @@
-"""What `launch.py` needs beside the run: flags and modes, worker processes on this machine, servers."""
+"""The command line: flags and modes, worker processes on this machine, servers."""

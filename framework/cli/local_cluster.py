@@ -1,13 +1,13 @@
-"""A cluster of processes on this machine, for development: started, watched, ended and restarted together.
+"""Runs a cluster of processes on this machine, for development: starts, watches, ends and restarts them together.
 
     status = run_local(2, command, workdir, max_restarts=1)
-    status = run_local(2, command, workdir, max_restarts=1, servers=1)     # a chief and a parameter server beside them
+    status = run_local(2, command, workdir, max_restarts=1, servers=1)     # and a chief and a parameter server
 
-Each process runs `command` with a TF_CONFIG of its own on 127.0.0.1. What they print comes out here with their name in
-front, and is kept in workdir/workers/. When one fails, all are ended, and the whole cluster starts again from the last
-checkpoint: a worker that lost the others cannot go on by itself. With parameter servers it can: a worker that is lost
-is started again while the others go on. (On a real cluster Slurm or Kubernetes does this.) All of them end with this
-process, also if it is killed, and the same command goes on.
+Each process runs `command` with its own TF_CONFIG on 127.0.0.1. Its output is printed here, each line after the name
+of the process, and kept in workdir/workers/. When one process fails, all end and the whole cluster starts again from
+the last checkpoint, because a worker cannot continue without the others. Under parameter servers it can: a lost worker
+starts again while the others continue. (On a real cluster Slurm or Kubernetes does this.) All processes end with this
+one, even if it is killed; the same command resumes the run.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ from framework.errors import UserError
 from framework.experiment import load
 from framework.run.build import resolve_request
 
-_BAD_INPUT = 2  # the status of a process that was given it, which does not get better
+_BAD_INPUT = 2  # exit status of a process; a restart would end with it again
 
 
 def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
-    """--local_workers=N: checks the input once, and runs N workers; returns the exit status.
+    """Runs --local_workers=N workers after checking the input once; returns the exit status.
 
     Raises:
       UserError: bad input that can be found before a worker starts.
@@ -48,7 +48,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
         overrides = [*overrides, "--config.runtime.strategy=multi_worker"]
     elif strategy != "parameter_server":
         raise UserError(
-            f"--local_workers={workers} starts several processes, but runtime.strategy='{strategy}' is one."
+            f"--local_workers={workers} starts several processes, but runtime.strategy='{strategy}' runs in one."
             " Leave one of them out."
         )
     _, final, workdir = resolve_request(values.config, overrides, values.workdir)
@@ -63,11 +63,11 @@ def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts:
     """Runs a cluster to its end.
 
     Args:
-      workers: how many processes share the steps.
-      command: of each, without the name of the interpreter.
+      workers: number of processes that share the steps.
+      command: of each process, without the name of the interpreter.
       workdir: the run folder.
-      max_restarts: how often the cluster is started again after a process failed.
-      servers: how many processes hold the weights; 0 for workers that hold them all.
+      max_restarts: number of times the cluster starts again after a process failed.
+      servers: number of parameter servers; 0 if each worker holds all weights.
 
     Returns:
       0 if all workers ended well (with servers: the chief did), else the exit status of the first that did not.
@@ -82,7 +82,7 @@ def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts:
 
 
 def _once(workers: int, command: Sequence[str], workdir: Path, servers: int) -> tuple[int, bool]:
-    """One life of the cluster: (exit status, whether a signal asked it to end)."""
+    """Runs the cluster once; returns the exit status and whether a signal asked it to end."""
     tasks = workers + servers + bool(servers)
     addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(tasks))
     processes = [_Process(Cluster(addresses, index, servers), command, workdir) for index in range(tasks)]
@@ -95,7 +95,7 @@ def _once(workers: int, command: Sequence[str], workdir: Path, servers: int) -> 
 
 
 class _Process:
-    """One process of the cluster, and what it prints."""
+    """One process of the cluster and its output."""
 
     def __init__(self, cluster: Cluster, command: Sequence[str], workdir: Path) -> None:
         self.name, self.has_servers = cluster.name(cluster.index), cluster.servers > 0
@@ -106,7 +106,7 @@ class _Process:
         self._log = workdir / "workers" / f"{self.name.replace(' ', '-')}.log"
 
     def start(self) -> None:
-        """Starts it, or starts it again."""
+        """Starts the process, also after it ended."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._process = lifeline.Process(
             [sys.executable, *self._command],
@@ -121,28 +121,28 @@ class _Process:
         self._reader.start()
 
     def status(self) -> int | None:
-        """Its exit status, of a signal as a shell would say it; None while it runs."""
+        """Returns the exit status, 128 + N after signal N as in a shell; None while the process runs."""
         status = self._process.poll()
         return status if status is None or status >= 0 else 128 - status
 
     def how(self) -> str:
-        """How it ended."""
+        """Returns how the process ended, for a message."""
         status = self._process.returncode
         return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
     def send(self, number: int) -> None:
-        """Passes a signal on, if it runs."""
+        """Sends a signal to the process, if it runs."""
         if self.status() is None:
             self._process.send_signal(number)
 
     def end(self) -> None:
-        """A worker whose peer is gone waits in a collective and does not hear SIGTERM for long: it is killed."""
+        """Kills the process: a worker that waits for a lost peer in a collective does not react to SIGTERM for long."""
         self._process.end()
         self._reader.join()
 
 
 def _first_failure(processes: Sequence[_Process]) -> int:
-    """Waits for all, or for the chief of parameter servers; as soon as one fails, returns its status."""
+    """Waits for all processes, or under parameter servers for the chief; returns the status of the first that fails."""
     while True:
         statuses = [process.status() for process in processes]
         if processes[0].has_servers and statuses[0] == 0:
@@ -150,7 +150,7 @@ def _first_failure(processes: Sequence[_Process]) -> int:
         for process, status in zip(processes, statuses, strict=True):
             is_served = process.has_servers and process.kind == "worker"
             if status is not None and is_served and status != _BAD_INPUT:
-                logging.warning("%s %s: starting it again, the others go on", process.name, process.how())
+                logging.warning("%s %s: starting it again, the others continue", process.name, process.how())
                 process.end()
                 process.start()
             elif status or (status == 0 and process.kind == "ps"):
@@ -174,24 +174,24 @@ def _copy(source: IO[str] | None, path: Path, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _forwarded(processes: Sequence[_Process]) -> Iterator[list[int]]:
-    """Passes SIGTERM and SIGINT on to `processes`; yields the list of those that came."""
-    came: list[int] = []
+    """Forwards SIGTERM and SIGINT to `processes`; yields a list to which each signal is added."""
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         for process in processes:
             process.send(number)
 
     before: dict[int, Any] = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now; held together, so that no two are the same."""
+    """Returns ports that no process uses now, all different: the sockets are open at the same time."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

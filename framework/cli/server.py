@@ -1,8 +1,8 @@
-"""A worker or parameter server of an asynchronous run: it serves the chief, and builds and writes nothing.
+"""Serves the chief of an asynchronous run, as a worker or parameter server; builds and writes nothing.
 
-    is_served = main(values, overrides)   # False for the chief, and for runs of another kind
+    has_served = main(values, overrides)   # False for the chief, and for runs of another kind
 
-The chief sends the computations; what is here is memory and threads. It ends when the chief is gone, or by a signal.
+The chief sends the computations; this process lends its memory and threads until the chief is gone or a signal ends it.
 """
 
 import os
@@ -16,15 +16,15 @@ from framework.config.overrides import override
 from framework.distribute.cluster import Cluster, resolve_servers
 from framework.experiment import load
 
-# A step waits in one of these for variables that another task of the same process may hold.
+# A step blocks one of these threads while it waits for variables that another task of the process may hold.
 _LEAST_THREADS = 8
 
 
 def main(values: flags.FlagValues, overrides: Sequence[str]) -> bool:
-    """Serves to the end if TF_CONFIG says that this process does; returns whether it did.
+    """Serves until the chief is gone if TF_CONFIG makes this process a server; returns whether it served.
 
     Raises:
-      UserError: bad input, or the chief does not come.
+      UserError: bad input, or no chief within `runtime.worker_timeout_seconds`.
     """
     loaded = load.load(values.config)
     final = config.finalize(override(loaded.get_config(), overrides), loaded.own)
@@ -42,12 +42,13 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> bool:
 
 
 def serve(cluster: Cluster, threads: int = 0) -> tf.distribute.Server:
-    """Starts serving in threads of their own, as the task that `cluster` says this process is.
+    """Starts a server in background threads, for the task of this process in `cluster`.
 
     Args:
-      threads: of one op; 0 = all cores.
+      cluster: all tasks, and which of them this process is.
+      threads: threads of one op; 0 = all cores.
     """
-    os.environ["GRPC_FAIL_FAST"] = "use_caller"  # a peer that is starting again is waited for
+    os.environ["GRPC_FAIL_FAST"] = "use_caller"  # wait for a peer that is starting again
     settings = tf.compat.v1.ConfigProto()
     settings.intra_op_parallelism_threads = threads
     settings.inter_op_parallelism_threads = max(_LEAST_THREADS, os.cpu_count() or 1)

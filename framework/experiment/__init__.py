@@ -1,1 +1,1 @@
-"""The experiment file: loading it with what it imports, and checking what its functions return and raise."""
+"""The experiment file: loads it with its own modules, and checks the results and exceptions of its functions."""

@@ -1,10 +1,10 @@
-"""An experiment is one file of plain functions, found by name.
+"""Loads an experiment: one file of plain functions, found by their names.
 
-    experiment = load('experiments/mnist_mlp.py:small')      # after check(), which does not execute it
+    experiment = load('experiments/mnist_mlp.py:small')      # check() reads the file first, without executing it
     config = experiment.get_config()
     model = experiment.functions['make_model'](config)
 
-A mistake in a function's name or arguments is found by reading the file (`ast`), before it is executed.
+Reading the file (`ast`) finds a wrong name or wrong arguments of a function before the file is executed.
 """
 
 import ast
@@ -26,7 +26,7 @@ from framework.experiment.own_modules import OwnModules
 from framework.experiment.returns import FUNCTIONS, OPTIONAL, REQUIRED
 
 _MOST_BYTES = 5_000_000  # of an experiment file
-CODE = "code"  # folder of a run folder with the copies of modules
+CODE = "code"  # folder with the copies of modules, inside a run folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Experiment:
 
     Attributes:
       path: the file.
-      preset: what stood after the colon, handed to `get_config`; '' if nothing did.
-      functions: those of `returns.FUNCTIONS` that the file defines.
-      modules: what it imports from beside it.
+      preset: the text after the colon, passed to `get_config`; '' if there is none.
+      functions: the functions of `returns.FUNCTIONS` that the file defines.
+      modules: the modules beside the file that it imports.
     """
 
     path: Path
@@ -46,20 +46,20 @@ class Experiment:
     modules: OwnModules = dataclasses.field(default_factory=lambda: OwnModules(Path()))
 
     def sources(self) -> dict[str, tuple[Path, bytes]]:
-        """{name of its copy in a run folder: (file, bytes)} of the file and of the modules that it has imported."""
+        """Returns {name of the copy in a run folder: (file, bytes)} for the file and the modules it imported."""
         modules = {f"{CODE}/{name}": source for name, source in self.modules.files().items()}
         return {self.path.name: (self.path, self.modules.source(self.path)), **modules}
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Sections of the config that a function of the experiment reads in place of the framework's."""
+        """Sections of the config that a function of the experiment reads instead of the framework."""
         return ("optimizer",) if "make_optimizer" in self.functions else ()
 
     def get_config(self) -> ConfigDict:
-        """The experiment's config for its preset.
+        """Returns the config of the experiment for its preset.
 
         Raises:
-          UserError: the function returned something else, or set what a config does not take.
+          UserError: the function returned another type, or set a key or value that a config refuses.
         """
         try:
             config = self.functions["get_config"](self.preset)
@@ -79,7 +79,7 @@ class Experiment:
 
 
 def _refused(message: str) -> str:
-    """What ml_collections says of a key that there is not, or of a value of another type, in a line."""
+    """Returns in one line what ml_collections says about an unknown key or a value of another type."""
     if match := re.search(r'Key "(\w+)" does not exist', message):
         names = {key.rpartition(".")[2]: key for key in flatten(base_config())}
         close = closest(match[1], names)
@@ -97,7 +97,7 @@ def load(name: str) -> Experiment:
       name: 'path/to/file.py' or 'path/to/file.py:preset'.
 
     Raises:
-      UserError: as `check` does, or the file made tensors while it was executed.
+      UserError: as in `check`, or the file makes tensors while it is executed.
     """
     path, preset = check(name)
     if path.suffix != ".py":
@@ -112,7 +112,7 @@ def load(name: str) -> Experiment:
 
 
 def _modules_of(path: Path) -> OwnModules:
-    """Those beside the file; of a copy in a run folder, the copies."""
+    """Returns the modules beside the file; for an experiment copied into a run folder, the copies there."""
     folder = path.resolve().parent
     version = re.search(r"\.step-\d+$", path.stem)
     copies = folder / f"{CODE}{version[0] if version else ''}"
@@ -124,7 +124,7 @@ def check(name: str) -> tuple[Path, str]:
     """Reads an experiment file without executing it; returns (path, preset).
 
     Raises:
-      UserError: there is no such file, it does not parse, or a function is missing, misspelt, or takes other
+      UserError: the file does not exist or does not parse, or a function is missing, misspelt or takes other
         arguments.
     """
     file, _, preset = name.partition(":")
@@ -163,50 +163,51 @@ def check(name: str) -> tuple[Path, str]:
                 f" Known: {', '.join(FUNCTIONS)}. Start a helper of your own with an underscore."
             )
     for node in tree.body:
-        # What a decorator makes of the arguments shows when the file is executed.
+        # A decorator may change the arguments: `_check_callable` sees them once the file is executed.
         if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS and not node.decorator_list:
             _check_arguments(path, node)
     return path, preset
 
 
 def ignores(path: Path, function: str, key: str) -> bool:
-    """Whether a function that the file defines takes no notice of 'SECTION.NAME' of its config: no `cfg.SECTION.NAME`.
+    """Returns whether a function of the file never reads `cfg.SECTION.NAME`, for a key 'SECTION.NAME'.
 
-    Where it hands its config or the section on as a whole, that cannot be seen, and it is taken to.
+    A function that passes its whole config or the whole section on is assumed to read the key.
     """
     tree = ast.parse(path.read_bytes())
     section, _, name = key.partition(".")
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function and node.args.args:
             config = node.args.args[0].arg
-            inner = {id(part.value): part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-            uses = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id == config]
+            nodes = list(ast.walk(node))
+            inner = {id(inside.value): inside.attr for inside in nodes if isinstance(inside, ast.Attribute)}
+            uses = [inside for inside in nodes if isinstance(inside, ast.Name) and inside.id == config]
             if not all(id(use) in inner for use in uses):
                 return False
             sections = [
-                part
-                for part in ast.walk(node)
-                if isinstance(part, ast.Attribute)
-                and isinstance(part.value, ast.Name)
-                and (part.value.id, part.attr) == (config, section)
+                inside
+                for inside in nodes
+                if isinstance(inside, ast.Attribute)
+                and isinstance(inside.value, ast.Name)
+                and (inside.value.id, inside.attr) == (config, section)
             ]
-            return all(inner.get(id(part), name) != name for part in sections)
+            return all(inner.get(id(inside), name) != name for inside in sections)
     return False
 
 
 def readers(path: Path, section: str, key: str) -> list[str]:
-    """Names of the functions and classes of a file in which `….SECTION.KEY` is read."""
+    """Returns the names of the functions and classes of a file that read `….SECTION.KEY`."""
     tree = ast.parse(path.read_bytes())
-    found = []
+    names = []
     for node in tree.body:
-        parts = (part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr == key)
-        if any(isinstance(part.value, ast.Attribute) and part.value.attr == section for part in parts):
-            found.append(getattr(node, "name", f"line {node.lineno}"))
-    return found
+        reads = (inside.value for inside in ast.walk(node) if isinstance(inside, ast.Attribute) and inside.attr == key)
+        if any(isinstance(owner, ast.Attribute) and owner.attr == section for owner in reads):
+            names.append(getattr(node, "name", f"line {node.lineno}"))
+    return names
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Functions that a module defines, or takes from another under a name that the framework would call."""
+    """Returns the functions a module defines, and imported or assigned names that the framework would call."""
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
@@ -232,12 +233,12 @@ def _check_arguments(path: Path, node: ast.FunctionDef) -> None:
 
 
 def _check_callable(path: Path, name: str, function: Any) -> None:
-    """The same for functions that came decorated, by import or by assignment, which only execution shows."""
+    """Checks the arguments of a function that is decorated, imported or assigned, which only execution shows."""
     if not callable(function):
         raise UserError(f"{path}: {name} is of type {type(function).__name__}, not a function.")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C do not tell
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(*FUNCTIONS[name].arguments)
@@ -252,7 +253,7 @@ def _wrong_arguments(path: Path, name: str, shown: str, line: int | None) -> str
 
 
 def _refuse_tensors(module: ModuleType, path: Path) -> None:
-    import tensorflow as tf  # the first device contact of a launch may be late; checks before it need no TensorFlow
+    import tensorflow as tf  # here, because the checks before it need no TensorFlow
 
     for name, value in vars(module).items():
         if isinstance(value, tf.Tensor | tf.Variable):

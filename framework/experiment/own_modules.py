@@ -1,11 +1,11 @@
-"""The modules beside an experiment file: found after everything installed, and of this experiment alone.
+"""Imports the modules beside an experiment file: after installed ones, and for this experiment alone.
 
     own = OwnModules(path.parent)
     module = own.load('experiment_x', path)     # in it, `import helpers` is the helpers.py beside it
-    own.files()                                 # {'helpers.py': (Path('…/helpers.py'), bytes)}: what was imported
+    own.files()                                 # {'helpers.py': (Path('…/helpers.py'), bytes)}: the imported files
 
-Each load has module objects of its own, read from the files as they are: they are taken out of `sys.modules` after each
-import, so that two experiments with a helpers.py each do not share it. Nothing here imports TensorFlow.
+Each load has its own module objects, read from the files as they are now. They leave `sys.modules` after each import,
+so two experiments that have a helpers.py each do not share it. Nothing here imports TensorFlow.
 """
 
 import builtins
@@ -27,58 +27,58 @@ from absl import logging
 from framework.errors import UserError
 from framework.experiment.user_code import is_own
 
-_LOCK = threading.RLock()  # sys.modules is changed for the time of an import
+_LOCK = threading.RLock()  # an import changes sys.modules until it ends
 
 
 class OwnModules:
-    """Loads an experiment file and what it imports from beside it.
+    """Loads an experiment file and the modules it imports from its folder.
 
     Args:
-      folder: where its modules lie.
-      is_copy: it is that of a run folder; a module that lies elsewhere as well, and is found there, is no mistake then.
+      folder: the folder of the modules.
+      is_copy: whether the folder is a copy in a run folder, whose modules may be found elsewhere too.
     """
 
     def __init__(self, folder: Path, is_copy: bool = False) -> None:
         self._folder, self._is_copy = folder.resolve(), is_copy
-        self._modules: dict[str, ModuleType] = {}  # by their names, which sys.modules does not keep
-        self._others: dict[str, ModuleType] = {}  # of the experimenter, but not from the folder
+        self._modules: dict[str, ModuleType] = {}  # by name; sys.modules does not keep them
+        self._others: dict[str, ModuleType] = {}  # the user's modules from other folders
         self._read: dict[str, bytes] = {}
         self._importing: set[str] = set()
         self._late: set[str] | None = None
 
     def load(self, name: str, path: Path) -> ModuleType:
-        """Executes a file as a module called `name`."""
+        """Executes a file as a module called `name`, and returns the module."""
         importlib.invalidate_caches()
         linecache.checkcache()
         spec = spec_from_loader(name, _Loader(self, name, str(path.resolve())))
         assert spec is not None
         module = module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and type hints of the file look their module up
+        sys.modules[name] = module  # dataclasses and type hints of the file look up their module
         assert spec.loader is not None
         spec.loader.exec_module(module)
         return module
 
     def source(self, path: Path) -> bytes:
-        """The bytes of a file as they were when it was loaded."""
+        """Returns the bytes of a file as they were when it was loaded."""
         file = str(path.resolve())
-        if file not in self._read:  # not loaded by us: as it is when it is first asked for
+        if file not in self._read:  # not loaded here: as it is at the first request
             self._read[file] = path.read_bytes()
         return self._read[file]
 
     def files(self) -> dict[str, tuple[Path, bytes]]:
-        """{'helpers.py': (file, bytes)} of all imported until `close`: those of the folder by their path in it.
+        """Returns {'helpers.py': (file, bytes)} for every module imported until `close`, by its path in the folder.
 
-        Modules of the experimenter that were found elsewhere go by their names, 'package/module.py'.
+        The user's modules of other folders are listed by their names, 'package/module.py'.
         """
-        found = {}
+        files = {}
         for name, module in {**self._modules, **self._others}.items():
             if name not in (self._late or ()) and (file := getattr(module, "__file__", None)):
                 path, package = Path(file), ["__init__"] if hasattr(module, "__path__") else []
-                found[str(Path(*name.split("."), *package).with_suffix(path.suffix))] = (path, self.source(path))
-        return dict(sorted(found.items()))
+                files[str(Path(*name.split("."), *package).with_suffix(path.suffix))] = (path, self.source(path))
+        return dict(sorted(files.items()))
 
     def close(self) -> None:
-        """From here on, an import of a further module is warned of: no run folder has a copy of it."""
+        """Makes later imports of further modules a warning: the run folder has no copy of them."""
         self._late = self._late or set()
 
     def import_(
@@ -89,22 +89,23 @@ class OwnModules:
         fromlist: Sequence[str] = (),
         level: int = 0,
     ) -> ModuleType:
-        """What an import statement of the experiment calls.
+        """Imports a module for an import statement of the experiment, which calls this as `__import__`.
 
         Raises:
-          UserError: the folder has a module of this name, and so has what is installed.
+          UserError: the folder has a module of this name, and another one of this name is installed.
         """
         full = name if level == 0 else str((globals or {}).get("__package__") or "")
-        top, known = full.partition(".")[0], {*self._modules, *self._others}
+        top = full.partition(".")[0]
+        known = {*self._modules, *self._others}
         if top in self._importing or not self._has(top):
-            found = builtins.__import__(name, globals, locals, fromlist, level)
+            module = builtins.__import__(name, globals, locals, fromlist, level)
             self._note_other(name if level == 0 else "", fromlist)
         else:
             with self._visible(top):
-                found = builtins.__import__(name, globals, locals, fromlist, level)
+                module = builtins.__import__(name, globals, locals, fromlist, level)
         if self._late is not None:
             self._warn_of_late(sorted({*self._modules, *self._others} - known))
-        return found
+        return module
 
     def _warn_of_late(self, names: Sequence[str]) -> None:
         for name in names:
@@ -116,7 +117,7 @@ class OwnModules:
         self._late = {*(self._late or ()), *names}
 
     def _has(self, top: str) -> bool:
-        """Whether a module lies in the folder, and nowhere else."""
+        """Returns whether a module lies in the folder and nowhere else."""
         if top in self._modules:
             return True
         beside = PathFinder.find_spec(top, [str(self._folder)])
@@ -132,13 +133,14 @@ class OwnModules:
 
     @contextlib.contextmanager
     def _visible(self, top: str) -> Iterator[None]:
-        """Has the own modules below a name in sys.modules, and finds those that are missing."""
+        """Puts the own modules below a name into sys.modules for the time of the context, and finds missing ones."""
 
         def below() -> dict[str, ModuleType]:
             return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == top}
 
         with _LOCK:
-            others, finder = below(), _Finder(self, top, self._folder)
+            others = below()
+            finder = _Finder(self, top, self._folder)
             for name in others:
                 del sys.modules[name]
             own = {name: module for name, module in self._modules.items() if name.partition(".")[0] == top}
@@ -165,12 +167,12 @@ class OwnModules:
                 self._others[full] = module
 
     def read(self, path: str, data: bytes) -> None:
-        """Keeps what a file had when it was executed."""
+        """Remembers the bytes of a file as they were when it was executed."""
         self._read[str(Path(path).resolve())] = data
 
 
 class _Loader(SourceFileLoader):
-    """Executes a file from its source: bytecode of the same second and size may be that of an older one."""
+    """Executes a file from its source: cached bytecode of the same second and size may belong to an older file."""
 
     def __init__(self, owner: OwnModules, name: str, path: str) -> None:
         super().__init__(name, path)
@@ -182,13 +184,13 @@ class _Loader(SourceFileLoader):
         return compile(data, self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        # Import statements of a module, at any time and in any thread, go by the builtins that it has.
+        # Import statements of a module call its own builtins, at any time and in any thread.
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._owner.import_}
         super().exec_module(module)
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module of the folder, and what is below it if it is a package."""
+    """Finds one module of the folder and, if it is a package, the modules below it."""
 
     def __init__(self, owner: OwnModules, top: str, folder: Path) -> None:
         self._owner, self._top, self._folder = owner, top, folder
@@ -205,11 +207,11 @@ class _Finder(MetaPathFinder):
 
 
 def _installed(top: str, folder: Path) -> str:
-    """Where a module of this name lies outside of the folder; '' if nowhere."""
+    """Returns where a module of this name lies outside of the folder; '' if nowhere."""
     if top in sys.builtin_module_names or top in sys.stdlib_module_names:
         return "Python's own"
-    found = (finder.find_spec(top, None) for finder in sys.meta_path)
-    spec = next((spec for spec in found if spec is not None), None)
+    specs = (finder.find_spec(top, None) for finder in sys.meta_path)
+    spec = next((spec for spec in specs if spec is not None), None)
     if spec is None or spec.origin is None or folder in Path(spec.origin).resolve().parents:
         return ""
     return spec.origin

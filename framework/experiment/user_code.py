@@ -1,10 +1,10 @@
-"""Whose mistake an exception is: one of the experiment's code becomes a line, and its traceback goes to a file.
+"""Turns an exception of the experiment's code into one line, and writes its traceback to a file.
 
     with user_code.explained(run.workdir):
         train(run)       # UserError: x.py:12: loss: ValueError: … The traceback is in runs/first/failure/traceback.txt.
 
-An exception is the experiment's if a line of it, or of a module of its own, led there. What the framework alone raises
-is a fault of the framework and passes through. Nothing here imports TensorFlow.
+An exception belongs to the experiment if a line of its file, or of an own module, led to it. An exception of the
+framework alone is a fault of the framework and passes through. Nothing here imports TensorFlow.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ _NOT_OWN = (
     str(_FRAMEWORK.parent / "launch.py"),
     *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
-# How TensorFlow lists the lines that made an op which failed, and AutoGraph those of a function that it converted.
+# The form in which TensorFlow lists the lines that made a failed op, and AutoGraph the lines of a converted function.
 _LISTED = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _XLA_LISTS = "Stack trace for op definition"
 
 _NO_VALUE = "A tensor has no value while the step is traced"
-# (regex of what the message has, what is said instead of the message or '' for the message itself, what to write)
+# (regex searched in the message, text that replaces the message or '' to keep it, what to write)
 _ADVICE = (
     (
         r"symbolic `?tf\.Tensor`? as a Python `?bool",
@@ -70,10 +70,10 @@ _ADVICE = (
 
 @contextlib.contextmanager
 def explained(folder: Path | None = None) -> Iterator[None]:
-    """Turns an exception of the experiment's code inside the context into a UserError, which has it as its cause.
+    """Raises a UserError for an exception of the experiment's code inside the context, which is its cause.
 
     Args:
-      folder: a run folder; once it has a config.json, the traceback is written there.
+      folder: a run folder; if it has a config.json, the traceback is written there.
 
     Raises:
       UserError: with file, line, function, type and message.
@@ -85,7 +85,7 @@ def explained(folder: Path | None = None) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{error.filename} is too long for the name of a file. Type a shorter one.") from error
-        # Out of memory, nobody's line is to blame, but the sizes that were asked for.
+        # When memory runs out no line is wrong, but the sizes in the config are too large.
         places = [getattr(error, _OBJECT, None), _place(error)]
         place = ": ".join(filter(None, places)) or ("a step" if _is_out_of_memory(error) else None)
         if place is None:
@@ -96,9 +96,9 @@ def explained(folder: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def calling(name: str) -> Iterator[None]:
-    """Blames a function of the experiment for an exception inside the context that no line of its file led to.
+    """Blames a function of the experiment for an exception inside the context to which no line of its file led.
 
-    Such as of a function that is a library's own, or that a library wraps.
+    An example is a function of a library that the experiment gives one of the names of `FUNCTIONS`.
     """
     try:
         yield
@@ -123,7 +123,7 @@ def named(what: str) -> Iterator[None]:
 
 
 def one_line(text: str, most: int = 800) -> str:
-    """`text` as a terminal can show it: on one line, unprintable characters escaped, what is very long cut out."""
+    """Returns `text` on one line for a terminal: unprintable characters escaped, very long words and texts cut."""
     words = [word if len(word) <= _MOST_CHARACTERS else f"{word[:120]}…{word[-40:]}" for word in text.split()]
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(words))
     return line if len(line) <= most else f"{line[: most - most // 4]} … {line[3 - most // 4 :]}"
@@ -131,21 +131,21 @@ def one_line(text: str, most: int = 800) -> str:
 
 def check_text(name: str, text: str) -> None:
     """Raises UserError if `text`, called `name`, cannot be part of a path or of a message."""
-    is_broken = any("\ud800" <= letter <= "\udfff" for letter in text)  # what Python makes of bytes of an argument
+    is_broken = any("\ud800" <= letter <= "\udfff" for letter in text)  # from bytes of an argument that are not UTF-8
     if is_broken or "\0" in text:
         raise UserError(f"{name} has {'bytes that are not UTF-8' if is_broken else 'a NUL character'}. Type it anew.")
 
 
 def is_own(file: str) -> bool:
-    """Whether a file is the experimenter's: neither the framework's, nor Python's, nor an installed package's."""
+    """Returns whether a file is the user's: not of the framework, of Python or of an installed package."""
     if file.startswith("<") or file.endswith(".pyx") or "__autograph_generated_file" in file:
-        return False  # made at run time, or of a compiled package such as NumPy's 'numpy/random/_common.pyx'
+        return False  # made at run time, or in a compiled package such as 'numpy/random/_common.pyx'
     path = os.path.abspath(file)
     return not path.startswith(_NOT_OWN) and not {"site-packages", "dist-packages"} & set(Path(path).parts)
 
 
 def shown_path(file: str | os.PathLike[str]) -> str:
-    """A path as it would be typed here: relative below the working folder, else absolute."""
+    """Returns a path as a user would type it: relative below the working folder, else absolute."""
     path = os.path.abspath(file)
     try:
         below = os.path.relpath(path)
@@ -155,11 +155,11 @@ def shown_path(file: str | os.PathLike[str]) -> str:
 
 
 def _place(error: BaseException) -> str | None:
-    """'x.py:12: loss' of the innermost line of the experiment that led to `error`; None if none did."""
+    """Returns 'x.py:12: loss' for the innermost line of the experiment that led to `error`; None if none did."""
     if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
         return f"{shown_path(error.filename)}:{error.lineno}"
     lines = [(file, line, name) for file, line, name in _frames(error.__traceback__) if is_own(file)]
-    # Raised by AutoGraph, or by an op while it ran: then the message lists the lines, the innermost last.
+    # The message of an exception of AutoGraph, or of a running op, lists the lines, the innermost last.
     if hasattr(error, "ag_error_metadata") or not lines:
         lines = _listed(error) or lines
     if not lines:
@@ -169,9 +169,9 @@ def _place(error: BaseException) -> str | None:
 
 
 def _listed(error: BaseException) -> list[tuple[str, int, str]]:
-    """Lines of the experiment that the message of TensorFlow lists, but for those that called the framework."""
+    """Returns the lines of the experiment in a message of TensorFlow, without the lines that called the framework."""
     for block in _raw(error).split(_XLA_LISTS):
-        # XLA leaves the first slash out.
+        # XLA omits the first slash.
         entries = [(os.path.join(os.sep, file), int(line), name) for file, line, name in _LISTED.findall(block)]
         first = next((place for place, entry in enumerate(entries) if entry[0].startswith(_NOT_OWN[:2])), 0)
         if own := [entry for entry in entries[first:] if is_own(entry[0])]:
@@ -189,7 +189,7 @@ def _kind(error: BaseException) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """What the exception says, with what to write where that is known; it ends with a full stop."""
+    """Returns the message of the exception, with advice if there is some; it ends with a full stop."""
     if isinstance(error, SystemExit):
         return (
             f"status {error.code}. An experiment does not end the process: raise an exception that says what is wrong."
@@ -198,9 +198,11 @@ def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and (beside := _beside(error)):
         return f"{_sentence(raw)} {beside} is found by `import {error.name}` alone, not by importlib."
     for pattern, instead, advice in _ADVICE:
-        if found := re.search(pattern, raw):
-            return f"{found.expand(instead) or _sentence(raw)} {advice}"
-    if isinstance(error, AttributeError) and (key := re.fullmatch(r"\"'(\w+)'\"", raw)):  # as ml_collections says it
+        if match := re.search(pattern, raw):
+            return f"{match.expand(instead) or _sentence(raw)} {advice}"
+    if isinstance(error, AttributeError) and (
+        key := re.fullmatch(r"\"'(\w+)'\"", raw)
+    ):  # the wording of ml_collections
         return f"the config has no key '{key[1]}'. Set it in get_config, in config.model or config.data."
     if _is_out_of_memory(error):
         return f"{_sentence(raw or 'out of memory')} Use a smaller --config.data.batch_size, or train.micro_batches."
@@ -208,7 +210,7 @@ def _message(error: BaseException) -> str:
 
 
 def _beside(error: ModuleNotFoundError) -> str | None:
-    """The file of a module that was not found and lies beside the code that asked for it."""
+    """Returns the file of a missing module if it lies beside the code that imports it."""
     name = Path(*(error.name or "").split("."))
     for file, _, _ in _frames(error.__traceback__):
         for path in (Path(file).parent / name.with_suffix(".py"), Path(file).parent / name / "__init__.py"):
@@ -222,7 +224,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    """The message; of an error in a function that AutoGraph converted, that of the error itself."""
+    """Returns the message; for an error in a function that AutoGraph converted, the message of the original error."""
     cause = getattr(error, "ag_error_metadata", None)
     return _raw(error) if cause is None else str(cause.cause_message).removeprefix(f"{_kind(error)}: ")
 
@@ -230,12 +232,12 @@ def _text(error: BaseException) -> str:
 def _raw(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # one of the experiment's own, whose __str__ fails as well
+    except Exception:  # an exception of the experiment whose __str__ fails too
         return ""
 
 
 def _sentence(raw: str) -> str:
-    """The message without what TensorFlow and Keras wrap around it."""
+    """Returns the message without the text that TensorFlow and Keras wrap around it."""
     for end in ("Call arguments received by", _XLA_LISTS, "\nTraceback (most recent call last):"):
         raw = raw.partition(end)[0]
     raw = re.sub(r"\{\{(function_)?node [^}]*\}\}|\[\[\{\{node.*|\[Op:\w+\]|(?m:^\s*File \".*\n.*$)", "", raw)
@@ -245,10 +247,10 @@ def _sentence(raw: str) -> str:
 
 
 def _kept(error: BaseException, folder: Path | None) -> str:
-    """Writes the traceback into a run folder that is one already; returns where it is to be seen."""
+    """Writes the traceback into `folder` if that is a run folder; returns a sentence that says where to find it."""
     if folder is not None and (folder / "config.json").is_file():
         path = folder / TRACEBACK
-        with contextlib.suppress(OSError):  # such as a full disk, which must not hide what went wrong
+        with contextlib.suppress(OSError):  # a full disk must not hide the exception itself
             path.parent.mkdir(exist_ok=True)
             text = "".join(traceback.format_exception(error))
             write_bytes(path, text.encode(errors="backslashreplace"))
