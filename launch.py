@@ -33,7 +33,7 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Runs one launch and returns its exit status."""
     try:
         with user_code.explained():
             return _launch(argv)
@@ -74,10 +74,10 @@ def _launch(argv: Sequence[str]) -> int:
 
 
 def _import_run() -> ModuleType:
-    """framework.run.build, which loads TensorFlow.
+    """Returns framework.run.build, whose import loads TensorFlow.
 
-    All that it makes stays to the end: looking for garbage meanwhile finds none and takes 0.5 s of 2.4, and
-    so would looking through it later.
+    The objects that the import makes live until the end. The garbage collector finds nothing to free among them and
+    would take 0.5 s of 2.4, and as much at a later collection, so it skips them for good.
     """
     if "framework.run.build" in sys.modules or not gc.isenabled():
         return importlib.import_module("framework.run.build")
@@ -90,8 +90,8 @@ def _import_run() -> ModuleType:
 
 
 def _import_silently() -> ModuleType:
-    """framework.run.build without the C++ notes of TensorFlow's start: no log level silences all of them."""
-    # Where the notes may matter; 3 asks for none, as a process has it from one that starts it.
+    """Returns framework.run.build without the C++ notes of TensorFlow's start, which no log level silences."""
+    # With a GPU, or a log level that the user set, the notes may matter. Level 3 is what a parent process passes on.
     if any(Path("/dev").glob("nvidia[0-9]*")) or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
         return importlib.import_module("framework.run.build")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -106,7 +106,7 @@ def _import_silently() -> ModuleType:
 
 
 def _leave_at_once() -> None:
-    """The end of a task beside parameter servers: torn down, TensorFlow may wait for ever for a worker that is lost."""
+    """Runs `main` and exits without teardown: TensorFlow's may wait for ever for a lost worker of parameter servers."""
     status = EXIT_FAILED
     try:
         status = main(sys.argv)

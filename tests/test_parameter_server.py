@@ -107,7 +107,7 @@ def test_a_killed_worker_does_not_end_the_run(tmp_path):
     os.kill(worker_of(process, '"index": 1, "type": "worker"'), signal.SIGKILL)
     status, output = ended(process)
     assert status == 0, output
-    assert "worker 1 was killed by SIGKILL: starting it again, the others go on" in output
+    assert "worker 1 was killed by SIGKILL: starting it again, the others continue" in output
     result = json.loads((workdir / "result.json").read_text())
     assert (result["status"], result["step"]) == ("finished", steps)
     assert result["skipped"] == epochs  # the batches that have the infinite example of tests/spread.py

@@ -160,7 +160,7 @@ class OwnModules:
     def _note_other(self, name: str, fromlist: Sequence[str]) -> None:
         parents = name.split(".")
         names = [".".join(parents[: length + 1]) for length in range(len(parents))]
-        for full in (*names, *(f"{name}.{part}" for part in fromlist or ())):
+        for full in (*names, *(f"{name}.{member}" for member in fromlist or ())):
             module = sys.modules.get(full)
             file = getattr(module, "__file__", None)
             if module is not None and file and is_own(file):

@@ -110,11 +110,11 @@ def _loss(run: Run) -> int:
     if not run.replicas.is_local:
         return 0
     with untouched(run):
-        found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-    told = ["cannot be computed of a part"] if found is None else found or ["adds up"]
-    print("\n".join(["Loss of a batch and of its parts", *(f"  {sentence}" for sentence in told)]))
+        problems = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
+    lines = ["cannot be computed of a part"] if problems is None else problems or ["adds up"]
+    print("\n".join(["Loss of a batch and of its parts", *(f"  {line}" for line in lines)]))
     print()
-    return 1 if found else 0
+    return 1 if problems else 0
 
 
 def _parameters(run: Run) -> Iterator[str]:

@@ -192,7 +192,7 @@ def test_a_worker_that_does_not_come_is_named(tmp_path):
     [
         (
             ["--config.runtime.strategy=mirrored"],
-            "--local_workers=2 starts several processes, but runtime.strategy='mirrored' is one."
+            "--local_workers=2 starts several processes, but runtime.strategy='mirrored' runs in one."
             " Leave one of them out.",
         ),
         (
