@@ -250,7 +250,7 @@ def test_settings_that_servers_cannot_have_are_refused(key, value, why, use):
     with pytest.raises(UserError) as error:
         config.finalize(override(config.base_config(), settings))
     assert str(error.value) == (
-        f"{key}={value!r} cannot be had with runtime.strategy='parameter_server': {why}. Use --config.{key}={use}."
+        f"{key}={value!r} does not work with runtime.strategy='parameter_server': {why}. Use --config.{key}={use}."
     )
 
 

@@ -122,7 +122,7 @@ def _check_replicas(flat: Mapping[str, Any]) -> None:
         )
     if strategy not in ("one_device", "parameter_server") and flat["train.compile"] == "xla_update":
         raise UserError(
-            f"train.compile='xla_update' cannot be had with runtime.strategy='{strategy}': XLA cannot assign to the"
+            f"train.compile='xla_update' does not work with runtime.strategy='{strategy}': XLA cannot assign to the"
             " copies of a variable. Use --config.train.compile=auto."
         )
     devices = flat["runtime.devices"]
@@ -147,7 +147,7 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
     ):
         if flat[key] not in legal:
             raise UserError(
-                f"{key}={flat[key]!r} cannot be had with runtime.strategy='parameter_server': {why}."
+                f"{key}={flat[key]!r} does not work with runtime.strategy='parameter_server': {why}."
                 f" Use --config.{key}={legal[0]}."
             )
 

@@ -437,7 +437,7 @@ def test_ints_do_for_floats():
         ),
         (
             {"runtime.strategy": "mirrored", "train.compile": "xla_update"},
-            "train.compile='xla_update' cannot be had with runtime.strategy='mirrored': XLA cannot assign to the copies"
+            "train.compile='xla_update' does not work with runtime.strategy='mirrored': XLA cannot assign to the copies"
             " of a variable. Use --config.train.compile=auto.",
         ),
         (
