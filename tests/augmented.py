@@ -42,7 +42,6 @@ def get_config(arg: str) -> ConfigDict:
     config.log.images = 0
     config.checkpoint.every = "5 steps"
     config.checkpoint.best_metric = "test@ema/loss"
-    config.checkpoint.best_mode = "min"
     return apply_preset(config, arg, PRESETS)
 
 

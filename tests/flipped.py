@@ -47,7 +47,6 @@ SETTINGS = {
     "log.images": 0,
     "checkpoint.every": "2 steps",
     "checkpoint.best_metric": "test/loss",
-    "checkpoint.best_mode": "min",
     "export.examples": 16,
     "schedule.learning_rate": 0.05,
     "schedule.warmup": "1 step",

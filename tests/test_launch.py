@@ -659,7 +659,7 @@ def test_what_a_look_at_a_run_does_not_read_is_refused(refused, mode, key, value
 
 
 def test_which_checkpoint_is_evaluated_is_said_by_the_flag(refused):
-    started_run(small_config(checkpoint__best_metric="test/loss", checkpoint__best_mode="min"))
+    started_run(small_config(checkpoint__best_metric="test/loss"))
     arguments = ["--config=x.py", "--workdir=r", "--config.export.checkpoint=best"]
     assert refused(*arguments, "--mode=evaluate") == (
         "--config.export.checkpoint=best has no effect with --mode=evaluate, which takes the export.checkpoint of the"

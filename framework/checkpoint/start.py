@@ -82,7 +82,7 @@ def _resume(
             f"resume_from='{config.resume_from}' is at step {int(state.step)}, and train.duration ends at step"
             f" {config.train.duration}. Type e.g. --config.train.duration='{2 * int(state.step)} steps'."
         )
-    changed = _forget_other_goals(state, source, config)
+    changed = _forget_other_goals(state, source, facts.get("goals", {}))
     checkpoints.save(state, note, facts)  # the run's own from here on: it can go back to it, and the source may go
     checkpoints.steps()  # waits for it: if only the best one were there, that would be gone on from
     _keep_best(state, source, checkpoints, facts)
@@ -96,29 +96,47 @@ def _resume(
     return note
 
 
-def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDict) -> list[str]:
+def _forget_other_goals(state: TrainState, source: Path, ours: Mapping[str, list[str]]) -> list[str]:
     """Best values of a metric that the run goes by no longer say nothing; returns the keys that have changed."""
-    ours, changed = goals(config), []
+    changed = []
     theirs = snapshot.facts_of(source).get("goals") or _goals_beside(source, ours)
     for best, section in ((state.best, "checkpoint"), (state.early, "early_stopping")):
-        if theirs.get(section) != ours[section]:
+        if _goal(theirs, section) != _goal(ours, section):
             best.forget()
             changed.append(f"{section}.{'best_metric' if section == 'checkpoint' else 'metric'}")
     return changed
 
 
-def goals(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The metrics that a run goes by, and which of their values are better; a fact of each of its checkpoints."""
-    best, early = config["checkpoint"], config["early_stopping"]
-    return {"checkpoint": [best["best_metric"], best["best_mode"]], "early_stopping": [early["metric"], early["mode"]]}
+def goals(config: Mapping[str, Any], modes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the metrics that choose the best checkpoint and stop early, with their modes: facts of a checkpoint.
+
+    Args:
+      config: resolved.
+      modes: {'test/accuracy': 'max', …} of all evaluated metrics.
+    """
+    metrics = {"checkpoint": config["checkpoint"]["best_metric"], "early_stopping": config["early_stopping"]["metric"]}
+    return {section: [metric, modes.get(metric, "")] for section, metric in metrics.items()}
 
 
-def _goals_beside(source: Path, same: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Those of a checkpoint that does not say: by the config.json of its run, and `same` if it stands alone."""
+def _goal(goals: Mapping[str, list[str]], section: str) -> list[str] | None:
+    """Returns metric and mode; of no metric, to which older runs gave a mode as well, neither."""
+    goal = goals.get(section)
+    return goal if goal and goal[0] else None
+
+
+def _goals_beside(source: Path, same: Mapping[str, list[str]]) -> Mapping[str, list[str]]:
+    """Returns the goals of an older checkpoint, from the config.json of its run; `same` if there is none."""
     path = source.resolve().parents[1] / folder.CONFIG
     if not path.is_file():
         return same
-    return read_json(path, goals, {}, "the best values so far are forgotten")
+    return read_json(path, _stored_goals, {}, "the best values so far are forgotten")
+
+
+def _stored_goals(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the goals by a config.json with modes: of runs without them, checkpoints themselves say their goals."""
+    best = config["checkpoint"]
+    early = config["early_stopping"]
+    return {"checkpoint": [best["best_metric"], best["best_mode"]], "early_stopping": [early["metric"], early["mode"]]}
 
 
 def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints, facts: Mapping[str, Any]) -> None:

@@ -30,8 +30,12 @@ class Former:
     why: str = ""
 
 
+_BEST = "the metric says whether its minimum or its maximum is best; of a loss it is the minimum"
+
 FORMER: Mapping[str, Former] = {
+    "checkpoint.best_mode": Former("", why=_BEST),
     "data.remainder": Former("data.remainder", {"carry": "wrap"}),
+    "early_stopping.mode": Former("", why=_BEST),
 }
 
 
@@ -50,6 +54,14 @@ def renamed(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: key.default for name, key in KEYS.items()} | values
 
 
+def fate(key: str) -> str:
+    """Returns what became of a key that has another name now, or none."""
+    former = FORMER[key]
+    if former.now:
+        return f"'{key}' is called '{former.now}' now. Use --config.{former.now}."
+    return f"the key '{key}' is gone: {former.why}. Leave it out."
+
+
 def refuse(key: str, value: Any = None, shown: str = "") -> None:
     """Raises UserError if `key` is a former key or `value` a former value of it.
 
@@ -62,10 +74,8 @@ def refuse(key: str, value: Any = None, shown: str = "") -> None:
     if former is None:
         return
     shown = shown or f"{key}={value!r}"
-    if not former.now:
-        raise UserError(f"{shown}: the key '{key}' is gone: {former.why}. Leave it out.")
     if former.now != key:
-        raise UserError(f"{shown}: '{key}' is called '{former.now}' now. Use --config.{former.now}.")
+        raise UserError(f"{shown}: {fate(key)}")
     if isinstance(value, str) and value in former.values:
         now = former.values[value]
         raise UserError(f"{shown} is called {now!r} now. Use --config.{key}={typed(now)}.")

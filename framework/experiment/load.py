@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from framework.config import base_config, flatten
+from framework.config import base_config, flatten, former
 from framework.errors import UserError, closest, near
 from framework.experiment.own_modules import OwnModules
 from framework.experiment.returns import FUNCTIONS, OPTIONAL, REQUIRED
@@ -69,7 +69,9 @@ class Experiment:
             if "ml_collections" not in Path(frames[-1].filename).parts or not own:
                 raise
             line = own[-1]
-            raise UserError(f"{self.path}:{line.lineno}: {line.line}: {_refused(str(error))}") from error
+            raise UserError(
+                f"{self.path}:{line.lineno}: {line.line}: {_refused(str(error), str(line.line))}"
+            ) from error
         if type(config) is not ConfigDict:  # a frozen one cannot be overridden
             raise UserError(
                 f"{self.path}: get_config returned {type(config).__name__}, not a ConfigDict."
@@ -78,9 +80,12 @@ class Experiment:
         return config
 
 
-def _refused(message: str) -> str:
-    """Returns in one line what ml_collections says about an unknown key or a value of another type."""
+def _refused(message: str, line: str) -> str:
+    """Returns a sentence for the message of ml_collections about an unknown key or a value of another type."""
     if match := re.search(r'Key "(\w+)" does not exist', message):
+        for key, entry in former.FORMER.items():
+            if entry.now != key and key.endswith(f".{match[1]}") and key in line:
+                return former.fate(key)
         names = {key.rpartition(".")[2]: key for key in flatten(base_config())}
         close = closest(match[1], names)
         hint = f" Did you mean config.{names[close]}?" if close else ""

@@ -52,6 +52,6 @@ def evaluate_splits(context: Context) -> None:
     context.writer.scalars(context.step, {f"eval/{name}": value for name, value in results.items()})
     stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
     if stopping.metric:
-        run.state.early.observe(results[stopping.metric], context.step, stopping.mode, stopping.min_delta)
-    if best and run.state.best.observe(results[best], context.step, cfg.checkpoint.best_mode):
+        run.state.early.observe(results[stopping.metric], context.step, run.modes[stopping.metric], stopping.min_delta)
+    if best and run.state.best.observe(results[best], context.step, run.modes[best]):
         context.save()

@@ -36,7 +36,6 @@ from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
 from framework.step import tune
-from framework.step.penalties import shown
 from framework.writers import MultiWriter
 
 _BLOCK_SECONDS = 2.0
@@ -84,7 +83,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     if run.replicas.is_chief:
         run.write_header(overrides)
     run.started = run.started or time.monotonic()
-    progress = Progress(run.data.batch_size, run.started, run.note, _modes(run))
+    progress = Progress(run.data.batch_size, run.started, run.note, run.modes)
     progress.passed("building")
     own = own_hooks(run)  # before the step is compiled: a mistake in make_hooks is told at once
     if run.config.train.compile == "auto":
@@ -208,10 +207,3 @@ def _save(run: Run, writer: MultiWriter, noted: Sequence[Noted]) -> None:
     for one in noted:
         note |= one.note()
     run.checkpoints.save(run.state, note, run.facts())
-
-
-def _modes(run: Run) -> dict[str, str]:
-    """Which values of each evaluated metric are better; losses are better when small."""
-    modes = {"loss": "min"} | {f"loss/{term}": "min" for term in shown(run.probe.terms)}
-    modes |= {name: metric.mode for name, metric in run.metrics.items()}
-    return {f"{split}/{name}": mode for split in run.eval_blocks for name, mode in modes.items()}

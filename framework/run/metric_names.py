@@ -1,6 +1,6 @@
 """The names of a run's metrics: none hides another number, and the metrics that config keys name exist."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import FrozenConfigDict
 
@@ -22,10 +22,9 @@ def check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric]
             f" '{name[:5]}'. Leave that out."
         )
     known = ["loss", *(term_key(name) for name in shown(layout.terms) if len(layout.terms) > 1), *metrics]
-    early, best = resolved.early_stopping, resolved.checkpoint
-    for key, chosen, mode_key, mode in (
-        ("early_stopping.metric", early.metric, "early_stopping.mode", early.mode),
-        ("checkpoint.best_metric", best.best_metric, "checkpoint.best_mode", best.best_mode),
+    for key, chosen in (
+        ("early_stopping.metric", resolved.early_stopping.metric),
+        ("checkpoint.best_metric", resolved.checkpoint.best_metric),
     ):
         split, _, name = chosen.partition("/")
         if chosen and name not in known:
@@ -33,9 +32,16 @@ def check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric]
                 f"{key}='{chosen}': there is no metric '{name}'.{near(name, known)} Metrics: {', '.join(known)}."
                 f" Type e.g. --config.{key}={split}/loss."
             )
-        better = metrics[name].mode if name in metrics else "min"
-        if chosen and mode != better:
-            raise UserError(
-                f"{mode_key}='{mode}', but of {key}='{chosen}' the {better}imum is the best."
-                f" Use --config.{mode_key}={better}."
-            )
+
+
+def modes(splits: Iterable[str], terms: Sequence[str], metrics: Mapping[str, Metric]) -> dict[str, str]:
+    """Returns {'test/accuracy': 'max', …}: whether the minimum or the maximum of each evaluated metric is best.
+
+    Args:
+      splits: of the evaluations.
+      terms: names of the terms of the loss, whose minimum is best.
+      metrics: of the experiment, by name.
+    """
+    of_each = {"loss": "min", **{f"loss/{term}": "min" for term in terms}}
+    of_each |= {name: metric.mode for name, metric in metrics.items()}
+    return {f"{split}/{name}": mode for split in splits for name, mode in of_each.items()}

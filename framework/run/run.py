@@ -26,13 +26,14 @@ from framework.export.base import ExportHook
 from framework.files import held, read_json, write_text
 from framework.metrics import Metric
 from framework.optim import Schedule
-from framework.run import code_copies, continuity, stored_config
+from framework.run import code_copies, continuity, metric_names, stored_config
 from framework.run.environment import environment, git_commit
 from framework.state import TrainState
 from framework.step import tune
 from framework.step.block import TrainBlock
 from framework.step.evaluation import EvalBlock
 from framework.step.forward import Loss
+from framework.step.penalties import shown
 from framework.step.probe import Probe
 from framework.step.tune import CompileChoice
 
@@ -92,6 +93,11 @@ class Run:
             yield
 
     @property
+    def modes(self) -> dict[str, str]:
+        """{'test/accuracy': 'max', …}: whether the minimum or the maximum of each evaluated metric is best."""
+        return metric_names.modes(self.eval_blocks, shown(self.probe.terms), self.metrics)
+
+    @property
     def total_steps(self) -> int:
         """Length of the run."""
         return self.resolved.train.duration
@@ -142,7 +148,7 @@ class Run:
         """
         return {
             "data": self._samples(),
-            "goals": goals(self.resolved),
+            "goals": goals(self.resolved, self.modes),
             "constants": dict(self.constants),
             "code": code_copies.hashes(self.experiment),
             stored_config.FACT: stored_config.of(self.config).hashes()[0],

@@ -21,7 +21,6 @@ SETTINGS = {
     "checkpoint.every": "4 steps",
     "eval.every": "3 steps",
     "checkpoint.best_metric": "test/loss",
-    "checkpoint.best_mode": "min",
     "checkpoint.keep": 10,
     "schedule.learning_rate": 2.0,  # after the warm-up it gets worse: the best is not the newest
     "ema.decay": 0.9,
@@ -146,6 +145,28 @@ def test_another_goal_forgets_the_best_value_of_the_one_before(tmp_path, source,
     assert int(built.state.best.step) == -1
     assert differing(snapshot(built), snapshot(source)) == {"best/value", "best/step", "best/waited"}
     assert built.checkpoints.steps() == [10]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "is_kept"),
+    [
+        ({"checkpoint": ["test/loss", "min"], "early_stopping": ["", "min"]}, True),  # no metric, but a mode
+        ({"checkpoint": ["test/loss", "max"], "early_stopping": ["", "min"]}, False),
+        ({"checkpoint": ["test@ema/loss", "min"], "early_stopping": ["", "min"]}, False),
+        ({"checkpoint": ["", "max"], "early_stopping": ["", "min"]}, False),
+    ],
+)
+def test_the_goals_of_an_older_run_are_compared_by_metric_and_mode(tmp_path, source, caplog, theirs, is_kept):
+    """Older runs wrote the mode of each key into their checkpoints, of a key without a metric as well."""
+    moved = tmp_path / "source"
+    shutil.copytree(source.workdir, moved)
+    for path in (moved / "checkpoints").glob("step-*"):
+        manifest = storage.read_manifest(path)
+        manifest["facts"]["goals"] = theirs
+        storage.write_manifest(path, manifest)
+    built = build(tmp_path / "run", **{"train.duration": "12 steps", "resume_from": str(moved)})
+    assert any("is forgotten" in line for line in opened(built, caplog)) != is_kept
+    assert int(built.state.best.step) == (int(source.state.best.step) if is_kept else -1)
 
 
 def test_a_damaged_config_of_the_run_before_decides_nothing(tmp_path, source, caplog):

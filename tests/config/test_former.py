@@ -7,6 +7,7 @@ import pytest
 from framework.config import UserError, apply_preset, base_config, finalize, flatten, former, override
 from framework.config.former import FORMER, Former
 from framework.config.keys import KEYS
+from framework.experiment.load import load
 from framework.run import stored_config
 
 WRAP = "data.remainder='carry' is called 'wrap' now. Use --config.data.remainder=wrap."
@@ -57,6 +58,19 @@ def test_a_former_key_is_refused(planted):
     assert message(override, base_config(), ["--noconfig.train.gone"]) == f"--noconfig.train.gone: {gone}"
     preset = {"x": {"train.gone": 1}}
     assert message(apply_preset, base_config(), "x", preset) == f"preset 'x' sets 'train.gone': {gone}"
+
+
+@pytest.mark.parametrize("key", ["checkpoint.best_mode", "early_stopping.mode"])
+def test_the_mode_of_a_metric_is_gone(tmp_path, key):
+    said = f"the key '{key}' is gone: the metric says whether its minimum or its maximum is best; of a loss it is the"
+    said += " minimum. Leave it out."
+    assert message(override, base_config(), [f"--config.{key}=max"]) == f"--config.{key}=max: {said}"
+    file = tmp_path / "x.py"
+    head = "from framework.config import base_config\ndef get_config(arg):\n    config = base_config()\n"
+    functions = "def make_data(cfg, split): ...\ndef make_model(cfg): ...\ndef make_loss(cfg): ...\n"
+    functions += "def make_schedule(cfg, total_steps): ...\n"
+    file.write_text(f"{head}    config.{key} = 'max'\n    return config\n{functions}")
+    assert message(load(str(file)).get_config) == f"{file}:4: config.{key} = 'max': {said}"
 
 
 def test_a_former_key_that_get_config_sets(planted, monkeypatch):

@@ -303,15 +303,7 @@ def test_an_optimizer_that_does_not_use_the_schedule_is_refused():
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "mode_key", "mode"),
-    [
-        ("checkpoint.best_metric", "checkpoint.best_mode", "max"),
-        ("early_stopping.metric", "early_stopping.mode", "max"),
-    ],
-)
-def test_a_mode_that_contradicts_the_metric_is_refused(tmp_path, key, mode_key, mode):
-    overrides = {**GRAPH, key: "test/loss", mode_key: mode}
-    assert refusal(lambda: build.build(TINY, overrides, tmp_path / "run")) == (
-        f"{mode_key}='max', but of {key}='test/loss' the minimum is the best. Use --config.{mode_key}=min."
-    )
+def test_the_metric_says_which_of_its_values_is_best(tmp_path):
+    built = build.build(TINY, {**GRAPH, "checkpoint.best_metric": "test/accuracy"}, tmp_path / "run")
+    assert built.modes == {"test/loss": "min", "test/loss/cross_entropy": "min", "test/accuracy": "max"}
+    assert built.facts()["goals"] == {"checkpoint": ["test/accuracy", "max"], "early_stopping": ["", ""]}

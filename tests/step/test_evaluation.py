@@ -163,7 +163,6 @@ def test_a_batch_that_is_not_finite_is_named_and_never_the_best(tmp_path, bad, s
     target = float(examples({}).arrays["x"][100, 0])
     settings = {**SETTINGS, "eval.batch_size": 16, "checkpoint.best_metric": "test/loss", "early_stopping.patience": 2}
     settings |= {"early_stopping.metric": "test/loss", "eval.every": "2 steps"}
-    settings |= {"early_stopping.mode": "min", "checkpoint.best_mode": "min"}
     built = build(tmp_path, functions={"make_model": relu_model, "make_loss": loss_of}, **settings)
     result = loop.train(built)
     assert f"evaluating 'test': loss is {shown}: batch 6 (examples 96 to 111) is the first that is not" in caplog.text

@@ -7,7 +7,6 @@ KEYS = {
     "keep": Key(3, "newest checkpoints kept", low=1, high=LARGEST),
     "keep_hours": Key(0.0, "keep the first checkpoint and then one in this many hours for good; 0 = none", low=0),
     "best_metric": Key("", "'split/metric' whose best checkpoint is kept as well, e.g. 'test/accuracy'; '' = off"),
-    "best_mode": Key("max", "whether smaller or larger is better", choices=("min", "max")),
     "asynchronous": Key(True, "write while training continues; False = training waits"),
     "on_error": Key(
         "stop", "what a full or failing disk leads to, for rows of numbers too", choices=("stop", "continue")

@@ -4,7 +4,6 @@ from framework.config.key import LARGEST, Key
 
 KEYS = {
     "metric": Key("", "'split/metric' to watch, e.g. 'test/loss'; '' = off"),
-    "mode": Key("min", "whether smaller or larger is better", choices=("min", "max")),
     "patience": Key(3, "evaluations without improvement before the run ends", low=1, high=LARGEST),
     "min_delta": Key(0.0, "smallest change that is an improvement", low=0),
 }
