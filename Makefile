@@ -6,13 +6,6 @@ WORKDIR ?=
 ARGS ?=
 WORKERS ?= 2
 
-# What pytest returns where ARGS leave no test.
-NO_TESTS := 5
-
-# Traces and what XLA compiles stay until a process ends, 22 GB of all tests: each group gets processes of its own.
-TEST_FOLDERS := $(filter-out tests/step/ tests/__pycache__/,$(wildcard tests/*/))
-TEST_GROUPS := "tests/step" "$(TEST_FOLDERS)" "tests/test_[a-l]*.py" "tests/test_[m-q]*.py" "tests/test_[r-z]*.py"
-
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
@@ -43,20 +36,14 @@ endif
 run: $(RUN_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
 
-test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones
+test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones; ARGS='tests/test_rng.py -k uniform' for some
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-ifdef ARGS
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
-else
-	@status=0; for group in $(TEST_GROUPS); do $(BIN)/python -m pytest -n $(WORKERS) $$group || status=$$?; done; exit $$status
-endif
+	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) $(ARGS)
 
-# What XLA compiles stays until a process ends, 23 GB of all slow tests: the product gets processes of its own.
 test-slow: $(DEV_STAMP)  ## the tests marked slow
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist=load -m 'slow and not product' $(ARGS) || [ $$? = $(NO_TESTS) ]
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist=load -m product $(ARGS) || [ $$? = $(NO_TESTS) ]
+	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) -m slow $(ARGS)
 
 format: $(DEV_STAMP)  ## let ruff fix and format the code
 	@$(BIN)/python -m ruff check --fix .

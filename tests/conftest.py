@@ -40,6 +40,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VIRTUAL_DEVICES = 4
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--shard=1/4` takes every fourth test of those collected, from the second on: see tests/processes.py."""
+    parser.addoption("--shard", default="0/1", help="take a share of the tests, I/N with I from 0")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests of other shards out."""
+    shard, shards = (int(number) for number in config.getoption("--shard").split("/"))
+    config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % shards != shard])
+    items[:] = items[shard::shards]
+
+
 def pytest_sessionstart() -> None:
     """Makes `runs`, or it would be what the test left that ends while one of another process tries a folder there."""
     (ROOT / "runs").mkdir(exist_ok=True)

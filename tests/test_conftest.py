@@ -57,8 +57,6 @@ def _run(folder: Path, source: str) -> str:
         "pytest",
         "-p",
         "no:cacheprovider",
-        "-p",
-        "no:xdist",
         "-v",
         "-W",
         "ignore",

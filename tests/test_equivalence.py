@@ -280,7 +280,6 @@ def test_the_rest_of_the_product_on_replicas(case):
     check(case[1:], replicas=case[0])
 
 
-@pytest.mark.product
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",

@@ -1,0 +1,65 @@
+"""tests/processes.py: every test runs once, whatever file and share it is in, and a failure is seen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import processes
+
+ROOT = Path(processes.__file__).resolve().parents[1]
+FILES = {
+    "test_a.py": "import pytest\n@pytest.mark.parametrize('n', range(5))\ndef test_a(n):\n    print('ran', n)\n",
+    "room/test_b.py": "def test_b(): pass\n",
+    "test_none.py": "",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Returns a function that runs the planted files, and more, in processes: (exit status, what was said)."""
+
+    def run(*arguments, **more):
+        (tmp_path / "tests/room").mkdir(parents=True, exist_ok=True)
+        for name, source in {**FILES, **more}.items():
+            (tmp_path / "tests" / name).write_text(source)
+        (tmp_path / "tests/conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+        code = "import sys; from pathlib import Path; from tests import processes as p; p.ROOT = Path.cwd();"
+        code += " p.PREPARED = 'pytest'; p.SHARDS = {'tests/test_a.py': 2}; sys.path.pop(0); sys.exit(p.main())"
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_every_test_runs_once(run):
+    status, said = run("-s")
+    assert status == 0
+    assert "tests/test_a.py 1/2: 3 passed" in said and "tests/test_a.py 2/2: 2 passed" in said
+    assert "tests/room/test_b.py: 1 passed" in said
+    assert "6 passed in " in said and "test_none" not in said
+
+
+def test_a_failure_is_shown_and_counts(run):
+    status, said = run(**{"test_bad.py": "def test_bad():\n    assert 1 == 2\n"})
+    assert status == 1
+    assert "assert 1 == 2" in said and "1 failed, 6 passed" in said and "FAILED: tests/test_bad.py (status 1)" in said
+
+
+def test_a_process_that_dies_is_a_failure(run):
+    status, said = run(**{"test_dies.py": "import os\ndef test_dies():\n    os._exit(0)\n"})
+    assert status == 1
+    assert "FAILED: tests/test_dies.py" in said
+
+
+@pytest.mark.parametrize(("arguments", "passed"), [(("tests/room",), 1), (("tests/test_a.py::test_a", "-k", "3"), 1)])
+def test_some_of_them(run, arguments, passed):
+    status, said = run(*arguments)
+    assert status == 0 and f"{passed} passed in " in said
+
+
+def test_no_test_at_all_is_a_failure(run):
+    status, said = run("-k", "nothing")
+    assert status == 1 and "no tests in " in said
