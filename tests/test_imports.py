@@ -41,7 +41,8 @@ ROWS = (
     ("experiment",),
     # where a run computes
     ("distribute.cluster", "distribute.lifeline"),
-    ("distribute.devices", "distribute.memory", "distribute.strategies", "distribute.replicas"),
+    ("distribute.devices", "distribute.memory", "distribute.strategies"),
+    ("distribute.replicas",),
     ("distribute",),
     # what an experiment is made of
     ("data.sources",),
@@ -49,7 +50,6 @@ ROWS = (
     ("data.sets",),
     ("data.batches",),
     ("data.replay_buffer",),
-    ("data.augment", "data.text"),
     ("data",),
     ("layers/*",),
     ("layers",),
@@ -99,14 +99,13 @@ ROWS = (
     ("export.base",),
     ("export.report",),
     ("export.verify",),
-    ("export.compression",),
     ("export.saved_model", "export.lite"),
     ("export",),
     # a run
     ("run.arguments", "run.interval", "run.stored_config", "run.code_copies"),
     ("run.environment", "run.interrupt"),
     ("run.continuity", "run.metric_names"),
-    ("run.run",),
+    ("run.run", "run.request"),
     ("run.build",),
     ("run.longer", "run.lookback", "run.evaluation"),
     ("run.exporting", "run.preview"),

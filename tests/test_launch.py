@@ -20,7 +20,8 @@ from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load, user_code
 from framework.experiment.returns import OPTIONAL, REQUIRED
-from framework.run import build
+from framework.folder import check_workdir
+from framework.run import build, request
 
 ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
@@ -294,12 +295,12 @@ def test_workdir_that_cannot_be_written(refused, monkeypatch, code):
 
 
 def test_check_workdir_leaves_nothing_behind():
-    build.check_workdir(Path("some/deep/run"))
+    check_workdir(Path("some/deep/run"))
     assert not Path("some").exists()
     Path("mine").mkdir()
     Path("mine/kept").write_text("")
-    build.check_workdir(Path("mine"))
-    build.check_workdir(Path("mine/new"))
+    check_workdir(Path("mine"))
+    check_workdir(Path("mine/new"))
     assert os.listdir("mine") == ["kept"]
 
 
@@ -309,9 +310,9 @@ def test_fresh_workdir(monkeypatch):
         def now(cls, tz=None):
             return cls(2026, 3, 4, 5, 6, 7)
 
-    monkeypatch.setattr(build, "datetime", types.SimpleNamespace(datetime=Clock))
-    monkeypatch.setattr(build.secrets, "token_hex", lambda count: "ab" * count)
-    workdir = build.fresh_workdir("experiments/mnist_mlp.py:small")
+    monkeypatch.setattr(request, "datetime", types.SimpleNamespace(datetime=Clock))
+    monkeypatch.setattr(request.secrets, "token_hex", lambda count: "ab" * count)
+    workdir = request.fresh_workdir("experiments/mnist_mlp.py:small")
     assert workdir == Path("runs", "mnist_mlp-20260304-050607-abab")
     assert not workdir.exists()
 
@@ -732,7 +733,7 @@ def test_arithmetic_of_an_experiment_is_not_a_loss_that_diverged(refused, error)
 
 def test_a_fault_of_the_framework_shows_its_traceback(monkeypatch, capsys):
     monkeypatch.setattr("framework.config.finalize", len)
-    monkeypatch.setattr("framework.run.build.override", lambda config, overrides: 3)
+    monkeypatch.setattr("framework.run.request.override", lambda config, overrides: 3)
     with pytest.raises(TypeError):
         launch.main(["launch.py", "--config=x.py"])
     assert capsys.readouterr().err == ""

@@ -31,7 +31,7 @@ from framework.distribute import lifeline
 from framework.distribute.cluster import LOCAL_WORKERS, Cluster
 from framework.errors import UserError
 from framework.experiment import load
-from framework.run.build import resolve_request
+from framework.run.request import resolve_request
 
 _BAD_INPUT = 2  # exit status of a process; a restart would end with it again
 
@@ -51,12 +51,13 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
             f"--local_workers={workers} starts several processes, but runtime.strategy='{strategy}' runs in one."
             " Leave one of them out."
         )
-    _, final, workdir = resolve_request(values.config, overrides, values.workdir)
+    request = resolve_request(values.config, overrides, values.workdir)
+    runtime = request.config.runtime
     if strategy != "parameter_server":
-        with_replicas(final, workers)
-    command = [sys.argv[0], f"--config={values.config}", f"--workdir={workdir}", *overrides]
-    servers = final.runtime.parameter_servers if strategy == "parameter_server" else 0
-    return run_local(workers, command, workdir, final.runtime.max_restarts, servers)
+        with_replicas(request.config, workers)
+    command = [sys.argv[0], f"--config={values.config}", f"--workdir={request.workdir}", *overrides]
+    servers = runtime.parameter_servers if strategy == "parameter_server" else 0
+    return run_local(workers, command, request.workdir, runtime.max_restarts, servers)
 
 
 def run_local(workers: int, command: Sequence[str], workdir: Path, max_restarts: int, servers: int = 0) -> int:

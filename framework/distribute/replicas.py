@@ -1,6 +1,6 @@
 """The replicas that share a step, on one device or many, on top of `tf.distribute`.
 
-    replicas = Replicas(make_strategy(config))          # Replicas() is one device, without a strategy
+    replicas = make_replicas(config)                    # Replicas() is one device, without a strategy
     with replicas.scope():
         model = make_model(config)
     batch = replicas.run(lambda index: parts[index].take(plans[index], i))     # one part on each
@@ -19,11 +19,25 @@ from typing import Any
 
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 
 from framework import rng
 from framework.compile import jit
+from framework.distribute.strategies import make_strategy
 
 _local = threading.local()
+
+
+def make_replicas(config: ConfigDict) -> "Replicas":
+    """Returns the replicas of `config.runtime`, connected to all processes of the run.
+
+    Raises:
+      UserError: see `strategies.make_strategy`.
+    """
+    strategy = make_strategy(config)
+    if config.runtime.strategy == "parameter_server":
+        return ParameterServers(strategy)
+    return Replicas(strategy, tf.bfloat16 if config.runtime.all_reduce_dtype == "bfloat16" else None)
 
 
 class Replicas:

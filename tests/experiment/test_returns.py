@@ -7,7 +7,7 @@ import pytest
 import launch
 from framework.config import UserError
 from framework.experiment.returns import FUNCTIONS, checked
-from framework.run import build
+from framework.run import request
 
 EXPERIMENT = """
 import keras as keras_3
@@ -230,15 +230,15 @@ def test_an_own_optimizer_that_does_not_read_what_was_typed(tmp_path, made, is_i
     file.write_text(EXPERIMENT.replace("{slip}", OWN.replace("{made}", made)))
     typed = ["--config.optimizer.momentum=0.9"]
     if not is_ignored:
-        assert build.resolve_request(str(file), typed, tmp_path / "run")[1].optimizer.momentum == 0.9
+        assert request.resolve_request(str(file), typed, tmp_path / "run").config.optimizer.momentum == 0.9
         return
     with pytest.raises(UserError) as error:
-        build.resolve_request(str(file), typed, tmp_path / "run")
+        request.resolve_request(str(file), typed, tmp_path / "run")
     assert str(error.value) == (
         f"optimizer.momentum=0.9 has no effect: make_optimizer of {file} does not read cfg.optimizer.momentum."
         " Leave it out, or read it there."
     )
-    build.resolve_request(str(file), ["--config.optimizer.groups=('.*/bias: lr=2',)"], tmp_path / "run")
+    request.resolve_request(str(file), ["--config.optimizer.groups=('.*/bias: lr=2',)"], tmp_path / "run")
 
 
 @pytest.mark.parametrize(("slip", "expected"), CASES.values(), ids=CASES)

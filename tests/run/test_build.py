@@ -16,7 +16,8 @@ from framework import config, metrics
 from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load
-from framework.run import build, environment, evaluation, exporting, loop
+from framework.folder import check_workdir
+from framework.run import build, environment, evaluation, exporting, loop, request
 
 TINY = "tests/tiny.py"
 GRAPH = {"train.compile": "graph"}
@@ -78,7 +79,7 @@ def test_a_damaged_config_json_is_named(tmp_path, content, message, from_workdir
 
 def test_a_name_that_is_too_long_for_a_folder(tmp_path):
     long = tmp_path / ("x" * 300)
-    assert refusal(lambda: build.check_workdir(long)) == (
+    assert refusal(lambda: check_workdir(long)) == (
         f"--workdir={long} cannot be written: File name too long. Type a folder of yours, e.g. --workdir=runs/first."
     )
 
@@ -97,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
 
 
 def test_runs_built_in_the_same_second_have_folders_of_their_own():
-    assert len({build.fresh_workdir("experiments/x.py:small") for _ in range(20)}) == 20
+    assert len({request.fresh_workdir("experiments/x.py:small") for _ in range(20)}) == 20
 
 
 def test_a_folder_that_became_another_run_since_build_is_refused(tmp_path):

@@ -1,0 +1,98 @@
+"""What a run is asked to be: experiment, final config and run folder, checked before any device is initialised.
+
+request = resolve_request('experiments/mnist_mlp.py', ['--config.train.compile=graph'], 'runs/first')
+request.experiment, request.config, request.workdir
+"""
+
+import dataclasses
+import datetime
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from framework import config, folder
+from framework.checkpoint.checkpoints import Checkpoints
+from framework.config.keys.runtime import SEVERAL_PROCESSES
+from framework.config.overrides import override, restored
+from framework.errors import UserError
+from framework.experiment import load
+from framework.experiment.load import Experiment
+from framework.folder import check_workdir
+from framework.run import continuity, stored_config
+from framework.run.arguments import refuse_unread
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a run is asked to be.
+
+    Attributes:
+      experiment: the file and its functions.
+      config: final values, locked; durations as they were typed.
+      workdir: the run folder, which need not exist.
+    """
+
+    experiment: Experiment
+    config: ConfigDict
+    workdir: Path
+
+
+def resolve_request(
+    name: str,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    workdir: str | os.PathLike[str] | None = None,
+    from_workdir: bool = False,
+    mode: str = "",
+) -> Request:
+    """Returns the request that the arguments of `build` describe: the config of the file, then overrides, then checks.
+
+    Raises:
+      UserError: bad input that can be found before a device is initialised.
+    """
+    workdir = Path(workdir) if workdir else fresh_workdir(name)
+    if not from_workdir:
+        check_workdir(workdir)
+    experiment = load.load(name)
+    start = experiment.get_config()
+    stored = stored_config.read(workdir)
+    stored_config.refuse_altered(workdir, stored, Checkpoints(workdir / folder.CHECKPOINTS, 1).facts())
+    if from_workdir and stored is None:
+        continuity.refuse_unknown(workdir)
+    elif from_workdir and stored is not None:
+        start = restored(start, stored.values)
+        if start.runtime.strategy in SEVERAL_PROCESSES:  # a look back takes one process
+            start.unlock().runtime = config.base_config().runtime
+    final = config.finalize(override(start, overrides), experiment.own, is_trained=not mode)
+    if mode:
+        refuse_unread(mode, config.flatten(start), config.flatten(final))
+    _refuse_ignored(experiment, start, final)
+    if "check_config" in experiment.functions:
+        experiment.functions["check_config"](final)
+    if not from_workdir:
+        continuity.refuse_no_origin(workdir, final)
+        # data.replica_batch_size decides data.batch_size once the replicas are known; `Run.open` compares it then.
+        unknown = ("data.batch_size",) if final.data.replica_batch_size else ()
+        continuity.refuse_other_run(workdir, experiment, final, unknown)
+    return Request(experiment, final, workdir)
+
+
+def fresh_workdir(name: str) -> Path:
+    """Returns runs/<experiment>-<time>-<random>, which no other run gets, not even one of the same second."""
+    stem = Path(name.partition(":")[0]).stem
+    return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _refuse_ignored(experiment: Experiment, start: ConfigDict, final: ConfigDict) -> None:
+    """Raises UserError if a key of `optimizer` was typed that the experiment's own make_optimizer does not read."""
+    before = config.flatten(start)
+    for key, value in config.flatten(final).items():
+        is_typed = key.startswith("optimizer.") and key != "optimizer.groups" and value != before[key]
+        if is_typed and load.ignores(experiment.path, "make_optimizer", key):
+            raise UserError(
+                f"{key}={value!r} has no effect: make_optimizer of {experiment.path} does not read cfg.{key}."
+                " Leave it out, or read it there."
+            )
