@@ -152,7 +152,7 @@ class Finish:
         given = {**examples, "weight": weight}
         if self._transform is None:
             return given
-        guards.made(given)
+        guards.note_batch(given)
         batch = _tensors(self._transform(dict(given)), given)
         batch = self._settled(batch, padding.shape[0])
         for name, tensor in batch.items():

@@ -1,1 +1,1 @@
-"""What a traced function reads, assigns, looks up and asserts, found in its graph."""
+"""Reads the graphs of traced functions: which variables they assign, which indices they look up, what they assert."""

@@ -1,8 +1,10 @@
-"""Variables that a trace assigns to, and keeping their values while it runs.
+"""Finds the variables that a trace assigns, and puts values back after a call.
 
-moved = assigned(function.graph, model)
-with untouched(moved):
-    function()                      # changes nothing
+    variables = assigned(function.graph, model)
+    with untouched(variables):
+        function()                      # changes nothing
+
+An evaluation and a probe of a step call models in this way.
 """
 
 import contextlib
@@ -17,26 +19,26 @@ _READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape
 
 
 def assigned(graph: Any, root: Any) -> tuple[tf.Variable, ...]:
-    """Variables that a trace, or a function that it calls, does something else with than read them.
+    """Returns the variables that a trace, or a function that it calls, may change: all uses but known reads count.
 
     Args:
       graph: of a traced tf.function.
-      root: what tracks variables that have copies on replicas; others are found in the graph.
+      root: object that tracks the variables that have copies on replicas; the graph knows the others.
     """
     handles = {id(variable.handle): variable for variable in graph.variables if not hasattr(variable, "values")}
-    for variable in paths.variables(root).values():  # of several replicas, each copy leads to the whole
+    for variable in paths.variables(root).values():  # each copy on a replica stands for the whole
         handles |= {id(copy.handle): variable for copy in paths.copies(variable)}
-    moved = {
+    changed = {
         id(handles[id(outer)]): handles[id(outer)]
         for outer, inner in graph.captures
         if id(outer) in handles and _is_changed(inner)
     }
-    return tuple(moved.values())
+    return tuple(changed.values())
 
 
 @contextlib.contextmanager
 def untouched(variables: Sequence[tf.Variable]) -> Iterator[None]:
-    """Puts variables back, eagerly, to what they were: each copy on a replica to its own value."""
+    """Puts variables back to their values on exit, eagerly; each copy on a replica to its own."""
     before = [(copy, copy.read_value()) for variable in variables for copy in paths.copies(variable)]
     try:
         yield
@@ -46,7 +48,7 @@ def untouched(variables: Sequence[tf.Variable]) -> Iterator[None]:
 
 
 def _is_changed(handle: tf.Tensor) -> bool:
-    """Whether an operation, or one of a function that it calls, may change what a handle leads to."""
+    """Returns whether an operation, here or in a called function, may change the variable of a handle."""
     for operation in handle.consumers():
         inside = _called(operation)
         if inside is None or (not inside and operation.type not in _READS):
@@ -60,12 +62,12 @@ def _is_changed(handle: tf.Tensor) -> bool:
 
 
 def _called(operation: tf.Operation) -> list[Any] | None:
-    """The graphs of the functions that an operation calls; None if one cannot be seen."""
+    """Returns the graphs of the functions that an operation calls; None if one has no graph to read."""
     graphs = []
     for value in operation.node_def.attr.values():
         for function in [value.func, *value.list.func]:
             if function.name:
-                # A function of TensorFlow 1, such as one that Keras' LSTM chooses between, has no graph to look into.
+                # Functions of TensorFlow 1 have none, such as those between which Keras' LSTM chooses.
                 graph = compat.function_graph(operation.graph, function.name)
                 if graph is None:
                     return None

@@ -1,13 +1,12 @@
-"""What a compiled step would pass over in silence: ids and labels that are out of range, assertions that do not hold.
+"""Guards against errors that compiled steps ignore: ids and labels out of range, assertions that do not hold.
 
     with watched(batch) as watch:
         terms, outputs = loss(model, batch, True)
-    watch.violations(tf.float32)                 # how many guards do not hold, a scalar of the same trace
+    watch.violations(tf.float32)                 # how many guards are violated, a scalar of the same trace
 
-A kernel of a CPU raises where an index is out of range; XLA takes the nearest one, a GPU gives zeros, and XLA drops
-assertions. So the operations that a trace has made are read, and a flag is computed beside each that depends on the
-batch, in functions that are called too. What happens in loops cannot be flagged: `watch.unread` says so, and whoever
-compiles with XLA refuses it.
+CPU kernels raise for an index out of range. XLA takes the nearest index, GPUs give zeros, and XLA drops assertions. So
+a watch reads the operations of a trace, in called functions too, and adds a flag beside each that depends on the batch.
+Operations in loops cannot be flagged: `watch.unread` names them, and a step that XLA compiles is refused for them.
 """
 
 import contextlib
@@ -23,25 +22,26 @@ from framework.trace.graphs import ancestors, called, imported
 from framework.trace.indices import BOUNDS, CLAIM, below
 
 _local = threading.local()
-_WATCHES = "_framework_watches"  # of a graph: what it knows is read by whoever traced it, in whatever thread
-IN_RANGE = "known_to_be_in_range"  # name of an operation that needs no guard
+_WATCHES = "_framework_watches"  # attribute of a graph: its watches, read by the code that traced it, in any thread
+IN_RANGE = "known_to_be_in_range"  # in the name of an operation: it needs no guard
 ASSERTED = "an assertion does not hold: "
 
-# Indices that these return are in range.
+# Operations that return indices in range.
 _SAFE = ("ArgMax", "ArgMin", "TopK", "TopKV2", "Where", "Range")
-_LOOPS, _IFS, _CASES = ("While", "StatelessWhile"), ("If", "StatelessIf"), ("Case", "StatelessCase")
+_LOOPS = ("While", "StatelessWhile")
+_IFS = ("If", "StatelessIf")
+_CASES = ("Case", "StatelessCase")
 
 
 class Guard(NamedTuple):
-    """One condition of a trace.
+    """One condition that a batch must meet.
 
     Attributes:
-      operation: that would pass over it; of a function that is called, the operation that calls.
-      bad: bool, where it does not hold.
-      value: of the shape of `bad`, what is wrong there; None of an assertion.
-      problem: what is wrong with the value, such as 'which is none of 0 to 9'; of an assertion, its message.
-      fields: names of the tensors of the batch that it comes from.
-      is_nan: whether what is computed is NaN where it does not hold, which a step looks for anyway.
+      operation: the one that would ignore a violation; in a called function, the operation that calls.
+      bad: bool, True where the condition is violated.
+      value: the values there, in the shape of `bad`; None for an assertion.
+      problem: says what is wrong with a value, such as 'which is none of 0 to 9'; for an assertion, its message.
+      fields: names of the batch's tensors that the condition depends on.
     """
 
     operation: Any
@@ -49,7 +49,11 @@ class Guard(NamedTuple):
     value: tf.Tensor | None
     problem: str
     fields: tuple[str, ...]
-    is_nan: bool
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether a violation makes the result NaN, which a step checks anyway; see `claim_classes`."""
+        return self.operation.type == "PreventGradient"
 
 
 class Watch:
@@ -57,24 +61,26 @@ class Watch:
 
     Attributes:
       batch: {name: tensor} that indices may come from.
-      guards: of a trace.
-      unread: names of operations whose guards cannot be read.
+      guards: those of a trace.
+      unread: names of operations that may violate a condition but cannot have a guard.
     """
 
     def __init__(self, batch: Mapping[str, Any], graph: Any = None) -> None:
-        self.batch, self._graph = dict(batch), graph
-        self._first = self._next = 0 if graph is None else len(graph.get_operations())
-        self._spans: list[tuple[int, int]] = []  # of operations that another watch has read
+        self.batch = dict(batch)
+        self._graph = graph
+        self._first = 0 if graph is None else len(graph.get_operations())
+        self._next = self._first
+        self._spans: list[tuple[int, int]] = []  # (first, end) of operations that an inner watch has read
         self.guards: list[Guard] = []
         self.unread: list[str] = []
         self._eager: list[tf.Tensor] = []
 
     def claim(self, bad: tf.Tensor) -> None:
-        """Takes a condition of an eager call."""
+        """Adds a condition of an eager call."""
         self._eager.append(tf.reduce_any(bad))
 
     def read(self) -> None:
-        """Reads what has been traced since it was opened, or last read."""
+        """Adds the guards of the operations that were traced since the last `read`."""
         if self._graph is None:
             return
         operations = self._graph.get_operations()
@@ -85,26 +91,27 @@ class Watch:
             refuse_unread(self.unread)
 
     def remember(self) -> None:
-        """Tells whoever reads the trace later, in whatever thread, of this watch."""
+        """Attaches this watch to its graph, for `guards_of` in any thread."""
         if self._graph is not None:
             setattr(self._graph, _WATCHES, [*getattr(self._graph, _WATCHES, []), self])
 
     def leave_out(self, inner: "Watch") -> None:
-        """Passes over what a watch inside of this one has read."""
+        """Skips the operations that an inner watch has read."""
         if inner._graph is self._graph and self._graph is not None:
             self._spans.append((inner._first, inner._next))
 
     @property
     def has_any(self) -> bool:
-        """Whether there is something to look at."""
+        """Whether there is any guard."""
         return bool(self.guards or self._eager)
 
     def violations(self, dtype: tf.DType, known: int = 0, nan_too: bool = True) -> tf.Tensor:
-        """How many do not hold, scalar.
+        """Returns how many guards are violated, a scalar.
 
         Args:
-          known: the first so many guards do not count.
-          nan_too: whether those count where NaN tells already; a flag costs some microseconds.
+          dtype: of the result.
+          known: the number of guards, from the first, that do not count.
+          nan_too: whether to count guards whose violation makes the result NaN; each costs some microseconds.
         """
         new = [guard for guard in self.guards[known:] if nan_too or not guard.is_nan]
         flags = [*(self._eager if nan_too else []), *(tf.reduce_any(guard.bad) for guard in new)]
@@ -115,27 +122,27 @@ class Watch:
 
 
 def claim_classes(labels: tf.Tensor, classes: int) -> None:
-    """Says that labels must be from 0 to classes - 1; what is computed from others is NaN."""
+    """Demands labels from 0 to classes - 1; the caller makes the result of others NaN."""
     watches = getattr(_local, "watches", [])
-    if not tf.executing_eagerly():  # a mark that whoever reads the trace finds, also in a function that is called
+    if not tf.executing_eagerly():  # a mark for the watch that reads this trace, or one that calls it
         tf.raw_ops.PreventGradient(input=labels, message=f"{CLAIM}{classes}")
     elif watches:
         watches[-1].claim(below(labels, classes)[0])
 
 
-def made(batch: Mapping[str, Any]) -> None:
-    """Says that these are tensors of the batch, to who watches how it is made."""
+def note_batch(batch: Mapping[str, Any]) -> None:
+    """Tells the innermost open watch that these are tensors of the batch."""
     for watch in getattr(_local, "watches", [])[-1:]:
-        if any(map(tf.is_symbolic_tensor, batch.values())):  # else it is made aside, for its shapes
+        if any(map(tf.is_symbolic_tensor, batch.values())):  # else the batch is made for its shapes alone
             watch.batch.update(batch)
 
 
 @contextlib.contextmanager
 def watched(batch: Mapping[str, tf.Tensor]) -> Iterator[Watch]:
-    """Reads what is traced while it is open: indices that depend on the tensors of `batch`, and assertions.
+    """Yields a watch that, on exit, guards what was traced inside: assertions, and indices that depend on `batch`.
 
     Raises:
-      UserError: XLA compiles this, and there is something that cannot be read.
+      UserError: XLA compiles the trace, and an operation in it cannot have a guard.
     """
     watch = Watch(batch, None if tf.executing_eagerly() else tf.compat.v1.get_default_graph())
     outer = getattr(_local, "watches", [])
@@ -151,41 +158,46 @@ def watched(batch: Mapping[str, tf.Tensor]) -> Iterator[Watch]:
 
 
 def guards_of(graph: Any) -> list[Guard]:
-    """Those of all that was `watched` while a graph was traced."""
+    """Returns the guards of all watches that were open while a graph was traced."""
     return [guard for watch in getattr(graph, _WATCHES, []) for guard in watch.guards]
 
 
 def unread_of(graph: Any) -> list[str]:
-    """Names of operations of a trace whose guards cannot be read."""
+    """Returns the names of operations of a trace that cannot have a guard."""
     return [name for watch in getattr(graph, _WATCHES, []) for name in watch.unread]
 
 
 def refuse_unread(unread: list[str]) -> None:
-    """Raises UserError if there is something that XLA would pass over in silence."""
+    """Raises UserError if an operation cannot have a guard, because XLA would ignore its violation."""
     if unread:
         raise UserError(
-            f"{unread[0]} is in a loop or function of its own, where XLA would pass over an index that is out of range,"
-            " or an assertion that does not hold, without a word. Use --config.train.compile=graph."
+            f"{unread[0]} is in a loop or function of its own, where XLA would ignore an index out of range, or an"
+            " assertion that does not hold, without a word. Use --config.train.compile=graph."
         )
 
 
 class _Scope(NamedTuple):
-    """How the tensors of a trace, or of a function that it calls, are had where flags are computed.
+    """Translates the tensors of a trace, or of a function that it calls, to the graph in which flags are computed.
 
     Attributes:
-      resolve: tensor -> the same in the trace; None if that would take the model.
-      fields: tensor -> names of the tensors of the batch that it depends on.
+      resolve: tensor -> the same value in that graph; None if the model computes it.
+      fields: tensor -> names of the batch's tensors that it depends on.
+      at: the operation of the trace that calls the function; None in the trace itself.
+      taken: whether the branch that the function is runs, a bool of the trace; None outside of branches.
     """
 
     resolve: Callable[[tf.Tensor], tf.Tensor | None]
     fields: Callable[[tf.Tensor], set[str]]
+    at: Any = None
+    taken: tf.Tensor | None = None
 
 
 class _Reader:
     """Adds the guards of a trace to a watch.
 
     Args:
-      graph: in which flags are computed.
+      watch: the watch.
+      graph: the graph of the trace, in which flags are computed.
     """
 
     def __init__(self, watch: Watch, graph: Any) -> None:
@@ -196,67 +208,65 @@ class _Reader:
         self._batch |= {inner.op: names[id(outer)] for outer, inner in graph.captures if id(outer) in names}
 
     def read(self, operations: list[Any]) -> None:
-        """Reads what the trace itself has made."""
+        """Adds the guards of some operations of the trace, and of the functions that they call."""
         scope = _Scope(lambda tensor: tensor, self._fields)
         for operation in operations:
-            self._read(operation, operation, scope, None)
+            self._read(operation, scope)
 
     def _fields(self, tensor: tf.Tensor) -> set[str]:
         return {self._batch[operation] for operation in ancestors(tensor, shapes=False) & self._batch.keys()}
 
-    def _read(self, operation: Any, at: Any, scope: _Scope, taken: tf.Tensor | None) -> None:
-        """One operation; `at` is that of the trace in which it happens, `taken` whether its branch is."""
+    def _read(self, operation: Any, scope: _Scope) -> None:
+        """Adds the guards of one operation."""
+        at = operation if scope.at is None else scope.at
         if operation.type == "Assert":
             condition = scope.resolve(operation.inputs[0])
             if condition is None:
                 self._watch.unread.append(f"'{at.name}'")
             else:
-                fields = scope.fields(operation.inputs[0])
-                self._add(at, ~condition, None, _message(operation, scope), fields, taken)
+                fields = tuple(sorted(scope.fields(operation.inputs[0])))
+                self._add(Guard(at, ~condition, None, _message(operation, scope), fields), scope)
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 index = bound.inputs[0]
-                fields = set() if index.op.type in _SAFE else scope.fields(index)
+                fields = () if index.op.type in _SAFE else tuple(sorted(scope.fields(index)))
                 resolved = [scope.resolve(tensor) for tensor in bound.inputs] if fields else [None]
                 if not _is_any_missing(resolved):
-                    self._add(at, *bound.outside(*resolved), bound.problem, fields, taken)
+                    self._add(Guard(at, *bound.outside(*resolved), bound.problem, fields), scope)
         else:
-            for place_of, function in enumerate(called(operation)):
-                self._call(operation, function, place_of, at, scope, taken)
+            for branch, function in enumerate(called(operation)):
+                self._call(operation, function, branch, scope)
 
-    def _add(
-        self,
-        at: Any,
-        bad: tf.Tensor,
-        value: tf.Tensor | None,
-        problem: str,
-        fields: set[str],
-        taken: tf.Tensor | None,
-    ) -> None:
-        bad = bad if taken is None else bad & taken
-        is_nan = at.type == "PreventGradient"  # see claim_classes
-        self._watch.guards.append(Guard(at, bad, value, problem, tuple(sorted(fields)), is_nan))
+    def _add(self, guard: Guard, scope: _Scope) -> None:
+        self._watch.guards.append(guard if scope.taken is None else guard._replace(bad=guard.bad & scope.taken))
 
-    def _call(
-        self, operation: Any, function: Any, place_of: int, at: Any, scope: _Scope, taken: tf.Tensor | None
-    ) -> None:
-        """A function that an operation calls: what is in it is computed once more from what it is given."""
+    def _call(self, operation: Any, function: Any, branch: int, scope: _Scope) -> None:
+        """Adds the guards of a called function; the flags compute its indices again, from its arguments.
+
+        Args:
+          operation: the one that calls.
+          function: graph of the function.
+          branch: place of the function among those that the operation calls.
+          scope: of the operation.
+        """
         inside = _inside(operation, function, scope)
-        if inside is None or hasattr(function, _WATCHES):  # which has been read while it was traced
+        if inside is None or hasattr(function, _WATCHES):  # a watch read the function while it was traced
             return
         if operation.type in _LOOPS:
-            self._watch.unread += _steering(function, {t.op for t in function.inputs if inside.fields(t)})
+            self._watch.unread += _unguarded(function, {t.op for t in function.inputs if inside.fields(t)})
             return
-        if operation.type in (*_IFS, *_CASES) and _steering(function, {t.op for t in function.inputs}):
+        taken = scope.taken
+        if operation.type in (*_IFS, *_CASES) and _unguarded(function, {t.op for t in function.inputs}):
             choice = scope.resolve(operation.inputs[0])
             if choice is None:
-                self._watch.unread += _steering(function, {t.op for t in function.inputs if inside.fields(t)})
+                self._watch.unread += _unguarded(function, {t.op for t in function.inputs if inside.fields(t)})
                 return
-            is_here = tf.equal(choice, place_of) if operation.type in _CASES else tf.cast(choice, tf.bool)
-            is_here = ~is_here if operation.type in _IFS and place_of else is_here
+            is_here = tf.equal(choice, branch) if operation.type in _CASES else tf.cast(choice, tf.bool)
+            is_here = ~is_here if operation.type in _IFS and branch else is_here
             taken = is_here if taken is None else taken & is_here
+        inside = inside._replace(at=operation if scope.at is None else scope.at, taken=taken)
         for inner in function.get_operations():
-            self._read(inner, at, inside, taken)
+            self._read(inner, inside)
 
 
 def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:
@@ -264,7 +274,7 @@ def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:
 
 
 def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
-    """The scope of a function that an operation of another scope calls; None if it is called in some other way."""
+    """Returns the scope of a function that an operation calls; None if its inputs are not those of the operation."""
     skipped = len(operation.inputs) - len(function.inputs)  # such as the condition of an If
     if skipped < 0:
         return None
@@ -286,33 +296,36 @@ def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
 
 
 def _is_of_model(operation: Any) -> bool:
-    """Whether an operation is a variable, or what is done with it."""
+    """Returns whether an operation is a variable, or reads or writes one."""
     return any(tensor.dtype == tf.resource for tensor in (*operation.inputs, *operation.outputs))
 
 
-def _steering(function: Any, tainted: set[Any]) -> list[str]:
-    """Names of the assertions of a function, and of the operations whose index comes from what is tainted alone."""
-    found = []
+def _unguarded(function: Any, tainted: set[Any]) -> list[str]:
+    """Returns the names of a function's assertions, and of operations whose index depends on `tainted`.
+
+    An index that also depends on a variable is left out.
+    """
+    names = []
     for operation in function.get_operations():
         if operation.type == "Assert":
-            found.append(f"'{operation.name}'")
+            names.append(f"'{operation.name}'")
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation):
                 before = ancestors(bound.inputs[0], shapes=False)
                 if bound.inputs[0].op.type not in _SAFE and before & tainted and not any(map(_is_of_model, before)):
-                    found.append(f"'{operation.name}'")
+                    names.append(f"'{operation.name}'")
         else:
             for deeper in called(operation):
                 skipped = len(operation.inputs) - len(deeper.inputs)
                 pairs = zip(deeper.inputs, operation.inputs[max(0, skipped) :], strict=False)
-                found += _steering(
+                names += _unguarded(
                     deeper, {inner.op for inner, outer in pairs if ancestors(outer, shapes=False) & tainted}
                 )
-    return found
+    return names
 
 
 def _message(operation: Any, scope: _Scope) -> str:
-    """The text of an assertion."""
+    """Returns the message of an assertion."""
     texts = []
     for tensor in operation.inputs[1:]:
         static = tf.get_static_value(tensor)

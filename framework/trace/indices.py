@@ -1,10 +1,10 @@
-"""Which operations take an index or label that must be in range, and what range that is.
+"""Knows which operations take an index or label that must be in range, and the range.
 
     for bound in BOUNDS["GatherV2"](operation):
-        bad, value = bound.outside(*bound.inputs)        # where it is out of range, and what is there
+        bad, value = bound.outside(*bound.inputs)        # where the index is out of range, and the index there
 
-Only what the kernels of a CPU raise for is out of range, such as a negative index of tf.gather: `tf.one_hot` gives
-zeros, and segment sums leave negative ids out, in every mode.
+Out of range is what CPU kernels raise for, such as a negative index of tf.gather. In every mode `tf.one_hot` gives
+zeros for such ids, and segment sums leave negative ids out: these have no bound here.
 """
 
 import functools
@@ -17,27 +17,27 @@ from framework.compat import handle_shape
 
 CLAIM = "framework: a label below "
 
-# (where it is out of range, what is there)
-Found = tuple[tf.Tensor, tf.Tensor]
+# (bool: where an index is out of range; the index)
+Outside = tuple[tf.Tensor, tf.Tensor]
 
 
 class Bound(NamedTuple):
     """One input of an operation that must be in range.
 
     Attributes:
-      inputs: tensors of the graph of the operation that `outside` takes, the index first.
-      outside: of tensors like them.
-      problem: what is wrong with a value that is outside.
+      inputs: the arguments of `outside` in the graph of the operation, the index first.
+      outside: returns where an index is out of range, and the index there.
+      problem: completes the message 'x takes 12, …' for an index out of range.
     """
 
     inputs: tuple[tf.Tensor, ...]
-    outside: Callable[..., Found]
+    outside: Callable[..., Outside]
     problem: str
 
 
-def below(index: tf.Tensor, limit: Any) -> Found:
-    """Where index is not in [0, limit); `limit` is a number, or one for each of the last dimension."""
-    # As unsigned numbers the negative ones are the largest: one comparison.
+def below(index: tf.Tensor, limit: Any) -> Outside:
+    """Returns where index is not in [0, limit); `limit` is a number, or a list of one for each last dimension."""
+    # Negative numbers are the largest as unsigned ones: one comparison is enough.
     unsigned = {tf.int32: tf.uint32, tf.int64: tf.uint64, tf.int16: tf.uint16}.get(index.dtype)
     if unsigned is None or tf.is_tensor(limit):
         return (index < 0) | (index >= tf.cast(limit, index.dtype)), index
@@ -49,11 +49,11 @@ def _range(limit: int | None, of: str) -> str:
 
 
 def _rows(index: tf.Tensor, table: tf.Tensor, shape: tf.TensorShape, axis: int, of: str = "rows") -> list[Bound]:
-    """An index along one axis of a table."""
+    """Bounds an index along one axis of a table."""
     limit = None if shape.rank is None else shape[axis]
     if limit is not None:
-        return [Bound((index,), lambda found: below(found, limit), _range(limit, of))]
-    return [Bound((index, table), lambda found, rows: below(found, tf.shape(rows)[axis]), _range(None, of))]
+        return [Bound((index,), lambda index: below(index, limit), _range(limit, of))]
+    return [Bound((index, table), lambda index, rows: below(index, tf.shape(rows)[axis]), _range(None, of))]
 
 
 def _gather(operation: Any) -> list[Bound]:
@@ -74,15 +74,15 @@ def _gather_variable(operation: Any) -> list[Bound]:
 
 
 def _places(index: tf.Tensor, shape: tf.TensorShape) -> list[Bound]:
-    """The last dimension of an index is a place in the first dimensions of a tensor."""
+    """Bounds an index whose last dimension is a place in the first dimensions of a tensor."""
     depth = index.shape[-1] if index.shape.rank else None
     if not depth or shape.rank is None or None in (limits := shape[:depth].as_list()):
         return []
-    return [Bound((index,), lambda found: below(found, limits), f"which is no place in a tensor of shape {shape}")]
+    return [Bound((index,), lambda index: below(index, limits), f"which is no place in a tensor of shape {shape}")]
 
 
 def _is_lenient(operation: Any) -> bool:
-    """Whether an operation was told to pass over bad indices."""
+    """Returns whether an operation ignores indices out of range, as it was told to."""
     return operation.node_def.attr["bad_indices_policy"].s == b"IGNORE"
 
 
@@ -111,7 +111,7 @@ def _claimed(operation: Any) -> list[Bound]:
     if not message.startswith(CLAIM):
         return []
     classes = int(message.removeprefix(CLAIM))
-    return [Bound((operation.inputs[0],), lambda found: below(found, classes), _range(classes, "classes"))]
+    return [Bound((operation.inputs[0],), lambda labels: below(labels, classes), _range(classes, "classes"))]
 
 
 def _segments(operation: Any) -> list[Bound]:
@@ -119,7 +119,7 @@ def _segments(operation: Any) -> list[Bound]:
     count = tf.get_static_value(count)
     if count is None:
         return []
-    return [Bound((ids,), lambda found: (found >= int(count), found), f"which is not below the {count} segments")]
+    return [Bound((ids,), lambda ids: (ids >= int(count), ids), f"which is not below the {count} segments")]
 
 
 def _sparse_segments(operation: Any) -> list[Bound]:
@@ -127,7 +127,7 @@ def _sparse_segments(operation: Any) -> list[Bound]:
 
 
 def _picked(operation: Any) -> list[Bound]:
-    """x[i] of tf.strided_slice, with i a tensor."""
+    """Bounds the tensor i of x[i], a tf.strided_slice."""
     source, begin = operation.inputs[:2]
     masks = {name: operation.get_attr(f"{name}_mask") for name in ("shrink_axis", "new_axis", "ellipsis")}
     count = begin.shape[0]
@@ -137,7 +137,7 @@ def _picked(operation: Any) -> list[Bound]:
     def has(name: str, place: int) -> bool:
         return bool(masks[name] >> place & 1)
 
-    found = []
+    bounds = []
     for place in range(count):
         if not has("shrink_axis", place):
             continue
@@ -149,11 +149,11 @@ def _picked(operation: Any) -> list[Bound]:
         limit = source.shape[axis]
         if limit is not None:
             outside = functools.partial(_around, place=place, limit=limit)
-            found.append(Bound((begin,), outside, f"which is none of -{limit} to {limit - 1}"))
-    return found
+            bounds.append(Bound((begin,), outside, f"which is none of -{limit} to {limit - 1}"))
+    return bounds
 
 
-def _around(begin: tf.Tensor, place: int, limit: int) -> Found:
+def _around(begin: tf.Tensor, place: int, limit: int) -> Outside:
     index = begin[place]
     return (index < -limit) | (index >= limit), index
 
@@ -164,7 +164,7 @@ def _sliced(operation: Any) -> list[Bound]:
         return []
     limits = source.shape.as_list()
 
-    def outside(begin: tf.Tensor, size: tf.Tensor) -> Found:
+    def outside(begin: tf.Tensor, size: tf.Tensor) -> Outside:
         end = begin + tf.maximum(size, 0)
         return (begin < 0) | (end > tf.constant(limits, end.dtype)), begin
 
@@ -176,19 +176,19 @@ def _reversed(operation: Any) -> list[Bound]:
     limit = source.shape[operation.get_attr("seq_dim")] if source.shape.rank else None
     if limit is None:
         return []
-    return [Bound((lengths,), lambda found: below(found, limit + 1), f"which is no length of at most {limit}")]
+    return [Bound((lengths,), lambda lengths: below(lengths, limit + 1), f"which is no length of at most {limit}")]
 
 
 def _divided(operation: Any) -> list[Bound]:
     by = operation.inputs[1]
     if not by.dtype.is_integer:
         return []
-    return [Bound((by,), lambda found: (tf.equal(found, 0), found), "by which whole numbers cannot be divided")]
+    return [Bound((by,), lambda by: (tf.equal(by, 0), by), "by which whole numbers cannot be divided")]
 
 
 def _numbers(operation: Any) -> list[Bound]:
     problem = f"which is not finite: {tf.compat.as_str(operation.get_attr('message'))}"
-    return [Bound((operation.inputs[0],), lambda found: (~tf.math.is_finite(found), found), problem)]
+    return [Bound((operation.inputs[0],), lambda value: (~tf.math.is_finite(value), value), problem)]
 
 
 def _of(kind: Callable[[Any], list[Bound]], names: Sequence[str]) -> dict[str, Callable[[Any], list[Bound]]]:
