@@ -1,1 +1,1 @@
-"""Where a run computes: devices and strategies, the cluster of its processes, and the replicas that share a step."""
+"""Devices and strategies of a run, the cluster of its processes, and the replicas that share a step."""

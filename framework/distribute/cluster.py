@@ -1,12 +1,12 @@
-"""Several processes: who they are, and whether all of them are there before anything waits for them.
+"""The processes of a run, and a rendezvous that names the ones that are missing.
 
-    cluster = resolve(os.environ)              # TF_CONFIG, or what Slurm sets
-    cluster.rendezvous(timeout_seconds=120)    # returns on all workers at once, or says who is missing
+    cluster = resolve(os.environ)              # from TF_CONFIG, or from what Slurm sets
+    cluster.rendezvous(timeout_seconds=120)    # returns on all workers at once, or names the missing ones
 
-    cluster = resolve_servers(os.environ)      # TF_CONFIG with a chief, workers and parameter servers
-    cluster.await_servers(timeout_seconds=120) # on the chief: returns when all of them serve, or says who does not
+    cluster = resolve_servers(os.environ)      # from TF_CONFIG with a chief, workers and parameter servers
+    cluster.await_servers(timeout_seconds=120) # on the chief: returns once all serve, or names the missing ones
 
-Nothing here imports TensorFlow, whose own start waits for an absent worker without a word.
+TensorFlow would wait for an absent worker without a word. Nothing here imports TensorFlow.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ _SERVERS_EXAMPLE = (
     'Set e.g. TF_CONFIG=\'{"cluster": {"chief": ["host0:2222"], "worker": ["host1:2222", "host2:2222"], "ps":'
     ' ["host3:2222"]}, "task": {"type": "chief", "index": 0}}\'.'
 )
-LOCAL_WORKERS = "FRAMEWORK_LOCAL_WORKERS"  # in the environment of those that --local_workers starts: how many
-_SLURM_PORT = 12_222
+LOCAL_WORKERS = "FRAMEWORK_LOCAL_WORKERS"  # environment variable of workers that --local_workers starts: how many
+_SLURM_PORT = 12_222  # of the first worker of a node; the next one has the next port
 _LAST_PORT = 65_535
-_LOST_SECONDS = 5.0  # without a chief: it restarts, or is between two listeners
+_LOST_SECONDS = 5.0  # without a chief: shorter gaps are a restart, or the change from one listener to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Cluster:
     """The processes of a run.
 
     Attributes:
-      tasks: 'host:port' of each.
-      index: which of them this process is; 0 is the chief, which writes.
-      servers: how many of the last ones are parameter servers. With these the chief is no worker; without, all are.
+      tasks: 'host:port' of each process.
+      index: place of this process among them; 0 is the chief, which writes the run folder.
+      servers: number of parameter servers, which are the last of the tasks. If there are some, the chief computes no
+        steps; without any, every process is a worker.
     """
 
     tasks: tuple[str, ...]
@@ -48,19 +49,19 @@ class Cluster:
     servers: int = 0
 
     def tf_config(self) -> str:
-        """As TensorFlow reads it from the environment."""
+        """Returns TF_CONFIG as TensorFlow reads it from the environment of this process."""
         kind, index = self.role(self.index)
         return json.dumps({"cluster": self.jobs(), "task": {"type": kind, "index": index}}, sort_keys=True)
 
     def jobs(self) -> dict[str, list[str]]:
-        """{'worker': ['host:port', …]}, or those of chief, worker and ps."""
+        """Returns {'worker': ['host:port', …]}, or the same with 'chief', 'worker' and 'ps'."""
         jobs: dict[str, list[str]] = {}
         for index, task in enumerate(self.tasks):
             jobs.setdefault(self.role(index)[0], []).append(task)
         return jobs
 
     def role(self, index: int) -> tuple[str, int]:
-        """What a process is, and which of these: ('worker', 1)."""
+        """Returns the job of a process and its place in that job: ('worker', 1)."""
         first = len(self.tasks) - self.servers
         if not self.servers:
             return "worker", index
@@ -69,15 +70,15 @@ class Cluster:
         return ("worker", index - 1) if index < first else ("ps", index - first)
 
     def name(self, index: int) -> str:
-        """'worker 1', or 'chief' where there is one beside the workers."""
+        """Returns the name of a process in messages: 'worker 1', 'ps 0', or 'chief' beside the workers."""
         kind, number = self.role(index)
         return kind if kind == "chief" else f"{kind} {number}"
 
     def rendezvous(self, timeout_seconds: float) -> None:
-        """Waits until every worker is there; the chief counts them on its own port, and lets all go at once.
+        """Waits until every worker has started: workers report to the chief's port, and it answers all at once.
 
         Raises:
-          UserError: a port is in use, or a worker did not come in time (the chief says which).
+          UserError: a port is in use, or a worker did not start in time (the chief names it).
         """
         deadline = time.monotonic() + timeout_seconds
         with self._listening() as own:
@@ -87,6 +88,7 @@ class Cluster:
         self._report_to_chief(deadline, timeout_seconds)
 
     def _listening(self) -> socket.socket:
+        """Returns a socket that listens on the port of this process."""
         own = socket.socket()
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port = int(self.tasks[self.index].rpartition(":")[2])
@@ -102,15 +104,16 @@ class Cluster:
         return own
 
     def _await_workers(self, own: socket.socket, deadline: float, timeout_seconds: float) -> None:
+        """Waits for the report of every other worker, and answers all of them."""
         here: dict[int, socket.socket] = {}
         try:
             while missing := {*range(1, len(self.tasks))} - here.keys():
                 own.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     connection, _ = own.accept()
-                except OSError:  # nobody came
+                except OSError:  # no report in time
                     raise self._missing(missing, timeout_seconds) from None
-                index = _said_by(connection)
+                index = _reported_index(connection)
                 if index in missing:
                     here[index] = connection
                 else:
@@ -122,14 +125,14 @@ class Cluster:
                 connection.close()
 
     def _report_to_chief(self, deadline: float, timeout_seconds: float) -> None:
+        """Reports to the chief until it answers."""
         host, _, port = self.tasks[0].rpartition(":")
         while True:
             try:
                 with socket.create_connection((host, int(port)), timeout=1) as chief:
                     chief.sendall(str(self.index).encode())
-                    chief.settimeout(
-                        max(0.01, deadline - time.monotonic() + 1)
-                    )  # the chief gives up first, and says why
+                    # A second longer than the chief, which gives up first and says why.
+                    chief.settimeout(max(0.01, deadline - time.monotonic() + 1))
                     if chief.recv(2) == b"go":
                         return
             except OSError:
@@ -139,10 +142,10 @@ class Cluster:
             time.sleep(0.1)
 
     def await_servers(self, timeout_seconds: float) -> None:
-        """On the chief: waits until every other process listens.
+        """Waits, on the chief, until every other process listens.
 
         Raises:
-          UserError: its own port is in use, or a process does not listen in time.
+          UserError: the chief's port is in use, or a process does not listen in time.
         """
         self.check_port()
         deadline = time.monotonic() + timeout_seconds
@@ -153,10 +156,10 @@ class Cluster:
             time.sleep(0.1)
 
     def outlive_chief(self, timeout_seconds: float) -> None:
-        """On the others: waits until the chief has been there, and is gone.
+        """Waits, on the other processes, until the chief has started and ended.
 
         Raises:
-          UserError: it did not come in time.
+          UserError: the chief did not start in time.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_open(self.tasks[0]):
@@ -170,7 +173,7 @@ class Cluster:
                 seen = time.monotonic()
 
     def check_port(self) -> None:
-        """Raises UserError if another process listens on the port of this one."""
+        """Raises UserError if another process listens on the port of this process."""
         self._listening().close()
 
     def _missing(self, missing: Iterable[int], timeout_seconds: float) -> UserError:
@@ -189,7 +192,7 @@ class Cluster:
 
 
 def is_open(address: str) -> bool:
-    """Whether somebody listens at 'host:port'."""
+    """Returns whether a process listens at 'host:port'."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=1).close()
@@ -198,8 +201,8 @@ def is_open(address: str) -> bool:
     return True
 
 
-def _said_by(connection: socket.socket) -> int:
-    """Which worker it is; -1 for a stranger, or one that died meanwhile."""
+def _reported_index(connection: socket.socket) -> int:
+    """Returns the index that a worker reports; -1 if it is no worker, or died meanwhile."""
     connection.settimeout(1)
     try:
         return int(connection.recv(16))
@@ -208,10 +211,10 @@ def _said_by(connection: socket.socket) -> int:
 
 
 def resolve(environment: Mapping[str, str]) -> Cluster:
-    """The cluster that TF_CONFIG describes, or that Slurm started.
+    """Returns the cluster of workers that TF_CONFIG describes, or that Slurm started.
 
     Raises:
-      UserError: neither is there, or TF_CONFIG is not what it should be.
+      UserError: the environment has neither, or TF_CONFIG is wrong.
     """
     if "TF_CONFIG" in environment:
         return _from_tf_config(environment["TF_CONFIG"])
@@ -224,10 +227,10 @@ def resolve(environment: Mapping[str, str]) -> Cluster:
 
 
 def resolve_servers(environment: Mapping[str, str]) -> Cluster:
-    """The cluster of chief, workers and parameter servers that TF_CONFIG describes.
+    """Returns the cluster of chief, workers and parameter servers that TF_CONFIG describes.
 
     Raises:
-      UserError: it is not there, or not what it should be.
+      UserError: TF_CONFIG is missing or wrong.
     """
     if "TF_CONFIG" not in environment:
         raise UserError(
@@ -260,7 +263,7 @@ def _from_tf_config(text: str) -> Cluster:
 
 
 def _parsed(text: str, kinds: Sequence[str], example: str) -> tuple[dict[str, list[str]], Any, Any]:
-    """({kind: addresses}, type and index of this process's task)."""
+    """Returns ({job: addresses}, job and index of this process) of TF_CONFIG, which must have the jobs `kinds`."""
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -286,7 +289,7 @@ def _parsed(text: str, kinds: Sequence[str], example: str) -> tuple[dict[str, li
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:
-    """One worker a task; those of one node have ports of their own."""
+    """Returns a cluster with a worker for each Slurm task; workers of one node have consecutive ports."""
     names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST", "SLURM_PROCID")
     try:
         tasks, hosts = _slurm_counts(environment[names[0]]), _slurm_hosts(environment[names[1]])
@@ -299,10 +302,10 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster:
 
 
 def _slurm_counts(text: str) -> list[int]:
-    """[2, 2, 1] of '2(x2),1'."""
+    """Returns the tasks of each node: [2, 2, 1] for '2(x2),1'."""
     counts: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+    for group in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group)
         if match is None:
             raise UserError(
                 f"SLURM_STEP_TASKS_PER_NODE={text!r} is not understood. Set TF_CONFIG on each worker instead."
@@ -312,7 +315,7 @@ def _slurm_counts(text: str) -> list[int]:
 
 
 def _slurm_hosts(text: str) -> list[str]:
-    """['n1', 'n08', 'n09'] of 'n1,n[08-09]'; one bracket a name, which is what Slurm writes for a row of nodes."""
+    """Returns the nodes: ['n1', 'n08', 'n09'] for 'n1,n[08-09]'. A name has one bracket at most, as Slurm writes it."""
     hosts: list[str] = []
     for name in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,]*)?", text):
         match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", name)

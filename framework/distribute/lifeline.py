@@ -1,10 +1,10 @@
-"""Processes that end with the one that started them, also if that one is killed by `kill -9`.
+"""Child processes that end with their parent, even if the parent is killed by `kill -9`.
 
     process = Process([sys.executable, 'launch.py', …])      # in the parent: a subprocess.Popen
     lifeline.hold()                                          # in the child, before anything else
 
-The child holds one end of a pipe, and only the parent the other. The system closes it whatever the parent dies of, and
-the child, which waits for that in a thread, kills its process group: itself and all that it has started.
+The child holds one end of a pipe, the parent alone the other. However the parent dies, the system closes its end. A
+thread of the child waits for that, and kills the child's process group: the child and all that it started.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_NAME = "FRAMEWORK_LIFELINE"  # in the environment of a child: the file descriptor of its end
+_NAME = "FRAMEWORK_LIFELINE"  # environment variable of a child: the file descriptor of its end of the pipe
 
 
 class Process(subprocess.Popen[Any]):
-    """A process in a session of its own, so that Ctrl-C reaches the parent alone, that does not outlive the parent.
+    """A child process that does not outlive its parent, in a session of its own: Ctrl-C reaches the parent alone.
 
     Args:
       command: runs Python code that calls `hold`.
-      environment: of the process; by default that of the parent.
+      environment: of the child; by default that of the parent.
       settings: further arguments of subprocess.Popen.
     """
 
@@ -39,29 +39,29 @@ class Process(subprocess.Popen[Any]):
             os.close(end_of_child)
 
     def end(self) -> None:
-        """Kills it, if it runs, with what it has started and left behind; returns when it is gone."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of its group is left
+        """Kills the child and all that it started, and waits until the child is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # no process of the group is left
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
         self.let_go()
 
     def let_go(self) -> None:
-        """Closes the parent's end of the pipe, which ends a process that still runs."""
+        """Closes the parent's end of the pipe, which ends a child that still runs."""
         if self._end >= 0:
             os.close(self._end)
             self._end = -1
 
 
 def hold() -> None:
-    """Makes this process end with the one that started it by `Process`; does nothing in any other."""
-    descriptor = os.environ.pop(_NAME, None)  # what this process starts has another parent
+    """Makes a process that was started by `Process` end with its parent; does nothing in other processes."""
+    descriptor = os.environ.pop(_NAME, None)  # children of this process have another parent
     if descriptor is not None:
         threading.Thread(target=_end_with, args=(int(descriptor),), name="lifeline", daemon=True).start()
 
 
 def _end_with(descriptor: int) -> None:
     with contextlib.suppress(OSError):
-        os.read(descriptor, 1)  # returns when the last process that holds the other end is gone
+        os.read(descriptor, 1)  # returns when the parent is gone
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

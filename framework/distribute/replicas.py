@@ -3,12 +3,13 @@
     replicas = make_replicas(config)                    # Replicas() is one device, without a strategy
     with replicas.scope():
         model = make_model(config)
-    batch = replicas.run(lambda index: parts[index].take(plans[index], i))     # one part on each
-    found = replicas.all_reduce_sum(local, batch, mode="xla")      # the sum, the same number everywhere
+    batch = replicas.run(lambda index: shards[index].take(plans[index], i))    # one shard on each
+    sums = replicas.all_reduce_sum(local, batch, mode="xla")       # the same numbers everywhere
 
-A step is written once, as for a single device: it runs outside of the replicas, where an assignment reaches the copy of
-a variable on each of them. What is heavy is sent to them by `run` and `total`. Measured: XLA compiles what is inside a
-replica and has no collective in it; nothing around `strategy.run` and nothing that assigns to a mirrored variable.
+A step is written once, as for a single device. It runs outside of the replicas, where an assignment reaches the copies
+of a variable on all of them; `run` and `all_reduce_sum` send the heavy work to the replicas. Measured: XLA compiles
+what is inside of a replica and has no collective, but nothing around `strategy.run` and no assignment to a mirrored
+variable.
 """
 
 import contextlib
@@ -41,20 +42,21 @@ def make_replicas(config: ConfigDict) -> "Replicas":
 
 
 class Replicas:
-    """Where the parts of a step are computed.
+    """The devices that each compute a shard of the batch in a step.
 
     Args:
       strategy: None for one device.
       comm_dtype: dtype in which gradients travel between replicas; None for their own.
 
     Attributes:
-      count: replicas of all workers.
-      here: those of this process.
-      first: index of the first of these.
+      count: number of replicas of all workers.
+      here: number of replicas of this process.
+      first: index of the first replica of this process.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None, comm_dtype: tf.DType | None = None) -> None:
-        self.strategy, self.comm_dtype = strategy, comm_dtype
+        self.strategy = strategy
+        self.comm_dtype = comm_dtype
         self.count = 1 if strategy is None else strategy.num_replicas_in_sync
         self.here = 1 if strategy is None else len(self.devices)
         resolver = getattr(strategy, "cluster_resolver", None)
@@ -68,31 +70,32 @@ class Replicas:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the chief, which writes the run folder."""
         return self.first == 0
 
     @property
     def is_local(self) -> bool:
-        """Whether all replicas are of this process, so that it may call the model by itself."""
+        """Whether this process has all replicas, so that it may call the model by itself."""
         return self.count == self.here
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Variables made in here have a copy on every replica."""
+        """Returns a context in which new variables get a copy on every replica."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def counter_scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Counters are one, beside the replicas."""
+        """Returns a context for counters, of which there is one beside the replicas."""
         return contextlib.nullcontext()
 
     def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
-        """Calls fn(index, *args) on every replica; `index` is its place among all, an int.
+        """Calls fn(index, *args) on every replica; `index` is the place of the replica among all, an int.
 
         Args:
-          args: nests of tensors, or of what an earlier `run` returned, of which each replica gets its own.
-          mode: 'xla' makes what each replica does a program of its own.
+          fn: the function.
+          args: nests of tensors, or of results of an earlier `run`, of which each replica gets its own.
+          mode: 'xla' makes the call on each replica an XLA program.
 
         Returns:
-          what the replicas returned, each its own; opaque to all but `run`, `total` and `gather` if they are several.
+          the results of the replicas. Several are opaque: pass them on to `run`, `all_reduce_sum` or `gather`.
         """
         if self.strategy is None:
             on_device = functools.partial(fn, 0)
@@ -100,7 +103,7 @@ class Replicas:
         scope, start = rng.current(), rng.save_counters()
 
         def on_replica(*args: Any) -> Any:
-            # Each replica traces in a thread of its own, where no scope is open yet.
+            # Each replica traces in a thread of its own, in which no scope is open.
             with rng.entered(scope, start):
                 index = self._index()
                 if mode != "xla":
@@ -110,29 +113,28 @@ class Replicas:
         return self.strategy.run(on_replica, args=args)
 
     def all_reduce_sum(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
-        """The sum over replicas of the nests of tensors that fn(index, *args) returns; one message for each dtype."""
+        """Returns the sum over replicas of the nests of tensors that fn(index, *args) returns: a message a dtype."""
         if self.count == 1:
             return self.run(fn, *args, mode=mode)
-        returned: list[Any] = []
+        layouts: list[Any] = []
 
         def packed(index: int, *args: Any) -> dict[str, tf.Tensor]:
             specs, vectors = _packed(fn(index, *args))
-            returned.append(specs)
+            layouts.append(specs)
             return vectors
 
-        assert self.strategy is not None
         vectors = self.run(packed, *args, mode=mode)
-        return _unpacked(returned[-1], {name: self._summed(vector) for name, vector in vectors.items()})
+        return _unpacked(layouts[-1], {name: self._summed(vector) for name, vector in vectors.items()})
 
     def gather(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
-        """What fn(index, *args) returns, of all replicas one after the other: [part, …] -> [batch, …]."""
-        found = self.run(fn, *args, mode=mode)
+        """Returns the concatenated results of fn(index, *args) on all replicas: [shard, …] -> [batch, …]."""
+        results = self.run(fn, *args, mode=mode)
         if self.strategy is None or self.count == 1:
-            return found
-        return tf.nest.map_structure(lambda value: self.strategy.gather(value, axis=0), found)
+            return results
+        return tf.nest.map_structure(lambda value: self.strategy.gather(value, axis=0), results)
 
     def broadcast(self, fn: Callable[[Any], Any], nest: Any) -> None:
-        """Calls fn(nest) on every replica, where it changes variables; the tensors travel in one message a dtype."""
+        """Calls fn(nest) on every replica, to change variables there; the tensors travel in one message a dtype."""
         if self.here == 1:
             self.run(lambda index: fn(nest))
             return
@@ -140,20 +142,20 @@ class Replicas:
         self.run(lambda index: fn(_unpacked(specs, vectors)))
 
     def sync_mean(self, variables: Iterable[tf.Variable]) -> None:
-        """Sets what each replica moved by itself, such as BatchNorm's averages, to the mean over replicas."""
-        moved = [v for v in variables if v.synchronization == tf.VariableSynchronization.ON_READ]
-        if self.count == 1 or not moved:
+        """Sets variables that each replica changes by itself, such as BatchNorm's averages, to their mean."""
+        local = [v for v in variables if v.synchronization == tf.VariableSynchronization.ON_READ]
+        if self.count == 1 or not local:
             return
-        sums = self.all_reduce_sum(lambda index: [variable.read_value() for variable in moved])
+        sums = self.all_reduce_sum(lambda index: [variable.read_value() for variable in local])
         means = [tf.cast(value / self.count, value.dtype) for value in sums]
-        self.broadcast(lambda means: [v.assign(mean) for v, mean in zip(moved, means, strict=True)], means)
+        self.broadcast(lambda means: [v.assign(mean) for v, mean in zip(local, means, strict=True)], means)
 
     def redundant(self) -> "Replicas":
-        """Replicas that do the work of a single one: each the whole of it, and the first one's result counts."""
-        return _Alone(self.strategy)
+        """Returns replicas that each compute the whole batch instead of a shard; the result of the first counts."""
+        return _Redundant(self.strategy)
 
     def all_workers(self, value: int, most: bool) -> int:
-        """The largest (or least) of a number below 2**24 that each worker has; every worker must ask."""
+        """Returns the largest (or smallest) of a number below 2**24 that each worker gives; all workers must call."""
         if self.strategy is None or self.count == self.here:
             return value
         places = self._by_worker(tf.constant(value, tf.float32))
@@ -161,7 +163,7 @@ class Replicas:
 
     @functools.cached_property
     def _by_worker(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A number of each worker -> [workers], by a sum in which each has a place of its own."""
+        """Returns a function from the number of each worker to all of them, [workers], by a sum of one-hot vectors."""
         workers = self.count // self.here
 
         def places(index: int, value: tf.Tensor) -> tf.Tensor:
@@ -170,7 +172,7 @@ class Replicas:
         return tf.function(lambda value: self.all_reduce_sum(places, value), autograph=False)
 
     def chief_first(self, fn: Callable[[], object]) -> None:
-        """Calls `fn` on the chief, and then on the other workers, which see what it left on disk."""
+        """Calls `fn` on the chief, and then on the other workers, which see the files that the chief wrote."""
         if self.is_chief:
             fn()
         self.all_workers(0, most=True)
@@ -179,9 +181,9 @@ class Replicas:
             logging.info("worker with replicas from %d on: ready", self.first)
 
     def _summed(self, values: Any) -> tf.Tensor:
-        """The sum over replicas of what `run` returned."""
+        """Returns the sum over replicas of a result of `run`."""
         assert self.strategy is not None
-        # To the devices it comes from: to a single other one, as `strategy.reduce` does, nothing is all-reduced.
+        # Reduced to the devices of the replicas: to a single one, as `strategy.reduce` does, is no all-reduce.
         return self.strategy.experimental_local_results(self.strategy.extended.reduce_to("SUM", values, values))[0]
 
     def _index(self) -> int:
@@ -190,10 +192,10 @@ class Replicas:
 
 
 class ParameterServers(Replicas):
-    """One replica whose weights, slots and counter of updates lie on other processes; any worker computes it.
+    """One replica, computed by any worker, whose weights, slots and counter of updates lie on parameter servers.
 
     Attributes:
-      coordinator: sends a step to a worker that is free, and again to another if that one is lost.
+      coordinator: sends a step to a free worker, and to another one if that worker is lost.
     """
 
     def __init__(self, strategy: tf.distribute.ParameterServerStrategy) -> None:
@@ -203,30 +205,30 @@ class ParameterServers(Replicas):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where this is called: on a worker, or on the chief that evaluates."""
+        """The device of the process that asks: a worker, or the chief that evaluates."""
         return ("",)
 
     @property
     def is_local(self) -> bool:
-        """It is not: variables lie on other processes."""
+        """False: the variables lie on other processes."""
         return False
 
     def counter_scope(self) -> contextlib.AbstractContextManager[Any]:
-        """A schedule reads the counter of updates on a worker."""
+        """Returns `scope()`: schedules read the counter of updates on workers."""
         return self.scope()
 
     def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
-        """See `Replicas.run`; `mode` is 'graph', as XLA cannot read what lies on another device."""
+        """Calls fn(0, *args); `mode` must be 'graph', because XLA cannot read variables of another device."""
         with tf.distribute.ReplicaContext(self.strategy, 0):  # tf_keras' optimizers ask for one
             return fn(0, *args)
 
     def redundant(self) -> Replicas:
-        """Itself: it is."""
+        """Returns itself: there is one replica."""
         return self
 
 
-class _Alone(Replicas):
-    """See `Replicas.redundant`."""
+class _Redundant(Replicas):
+    """The result of `Replicas.redundant`."""
 
     def __init__(self, strategy: tf.distribute.Strategy | None) -> None:
         super().__init__(strategy)
@@ -234,35 +236,36 @@ class _Alone(Replicas):
         self.first = 0
 
     def run(self, fn: Callable[..., Any], *args: Any, mode: str = "graph") -> Any:
-        def alone(*args: Any) -> Any:
-            with _alone():
+        def whole(*args: Any) -> Any:
+            with _whole_batch():
                 return fn(*args)
 
-        found = super().run(alone, *args, mode=mode)
+        results = super().run(whole, *args, mode=mode)
         if self.strategy is None:
-            return found
-        return tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], found)
+            return results
+        return tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], results)
 
     def _index(self) -> int:
         return 0
 
 
-def is_alone() -> bool:
-    """Whether this is traced or run by a replica that has the whole batch, as all others do: nothing is to be added."""
-    return getattr(_local, "is_alone", False)
+def is_redundant() -> bool:
+    """Returns whether a replica of `Replicas.redundant` traces or runs, which has the whole batch."""
+    return getattr(_local, "is_redundant", False)
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    before, _local.is_alone = is_alone(), True
+def _whole_batch() -> Iterator[None]:
+    before = is_redundant()
+    _local.is_redundant = True
     try:
         yield
     finally:
-        _local.is_alone = before
+        _local.is_redundant = before
 
 
 def _packed(nest: Any) -> tuple[Any, dict[str, tf.Tensor]]:
-    """A nest of tensors as that of their specs, and one vector for each dtype."""
+    """Returns a nest of tensors as a nest of their specs, and one vector for each dtype."""
     flat = [tf.convert_to_tensor(value) for value in tf.nest.flatten(nest)]
     specs = tf.nest.pack_sequence_as(nest, [tf.TensorSpec(x.shape, x.dtype) for x in flat])
     dtypes = sorted({x.dtype.name for x in flat})
@@ -270,7 +273,7 @@ def _packed(nest: Any) -> tuple[Any, dict[str, tf.Tensor]]:
 
 
 def _unpacked(specs: Any, vectors: dict[str, tf.Tensor]) -> Any:
-    """Tensors like `specs`, cut from one vector for each dtype."""
+    """Returns the nest of tensors that `_packed` made into specs and vectors."""
     places = dict.fromkeys(vectors, 0)
     flat = []
     for spec in tf.nest.flatten(specs):

@@ -40,7 +40,7 @@ def all_gather(features: tf.Tensor) -> tf.Tensor:
         loss.needs_collectives = True
     """
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1 or replicas.is_alone():
+    if context is None or context.num_replicas_in_sync == 1 or replicas.is_redundant():
         return features
     return context.all_gather(features, axis=0)
 
@@ -48,6 +48,6 @@ def all_gather(features: tf.Tensor) -> tf.Tensor:
 def gather_offset(features: tf.Tensor) -> tf.Tensor:
     """int32 scalar: the place that the first of this replica's examples has among those of `all_gather`."""
     context = tf.distribute.get_replica_context()
-    is_one = context is None or context.num_replicas_in_sync == 1 or replicas.is_alone()
+    is_one = context is None or context.num_replicas_in_sync == 1 or replicas.is_redundant()
     index = 0 if is_one else context.replica_id_in_sync_group
     return index * tf.shape(features)[0]
