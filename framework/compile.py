@@ -1,11 +1,11 @@
-"""The one helper through which everything is compiled.
+"""Compiles functions by `train.compile` and counts how often TensorFlow traces and XLA compiles them.
 
     block = Compiled(train_block, mode='xla', name='train')
     block(k)
     block.traces, block.compilations        # 1, 1: a healthy function
 
-TensorFlow says nothing when XLA compiles a traced function again, so both are counted: traces by the Python body,
-compilations by the executable memory that a call leaves behind.
+TensorFlow does not report when XLA compiles a traced function again. So calls of the Python body count traces, and the
+executable memory that a call leaves behind counts compilations.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from framework.config.keys import KEYS
 
 MODES = tuple(mode for mode in KEYS["train.compile"].choices if mode != "auto")
 
-_HANDFUL = 6
+_HANDFUL = 6  # traces or compilations that a healthy function may have
 _STATUS = Path("/proc/self/status")
 _local = threading.local()
-_traced_by_xla = 0  # how many programs `jit` has made, in any thread: those of replicas have their own
+_traced_by_xla = 0  # programs that `jit` has made, in all threads: replicas trace in threads of their own
 
 
 def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
-    """What of a step is an XLA program by itself: 'whole', 'gradients', 'update' or nothing.
+    """Returns which stages of a step are XLA programs of their own: 'whole', 'gradients', 'update' or none.
 
     Args:
       mode: one of MODES, or 'auto', which is a graph until `tune` has chosen.
-      in_parts: the step is shared by replicas, around which XLA cannot compile.
+      in_parts: whether replicas share the step; XLA cannot compile around them.
     """
     if mode == "xla":
         return ("gradients",) if in_parts else ("whole",)
@@ -39,7 +39,7 @@ def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
 
 
 def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` as an XLA program of its own inside of a graph; made anew for each trace, it is traced once."""
+    """Returns `fn` as an XLA program inside of the current graph. Call it once: each trace makes its own."""
 
     def traced(*args: Any) -> Any:
         global _traced_by_xla
@@ -51,7 +51,7 @@ def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_in_xla() -> bool:
-    """Whether what this thread traces becomes part of an XLA program of `jit` or `Compiled`."""
+    """Returns whether this thread traces a part of an XLA program of `jit` or `Compiled`."""
     return getattr(_local, "is_in_xla", False)
 
 
@@ -65,24 +65,27 @@ def _in_xla(is_so: bool = True) -> Iterator[None]:
 
 
 class Compiled:
-    """`fn` compiled by `mode`: a tf.function, of which XLA compiles what `programs` says, or 'eager' (as it is).
+    """A function compiled by `mode`: a tf.function whose stages in `programs` XLA compiles, or as it is (eager).
 
     Attributes:
       mode: one of MODES.
-      programs: what of `fn` the mode makes an XLA program; all but 'whole' is made by `fn` itself, with `jit`.
-      traces: times the Python body was traced; under 'eager', 0.
-      compilations: calls in which XLA compiled; None where that cannot be seen (no /proc).
-      calls: all of them.
+      programs: the stages that are XLA programs; `fn` makes all but 'whole' itself, with `jit`.
+      traces: how often the Python body was traced; 0 in mode 'eager'.
+      compilations: number of calls in which XLA compiled; None if that cannot be seen (without /proc).
+      calls: number of calls.
     """
 
     def __init__(self, fn: Callable[..., Any], mode: str, name: str, in_parts: bool = False) -> None:
         mode = "graph" if mode == "auto" else mode
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {MODES}")
-        self.mode, self.name, self.programs = mode, name, programs(mode, in_parts)
-        self.traces = self.calls = 0
+        self.mode = mode
+        self.name = name
+        self.programs = programs(mode, in_parts)
+        self.traces = 0
+        self.calls = 0
         self.compilations: int | None = None if self.programs and not _STATUS.exists() else 0
-        # A graph may have a program too, such as that of a large loss; whoever traces it finds out.
+        # A graph may have a program too, such as that of a large loss; `traced` notices.
         self._has_programs = bool(self.programs)
 
         compiled = "whole" in self.programs
@@ -95,32 +98,32 @@ class Compiled:
             self._has_programs |= _traced_by_xla > before
             return result
 
-        # Autograph stays off: loops are written with tf.while_loop, so what is compiled is what is read.
+        # Without autograph: loops are written with tf.while_loop, so the code reads as it is compiled.
         self._make = lambda: tf.function(traced, jit_compile=compiled or None, autograph=False)
         self.function = None if mode == "eager" else self._make()
         self._fn = fn
 
     def forget(self) -> None:
-        """Makes the next call trace anew: what was traced computes with constants that are others now."""
+        """Makes the next call trace again, after values changed that the trace holds as constants."""
         if self.function is not None and self.traces:
             self.function, self.traces, self.calls = self._make(), 0, 0
             self.compilations = None if self.compilations is None else 0
 
     @property
     def has_recompiled(self) -> bool:
-        """Whether once was not enough."""
+        """Whether the function was traced or compiled more than once."""
         return max(self.traces, self.compilations or 0) > 1
 
     @property
     def keeps_compiling(self) -> bool:
-        """Whether it was compiled more than a handful of times, and not seldom."""
+        """Whether the function is compiled too often: more than a handful of times, and in every fourth call."""
         return max(self.traces, self.compilations or 0) > max(_HANDFUL, self.calls / 4)
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
         if self.function is None:
             return self._fn(*args)
-        # Without programs not: what else makes code, such as oneDNN, is no compilation.
+        # Other libraries, such as oneDNN, make code too: a function without XLA programs has no compilations.
         looks = _STATUS.exists() and (self._has_programs or not self.traces)
         before = _executable_kilobytes() if looks else 0
         result = self.function(*args)
@@ -130,6 +133,6 @@ class Compiled:
 
 
 def _executable_kilobytes() -> int:
-    """Size of this process's executable mappings, where XLA's CPU compiler puts its code (30 microseconds a look)."""
+    """Returns the size of this process's executable memory, where XLA puts CPU code, in 30 microseconds."""
     with _STATUS.open("rb") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(b"VmLib:"))

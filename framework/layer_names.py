@@ -1,11 +1,11 @@
-"""Whether a layer's name is its user's or Keras' own: `dense_2` may be either.
+"""Tells the names that users give to layers from those that Keras makes up: `dense_2` may be either.
 
-    keras.layers.Dense(3)                    # is_own: False; Keras numbers it by what the process made before
-    keras.layers.Dense(3, name="dense_2")    # is_own: True
+    is_own(keras.layers.Dense(3))                    # False: Keras numbers the layers that a process makes
+    is_own(keras.layers.Dense(3, name="dense_2"))    # True
 
-Keras does not keep the difference, so a name is noted when it is set, from the import of this module on, and lasts in
-copies (`clone_model`, `from_config` of a `get_config`). Of a layer that was made before, what Keras does keep decides:
-the arguments of simple calls, and which names it was given. A name read from a file is Keras' own if it looks so.
+Keras does not record the difference. From its import on, this module does, whenever Keras sets a name; the record
+passes to copies (`clone_model`, `from_config` of a `get_config`). For layers made before the import, the constructor
+arguments and the names that Keras saw decide. A name read from a file counts as Keras' own if it looks like one.
 """
 
 import functools
@@ -19,15 +19,15 @@ import tf_keras as keras
 
 from framework import compat
 
-_NOTED = "_name_of_keras"  # attribute of a layer: a name that Keras made up or copied
+_NOTED = "_name_of_keras"  # attribute of a layer: the name that Keras made up or copied
 
 
 class _OwnName(str):
-    """A name that code gave a layer, although Keras might have made it up; goes where the name goes."""
+    """A name that a user gave, although it looks like one of Keras'; the type passes to copies with the name."""
 
 
 def class_name(layer: keras.layers.Layer) -> str:
-    """The class in snake case, by Keras' own rule: what a name that it makes up begins with."""
+    """Returns a layer's class in snake case, by Keras' rule: the start of each name that Keras makes up."""
     # Keras makes functional models of a hidden class and names them after the public one.
     kind = "Model" if type(layer).__name__ == "Functional" else type(layer).__name__
     automatic = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)).lower()
@@ -35,12 +35,12 @@ def class_name(layer: keras.layers.Layer) -> str:
 
 
 def looks_made_up(layer: keras.layers.Layer) -> bool:
-    """Whether Keras might have made up the name."""
+    """Returns whether Keras might have made up the name of a layer."""
     return re.fullmatch(rf"{re.escape(class_name(layer))}(_\d+)?", layer.name) is not None
 
 
 def is_own(layer: keras.layers.Layer) -> bool:
-    """Whether the user gave the name."""
+    """Returns whether the user gave a layer its name."""
     if isinstance(layer.name, _OwnName) or not looks_made_up(layer):
         return True
     if hasattr(layer, _NOTED):
@@ -53,6 +53,8 @@ def is_own(layer: keras.layers.Layer) -> bool:
 
 
 def _noting(set_name: Callable[..., None]) -> Callable[..., None]:
+    """Returns Keras' method `set_name`, which then also records whose name was set."""
+
     @functools.wraps(set_name)
     def noting(self: Any, name: str | None, *args: Any, **kwargs: Any) -> None:
         set_name(self, name, *args, **kwargs)
@@ -65,7 +67,7 @@ def _noting(set_name: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_copied(layer: Any, frame: FrameType | None) -> bool:
-    """Whether a layer is made by Keras, or by a `from_config`, whose name is that of another."""
+    """Returns whether Keras or a `from_config` constructs a layer, so that its name is that of another layer."""
     while frame is not None and _is_making(frame, layer):
         frame = frame.f_back
     is_keras = frame is not None and str(frame.f_globals.get("__name__")).startswith("tf_keras.")
@@ -73,7 +75,7 @@ def _is_copied(layer: Any, frame: FrameType | None) -> bool:
 
 
 def _is_making(frame: FrameType, layer: Any) -> bool:
-    """Whether a call is one of the constructors of `layer`, or wrapped around one."""
+    """Returns whether a frame is a constructor of `layer`, or a wrapper around one."""
     values = [*frame.f_locals.values(), *(frame.f_locals.get("args") or ())]
     return any(value is layer for value in values)
 

@@ -1,12 +1,12 @@
-"""Counter-based randomness: a draw is a pure function of (seed, stream, step, example), never of what ran before.
+"""Counter-based randomness: a draw depends on (seed, stream, step, example) alone, never on what ran before.
 
     with rng.scope(key, step, first_example=0):
         keep = rng.keep_mask('dropout', examples=tf.shape(x)[0], per_example=784, rate=0.2)   # bool [examples, 784]
 
-The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") through the op of
-TensorFlow that takes key and counter, whose words are the same in eager, graph and XLA. Key = seed ^ hash(stream);
-counter = (example, step). Each example's words start at a whole counter step, so a replica that holds examples 64..127
-of a global batch draws exactly the words that one device would have drawn for them.
+The generator is Philox 4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"), by the op of
+TensorFlow that takes key and counter and gives the same words in eager, graph and XLA. Key = seed ^ hash(stream),
+counter = (example, step). The words of each example start at a whole counter, so a replica with examples 64 to 127 of a
+global batch draws exactly the words that one device would have drawn for them.
 """
 
 import contextlib
@@ -22,16 +22,21 @@ import tensorflow as tf
 from framework import compat, moved
 from framework.compile import is_in_xla
 
-_PHILOX = 1
-_WORDS_PER_COUNT, _HALVES_PER_COUNT = 4, 8
-# Of Philox 4x32-10, by the place of the word that is multiplied.
-_ROUNDS, _MULTIPLIERS, _WEYL = 10, {0: 0xD2511F53, 2: 0xCD9E8D57}, (0x9E3779B9, 0xBB67AE85)
+_PHILOX = 1  # TensorFlow's number of the algorithm
+_WORDS_PER_COUNT = 4  # uint32 that one counter gives
+_HALVES_PER_COUNT = 8  # uint16 that one counter gives
+# Constants of Philox 4x32-10; the multipliers by the place of the word that they multiply.
+_ROUNDS = 10
+_MULTIPLIERS = {0: 0xD2511F53, 2: 0xCD9E8D57}
+_WEYL = (0x9E3779B9, 0xBB67AE85)
 
-_Words = tuple[tf.Tensor, tf.Tensor]  # low, high
+_Words = tuple[tf.Tensor, tf.Tensor]  # low and high word of a uint64
 
 
 @dataclasses.dataclass
 class _Scope:
+    """What an open scope draws with; `calls` counts the draws of each stream."""
+
     key: tf.Tensor
     step: tf.Tensor
     first_example: Any
@@ -42,18 +47,18 @@ _local = threading.local()
 
 
 def key(seed: int) -> int:
-    """A 64-bit generator key from a seed: nearby seeds give unrelated keys."""
+    """Returns the 64-bit generator key of a seed; nearby seeds have unrelated keys."""
     return int.from_bytes(hashlib.sha256(f"seed {seed}".encode()).digest()[:8], "little")
 
 
 @contextlib.contextmanager
 def scope(key: Any, step: Any, first_example: Any = 0) -> Iterator[None]:
-    """Opens the only place where layers may draw. It lives at trace time, in this thread.
+    """Lets layers draw while it is open, which they may nowhere else. A scope belongs to one trace and one thread.
 
     Args:
       key: uint64 scalar, from `key(seed)`.
       step: int64 scalar, the global step.
-      first_example: int scalar, index in the global batch of this replica's (or micro-batch's) first example.
+      first_example: int scalar, index in the global batch of the first example of this replica or micro-batch.
     """
     outer = current()
     _local.scope = _Scope(_uint64(key), _uint64(step), first_example, Counter())
@@ -67,9 +72,9 @@ def random_bits(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     """Draws uint32 words, uniform over all 2**32 values.
 
     Args:
-      stream: who draws, e.g. a layer's path. A second call with the same stream in one scope draws other words.
-      examples: int scalar, how many examples are at hand.
-      per_example: words for each.
+      stream: name of what draws, e.g. a layer's path. A second call in one scope draws other words.
+      examples: int scalar, number of examples.
+      per_example: number of words for each.
 
     Returns:
       uint32 [examples, per_example].
@@ -78,16 +83,16 @@ def random_bits(stream: str, examples: Any, per_example: int) -> tf.Tensor:
       RuntimeError: there is no open scope.
     """
     counts = -(-per_example // _WORDS_PER_COUNT)
-    drawn_by, first, step = _counter(stream, counts)
+    stream_key, first, step = _counter(stream, counts)
     shape = tf.stack([examples, counts * _WORDS_PER_COUNT])
-    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=shape, key=drawn_by[tf.newaxis], counter=tf.stack([first, step]), alg=_PHILOX, dtype=tf.uint32
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape, key=stream_key[tf.newaxis], counter=tf.stack([first, step]), alg=_PHILOX, dtype=tf.uint32
     )
-    return drawn[:, :per_example]
+    return words[:, :per_example]
 
 
 def _counter(stream: str, counts: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Key, and low and high half of the counter, uint64 scalars, of a draw that needs `counts` of each example."""
+    """Returns key, low and high half of the counter, uint64 scalars, of a draw of `counts` counters an example."""
     opened = current()
     if opened is None:
         raise RuntimeError(
@@ -95,29 +100,34 @@ def _counter(stream: str, counts: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
             " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
         )
     call = opened.calls[stream]
-    if not _is_layout():
+    if not _is_shape_inference():
         opened.calls[stream] += 1
     digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
-    drawn_by = tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))
-    return drawn_by, _uint64(opened.first_example) * tf.constant(counts, tf.uint64), opened.step
+    stream_key = tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))
+    return stream_key, _uint64(opened.first_example) * tf.constant(counts, tf.uint64), opened.step
 
 
-def _is_layout() -> bool:
-    """Whether Keras only lays a network out, in a graph of its own, as Sequential does for each new batch size.
+def _is_shape_inference() -> bool:
+    """Returns whether Keras traces only to learn shapes, as Sequential does for each new batch size.
 
-    What is drawn there is never used, and must not number the draws that are: they would depend on what ran before.
+    Such draws are never used. Counting them would make the draws that are used depend on what ran before.
     """
     return not tf.executing_eagerly() and compat.is_scratch(tf.compat.v1.get_default_graph())
 
 
 def current() -> Any:
-    """The open scope of this thread, for `entered`; None outside of one."""
+    """Returns the open scope of this thread, for `entered`; None if there is none."""
     return getattr(_local, "scope", None)
 
 
 @contextlib.contextmanager
 def entered(outer: Any, start: Counter[str]) -> Iterator[None]:
-    """Opens another thread's scope in this one, at counters of `save_counters`: replicas draw as their step does."""
+    """Opens another thread's scope in this one: replicas trace in threads of their own, and draw as their step does.
+
+    Args:
+      outer: the other thread's `current()`.
+      start: its `save_counters()`.
+    """
     before = current()
     _local.scope = None if outer is None else dataclasses.replace(outer, calls=start.copy())
     try:
@@ -129,21 +139,21 @@ def entered(outer: Any, start: Counter[str]) -> Iterator[None]:
 
 
 def is_open() -> bool:
-    """Whether a scope is open: this is traced or run as part of a step."""
+    """Returns whether a scope is open: a step is being traced or run."""
     return current() is not None
 
 
 def save_counters() -> Counter[str]:
-    """How often each stream has drawn in the open scope; empty outside of one."""
+    """Returns how often each stream has drawn in the open scope; empty without one."""
     opened = current()
     return Counter() if opened is None else opened.calls.copy()
 
 
 @contextlib.contextmanager
 def replay_from(start: Counter[str]) -> Iterator[None]:
-    """Numbers draws from saved counters on, so that what is computed a second time draws the same words.
+    """Counts draws from saved counters on, so that a second computation draws the same words as the first.
 
-    Afterwards they are numbered from where the further of the two ended.
+    On exit each stream continues at the higher of its two counts.
     """
     opened = current()
     if opened is None:
@@ -158,10 +168,10 @@ def replay_from(start: Counter[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_example(first_example: Any) -> Iterator[None]:
-    """The open scope for a part of its examples, such as a micro-batch.
+    """Narrows the open scope to some of its examples, such as a micro-batch.
 
     Args:
-      first_example: int scalar, place of the part's first example among those of the scope.
+      first_example: int scalar, index of the first of them among the examples of the scope.
     """
     outer = current()
     if outer is None:
@@ -177,22 +187,23 @@ def at_example(first_example: Any) -> Iterator[None]:
 
 
 def uniform(stream: str, examples: Any, per_example: int) -> tf.Tensor:
-    """float32 [examples, per_example] in [0, 1), multiples of 2**-24, made from words by exact arithmetic."""
+    """Draws float32 [examples, per_example] in [0, 1): multiples of 2**-24, by exact arithmetic on words."""
     top = tf.bitwise.right_shift(random_bits(stream, examples, per_example), tf.constant(8, tf.uint32))
     return tf.cast(top, tf.float32) * (2.0**-24)
 
 
 def random_bits16(stream: str, examples: Any, per_example: int) -> tf.Tensor:
-    """uint16 [examples, per_example], uniform over all 2**16 values: of each word the low half, then the high one."""
+    """Draws uint16 [examples, per_example], uniform over all 2**16 values: the low half of each word, then the high."""
     counts = -(-per_example // _HALVES_PER_COUNT)
-    drawn = tf.bitcast(random_bits(stream, examples, counts * _WORDS_PER_COUNT), tf.uint16)  # moves nothing
-    return tf.reshape(drawn, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
+    halves = tf.bitcast(random_bits(stream, examples, counts * _WORDS_PER_COUNT), tf.uint16)  # copies nothing
+    return tf.reshape(halves, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
 
 
 def keep_mask(stream: str, examples: Any, per_example: int, rate: float) -> tf.Tensor:
-    """bool [examples, per_example], False with probability `threshold(rate) / 2**16`: `random_bits16 >= threshold`.
+    """Draws bool [examples, per_example], False with probability `threshold(rate) / 2**16`, for dropout.
 
-    In XLA programs of the framework the draw of the op would be most of what dropout costs, so it is written out there.
+    The mask is `random_bits16(…) >= threshold(rate)`. In XLA programs TensorFlow's op would be most of the cost of
+    dropout, so there Philox is written out in elementwise ops, with the same bits.
     """
     if is_in_xla():
         return _keep_mask_in_xla(stream, examples, per_example, threshold(rate))
@@ -200,24 +211,24 @@ def keep_mask(stream: str, examples: Any, per_example: int, rate: float) -> tf.T
 
 
 def _keep_mask_in_xla(stream: str, examples: Any, per_example: int, least: int) -> tf.Tensor:
-    """Philox in elementwise ops, each count evaluated once; its eight comparisons wait in the bits of an integer."""
+    """Returns `keep_mask`: evaluates each counter once and keeps its eight comparisons as bits of one integer."""
     counts = -(-per_example // _HALVES_PER_COUNT)
-    drawn_by, first, step = _counter(stream, counts)
+    stream_key, first, step = _counter(stream, counts)
     bits: Any = 0
-    for place, word in enumerate(_philox(_words_of(drawn_by), _words_of(first), _words_of(step), examples * counts)):
+    for place, word in enumerate(_philox(_words_of(stream_key), _words_of(first), _words_of(step), examples * counts)):
         low = tf.bitwise.bitwise_and(word, tf.constant(0xFFFF, tf.uint32))
         high = tf.bitwise.right_shift(word, tf.constant(16, tf.uint32))
         for half, bit in ((low, 2 * place), (high, 2 * place + 1)):
             bits += tf.cast(half >= tf.constant(least, tf.uint32), tf.int32) * 2**bit
-    # A remainder changes nothing here, but counts as expensive: XLA keeps its result instead of computing it and all
-    # that leads to it again for each of the eight.
+    # The remainder changes nothing here, but XLA takes it for expensive: it keeps the result, instead of computing it
+    # and everything before it again for each of the eight bits.
     bits = tf.raw_ops.TruncateMod(x=bits, y=tf.constant(257))
     unpacked = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits[:, tf.newaxis], tf.range(_HALVES_PER_COUNT)), 1)
     return tf.reshape(unpacked > 0, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
 
 
 def _philox(key: _Words, first: _Words, step: _Words, counts: Any) -> list[tf.Tensor]:
-    """The four words of each of `counts` counters, uint32 [counts] each: Philox 4x32-10 as the op has it."""
+    """Returns the four words of each of `counts` counters, uint32 [counts] each, as TensorFlow's op computes them."""
     index = tf.cast(tf.range(counts), tf.uint32)
     low = first[0] + index
     carry = tf.cast(low < index, tf.uint32)
@@ -230,13 +241,13 @@ def _philox(key: _Words, first: _Words, step: _Words, counts: Any) -> list[tf.Te
 
 
 def _words_of_product(word: tf.Tensor, multiplier: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """High and low word."""
+    """Returns the high and low word of the product of a uint32 and a constant."""
     low, high = _words_of(tf.cast(word, tf.uint64) * tf.constant(multiplier, tf.uint64))
     return high, low
 
 
 def _words_of(value: tf.Tensor) -> _Words:
-    """Low and high word of uint64."""
+    """Returns the low and high word of a uint64."""
     return tf.cast(value, tf.uint32), tf.cast(tf.bitwise.right_shift(value, tf.constant(32, tf.uint64)), tf.uint32)
 
 
@@ -245,12 +256,12 @@ def _xor(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def threshold(rate: float) -> int:
-    """t such that `random_bits16` is below t with probability t / 2**16, the nearest to `rate` (0 <= rate < 1)."""
+    """Returns t such that `random_bits16` is below t with the probability nearest to `rate` (0 <= rate < 1)."""
     return min(round(rate * 2**16), 2**16 - 1)
 
 
 def name_streams(paths: dict[str, Any]) -> None:
-    """Tells every object that draws (it has an attribute `rng_stream`) the path it has in its model."""
+    """Sets `rng_stream` of each object that draws, one that has this attribute, to the object's path in its model."""
     for path, layer in paths.items():
         if hasattr(layer, "rng_stream"):
             layer.rng_stream = path
