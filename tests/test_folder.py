@@ -193,8 +193,8 @@ def test_checkpoints_without_a_config(built, workdir, else_gone):
         for name in ("environment.json", "metrics.jsonl", "result.json"):
             (workdir / name).unlink()
     assert refusal(lambda: start(built, workdir)) == (
-        f"--workdir={workdir} has checkpoints but no config.json, so it is not known what they were trained with."
-        f" Put it back, or use another folder; there, --config.resume_from={workdir} goes on from this run."
+        f"--workdir={workdir} has checkpoints but no config.json, which says how they were trained."
+        f" Put the file back, or use another folder; there, --config.resume_from={workdir} continues this run."
     )
 
 

@@ -52,7 +52,7 @@ def make_loss(cfg): ...
 def make_schedule(cfg, total_steps): ...
 """
 CHECK = "--mode=check prints every key."
-ELSEWHERE = " Use another folder; there, --config.resume_from=r goes on from this run."
+ELSEWHERE = " Use another folder; there, --config.resume_from=r continues this run."
 MODES = "train, evaluate, export, check, replay, verify_resume"
 
 
@@ -602,7 +602,7 @@ def test_another_duration_and_more_in_the_same_folder(refused):
     assert said == (
         "--workdir=r holds a run of another config (seed: 3 there, 0 now; train.duration: '3 epochs' there, '4 epochs'"
         " now). To train longer, type the rest as it is there. Else use another folder; there,"
-        " --config.resume_from=r goes on from this run."
+        " --config.resume_from=r continues this run."
     )
 
 

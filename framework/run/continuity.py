@@ -1,4 +1,9 @@
-"""Whether a run may continue in its folder: the same config, experiment, examples and tables as before."""
+"""Whether a run may continue in its folder: config, experiment, examples and tables must be those of before.
+
+    refuse_other_run(workdir, experiment, config)       # UserError that lists the keys that differ
+
+A folder holds one run, so that a resumed run ends in the bits of one that was never interrupted.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +24,14 @@ _SHOWN = 5  # most keys of one message
 
 
 def refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
+    """Raises UserError if the folder holds a run of another config or experiment; changed code is a warning.
+
+    Args:
+      workdir: the run folder, which need not exist.
+      loaded: the experiment.
+      final: its config, finalized.
+      unknown: keys whose value is not known yet.
+    """
     stored, copy = stored_config.read(workdir), workdir / loaded.path.name
     if stored is None:
         refuse_unknown(workdir, final.resume_from)
@@ -28,7 +41,7 @@ def refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkno
         for key, (there, now) in stored.differing(final).items()
         if key not in (*stored_config.MAY_DIFFER, *unknown)
     ]
-    if stored.is_longer(final, unknown):  # whether that can be shows when the run is to train
+    if stored.is_longer(final, unknown):  # `longer.check` decides, once the state is restored
         differing = []
     if not copy.exists():
         differing.insert(0, f"experiment: {copy.name} now, another file there")
@@ -38,13 +51,16 @@ def refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkno
         longer = "To train longer, type the rest as it is there. Else use" if is_longer else "Use"
         raise UserError(
             f"--workdir={workdir} holds a run of another config ({'; '.join(differing[:_SHOWN])}{more}). {longer}"
-            f" another folder; there, --config.resume_from={workdir} goes on from this run."
+            f" another folder; there, --config.resume_from={workdir} continues this run."
         )
     warn_of_change(workdir, loaded)
 
 
 def refuse_no_origin(workdir: Path, final: ConfigDict) -> None:
-    """Before a folder is made: `origin` reads these keys only if the run has no checkpoint of its own."""
+    """Raises UserError if resume_from or init_from names nothing, before the run folder is made.
+
+    A run with checkpoints of its own starts from these, and ignores both keys.
+    """
     warm_start.parse_map(final.init_map)
     for key in ("resume_from", "init_from"):
         if final[key] and not Path(final[key]).exists() and not (workdir / folder.CHECKPOINTS).exists():
@@ -52,17 +68,18 @@ def refuse_no_origin(workdir: Path, final: ConfigDict) -> None:
 
 
 def refuse_unknown(workdir: Path, resume_from: str = "") -> None:
-    """Checkpoints without a config.json: what they were trained with is not known."""
-    # A run that was killed while it took its first checkpoint from `resume_from` has nothing else yet.
+    """Raises UserError if the folder has checkpoints but no config.json, which says how they were trained."""
+    # A run that was killed while it copied the checkpoint of `resume_from` has nothing else yet.
     is_begun = not resume_from or (workdir / folder.ENVIRONMENT).exists()
     if is_begun and Checkpoints(workdir / folder.CHECKPOINTS, 1).steps():
         raise UserError(
-            f"--workdir={workdir} has checkpoints but no config.json, so it is not known what they were trained with."
-            f" Put it back, or use another folder; there, --config.resume_from={workdir} goes on from this run."
+            f"--workdir={workdir} has checkpoints but no config.json, which says how they were trained."
+            f" Put the file back, or use another folder; there, --config.resume_from={workdir} continues this run."
         )
 
 
 def warn_of_change(workdir: Path, loaded: Experiment) -> None:
+    """Warns if the experiment, or code that it imports, is not that which the run was started with."""
     if not (workdir / loaded.path.name).exists():
         logging.warning("%s is not the experiment that %s was started with", loaded.path, workdir)
     elif files := code_copies.changed(workdir, loaded):
@@ -71,30 +88,31 @@ def warn_of_change(workdir: Path, loaded: Experiment) -> None:
 
 
 def refuse_other_data(workdir: Path, samples: Mapping[str, str | None], facts: Mapping[str, Any]) -> None:
-    """Raises UserError if a split has other examples than the checkpoints of the run folder were trained with.
+    """Raises UserError if the examples of a split are not those of the newest checkpoint.
 
     Args:
-      samples: {split: SHA-256 of some examples}; None of batches that are not made of arrays.
-      facts: of the newest checkpoint.
+      workdir: the run folder.
+      samples: {split: SHA-256 of some examples}; None for batches that are not made of arrays.
+      facts: what the newest checkpoint records.
     """
     begun = facts.get("data", {})
     for split, sample in samples.items():
         if None not in (sample, begun.get(split)) and sample != begun[split]:
             raise UserError(
-                f"the examples of '{split}' are not those that {workdir} was begun with, so it cannot end as"
-                " one that was never stopped. Does make_data draw them without a seed? Use another folder; there,"
-                f" --config.resume_from={workdir} goes on from this run."
+                f"the examples of '{split}' changed since {workdir} was begun, so the run cannot resume exactly. Does"
+                " make_data draw them without a seed? Use another folder; there,"
+                f" --config.resume_from={workdir} continues this run."
             )
 
 
 def refuse_other_constants(workdir: Path, constants: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-    """Raises UserError if a table or constant of the traces is not that of the newest checkpoint, by its facts."""
+    """Raises UserError if a table or constant of the traces is not that of the newest checkpoint, as its facts say."""
     begun = facts.get("constants")
     _refuse_differing(workdir, [] if begun is None else coverage.differing(begun, constants))
 
 
 def refuse_other_tables(workdir: Path, constants: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-    """Raises UserError if a lookup table is not that of the restored checkpoint; a look back may have other splits."""
+    """Raises UserError if a lookup table is not that of the restored checkpoint; splits may be others."""
     begun = facts.get("constants", {})
     tables = {name: begun[name] for name in begun.keys() & constants.keys() if name.startswith("table")}
     _refuse_differing(workdir, coverage.differing(tables, {name: constants[name] for name in tables}))
@@ -104,7 +122,7 @@ def _refuse_differing(workdir: Path, differing: Sequence[str]) -> None:
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise UserError(
-            f"{', '.join(differing[:_SHOWN])}{more}: not what {workdir} was begun with, so it cannot end as a"
-            " run that was never stopped. Was it read from a file that changed? Put that back, or use another"
-            f" folder; there, --config.resume_from={workdir} goes on from this run."
+            f"{', '.join(differing[:_SHOWN])}{more}: changed since {workdir} was begun, so the run cannot resume"
+            " exactly. Was it read from a file that changed? Put the file back, or use another"
+            f" folder; there, --config.resume_from={workdir} continues this run."
         )

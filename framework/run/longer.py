@@ -1,13 +1,15 @@
-"""Training longer: the same command with another train.duration, where every update so far would have been the same.
+"""Training longer: the same command with another train.duration, if every update so far would have been the same.
 
-    check(run)              # of a run just restored; UserError if its folder has another duration, and it cannot go on
+    check(run)              # of a run just restored; UserError if the new duration would have changed the run so far
 
-Compared are the learning rates of all updates that were made, bit for bit, and the periods of rows and evaluations.
-Saves and histograms may come at other steps. An experiment that reads its duration outside of make_schedule is refused.
+The learning rates of all updates so far must agree bit for bit, and so must the periods of rows and evaluations. Saves
+and histograms may come at other steps. An experiment may read its duration in make_schedule only.
 """
 
+from typing import Any
+
 import tensorflow as tf
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import config
 from framework.config import DURATIONS, flatten, typed
@@ -20,17 +22,26 @@ from framework.run import stored_config
 from framework.run.build import make_schedules
 from framework.run.run import Run
 
-_PERIODS = ("log.every", "eval.every")  # of what a run leaves, beside its weights
+_PERIODS = ("log.every", "eval.every")  # they decide what a run writes, beside its weights
 
 
 def check(run: Run) -> None:
-    """Raises UserError if the run folder has a run of another duration that this one is not a longer form of."""
+    """Raises UserError if the folder holds a run of another duration, and this run does not continue it exactly."""
     stored, step = stored_config.read(run.workdir), int(run.state.step)
     if stored is None or not step or not stored.is_longer(run.config):
         return
     before = config.locked(restored(run.config.copy_and_resolve_references().unlock(), stored.values))
+    old = config.resolve(before, run.data.steps_per_epoch)
     what = f"train.duration={typed(run.config.train.duration)} instead of {typed(before.train.duration)}"
-    elsewhere = f"Use another folder; there, --config.resume_from={run.workdir} goes on from this run."
+    elsewhere = f"Use another folder; there, --config.resume_from={run.workdir} continues this run."
+    _refuse_ended(run, step, what, elsewhere)
+    _refuse_readers(run, what, elsewhere)
+    _refuse_other_periods(run, old, what)
+    _refuse_other_rates(run, old, what, elsewhere)
+
+
+def _refuse_ended(run: Run, step: int, what: str, elsewhere: str) -> None:
+    """Raises UserError if there is nothing left to train."""
     if run.total_steps <= step:
         raise UserError(f"{what} ends at step {run.total_steps}, but {run.workdir} is at step {step} already.")
     stopping = run.resolved.early_stopping
@@ -39,36 +50,53 @@ def check(run: Run) -> None:
             f"{what} trains nothing: the run stopped early at step {step} (early_stopping.patience="
             f"{stopping.patience}). {elsewhere}"
         )
+
+
+def _refuse_readers(run: Run, what: str, elsewhere: str) -> None:
+    """Raises UserError if a function of the experiment reads the duration that no comparison here covers."""
     for function in load.readers(run.experiment.path, "train", "duration"):
         if function not in ("get_config", "check_config", "make_schedule"):
             raise UserError(
-                f"{what}: {function} of {run.experiment.path} reads cfg.train.duration, so steps may have been others."
-                f" {elsewhere}"
+                f"{what}: {function} of {run.experiment.path} reads cfg.train.duration, so the steps so far may have"
+                f" been different. {elsewhere}"
             )
-    old = config.resolve(before, run.data.steps_per_epoch)
-    was, now = (flatten(ConfigDict(resolved.to_dict())) for resolved in (old, run.resolved))
+
+
+def _refuse_other_periods(run: Run, old: FrozenConfigDict, what: str) -> None:
+    """Raises UserError if rows or evaluations would come at other steps than under the config `old`."""
+    was, now = _flat(old), _flat(run.resolved)
     for key in _PERIODS:
         if was[key] != now[key]:
             raise UserError(
                 f"{what} changes {key} from {was[key]} to {now[key]} steps. Type --config.{key}='{was[key]} steps' too."
             )
+
+
+def _refuse_other_rates(run: Run, old: FrozenConfigDict, what: str, elsewhere: str) -> None:
+    """Raises UserError if an update so far had another learning rate under the config `old`."""
+    updates = int(run.state.updates)
     earlier = make_schedules(checked(run.experiment.functions)["make_schedule"], run.model, old)
     for name, schedule in run.schedules.items():
-        update = first_difference(earlier[name], schedule, int(run.state.updates))
+        update = first_difference(earlier[name], schedule, updates)
         if update is None:
             continue
         rates = [float(rate(tf.constant(update, tf.int64))) for rate in (earlier[name], schedule)]
+        was, now = _flat(old), _flat(run.resolved)
         kept = [key for key in DURATIONS if key.startswith("schedule.") and was[key] != now[key]]
         hint = " ".join(f"--config.{key}='{was[key]} steps'" for key in kept)
         raise UserError(
             f"{what} changes the learning rate of update {update}{'' if name == 'model' else f' of {name}'}"
-            f" from {rates[0]!r} to {rates[1]!r}, and {int(run.state.updates)} updates are made."
-            f"{f' Where nothing else changes it, type {hint} too.' if hint else ''} {elsewhere}"
+            f" from {rates[0]!r} to {rates[1]!r}, and {updates} updates are made."
+            f"{f' If nothing else changes it, type {hint} too.' if hint else ''} {elsewhere}"
         )
 
 
+def _flat(resolved: FrozenConfigDict) -> dict[str, Any]:
+    return flatten(ConfigDict(resolved.to_dict()))
+
+
 def first_difference(before: Schedule, after: Schedule, updates: int) -> int | None:
-    """The first of so many updates, from 0, at which two schedules do not have the same bits; None if there is none."""
+    """Returns the first update below `updates` whose rate differs between two schedules, in any bit; or None."""
 
     def bits(schedule: Schedule, update: tf.Tensor) -> tf.Tensor:
         return tf.bitcast(tf.cast(schedule(update), tf.float64), tf.int64)

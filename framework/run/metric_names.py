@@ -1,4 +1,4 @@
-"""The names of a run's metrics: none hides another number, and the metrics that config keys name exist."""
+"""Checks the names of a run's metrics: none hides another number, and each metric that a config key names exists."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from framework.step.penalties import shown
 
 
 def check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: MetricRow) -> None:
-    """A metric must not hide a number of the step; and those that config keys name are known only now."""
+    """Raises UserError if a metric has the name of another number of a row, or a config key names no metric."""
     for name in {*metrics} & {"step", "examples_per_second", *layout.scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."

@@ -1,7 +1,9 @@
-"""A run: an experiment put together, and the folder it lives in.
+"""A run: the model, data, state and compiled steps of an experiment, and the run folder.
 
-run.model, run.state, run.config          # whole, untrained; nothing is on disk yet
-run.open()                                # folder, header, copy of the file; restores the newest checkpoint
+    run.model, run.state, run.config          # complete and untrained; nothing is on disk yet
+    run.open()                                # enters the run folder and restores its newest checkpoint
+
+`run/build.py` makes runs, `run/loop.py` trains them.
 """
 
 import contextlib
@@ -40,24 +42,28 @@ from framework.step.tune import CompileChoice
 
 @dataclasses.dataclass
 class Run:
-    """An experiment put together.
+    """An experiment, ready to train, evaluate or export.
 
     Attributes:
       experiment: the file and its functions.
-      config: final values as typed; durations as text.
-      resolved: the same with durations in steps; what the experiment's `make_*` functions get.
+      config: final values; durations as they were typed.
+      resolved: the same with durations in steps; the experiment's `make_*` functions get it.
       workdir: the run folder.
-      data: training batches; eval_data: {split: batches}.
+      data: training batches.
+      eval_data: {split: batches} of evaluation.
+      loss: what `make_loss` returned.
+      metrics: {name: metric} of `make_metrics`.
       schedules: {model: update -> learning rate}; a single model is called 'model'.
-      probe: names and shapes found by tracing the loss once.
-      replicas: what shares a step.
-      state: all that is checkpointed, the model in it.
-      train_block: K compiled steps; eval_blocks: {split: one compiled pass}.
+      probe: names and shapes of one trace of the loss.
+      replicas: the devices and processes that share a step.
+      state: everything that a checkpoint holds, the model included.
+      train_block: K compiled steps.
+      eval_blocks: {split: one compiled pass}.
       exports: the experiment's export hooks.
-      started: `time.monotonic()` when `build` was called; None after a `train`, whose successor counts for itself.
-      note: what the last restored checkpoint said of the run so far.
-      choice: how `train.compile=auto` chose to compile the blocks; None before, and where the config says how.
-      constants: {name: SHA-256} of the tables and constants that its traces compute with, see `step/coverage.py`.
+      started: `time.monotonic()` when `build` was called; None once `train` has counted the time from there.
+      note: what the last restored checkpoint says about the run so far.
+      choice: how `train.compile=auto` compiles the blocks; None before it chose, and if the config chose.
+      constants: {name: SHA-256} of the tables and constants in the traces, see `step/coverage.py`.
     """
 
     experiment: Experiment
@@ -82,12 +88,12 @@ class Run:
 
     @property
     def model(self) -> keras.Model:
-        """The model that the state holds."""
+        """The model of the state; of several models, a dict."""
         return self.state.model
 
     @contextlib.contextmanager
     def weights(self, which: str) -> Iterator[None]:
-        """Lends the model its averaged weights ('ema') or leaves it alone ('model')."""
+        """Gives the model its averaged weights while open ('ema'), or changes nothing ('model')."""
         average = self.state.ema if which == "ema" else None
         with average.swapped() if average is not None else contextlib.nullcontext():
             yield
@@ -99,22 +105,22 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Length of the run."""
+        """Length of the run, in steps."""
         return self.resolved.train.duration
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:
-        """Those of the run folder."""
+        """The checkpoints of the run folder."""
         settings = self.resolved.checkpoint
-        kept = settings.keep, settings.keep_hours, settings.asynchronous, settings.on_error
-        return Checkpoints(self.workdir / folder.CHECKPOINTS, *kept)
+        path = self.workdir / folder.CHECKPOINTS
+        return Checkpoints(path, settings.keep, settings.keep_hours, settings.asynchronous, settings.on_error)
 
     def open(self) -> int:
-        """Makes or enters the run folder and sets the state to go on from (`origin`); returns its step.
+        """Enters the run folder, restores the state to continue from (`checkpoint/start.py`) and returns its step.
 
         Raises:
-          UserError: the folder has become that of another run since `build`, was begun with other data, or the state
-            cannot be had.
+          UserError: since `build` the folder became that of another run; or it was begun with other data, tables or
+            code; or the state cannot be restored.
         """
         continuity.refuse_other_run(self.workdir, self.experiment, self.config)
         continuity.refuse_other_data(self.workdir, self._samples(), self.checkpoints.facts())
@@ -128,23 +134,23 @@ class Run:
         return int(self.state.step)
 
     def refuse_altered(self) -> None:
-        """Raises UserError unless config.json is what the checkpoint just restored was trained with."""
+        """Raises UserError if config.json changed since the checkpoint that was just restored."""
         facts = self.checkpoints.facts(int(self.state.step))
         stored_config.refuse_altered(self.workdir, stored_config.read(self.workdir), facts)
 
     def refresh(self) -> None:
-        """Makes layers compute with the state as it is, after it was assigned from elsewhere; see `state.refresh`."""
+        """Makes layers use the state after it was assigned from outside of a step; see `state.refresh`."""
         if state.refresh(self.state):
             self.train_block.forget()
             for block in self.eval_blocks.values():
                 block.compiled.forget()
 
     def facts(self) -> dict[str, Any]:
-        """What each checkpoint of this run says of it, for a resumed run to be compared with: JSON, hashes mostly.
+        """Returns what each checkpoint records about this run, as JSON; a resumed run must have the same.
 
-        'data' is a SHA-256 of some examples of each split; 'goals' are the metrics that decide what is best;
-        'constants' are hashes of the tables and constants of the traces; 'code' are those of the experiment's files;
-        'config' is the hash of the config.
+        'data' holds a SHA-256 of some examples of each split, 'goals' the metrics that decide which checkpoint is the
+        best, 'constants' hashes of the tables and constants of the traces, 'code' hashes of the experiment's files,
+        'config' the hash of the config.
         """
         return {
             "data": self._samples(),
@@ -155,39 +161,41 @@ class Run:
         }
 
     def _samples(self) -> dict[str, str | None]:
-        """{split: SHA-256 of some examples}; None of batches that are not made of arrays."""
+        """Returns {split: SHA-256 of some examples}; None for batches that are not made of arrays."""
         return {split: data.origin.get("sample") for split, data in {"train": self.data, **self.eval_data}.items()}
 
     def compile_by(self, choice: CompileChoice, block: TrainBlock | None = None) -> None:
-        """Compiles the blocks in the chosen way; `block` is the training block if that is compiled already."""
-        self.choice, self.train_block = choice, block or self.train_block.compiled_by(choice.mode)
+        """Compiles the blocks by `choice`; `block` is the training block if it is compiled already."""
+        self.choice = choice
+        self.train_block = block or self.train_block.compiled_by(choice.mode)
         blocks = {id(block): block.compiled_by(choice.mode) for block in self.eval_blocks.values()}
         self.eval_blocks = {split: blocks[id(block)] for split, block in self.eval_blocks.items()}
 
     def recall(self) -> None:
-        """Under `train.compile=auto`, compiles the blocks as the run did before, if it did and that can be had here."""
+        """Under `train.compile=auto`, compiles the blocks as the run did before, if these devices can."""
         if self.config.train.compile != "auto":
             return
-        # The note is hashed; the file is all that there is before the first checkpoint.
+        # The note is covered by a hash; before the first checkpoint there is only the file.
         kept = CompileChoice.of(self.note["tuning"]) if self.note.get("tuning") else None
         kept = kept or read_json(self.workdir / folder.TUNING, CompileChoice.of, None, "the step is timed anew")
         if kept is not None and kept.mode in tune.candidates(self.resolved, self.probe, self.replicas):
             self.compile_by(kept)
 
     def restore(self, which: str | int = "last", repair: bool = False) -> int:
-        """Restores a checkpoint of the run folder, 'last', 'best' or that of a step, and returns its step.
+        """Restores a checkpoint of the run folder and returns its step.
 
         Args:
-          which: see `Checkpoints.restore`; repair: the same.
+          which: 'last', 'best' or a step, as for `Checkpoints.restore`.
+          repair: moves damaged checkpoints aside, as `Checkpoints.restore` does.
 
         Raises:
-          UserError: there is none, or not that one, or a lookup table of it was another.
+          UserError: there is no such checkpoint, or it was trained with another config, lookup table or code.
         """
-        restored = self.checkpoints.restore(self.state, which, repair)
-        if restored is None:
+        note = self.checkpoints.restore(self.state, which, repair)
+        if note is None:
             some = "no checkpoint that is whole" if self.checkpoints.steps() else "no checkpoint"
             raise UserError(f"--workdir={self.workdir} has {some}. Train first: --mode=train.")
-        self.note = restored
+        self.note = note
         self.refuse_altered()
         continuity.refuse_other_tables(self.workdir, self.constants, self.checkpoints.facts(int(self.state.step)))
         self.refresh()
@@ -197,10 +205,10 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps every other process from training in the run folder; the system lets go of it when we die.
+        """Keeps other processes from training in the run folder; the system releases the lock if this process dies.
 
         Raises:
-          UserError: another process has it, or it cannot be locked.
+          UserError: another process holds the lock, or the folder cannot be locked.
         """
         self.workdir.mkdir(parents=True, exist_ok=True)
         busy = "--workdir={} is in use by process {}. Wait for it, stop it, or use another folder."
@@ -209,18 +217,18 @@ class Run:
 
     def write_header(self, overrides: Iterable[str]) -> None:
         """Writes config.json, overrides.txt, environment.json and the copies of the experiment's code."""
-        lines = [line if len(line.splitlines()) < 2 else repr(line) for line in overrides]  # one a line
+        lines = [line if len(line.splitlines()) < 2 else repr(line) for line in overrides]  # one override a line
         write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in lines))
         code_copies.write(self.workdir, self.experiment, int(self.state.step))
         self.experiment.modules.close()
         now: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": int(self.state.step),
+            "replicas": self.replicas.count,
+            "data": self._samples(),
+            "experiment_git": git_commit(self.experiment.path.resolve().parent),
         }
-        now["replicas"] = self.replicas.count
-        now["data"] = self._samples()
-        now["experiment_git"] = git_commit(self.experiment.path.resolve().parent)
         folder.add_start(self.workdir, now | environment())
-        # Last: a folder with a config.json is one that a run can be compared with.
+        # Last: from now on `continuity` compares other runs with this folder.
         stored = stored_config.read(self.workdir) or stored_config.of(self.config)
         stored_config.write(self.workdir, stored.changed(self.config, int(self.state.step)))

@@ -1,11 +1,11 @@
-"""config.json of a run folder: the values that a run is trained with, and how they changed since it was begun.
+"""config.json of a run folder: the values that a run is trained with, and the changes since it was begun.
 
     stored = read(workdir)                  # None in a folder without a run
     stored.values, stored.history           # {'seed': 0, 'train': {…}, …}, (Change(40, 'train.duration', …),)
-    stored.differing(config)                # {'seed': (0, 1)}: what another config has otherwise
+    stored.differing(config)                # {'seed': (0, 1)}: the keys that another config changes
     stored.hashes()                         # of the values now, and of those before each change
 
-A checkpoint holds the hash of the config that it was trained with, so a digit that flips in config.json is found.
+A checkpoint records the hash of the config that it was trained with, so that a flipped digit in config.json is found.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from framework.config import DURATIONS, flatten, former
 from framework.errors import UserError
 from framework.files import CorruptError, load_json, unreachable, write_json
 
-# Where the data lies may differ between two machines of one run; what it holds is checked by hash. How checkpoints are
-# kept decides no number. Nor does what a step is shared by: the global batches are the same, sums are up to rounding.
+# Keys that may differ in a run that continues. The folder of the data: hashes check what it holds. How checkpoints are
+# kept: no number depends on it. The devices that share a step: the global batches are the same, sums up to rounding.
 MAY_DIFFER = (
     "data.dir",
     *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
@@ -31,9 +31,10 @@ MAY_DIFFER = (
 )
 
 ABSENT = "absent"  # in place of a value: there is no such key
-FACT = "config"  # of a checkpoint: the first of `hashes`
+FACT = "config"  # key of a checkpoint's facts, whose value is the first of `hashes`
 
-_NAME, _HISTORY = "config.json", "history"
+_NAME = "config.json"
+_HISTORY = "history"  # key of config.json beside those of the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,14 @@ class StoredConfig:
     history: tuple[Change, ...] = ()
 
     def differing(self, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-        """{key: (value here, value in `config`)} where they differ, in alphabetical order; 'absent' for no such key."""
-        ours, theirs = flatten(ConfigDict(self.values)), flatten(ConfigDict(_as_json(config.to_dict())))
+        """Returns {key: (value here, value in `config`)} of keys that differ, sorted; a missing key is 'absent'."""
+        ours = flatten(ConfigDict(self.values))
+        theirs = flatten(ConfigDict(_as_json(config.to_dict())))
         pairs = {key: (ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in sorted({*ours, *theirs})}
         return {key: (own, other) for key, (own, other) in pairs.items() if own != other}
 
     def is_longer(self, config: ConfigDict, unknown: Sequence[str] = ()) -> bool:
-        """Whether `config` is this one with another train.duration, and perhaps other durations.
+        """Returns whether `config` differs in train.duration, and otherwise in durations at most.
 
         Args:
           config: finalized.
@@ -75,7 +77,7 @@ class StoredConfig:
         return "train.duration" in differing and differing <= {*DURATIONS, "schedule.boundaries"}
 
     def hashes(self) -> list[str]:
-        """The hash of the values, then of those before the newest change, and so on back to the first config."""
+        """Returns the hash of the values, then of the values before each change, newest first."""
         values = flatten(ConfigDict(self.values))
         hashes = [_hash(values)]
         for change in reversed(self.history):
@@ -86,7 +88,7 @@ class StoredConfig:
         return hashes
 
     def changed(self, config: ConfigDict, step: int) -> "StoredConfig":
-        """What config.json holds once the run goes on with `config` from a step on."""
+        """Returns the content of config.json of a run that continues with `config` from `step` on."""
         changes = (
             Change(step, key, old, new)
             for key, (old, new) in self.differing(config).items()
@@ -96,15 +98,15 @@ class StoredConfig:
 
 
 def of(config: ConfigDict) -> StoredConfig:
-    """What config.json holds of a run that was begun with `config`."""
+    """Returns the content of config.json of a new run."""
     return StoredConfig(_as_json(config.to_dict()))
 
 
 def read(workdir: Path) -> StoredConfig | None:
-    """The config.json of a run folder; None if there is none.
+    """Reads the config.json of a run folder; None if there is none.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read, or is not a config.
     """
     path = workdir / _NAME
     try:
@@ -126,7 +128,7 @@ def read(workdir: Path) -> StoredConfig | None:
 
 
 def write(workdir: Path, stored: StoredConfig) -> None:
-    """Writes config.json; the history stands at its end, if there is any."""
+    """Writes config.json, with the history at its end if there is one."""
     history = [dataclasses.asdict(change) for change in stored.history]
     write_json(workdir / _NAME, stored.values | ({_HISTORY: history} if history else {}))
 
@@ -137,18 +139,18 @@ def refuse_altered(workdir: Path, stored: StoredConfig | None, facts: Mapping[st
     Args:
       workdir: the run folder.
       stored: its config.json, if there is one.
-      facts: of the checkpoint; one of an older version does not say.
+      facts: what the checkpoint records; a checkpoint of an older version has no hash.
     """
     if stored is None or facts.get(FACT) in (None, *stored.hashes()):
         return
     raise UserError(
         f"{workdir / _NAME} is not what the checkpoints of the run were trained with: a value in it was changed."
-        " Put the file back; what was typed is in overrides.txt."
+        " Put the file back; overrides.txt has what was typed."
     )
 
 
 def _by_the_keys_of_today(values: dict[str, Any], history: tuple[Change, ...]) -> StoredConfig:
-    """Maps former keys and values; the history remembers them, so the hashes of older checkpoints stay known."""
+    """Returns the config by the keys of today; its history has the former ones, so that older hashes stay known."""
     flat = flatten(ConfigDict(values))
     today = _as_json(former.renamed(flat))
     changes = [

@@ -186,7 +186,7 @@ def test_copies_that_are_not_what_was_trained_with(caplog):
     Path("run/code/helpers.py").write_bytes(b"VALUE = 5\n")
     code_copies.refuse_damaged(Path("run"), loaded, trained)
     assert caplog.messages == [
-        "run/code/helpers.py was changed or damaged: the experiment itself is what was trained with"
+        "run/code/helpers.py was changed or damaged; the experiment itself is what was trained with"
     ]
     for other in (experiment.load("run/x.py"), run_folder(value=3)):
         with pytest.raises(

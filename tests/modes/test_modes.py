@@ -60,7 +60,7 @@ def test_another_config_in_the_same_workdir_is_refused(trained, capsys):
     assert call(f"--workdir={trained}", "--config.data.batch_size=64", "--config.seed=1") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: --workdir={trained} holds a run of another config (data.batch_size: 128 there, 64 now; seed: 0 there,"
-        f" 1 now). Use another folder; there, --config.resume_from={trained} goes on from this run."
+        f" 1 now). Use another folder; there, --config.resume_from={trained} continues this run."
     )
 
 

@@ -108,7 +108,7 @@ def test_a_folder_that_became_another_run_since_build_is_refused(tmp_path):
     loop.train(first)
     assert refusal(lambda: loop.train(second)) == (
         f"--workdir={tmp_path / 'run'} holds a run of another config (seed: 1 there, 2 now). Use another folder; there,"
-        f" --config.resume_from={tmp_path / 'run'} goes on from this run."
+        f" --config.resume_from={tmp_path / 'run'} continues this run."
     )
 
 
@@ -145,9 +145,9 @@ def make_data(cfg, split):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DRAWN", split)
             assert refusal(lambda: loop.train(build.build(str(file), short, workdir))) == (
-                f"the examples of '{split}' are not those that {workdir} was begun with, so it cannot end as one that"
-                " was never stopped. Does make_data draw them without a seed? Use another folder; there,"
-                f" --config.resume_from={workdir} goes on from this run."
+                f"the examples of '{split}' changed since {workdir} was begun, so the run cannot resume exactly. Does"
+                " make_data draw them without a seed? Use another folder; there,"
+                f" --config.resume_from={workdir} continues this run."
             )
     # What environment.json says of the data is for readers; what decides stands, hashed, in the checkpoint.
     header = json.loads((workdir / "environment.json").read_text())
@@ -254,7 +254,7 @@ def test_checkpoints_know_the_code_that_they_were_trained_with(tmp_path, caplog)
     assert copy.read_text() == "VALUE = 1\n"
     copy.write_text("VALUE = 3\n")
     assert build.build(str(source), (), workdir, from_workdir=True).state.step == 2
-    assert caplog.messages[-1] == f"{copy} was changed or damaged: the experiment itself is what was trained with"
+    assert caplog.messages[-1] == f"{copy} was changed or damaged; the experiment itself is what was trained with"
     source.with_name("beside.py").write_text("VALUE = 2\n")
     expected = f"{copy} is not the code that the checkpoint was trained with: their SHA-256 differ."
     assert refusal(lambda: build.build(str(source), (), workdir, from_workdir=True)).startswith(expected)

@@ -93,7 +93,7 @@ def test_a_schedule_that_would_have_been_another_is_refused(tmp_path):
     rates = [0.25 * (1 + np.cos(np.pi / steps)) for steps in (8, 16)]
     found = re.fullmatch(
         r"train.duration='16 steps' instead of '8 steps' changes the learning rate of update 1 from (.*) to (.*), and 8"
-        r" updates are made\. Use another folder; there, --config\.resume_from=(.*) goes on from this run\.",
+        r" updates are made\. Use another folder; there, --config\.resume_from=(.*) continues this run\.",
         message,
     )
     assert [float(found[1]), float(found[2])] == pytest.approx(rates, rel=1e-15)
@@ -103,8 +103,7 @@ def test_a_schedule_that_would_have_been_another_is_refused(tmp_path):
     loop.train(build(tmp_path / "warm", **{"schedule.warmup": "25%"}))
     message = refusal(tmp_path / "warm", **{"schedule.warmup": "25%", "train.duration": "16 steps"})
     assert (
-        " changes the learning rate of update 1 from 0.0025 to 0.00125, and 8 updates are made. Where nothing"
-        in message
+        " changes the learning rate of update 1 from 0.0025 to 0.00125, and 8 updates are made. If nothing" in message
     )
     assert "type --config.schedule.warmup='2 steps' too. Use another folder;" in message
     kept = {"schedule.warmup": "2 steps", "train.duration": "12 steps"}
@@ -248,7 +247,7 @@ def test_a_changed_value_in_config_json_is_refused(finished, tmp_path, capsys, m
     assert launch.main(["launch.py", *arguments]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: {workdir / 'config.json'} is not what the checkpoints of the run were trained with: a value in it was"
-        " changed. Put the file back; what was typed is in overrides.txt."
+        " changed. Put the file back; overrides.txt has what was typed."
     )
 
 

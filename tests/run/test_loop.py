@@ -521,7 +521,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
         build(tmp_path / "whole", "xla_update")
     assert str(error.value) == (
         f"--workdir={tmp_path / 'whole'} holds a run of another config (train.compile: 'auto' there, 'xla_update' now)."
-        f" Use another folder; there, --config.resume_from={tmp_path / 'whole'} goes on from this run."
+        f" Use another folder; there, --config.resume_from={tmp_path / 'whole'} continues this run."
     )
 
 
