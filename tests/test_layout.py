@@ -1,0 +1,54 @@
+"""The house: a room is one folder and one stretch of the import order, and the root holds few files."""
+
+import ast
+from itertools import groupby
+
+from tests.test_imports import FRAMEWORK_FILES, ROOT, ROWS
+
+# Each file at the root of framework/: what an experiment imports, and the ground floor, which many rooms import.
+AT_THE_ROOT = {
+    "__init__": "the public functions: build, train, evaluate, export_run, replay_step",
+    "precision": "an experiment imports it",
+    "rng": "an experiment imports it",
+    "state": "an experiment's make_step gets it",
+    "testing": "an experiment's tests import it",
+    "compat": "ground floor: private names of TensorFlow and tf_keras",
+    "compile": "ground floor: jit and Compiled",
+    "errors": "ground floor: UserError, RunError",
+    "files": "ground floor: small files written, read and locked",
+    "folder": "ground floor: names in a run folder",
+    "layer_names": "ground floor: whose name a layer has",
+    "moved": "ground floor: former names, for experiments of older runs",
+    "paths": "ground floor: names of variables",
+}
+
+
+def rooms(rows: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Returns the rooms of the import order, one for each stretch of rows; files at the root are rooms of their own."""
+    return [room for room, _ in groupby(name.partition(".")[0].removesuffix("/*") for row in rows for name in row)]
+
+
+def test_the_root_holds_what_an_experiment_imports_and_the_ground_floor() -> None:
+    assert {path.stem for path in (ROOT / "framework").glob("*.py")} == set(AT_THE_ROOT)
+
+
+def test_each_folder_is_a_room_with_a_docstring() -> None:
+    folders = {path.parent for path in FRAMEWORK_FILES} - {ROOT / "framework"}
+    assert [
+        folder for folder in folders if not ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    ] == []
+
+
+def test_the_rows_of_a_room_stand_together() -> None:
+    order = rooms(ROWS)
+    assert [room for room in order if order.count(room) > 1] == []
+    names = [name for row in ROWS for name in row]
+    assert [name for name in names if names.count(name) > 1] == []
+    assert rooms((("a.x",), ("b.y", "a.z"), ("b",))) == ["a", "b", "a", "b"]
+
+
+def test_every_row_names_a_file() -> None:
+    modules = {".".join(path.relative_to(ROOT / "framework").with_suffix("").parts) for path in FRAMEWORK_FILES}
+    modules = {name.removesuffix("__init__").rstrip(".") for name in modules}
+    named = {name for row in ROWS for name in row if not name.endswith("/*")}
+    assert sorted(named - modules) == []
