@@ -60,7 +60,8 @@ def is_scratch(graph: Any) -> bool:
 
 # Lookup tables
 
-StaticTable, LookupTable = lookup_ops.InitializableLookupTableBase, lookup_ops.LookupInterface
+StaticTable = lookup_ops.InitializableLookupTableBase  # filled once; of a vocabulary and of StringLookup too
+LookupTable = lookup_ops.LookupInterface
 
 
 def table_handle(table: Any) -> Any:

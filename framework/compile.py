@@ -57,7 +57,8 @@ def is_in_xla() -> bool:
 
 @contextlib.contextmanager
 def _in_xla(is_so: bool = True) -> Iterator[None]:
-    before, _local.is_in_xla = is_in_xla(), is_so or is_in_xla()
+    before = is_in_xla()
+    _local.is_in_xla = is_so or before
     try:
         yield
     finally:
@@ -106,7 +107,9 @@ class Compiled:
     def forget(self) -> None:
         """Makes the next call trace again, after values changed that the trace holds as constants."""
         if self.function is not None and self.traces:
-            self.function, self.traces, self.calls = self._make(), 0, 0
+            self.function = self._make()
+            self.traces = 0
+            self.calls = 0
             self.compilations = None if self.compilations is None else 0
 
     @property
@@ -116,7 +119,7 @@ class Compiled:
 
     @property
     def keeps_compiling(self) -> bool:
-        """Whether the function is compiled too often: more than a handful of times, and in every fourth call."""
+        """Whether the function is compiled too often: more than a handful of times, and than every fourth call."""
         return max(self.traces, self.compilations or 0) > max(_HANDFUL, self.calls / 4)
 
     def __call__(self, *args: Any) -> Any:

@@ -122,7 +122,8 @@ def _names_of_layers(parent: Any, taken: Collection[str]) -> list[str]:
     names = [""] * len(parent.layers)
     for place in sorted(range(len(names)), key=lambda place: not layer_names.is_own(parent.layers[place])):
         own = _layer_name(parent.layers[place])
-        name, count = own, 0
+        name = own
+        count = 0
         while name in taken or name in names:
             count += 1
             name = f"{own}_{count}"

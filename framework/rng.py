@@ -159,7 +159,8 @@ def replay_from(start: Counter[str]) -> Iterator[None]:
     if opened is None:
         yield
         return
-    before, opened.calls = opened.calls, start.copy()
+    before = opened.calls
+    opened.calls = start.copy()
     try:
         yield
     finally:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-_HOST, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+_HOST = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def host_memory() -> int | None:

@@ -68,7 +68,7 @@ def build(
 
     Raises:
       UserError: bad input, found before a device is initialised, such as a workdir that holds a run of another config
-        or experiment (the message lists the differing keys); or data that cannot be had.
+        or experiment (the message lists the differing keys); or data that cannot be read.
     """
     started = time.monotonic()
     file, typed = check_build(name, overrides, workdir)
@@ -99,24 +99,24 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
     replicas = make_replicas(final)
     final = config.with_replicas(final, replicas.count)
 
-    make = checked(loaded.functions)
-    data, eval_data = (data_of.data, data_of.eval_data) if data_of else _make_data(make, final)
+    functions = checked(loaded.functions)
+    data, eval_data = (data_of.data, data_of.eval_data) if data_of else _make_data(functions, final)
     resolved = config.resolve(final, data.steps_per_epoch)
-    parts = _make_parts(make, data, resolved, replicas)
-    created = _make_state(parts, data, resolved)
-    constants = check_covered(parts.probe, created, data)
+    made = _make_model(functions, data, resolved, replicas)
+    train_state = _make_state(made, data, resolved)
+    constants = check_covered(made.probe, train_state, data)
 
     with precision.scope(resolved.train.precision):
-        tools = Tools(StepParts(created, parts.metrics, resolved, replicas, parts.probe.has_collectives))
-        step, terms, rollback_variables = _make_step(make, parts, created, tools, resolved)
-    row = MetricRow(scalars_of(created), terms, parts.metrics)
+        tools = Tools(StepParts(train_state, made.metrics, resolved, replicas, made.probe.has_collectives))
+        step, terms, rollback_variables = _make_step(functions, made, train_state, tools, resolved)
+    row = MetricRow(scalars_of(train_state), terms, made.metrics)
     row.check_results()
-    check_metric_names(resolved, parts.metrics, row)
-    check_penalties(parts.model, data, resolved, replicas.count)
-    block = BlockParts(tools, step, rollback_variables, data, parts.schedules, row)
+    check_metric_names(resolved, made.metrics, row)
+    check_penalties(made.model, data, resolved, replicas.count)
+    block = BlockParts(tools, step, rollback_variables, data, made.schedules, row)
     is_asynchronous = isinstance(replicas, ParameterServers)
 
-    eval_blocks, eval_constants = _make_eval_blocks(parts, created, eval_data, resolved, replicas)
+    eval_blocks, eval_constants = _make_eval_blocks(made, train_state, eval_data, resolved, replicas)
     return Run(
         experiment=loaded,
         config=final,
@@ -124,15 +124,15 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         workdir=workdir,
         data=data,
         eval_data=eval_data,
-        loss=parts.loss,
-        metrics=parts.metrics,
-        schedules=parts.schedules,
-        probe=parts.probe,
+        loss=made.loss,
+        metrics=made.metrics,
+        schedules=made.schedules,
+        probe=made.probe,
         replicas=replicas,
-        state=created,
+        state=train_state,
         train_block=AsynchronousBlock(block) if is_asynchronous else TrainBlock(block),
         eval_blocks=eval_blocks,
-        exports=make["make_exports"](resolved) if "make_exports" in make else [],
+        exports=functions["make_exports"](resolved) if "make_exports" in functions else [],
         started=started,
         constants=constants | eval_constants,
     )
@@ -158,12 +158,12 @@ def on_one_device(run: Run) -> Run:
 def make_schedules(make_schedule: Callable[..., Any], model: Any, resolved: FrozenConfigDict) -> dict[str, Schedule]:
     """Returns {model: schedule} as the experiment makes them, each checked over the whole run."""
     total_steps = resolved.train.duration
-    made = optim.schedules_of(make_schedule(resolved, total_steps), model)
-    return {name: optim.checked_schedule(schedule, total_steps, name) for name, schedule in made.items()}
+    schedules = optim.schedules_of(make_schedule(resolved, total_steps), model)
+    return {name: optim.checked_schedule(schedule, total_steps, name) for name, schedule in schedules.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
+class _Made:
     """What the functions of an experiment made, before there is a state.
 
     Attributes:
@@ -181,27 +181,27 @@ class _Parts:
     extra: tf.Module | None
 
 
-def _make_data(make: Mapping[str, Any], final: ConfigDict) -> tuple[Batches, dict[str, Batches]]:
+def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches, dict[str, Batches]]:
     """Returns the training batches and {split: batches} of evaluation."""
-    data = make["make_data"](final, "train")
+    data = functions["make_data"](final, "train")
     splits = dict.fromkeys(map(config.base_split, final.eval.splits))
-    eval_data = {split: make["make_data"](final, split) for split in splits}
+    eval_data = {split: functions["make_data"](final, split) for split in splits}
     for split, batches in {"train": data, **eval_data}.items():
         check_split(batches, split)
     return data, eval_data
 
 
-def _make_parts(make: Mapping[str, Any], data: Batches, resolved: FrozenConfigDict, replicas: Replicas) -> _Parts:
-    """Returns model, loss, metrics and optimizer: weights and slots get a copy on every replica, counters are one."""
+def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenConfigDict, replicas: Replicas) -> _Made:
+    """Returns model, loss, metrics and optimizer: weights and slots have a copy on every replica, counters are one."""
     with replicas.counter_scope():
         updates = state.new_counter()
     with precision.scope(resolved.train.precision), replicas.scope():
         keras.utils.set_random_seed(resolved.seed % 2**32)  # NumPy takes 32 bits; draws and order take the whole seed
-        model = make["make_model"](resolved)
+        model = functions["make_model"](resolved)
         if resolved.train.remat:
             rematerialise(model, resolved.train.remat)
-        loss = make["make_loss"](resolved)
-        metrics = make["make_metrics"](resolved) if "make_metrics" in make else {}
+        loss = functions["make_loss"](resolved)
+        metrics = functions["make_metrics"](resolved) if "make_metrics" in functions else {}
         # Tracing the loss creates the variables of models that wait for their first input.
         trace = probe(loss, model, metrics, data, resolved, replicas.count)
         grouped = optim.group_parameters(model, resolved)
@@ -211,64 +211,68 @@ def _make_parts(make: Mapping[str, Any], data: Batches, resolved: FrozenConfigDi
         refuse_too_large(trace, data, resolved)
         tune.warn_of_convolutions(resolved, trace, replicas)
         if isinstance(replicas, ParameterServers):
-            asynchronous.check(make, model, data, trace)
-        schedules = make_schedules(make["make_schedule"], model, resolved)
-        make_optimizer = make.get("make_optimizer", optim.make_optimizer)
+            asynchronous.check(functions, model, data, trace)
+        schedules = make_schedules(functions["make_schedule"], model, resolved)
+        make_optimizer = functions.get("make_optimizer", optim.make_optimizer)
         optimizer = optim.build_optimizers(make_optimizer, model, schedules, updates, resolved, grouped)
-        extra = make["make_state"](resolved, model) if "make_state" in make else None
-    return _Parts(model, loss, metrics, trace, schedules, optimizer, updates, extra)
+        extra = functions["make_state"](resolved, model) if "make_state" in functions else None
+    return _Made(model, loss, metrics, trace, schedules, optimizer, updates, extra)
 
 
-def _make_state(parts: _Parts, data: Batches, resolved: FrozenConfigDict) -> TrainState:
+def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> TrainState:
     """Returns all that a checkpoint of the run holds."""
     decay = resolved.ema.decay
     return state.create(
-        parts.model,
-        parts.optimizer,
-        parts.updates,
+        made.model,
+        made.optimizer,
+        made.updates,
         loss_scale=precision.make_loss_scale(resolved),
-        ema=optim.ExponentialMovingAverage(decay, paths.variables(parts.model)) if decay else None,
-        extra=parts.extra,
+        ema=optim.ExponentialMovingAverage(decay, paths.variables(made.model)) if decay else None,
+        extra=made.extra,
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
     )
 
 
 def _make_step(
-    make: Mapping[str, Any], parts: _Parts, created: TrainState, tools: Tools, resolved: FrozenConfigDict
+    functions: Mapping[str, Any], made: _Made, train_state: TrainState, tools: Tools, resolved: FrozenConfigDict
 ) -> tuple[StepFunction, tuple[str, ...], Sequence[tf.Variable]]:
     """Returns the step, the names of its terms, and the variables that it changes beside weights and slots."""
-    if "make_step" not in make:
-        if isinstance(created.model, Mapping):
+    if "make_step" not in functions:
+        if isinstance(train_state.model, Mapping):
             raise UserError(
-                f"make_model returned several models ({', '.join(created.models)}), and only the experiment knows how"
-                " they are trained. Define make_step(cfg, tools)."
+                f"make_model returned several models ({', '.join(train_state.models)}), and only the experiment knows"
+                " how they are trained. Define make_step(cfg, tools)."
             )
-        return standard_step(parts.loss, tools), parts.probe.terms, parts.probe.assigned_variables
-    step = make["make_step"](resolved, tools)
-    return step, probe_step(step, tools, parts.probe.batch, resolved, created), list(created.learned.values())
+        return standard_step(made.loss, tools), made.probe.terms, made.probe.assigned_variables
+    step = functions["make_step"](resolved, tools)
+    return step, probe_step(step, tools, made.probe.batch, resolved, train_state), list(train_state.learned.values())
 
 
 def _make_eval_blocks(
-    parts: _Parts, created: TrainState, eval_data: Mapping[str, Batches], resolved: FrozenConfigDict, replicas: Replicas
+    made: _Made,
+    train_state: TrainState,
+    eval_data: Mapping[str, Batches],
+    resolved: FrozenConfigDict,
+    replicas: Replicas,
 ) -> tuple[dict[str, EvalBlock], dict[str, str]]:
     """Returns {split: compiled pass}, 'test' and 'test/ema' sharing one, and the constants of their traces by name."""
     blocks: dict[str, EvalBlock] = {}
     constants: dict[str, str] = {}
     probes = {
-        split: probe_evaluation(parts.loss, created, batches, resolved, split, parts.probe.terms)
+        split: probe_evaluation(made.loss, train_state, batches, resolved, split, made.probe.terms)
         for split, batches in eval_data.items()
     }
     for split, batches in eval_data.items():
         constants |= probes[split].constants
         blocks[split] = EvalBlock(
-            parts.model,
-            parts.loss,
-            parts.metrics,
+            made.model,
+            made.loss,
+            made.metrics,
             batches,
             resolved,
             probes[split],
             replicas,
-            parts.probe.has_collectives,
+            made.probe.has_collectives,
         )
     return {split: blocks[config.base_split(split)] for split in resolved.eval.splits}, constants

@@ -32,7 +32,8 @@ def refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unkno
       final: its config, finalized.
       unknown: keys whose value is not known yet.
     """
-    stored, copy = stored_config.read(workdir), workdir / loaded.path.name
+    stored = stored_config.read(workdir)
+    copy = workdir / loaded.path.name
     if stored is None:
         refuse_unknown(workdir, final.resume_from)
         return

@@ -27,7 +27,8 @@ _PERIODS = ("log.every", "eval.every")  # they decide what a run writes, beside 
 
 def check(run: Run) -> None:
     """Raises UserError if the folder holds a run of another duration, and this run does not continue it exactly."""
-    stored, step = stored_config.read(run.workdir), int(run.state.step)
+    stored = stored_config.read(run.workdir)
+    step = int(run.state.step)
     if stored is None or not step or not stored.is_longer(run.config):
         return
     before = config.locked(restored(run.config.copy_and_resolve_references().unlock(), stored.values))
