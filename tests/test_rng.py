@@ -239,7 +239,7 @@ def test_halves_are_those_of_the_words_in_every_mode(per_example, jit_compile):
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla", "jit"])
 @pytest.mark.parametrize("per_example", [1, 8, 21])
 @pytest.mark.parametrize("first_example", [0, 2**33 + 5])
-def test_kept_is_what_is_not_below_the_threshold_in_every_mode(first_example, per_example, mode):
+def test_a_mask_keeps_what_is_not_below_the_threshold_in_every_mode(first_example, per_example, mode):
     rate, step = 0.3, 2**40 + 3
     words = reference("a", 5, 4 * -(-per_example // 8), step=step, first_example=first_example)
 
@@ -255,7 +255,7 @@ def test_kept_is_what_is_not_below_the_threshold_in_every_mode(first_example, pe
     assert not is_in_xla()
 
 
-def test_kept_in_xla_carries_from_the_low_word_of_a_counter():
+def test_a_mask_in_xla_carries_from_the_low_word_of_a_counter():
     first = 2**32 - 3  # of six counters, the last three are past the end of the low word
 
     def drawn():
