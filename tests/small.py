@@ -98,7 +98,7 @@ def build(workdir=None, heat=None, functions=None, **overrides):
     own = {"make_data": make_data, "make_model": make_model, "make_loss": make_loss, **(functions or {})}
     kept = {name: loaded.functions[name] for name in ("get_config", "make_schedule")}
     loaded = dataclasses.replace(loaded, functions={**kept, **own})
-    final = config.finalize(override(loaded.get_config(), settings))
+    final = config.finalize(override(loaded.get_config(), settings), loaded.own)
     return run.build_run(loaded, final, workdir, time.monotonic())
 
 

@@ -34,7 +34,7 @@ def finalize(config: ConfigDict, own: Collection[str] = (), is_trained: bool = T
     Args:
       config: of all keys.
       own: sections that a function of the experiment reads, e.g. 'optimizer' if it defines make_optimizer: there a key
-        may have an effect whatever the others are.
+        may have an effect whatever the others are; and 'evaluators' if it defines make_evaluators.
       is_trained: False for a look at a trained run, which may evaluate splits other than those of the metrics to watch.
 
     Raises:

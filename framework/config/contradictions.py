@@ -22,10 +22,11 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
 
     Args:
       flat: {dotted key: value} of all keys, each legal by itself.
-      own: sections that a function of the experiment reads: a key there may have an effect whatever the others are.
+      own: sections that a function of the experiment reads: a key there may have an effect whatever the others are;
+        'evaluators' if it has some, whose scalars may be watched.
       is_trained: False for a look at a trained run, whose metrics to watch may be of other splits.
     """
-    if is_trained:
+    if is_trained and "evaluators" not in own:  # whose names are known later
         _check_watched(flat)
     _check_origin(flat)
     _check_evaluation(flat)

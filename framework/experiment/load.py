@@ -52,8 +52,8 @@ class Experiment:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Sections of the config that a function of the experiment reads instead of the framework."""
-        return ("optimizer",) if "make_optimizer" in self.functions else ()
+        """Returns what functions of the experiment decide in place of the framework: 'optimizer', 'evaluators'."""
+        return tuple(part for part in ("optimizer", "evaluators") if f"make_{part}" in self.functions)
 
     def get_config(self) -> ConfigDict:
         """Returns the config of the experiment for its preset.

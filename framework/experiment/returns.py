@@ -11,6 +11,7 @@ here imports TensorFlow until a returned value is checked.
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -168,9 +169,16 @@ def _list(returned: Any, wanted: str) -> str:
     return "" if isinstance(returned, Sequence) and not isinstance(returned, str) else wanted
 
 
-def _by_name(returned: Any, wanted: str) -> str:
-    is_by_name = isinstance(returned, Mapping) and all(isinstance(name, str) for name in returned)
-    return "" if is_by_name else wanted
+def _evaluators(returned: Any, wanted: str) -> str:
+    if not isinstance(returned, Mapping):
+        return wanted
+    for name, evaluator in returned.items():
+        if not isinstance(name, str) or not takes(evaluator, 1):
+            return f"{name!r} is {shown(evaluator)}, which cannot be called as evaluator(run). {wanted}"
+        modes = getattr(evaluator, "modes", {})
+        if not isinstance(modes, Mapping) or not all(re.fullmatch("min|max", str(mode)) for mode in modes.values()):
+            return f"'{name}' has modes={modes!r}; it must be {{scalar: 'min' or 'max'}}."
+    return ""
 
 
 FUNCTIONS: Mapping[str, Function] = {
@@ -196,7 +204,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "make_exports": Function(("cfg",), "a list of exports", _list),
     "make_hooks": Function(("cfg", "run"), "a list of hooks", _list),
     "make_writers": Function(("cfg",), "a list of writers", _list),
-    "make_evaluators": Function(("cfg",), "{name: evaluator}", _by_name),
+    "make_evaluators": Function(("cfg",), "{name: function of the run}, e.g. {'digits': digits}", _evaluators),
 }
 REQUIRED = tuple(name for name, function in FUNCTIONS.items() if function.required)
 OPTIONAL = tuple(name for name, function in FUNCTIONS.items() if not function.required)

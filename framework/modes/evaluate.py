@@ -1,19 +1,24 @@
 """--mode=evaluate: a checkpoint of a run on every evaluation split."""
 
+import textwrap
 from collections.abc import Sequence
 
-from framework.run import lookback
-from framework.run.evaluation import evaluate
+from framework.run import evaluation, lookback
 from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> int:
-    """Prints one line a metric of `checkpoint`: 'last', 'best' or that of a step."""
+    """Prints one line a metric of `checkpoint`, 'last', 'best' or that of a step, and the texts of evaluators."""
     run.restore(checkpoint)
     run.recall()
     print(f"{run.workdir}, step {int(run.state.step)}")
     for line in lookback.lines(run):
         print(f"  {line}")
-    for name, value in evaluate(run).items():
+    report = evaluation.report(run)
+    for name, value in report.scalars.items():
         print(f"  {name:<24} {value:.6g}")
+    for name, text in report.texts.items():
+        print(f"  {name}\n{textwrap.indent(str(text), '    ')}")
+    if report.images:
+        print(f"  Pictures, which are written while training: {', '.join(report.images)}")
     return 0

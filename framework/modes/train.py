@@ -30,7 +30,8 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
         return 0
     print(f"{result['status']}: step {result['step']} in {run.workdir}")
     for name, value in result["final"].items():
-        print(f"  {name:<24} {_shown(value)} (best {_shown(result['best'].get(name))})")
+        best = f" (best {_shown(result['best'].get(name))})" if name in result["best"] or value is None else ""
+        print(f"  {name:<24} {_shown(value)}{best}")
     status = 0
     if run.exports and not _is_exported(run):
         if run.resolved.export.checkpoint == "best":

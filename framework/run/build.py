@@ -20,6 +20,7 @@ from framework.data.batches import Batches
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas, make_replicas
 from framework.errors import UserError
+from framework.evaluators import check_names
 from framework.experiment import user_code
 from framework.experiment.load import Experiment
 from framework.experiment.returns import check_split, checked
@@ -111,7 +112,9 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         step, terms, rollback_variables = _make_step(functions, made, train_state, tools, resolved)
     row = MetricRow(scalars_of(train_state), terms, made.metrics)
     row.check_results()
-    check_metric_names(resolved, made.metrics, row)
+    evaluators = functions["make_evaluators"](resolved) if "make_evaluators" in functions else {}
+    check_names(evaluators, resolved.eval.splits)
+    check_metric_names(resolved, made.metrics, row, evaluators)
     check_penalties(made.model, data, resolved, replicas.count)
     block = BlockParts(tools, step, rollback_variables, data, made.schedules, row)
     is_asynchronous = isinstance(replicas, ParameterServers)
@@ -135,6 +138,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         exports=functions["make_exports"](resolved) if "make_exports" in functions else [],
         started=started,
         constants=constants | eval_constants,
+        evaluators=evaluators,
     )
 
 

@@ -4,7 +4,7 @@ hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], start, run.total_ste
 """
 
 from framework import paths
-from framework.run.evaluation import evaluate
+from framework.run import evaluation
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
@@ -19,7 +19,7 @@ def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
       interval: the sums since the last row; `log` begins a new one.
     """
     cfg = run.resolved
-    log, histograms, evaluation, save = BUILT_IN
+    log, histograms, evaluate, save = BUILT_IN
 
     def write_row(context: Context) -> None:
         row, means = context.block.row(len(context.block.rows) - 1), interval.means()
@@ -30,7 +30,7 @@ def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
     return [
         Hook(cfg.log.every, write_row, log),
         Hook(cfg.log.histograms_every, write_histograms, histograms, at_end=False),
-        Hook(cfg.eval.every, evaluate_splits, evaluation),
+        Hook(cfg.eval.every, evaluate_all, evaluate),
         Hook(cfg.checkpoint.every, lambda context: context.save(), save),
     ]
 
@@ -44,12 +44,13 @@ def write_histograms(context: Context) -> None:
     context.writer.histograms(context.step, weights | gradients)
 
 
-def evaluate_splits(context: Context) -> None:
-    """Evaluates every split, and asks for a checkpoint if the result is the best so far."""
+def evaluate_all(context: Context) -> None:
+    """Evaluates on every split and by every evaluator, and asks for a checkpoint if the result is the best so far."""
     run, cfg = context.run, context.run.resolved
-    results = evaluate(run)
+    report = evaluation.report(run)
+    results = report.scalars
     context.progress.observe(context.step, results)
-    context.writer.scalars(context.step, {f"eval/{name}": value for name, value in results.items()})
+    evaluation.write(report, context.writer, context.step)
     stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
     if stopping.metric:
         run.state.early.observe(results[stopping.metric], context.step, run.modes[stopping.metric], stopping.min_delta)

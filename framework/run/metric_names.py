@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework.errors import UserError, near
+from framework.evaluators import Evaluator, modes_of
 from framework.metrics import Metric
 from framework.step.metric_row import MetricRow, term_key
 from framework.step.penalties import shown
 
 
-def check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: MetricRow) -> None:
+def check_metric_names(
+    resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: MetricRow, evaluators: Mapping[str, Evaluator]
+) -> None:
     """Raises UserError if a metric has the name of another number of a row, or a config key names no metric."""
     for name in {*metrics} & {"step", "examples_per_second", *layout.scalars}:
         raise UserError(
@@ -27,7 +30,11 @@ def check_metric_names(resolved: FrozenConfigDict, metrics: Mapping[str, Metric]
         ("checkpoint.best_metric", resolved.checkpoint.best_metric),
     ):
         split, _, name = chosen.partition("/")
-        if chosen and name not in known:
+        if split in evaluators:
+            _check_declared(key, chosen, evaluators)
+        if split not in resolved.eval.splits:  # of a run that trains, `check_watched` refuses a name of neither
+            continue
+        if name not in known:
             raise UserError(
                 f"{key}='{chosen}': there is no metric '{name}'.{near(name, known)} Metrics: {', '.join(known)}."
                 f" Type e.g. --config.{key}={split}/loss."
@@ -45,3 +52,31 @@ def modes(splits: Iterable[str], terms: Sequence[str], metrics: Mapping[str, Met
     of_each = {"loss": "min", **{f"loss/{term}": "min" for term in terms}}
     of_each |= {name: metric.mode for name, metric in metrics.items()}
     return {f"{split}/{name}": mode for split in splits for name, mode in of_each.items()}
+
+
+def check_watched(config: ConfigDict, splits: Sequence[str], evaluators: Sequence[str]) -> None:
+    """Raises UserError if a key names a metric of neither a split nor an evaluator.
+
+    Of a run that trains: a look at a trained run may evaluate other splits.
+    """
+    for key, chosen in (
+        ("early_stopping.metric", config.early_stopping.metric),
+        ("checkpoint.best_metric", config.checkpoint.best_metric),
+    ):
+        name = chosen.partition("/")[0]
+        if chosen and name not in (*splits, *evaluators):
+            raise UserError(
+                f"{key}='{chosen}': '{name}' is neither a split ({', '.join(splits)}) nor an evaluator"
+                f" ({', '.join(evaluators) or 'none'}).{near(name, [*splits, *evaluators])}"
+            )
+
+
+def _check_declared(key: str, chosen: str, evaluators: Mapping[str, Evaluator]) -> None:
+    """Raises UserError unless an evaluator declares the scalar that a key names."""
+    name, _, scalar = chosen.partition("/")
+    declared = modes_of(evaluators)
+    if chosen not in declared:
+        raise UserError(
+            f"{key}='{chosen}': evaluator '{name}' does not declare the scalar '{scalar}'.{near(chosen, declared)}"
+            f" Write {name}.modes = {{'{scalar}': 'max'}}, or 'min', in make_evaluators."
+        )

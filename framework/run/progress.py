@@ -99,11 +99,11 @@ class Progress:
         return self._rate(self._seconds, self._steps)
 
     def observe(self, step: int, evaluations: Mapping[str, float]) -> None:
-        """Takes the evaluation of a step; what is not finite is never the best."""
+        """Takes the evaluation of a step; what is not finite, or has no mode, is never the best."""
         self.evaluations, self.evaluated_step = dict(evaluations), step
         for name, value in evaluations.items():
             better = min if self._modes.get(name) == "min" else max
-            if math.isfinite(value):
+            if math.isfinite(value) and name in self._modes:
                 before = self.best.get(name)
                 self.best[name] = better(value, value if before is None else before)
                 if self.best[name] != before:

@@ -23,6 +23,7 @@ from framework.checkpoint.start import begin, goals
 from framework.data.batches import Batches
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
+from framework.evaluators import Evaluator, modes_of
 from framework.experiment.load import Experiment
 from framework.export.base import ExportHook
 from framework.files import held, read_json, write_text
@@ -60,6 +61,7 @@ class Run:
       train_block: K compiled steps.
       eval_blocks: {split: one compiled pass}.
       exports: the experiment's export hooks.
+      evaluators: {name: evaluator} of `make_evaluators`.
       started: `time.monotonic()` when `build` was called; None once `train` has counted the time from there.
       note: what the last restored checkpoint says about the run so far.
       choice: how `train.compile=auto` compiles the blocks; None before it chose, and if the config chose.
@@ -85,6 +87,7 @@ class Run:
     note: dict[str, Any] = dataclasses.field(default_factory=dict)
     choice: CompileChoice | None = None
     constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> keras.Model:
@@ -100,8 +103,9 @@ class Run:
 
     @property
     def modes(self) -> dict[str, str]:
-        """{'test/accuracy': 'max', …}: whether the minimum or the maximum of each evaluated metric is best."""
-        return metric_names.modes(self.eval_blocks, shown(self.probe.terms), self.metrics)
+        """{'test/accuracy': 'max', …}: whether the minimum or maximum is best, of each metric or declared scalar."""
+        of_splits = metric_names.modes(self.eval_blocks, shown(self.probe.terms), self.metrics)
+        return of_splits | modes_of(self.evaluators)
 
     @property
     def total_steps(self) -> int:
@@ -123,6 +127,7 @@ class Run:
             code; or the state cannot be restored.
         """
         continuity.refuse_other_run(self.workdir, self.experiment, self.config)
+        metric_names.check_watched(self.config, [*self.eval_blocks], [*self.evaluators])
         continuity.refuse_other_data(self.workdir, self._samples(), self.checkpoints.facts())
         continuity.refuse_other_constants(self.workdir, self.constants, self.checkpoints.facts())
         code_copies.refuse_damaged(self.workdir, self.experiment, self.checkpoints.facts().get("code", {}))
@@ -143,7 +148,7 @@ class Run:
         if state.refresh(self.state):
             self.train_block.forget()
             for block in self.eval_blocks.values():
-                block.compiled.forget()
+                block.forget()
 
     def facts(self) -> dict[str, Any]:
         """Returns what each checkpoint records about this run, as JSON; a resumed run must have the same.

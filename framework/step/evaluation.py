@@ -38,6 +38,7 @@ from framework.trace.assigned import untouched
 
 # There is no update here.
 _MODES = {"xla_update": "graph"}
+_HALF = (tf.float16, tf.bfloat16)
 
 
 class EvalBlock:
@@ -46,6 +47,7 @@ class EvalBlock:
     Attributes:
       compiled: counts traces and compilations.
       problem: why the last pass was not finite, a sentence that names a variable or batch; '' if it was.
+      steps: batches of a pass.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class EvalBlock:
         self._replicas, self._shards = replicas, shards_of(batches, replicas)
         self._has_collectives = has_collectives
         self._found, self._layout = found, MetricRow((VIOLATIONS,), found.terms, metrics)
-        self._steps = epoch_steps(batches) - (found.rest is not None)
+        self.steps = epoch_steps(batches)
+        self._steps = self.steps - (found.rest is not None)  # of these, with padding if the last one has some
         self._block_steps = steps_per_call(batches, min(config.train.block_steps, max(1, self._steps)))
         self._model, self._loss, self._batches = model, loss, batches
         self._precision = config.train.precision
@@ -88,6 +91,31 @@ class EvalBlock:
                 totals = self._merge(totals, self._layout.unpack(row))
         loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
         return {"loss": loss, **self._layout.results(totals)}
+
+    def outputs(self, step: int, most: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The first `most` rows of the batch of a step, padding left out, and the outputs of the loss for them.
+
+        Half precision is returned as float32. Changes nothing, like a whole pass.
+        """
+        batch = {} if self._batches.is_resident else dict(self._batches.at(step))
+        with untouched(self._found.assigned_variables):
+            found = self._compiled_outputs(tf.constant(step, tf.int64), batch)
+        size = rows = self._batches.batch_size
+        if step == self.steps - 1:  # padding repeats the last example
+            rows = len(np.unique(self._batches.indices(step)["index"]))
+        rows = rows if most is None else min(rows, most)
+
+        def first(tensor: tf.Tensor) -> np.ndarray:
+            array = (tf.cast(tensor, tf.float32) if tensor.dtype in _HALF else tensor).numpy()
+            return array[:rows] if array.shape[:1] == (size,) else array
+
+        whole, outputs = ({name: first(tensor) for name, tensor in part.items()} for part in found)
+        return whole, outputs
+
+    def forget(self) -> None:
+        """Makes the next pass trace anew: what was traced computes with constants that are others now."""
+        for compiled in (self.compiled, self._compiled_rest, self._compiled_outputs):
+            compiled.forget()
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
@@ -176,6 +204,7 @@ class EvalBlock:
         mode, in_parts = _MODES.get(mode, mode), self._replicas.strategy is not None
         self.compiled = Compiled(self._run, mode, "evaluate", in_parts)
         self._compiled_rest = Compiled(self._run_rest, mode, "evaluate the rest", in_parts)
+        self._compiled_outputs = Compiled(self._run_outputs, mode, "predict", in_parts)
 
     @property
     def _mode(self) -> str:
@@ -201,6 +230,16 @@ class EvalBlock:
             whole = batch or self._batches.at(step)
             rest = {name: x[: self._found.rest] if x.shape[:1] == [size] else x for name, x in whole.items()}
             return self._replicas.redundant().all_reduce_sum(self._row, rest, mode=self._mode)
+
+    def _run_outputs(self, step: tf.Tensor, batch: Batch) -> tuple[Batch, Batch]:
+        """The batch of a step and the outputs for it, of which each replica computes the whole."""
+
+        def forward_pass(index: int, whole: Batch) -> Batch:
+            return dict(forward(self._loss, self._model, whole, training=False)[1])
+
+        with scopes(self._precision, self._key, step):
+            whole = batch or dict(self._batches.at(step))
+            return whole, self._replicas.redundant().run(forward_pass, whole, mode=self._mode)
 
     def _row(self, index: int, batch: Batch) -> tf.Tensor:
         """Sums over the examples of one replica."""

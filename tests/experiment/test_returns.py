@@ -189,8 +189,12 @@ CASES = {
     [
         ("make_hooks", "hook", "make_hooks returned 'hook'. It must return a list of hooks."),
         ("make_writers", None, "make_writers returned None. It must return a list of writers."),
-        ("make_evaluators", [1], "make_evaluators returned a value of type list. It must return {name: evaluator}."),
-        ("make_evaluators", {1: 2}, "make_evaluators returned a value of type dict. It must return {name: evaluator}."),
+        (
+            "make_evaluators",
+            [1],
+            "make_evaluators returned a value of type list. It must return {name: function of the run}, e.g. {'digits':"
+            " digits}.",
+        ),
     ],
 )
 def test_a_function_that_returns_a_value_of_another_kind(name, returned, expected):
@@ -201,7 +205,7 @@ def test_a_function_that_returns_a_value_of_another_kind(name, returned, expecte
 
 
 @pytest.mark.parametrize(
-    ("name", "returned"), [("make_hooks", []), ("make_writers", (1,)), ("make_evaluators", {"worst": 1})]
+    ("name", "returned"), [("make_hooks", []), ("make_writers", (1,)), ("make_evaluators", {"worst": len})]
 )
 def test_a_function_that_returns_a_value_of_its_kind(name, returned):
     assert checked({name: lambda *given: returned})[name](*FUNCTIONS[name].arguments) is returned

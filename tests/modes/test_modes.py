@@ -426,10 +426,11 @@ def test_an_export_of_an_earlier_step_does_not_stand_for_the_end(tmp_path):
 
 def test_a_metric_without_a_number_is_shown_as_such(tmp_path, monkeypatch, capsys):
     """NaN in an evaluation is null in result.json, and never the best."""
-    from framework.run import built_in, evaluation
+    from framework.evaluators import Report
+    from framework.run import evaluation
 
-    real = evaluation.evaluate
-    monkeypatch.setattr(built_in, "evaluate", lambda run: {**real(run), "test/odd": float("nan")})
+    real = evaluation.report
+    monkeypatch.setattr(evaluation, "report", lambda run: Report({**real(run).scalars, "test/odd": float("nan")}))
     workdir = tmp_path / "run"
     assert call(f"--workdir={workdir}", "--config.train.duration=2 steps") == 0
     assert "  test/odd                 nan (best nan)\n" in capsys.readouterr().out
