@@ -48,6 +48,7 @@ ROWS = (
     ("data.sources",),
     ("data.sets/*", "data.reading", "data.fields", "data.order"),
     ("data.sets",),
+    ("data.resident", "data.streaming"),
     ("data.batches",),
     ("data.replay_buffer",),
     ("data",),

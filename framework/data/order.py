@@ -5,12 +5,18 @@ source, index, weight = order.at(tf.constant([1_000_000], tf.int64))      # each
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from framework import rng
+from framework.config import UserError
+
+# Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
+_MIXTURE_CYCLE = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,40 @@ class Order:
         key = rng.key(self.seed)
         hashed = _mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
         return _mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
+
+
+def cycle_of(weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole positions of each source in a cycle, by largest remainder."""
+    if len(weights) == 1:
+        return (1,)
+    if any(not math.isfinite(weight) or weight <= 0 for weight in weights):
+        raise UserError(
+            f"mixture weights {tuple(weights)} must all be positive. Leave a source out to give it nothing."
+        )
+    exact = np.asarray(weights, np.float64) / np.sum(weights) * _MIXTURE_CYCLE
+    shares = np.floor(exact).astype(int)
+    for extra in np.argsort(shares - exact, kind="stable")[: _MIXTURE_CYCLE - shares.sum()]:
+        shares[extra] += 1
+    if shares.min() == 0:
+        raise UserError(f"mixture weights {tuple(weights)}: the smallest share must be at least 1/{_MIXTURE_CYCLE}.")
+    return tuple(int(share) for share in shares // np.gcd.reduce(shares))
+
+
+def check_order(order: Order) -> None:
+    if len(order.sizes) > 1 and order.remainder != "carry":
+        raise UserError(
+            f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry."
+        )
+    if order.slots == 0:
+        raise UserError(
+            f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"
+            f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=carry."
+        )
+
+
+def indices_of(batches: Any, order: Order, step: int) -> dict[str, np.ndarray]:
+    source, index, _ = (rows[0].numpy() for rows in order.at(tf.constant([step], tf.int64)))
+    return {"source": source, "index": index, "weight": batches.at(step)["weight"].numpy()}
 
 
 _ROUNDS = 8

@@ -6,14 +6,17 @@
 `data/mnist.py` makes one of a data set; `data/batches.py` orders its examples.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from framework.errors import UserError
+
+_SAMPLED = 16  # examples of a source that it is known by
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,31 @@ def shares_of(sources: Any) -> list[tuple[Source, float]]:
         if isinstance(pair[1], bool) or not isinstance(pair[1], int | float | np.integer | np.floating):
             raise UserError(f"make_batches: the share of '{pair[0].origin}' in a mixture is {pair[1]!r}, not a number.")
     return [(source, share) for source, share in sources]
+
+
+def origin_of(sources: Sequence[Source], placement: str) -> dict[str, Any]:
+    return {
+        "placement": placement,
+        "source": " + ".join(source.origin for source in sources),
+        "examples": sum(len(source) for source in sources),
+        "bytes": sum(source.nbytes for source in sources),
+        "subset": any(source.is_subset for source in sources),
+        "sample": sample_of(sources),
+    }
+
+
+def sample_of(sources: Sequence[Source]) -> str | None:
+    """SHA-256 of some examples, by which a run knows its data again; None of a source that reads in its own way."""
+    digest = hashlib.sha256()
+    for source in sources:
+        if source.has_own_take:
+            return None
+        rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(np.int64))
+        for name, array in sorted(source.take(rows).items()):
+            digest.update(f"{name} {array.dtype} {array.shape} {len(source)} ".encode())
+            # Of objects, such as texts, the bytes are addresses.
+            digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+    return digest.hexdigest()
 
 
 def instead(given: Any) -> str:

@@ -14,6 +14,7 @@ from framework import rng
 from framework.config import UserError, base_config
 from framework.data import batches as module
 from framework.data import order as order_module
+from framework.data import sources as sources_module
 from framework.data.batches import Resident, Streamed, epoch_steps, make_batches
 from framework.data.order import Order, permute
 from framework.data.sources import Source
@@ -353,11 +354,11 @@ def test_a_mixture_has_exact_shares_and_each_source_its_own_epochs():
 
 
 def test_shares_are_whole_numbers_by_largest_remainder():
-    assert module._shares([3.0]) == (1,)
-    assert module._shares([0.7, 0.3]) == (7, 3)
-    assert module._shares([2, 2, 2, 2]) == (1, 1, 1, 1)
-    assert module._shares([1, 1, 1]) == (3334, 3333, 3333)
-    assert module._shares([1, 9999]) == (1, 9999)
+    assert order_module.cycle_of([3.0]) == (1,)
+    assert order_module.cycle_of([0.7, 0.3]) == (7, 3)
+    assert order_module.cycle_of([2, 2, 2, 2]) == (1, 1, 1, 1)
+    assert order_module.cycle_of([1, 1, 1]) == (3334, 3333, 3333)
+    assert order_module.cycle_of([1, 9999]) == (1, 9999)
 
 
 # ---- resident and streamed batches
@@ -651,7 +652,7 @@ def test_a_source_that_reads_in_a_way_of_its_own_is_not_read_to_be_known():
 def test_texts_are_known_by_what_they_say():
     one, other = (np.array([str(number) for number in range(1000, 1010)], object) for _ in range(2))
     assert one[0] is not other[0]
-    assert module._sample([Source({"x": one}, "x")]) == module._sample([Source({"x": other}, "x")])
+    assert sources_module.sample_of([Source({"x": one}, "x")]) == sources_module.sample_of([Source({"x": other}, "x")])
 
 
 # ---- errors

@@ -1,0 +1,137 @@
+"""Batches read from sources that do not fit the device."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from framework import rng
+from framework.data.fields import Batch, Fields, Finish, Transform, check_weights, checked, named_shapes
+from framework.data.order import Order, indices_of
+from framework.data.reading import RetryingReader
+from framework.data.sources import Source, origin_of
+
+
+class Streamed:
+    """Batches read from sources that do not fit the device, prepared side by side by tf.data, in exact order."""
+
+    is_resident = False
+    training: bool | None = None
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        order: Order,
+        transform: Transform | None,
+        fields: Fields,
+        parallel_calls: int,
+        prefetch: int,
+        make_reader: Callable[[], RetryingReader],
+    ) -> None:
+        self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
+        self.origin = origin_of(sources, "stream")
+        self.ahead: int | None = prefetch
+        self._sources, self._order, self._fields = sources, order, fields
+        self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
+        self._key = rng.key(order.seed)
+        self._parallel_calls, self._prefetch = parallel_calls, prefetch
+        self._make_reader = make_reader
+        self._open()
+
+    def part(self, first: int, count: int) -> "Streamed":
+        """It reads no other examples than its own."""
+        part = copy.copy(self)
+        part._order = dataclasses.replace(self._order, first=first, count=count)
+        part._open()
+        return part
+
+    def _open(self) -> None:
+        self._reader = self._make_reader()
+        # Traced once for all seeks, and without autograph as everywhere.
+        self._traced = tf.function(self._prepare, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
+        self._next_step = -1
+        self._iterator: Iterator[Batch] = iter(())
+
+    def at(self, step: Any) -> Batch:
+        return self._prepare(tf.cast(step, tf.int64))
+
+    def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
+        first, count = int(first_step), int(steps)
+        if first != self._next_step:
+            self._close()
+            self._iterator = iter(self._dataset(first))
+        self._next_step = first + count
+        batches = self._next(count)
+        filled = batches + [batches[-1]] * (size - count)
+        return {name: tf.stack([batch[name] for batch in filled]) for name in batches[0]}
+
+    def take(self, plan: Batch, index: tf.Tensor) -> Batch:
+        return {name: tf.gather(rows, index) for name, rows in plan.items()}
+
+    def indices(self, step: int) -> dict[str, np.ndarray]:
+        return indices_of(self, self._order, step)
+
+    def _next(self, count: int) -> list[Batch]:
+        try:
+            with named_shapes():
+                return [next(self._iterator) for _ in range(count)]
+        except tf.errors.OpError as error:
+            failure = self._reader.failure()
+            self._close()
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _close(self) -> None:
+        """Ends reading ahead, which would hold its threads; the next `plan` starts anew."""
+        self._reader.stop()
+        self._iterator, self._next_step = iter(()), -1
+        self._reader = self._make_reader()
+
+    def _dataset(self, first_step: int) -> tf.data.Dataset:
+        steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+        prepared = steps.map(self._traced, num_parallel_calls=self._parallel_calls, deterministic=True)
+        return prepared.prefetch(self._prefetch)
+
+    def _prepare(self, step: tf.Tensor) -> Batch:
+        source, index, padding = (rows[0] for rows in self._order.at(step[tf.newaxis]))
+        arrays = tf.numpy_function(
+            self._rows,
+            (source, index, step),
+            [spec.dtype for spec in self._fields.values()],
+            stateful=False,  # under op determinism tf.data would run a stateful one batch after the other
+        )
+        arrays = [arrays] if tf.is_tensor(arrays) else arrays  # of one field, eagerly
+        batch = {
+            name: tf.ensure_shape(array, (self._order.places, *spec.shape))
+            for (name, spec), array in zip(self._fields.items(), arrays, strict=True)
+        }
+        with rng.scope(self._key, step, self._order.first):
+            return self._finish(batch, padding)
+
+    def _rows(self, source: np.ndarray, index: np.ndarray, step: int) -> list[np.ndarray]:
+        """Rows of the sources for the batch of a step, in the order asked for; one array for each of `_fields`."""
+        with self._reader.noting(int(step)):
+            if len(self._sources) == 1:
+                arrays = self._read(0, index, int(step))
+                return [arrays[name] for name in self._fields]
+            rows = {
+                name: np.empty((len(index), *spec.shape), spec.dtype.as_numpy_dtype)
+                for name, spec in self._fields.items()
+            }
+            for number in np.unique(source):
+                here = source == number
+                for name, array in self._read(number, index[here], int(step)).items():
+                    rows[name][here] = array
+            return list(rows.values())
+
+    def _read(self, number: int, index: np.ndarray, step: int) -> dict[str, np.ndarray]:
+        source = self._sources[number]
+        taken = self._reader.read(source, index, step)
+        arrays = checked(taken, self._fields, len(index), f"batch {step} of '{source.origin}'")
+        if "weight" in arrays:
+            check_weights(arrays["weight"], source.origin, index)
+        return arrays
