@@ -46,7 +46,8 @@ ROWS = (
     ("distribute",),
     # what an experiment is made of
     ("data.sources",),
-    ("data.sets/*", "data.reading", "data.fields", "data.order"),
+    ("data.fetch", "data.reading", "data.fields", "data.order"),
+    ("data.sets/*",),
     ("data.sets",),
     ("data.resident", "data.streaming"),
     ("data.batches",),

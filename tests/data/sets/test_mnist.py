@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from framework.config import UserError
+from framework.data import fetch
 from framework.data.sets import mnist
 from framework.data.sets.mnist import load_mnist
 
@@ -446,8 +447,8 @@ def test_tf_keras_that_is_not_installed(machine):
     ("answers", "reason"), [(False, "no answer in 0.2 s"), (True, "not finished in 0.6 s")], ids=["silent", "stalled"]
 )
 def test_tf_keras_download_is_given_up(machine, answers, reason):
-    machine.monkeypatch.setattr(mnist, "_ANSWER_SECONDS", 0.2)
-    machine.monkeypatch.setattr(mnist, "_DOWNLOAD_SECONDS", 0.6)
+    machine.monkeypatch.setattr(fetch, "ANSWER_SECONDS", 0.2)
+    machine.monkeypatch.setattr(fetch, "DOWNLOAD_SECONDS", 0.6)
     release = threading.Event()
 
     def load_data(cache_dir):
