@@ -14,10 +14,10 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework import folder, paths
-from framework.checkpoint import checkpoints as checkpoint
-from framework.checkpoint import snapshot, warm_start
+from framework.checkpoint import other_runs, snapshot, warm_start
 from framework.checkpoint.checkpoints import Checkpoints
-from framework.errors import UserError
+from framework.checkpoint.storage import read_arrays
+from framework.config import UserError
 from framework.files import read_json, write_json
 from framework.state import TrainState
 
@@ -66,7 +66,7 @@ def begin(
 def set_out(state: TrainState, config: FrozenConfigDict) -> None:
     """Sets a fresh state to what a run without a checkpoint of its own starts from; nothing is written or said."""
     if config.resume_from:
-        checkpoint.restore_from(state, checkpoint.find("resume_from", config.resume_from), "")
+        other_runs.restore_from(state, other_runs.find("resume_from", config.resume_from), "")
     elif config.init_from:
         _take_weights(state, config)
 
@@ -74,9 +74,9 @@ def set_out(state: TrainState, config: FrozenConfigDict) -> None:
 def _resume(
     state: TrainState, checkpoints: Checkpoints, config: FrozenConfigDict, workdir: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    source = checkpoint.find("resume_from", config.resume_from)
+    source = other_runs.find("resume_from", config.resume_from)
     hint = f"To take what fits, with a fresh optimizer, type --config.resume_from= --config.init_from={source}."
-    note = checkpoint.restore_from(state, source, hint)
+    note = other_runs.restore_from(state, source, hint)
     if int(state.step) >= config.train.duration:
         raise UserError(
             f"resume_from='{config.resume_from}' is at step {int(state.step)}, and train.duration ends at step"
@@ -145,7 +145,7 @@ def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints, facts:
     if int(state.best.step) in (-1, int(state.step)):
         return
     if snapshot.is_whole(best):
-        checkpoint.adopt(best, checkpoints.folder, facts)
+        other_runs.adopt(best, checkpoints.folder, facts)
     else:
         logging.warning("the best checkpoint so far, %s, is not there: only a better one will be kept", best)
 
@@ -170,8 +170,8 @@ def _initialise(state: TrainState, config: FrozenConfigDict, workdir: Path, writ
 
 def _take_weights(state: TrainState, config: FrozenConfigDict) -> tuple[Path, warm_start.Match, int]:
     """Sets the weights that `init_from` has for this model; (checkpoint, what matched, variables of the model)."""
-    source = checkpoint.find("init_from", config.init_from)
-    arrays = warm_start.weights_of(checkpoint.read_arrays(source), config.init_weights, str(source))
+    source = other_runs.find("init_from", config.init_from)
+    arrays = warm_start.weights_of(read_arrays(source), config.init_weights, str(source))
     target = paths.variables(state.model)
     named = (snapshot.named_in(source), paths.ambiguous(state.model))
     found = warm_start.match(arrays, target, warm_start.parse_map(config.init_map), str(source), named)

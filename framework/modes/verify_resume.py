@@ -28,9 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from framework.checkpoint import checkpoints
-from framework.checkpoint.checkpoints import digest, read_arrays
-from framework.config.keys.runtime import SEVERAL_PROCESSES
+from framework.checkpoint import digest, other_runs, read_arrays
+from framework.config import RunError, UserError
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.folder import TUNING, starts
@@ -339,7 +338,7 @@ def _last_line(workdir: Path) -> str:
 
 
 def _read(workdir: Path) -> _Ended:
-    state = read_arrays(checkpoints.find("resume_from", str(workdir)))
+    state = read_arrays(other_runs.find("resume_from", str(workdir)))
     result = json.loads((workdir / "result.json").read_text())
     if int(state["step"]) != result["step"]:
         raise _DifferentError(

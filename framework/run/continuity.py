@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from framework import folder
 from framework.checkpoint import warm_start
-from framework.checkpoint.checkpoints import Checkpoints, find
+from framework.checkpoint.checkpoints import Checkpoints
+from framework.checkpoint.other_runs import find
 from framework.errors import UserError
 from framework.experiment.load import Experiment
 from framework.run import code_copies, stored_config

@@ -18,7 +18,7 @@ import tf_keras as keras
 
 from framework import optim, paths, state
 from framework.checkpoint import checkpoints as checkpoint
-from framework.checkpoint import storage
+from framework.checkpoint import directory, storage
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.checkpoint.snapshot import manifest_of
 from framework.checkpoint.storage import CorruptError, read_manifest, write_manifest
@@ -205,12 +205,12 @@ def test_a_crash_in_any_phase_leaves_the_one_before(tmp_path, monkeypatch, phase
     def crash(*args, **kwargs):
         raise KeyboardInterrupt
 
-    real = checkpoint.write_json
+    real = directory.write_json
     patched = {
         "arrays": (storage, "_parts", crash),
         "manifest": (storage, "write_json", crash),
         "rename": (checkpoint.Path, "rename", crash),
-        "pointer": (checkpoint, "write_json", lambda path, v: crash() if path.name == "last.json" else real(path, v)),
+        "pointer": (directory, "write_json", lambda path, v: crash() if path.name == "last.json" else real(path, v)),
     }[phase]
     created.model.layers[0].kernel.assign_add(tf.ones([4, 3]))
     with monkeypatch.context() as patch:
@@ -264,7 +264,7 @@ def test_a_best_pointer_that_a_crash_left_behind_is_moved(tmp_path):
     created.best.step.assign(-1)
     save_at(checkpoints, created, 3, is_best=True)
     save_at(checkpoints, created, 4, is_best=True)
-    checkpoint.write_json(tmp_path / "best.json", {"step": 3})
+    directory.write_json(tmp_path / "best.json", {"step": 3})
     assert checkpoints.restore(make_state(seed=3), repair=True) == {"at": 4}
     assert checkpoints.pointed("best") == 4
 

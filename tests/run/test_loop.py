@@ -119,7 +119,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, uninterrupted,
     loop.train(built)
     assert written_at[0] > 24
     for step in (20, 40):
-        ours, whole = (read_arrays(built_.checkpoints._path(step)) for built_ in (built, uninterrupted[0]))
+        ours, whole = (read_arrays(built_.checkpoints.directory.path(step)) for built_ in (built, uninterrupted[0]))
         assert ours["step"] == step and digest(ours) == digest(whole)
     assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint writer"]
 

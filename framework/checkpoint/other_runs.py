@@ -1,0 +1,73 @@
+"""Checkpoints of other runs: found by what a config key says, read, and copied."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from framework.checkpoint.directory import Directory
+from framework.checkpoint.snapshot import PREFIX, manifest_of, name_of, read
+from framework.checkpoint.storage import MANIFEST, CorruptError, read_arrays, write_manifest
+from framework.config import UserError
+from framework.files import remove, sync
+from framework.state import TrainState
+
+
+def find(key: str, text: str) -> Path:
+    """The checkpoint that a config key names: a checkpoint's own folder, or of a run folder the newest whole one.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    folder = Path(text)
+    damages = {}
+    for path in [folder] if (folder / MANIFEST).is_file() else _newest_first(folder):
+        try:
+            manifest_of(path)
+            read_arrays(path)
+        except CorruptError as damage:
+            logging.error("checkpoint %s is damaged (%s)", path, damage)
+            damages[path] = damage
+        else:
+            return path
+    if damages:
+        raise UserError(
+            f"{key}='{text}': {'; '.join(f'{path} is damaged ({damage})' for path, damage in damages.items())}."
+        )
+    raise UserError(
+        f"{key}='{text}' is neither a checkpoint nor a run folder with one."
+        f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/{PREFIX}00000469."
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    inner = folder / "checkpoints"
+    directory = Directory(inner if os.path.lexists(inner) else folder)
+    return [directory.path(step) for step in reversed(directory.steps())]
+
+
+def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
+    """Sets every variable of `state` from a checkpoint outside of the run folder and returns the note.
+
+    Raises:
+      UserError: it is of another model or optimizer; ends with `hint`.
+    """
+    return read(state, folder, hint)
+
+
+def adopt(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Copies a checkpoint into the folder of another run's checkpoints, with that run's facts: whole or not at all."""
+    manifest = manifest_of(source)
+    target = folder / name_of(manifest["step"])
+    aside = folder / f".{target.name}.tmp"
+    remove(aside)
+    shutil.copytree(source, aside)
+    write_manifest(aside, {**manifest, "facts": dict(facts)})
+    for path in aside.iterdir():
+        sync(path)
+    sync(aside)
+    aside.rename(target)
+    sync(folder)
