@@ -8,7 +8,7 @@ An experiment lists hooks in `make_exports`; the loop runs them.
 
 from framework.export.base import SERVING, ExportHook, ExportReport, Signature
 from framework.export.lite import Lite
+from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
-from framework.export.verify import export_all
 
 __all__ = ["SERVING", "ExportHook", "ExportReport", "Lite", "SavedModel", "Signature", "export_all"]

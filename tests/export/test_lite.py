@@ -12,8 +12,8 @@ from framework import layers, metrics, precision
 from framework.export import lite
 from framework.export.base import Signature
 from framework.export.lite import Lite
+from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
-from framework.export.verify import export_all
 
 SIGNATURE = Signature(
     lambda model, inputs: {"logits": model(inputs["image"], training=False)},
@@ -159,7 +159,7 @@ def test_a_model_of_half_precision_is_exported_in_float32(tmp_path, half, capfd)
     assert np.abs(in_half - expected).max() > 10 * bound  # another bound would be needed for these
     served = tf.saved_model.load(str(tmp_path / "saved_model/1")).signatures["serving_default"]
     np.testing.assert_allclose(served(image=tf.constant(batch["image"]))["logits"], in_half, atol=0.02)
-    ours = (" verify.py:", "oneDNN supports DT_HALF")  # the second once a process, of the model itself
+    ours = (" runner.py:", "oneDNN supports DT_HALF")  # the second once a process, of the model itself
     assert not [line for line in capfd.readouterr().err.splitlines() if not any(text in line for text in ours)]
 
 
@@ -208,7 +208,7 @@ def test_what_the_converter_says_is_kept_in_a_file(tmp_path, capfd):
     capfd.readouterr()
     export_all([Lite(signature)], tf.Module(), [batch], {}, tmp_path)
     err = capfd.readouterr().err.splitlines()
-    assert not [line for line in err if " verify.py:" not in line] and len(err) <= 1
+    assert not [line for line in err if " runner.py:" not in line] and len(err) <= 1
     assert b"loc(" in (tmp_path / "lite.failed" / "converter.txt").read_bytes()
 
 

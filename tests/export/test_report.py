@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 from framework.config import RunError
-from framework.export import report, verify
+from framework.export import report, runner
 from framework.export.base import Signature
-from framework.export.verify import export_all
+from framework.export.runner import export_all
 
 SIGNATURE = Signature(
     lambda model, inputs: {"logits": inputs["x"] * model.factor}, {"x": tf.TensorSpec([None, 3], tf.float32)}
@@ -148,7 +148,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize("call", ["mkdir", "write", "rename", "flush"])
 def test_a_full_disk_costs_one_hook_and_no_other(tmp_path, monkeypatch, call):
     export(tmp_path, Versions("one"), Versions("two"), factor=1.0, step=3)
-    real = {"mkdir": verify.Path.mkdir, "rename": os.replace, "flush": verify.sync}
+    real = {"mkdir": runner.Path.mkdir, "rename": os.replace, "flush": runner.sync}
 
     def fail(kind, path, *args, **kwargs):
         if ".one.partial" in str(path) or str(path).endswith(("one.failed", "/one")):
@@ -157,11 +157,11 @@ def test_a_full_disk_costs_one_hook_and_no_other(tmp_path, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         if call == "mkdir":
-            patch.setattr(verify.Path, "mkdir", lambda self, *a, **k: fail("mkdir", self, *a, **k))
+            patch.setattr(runner.Path, "mkdir", lambda self, *a, **k: fail("mkdir", self, *a, **k))
         elif call == "rename":
-            patch.setattr(verify.os, "replace", lambda a, b: fail("rename", a, b))
+            patch.setattr(runner.os, "replace", lambda a, b: fail("rename", a, b))
         elif call == "flush":
-            patch.setattr(verify, "sync", lambda path: fail("flush", path))
+            patch.setattr(runner, "sync", lambda path: fail("flush", path))
         one = Versions("one", meanwhile=raising(FULL) if call == "write" else None)
         bad, good = export(tmp_path, one, Versions("two"), factor=2.0)
     assert bad.failure == "OSError: [Errno 28] No space left on device" and good.passed

@@ -12,8 +12,8 @@ import tf_keras as keras
 
 from framework.config import UserError
 from framework.export.base import Signature
+from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
-from framework.export.verify import export_all
 
 
 class Shift(keras.layers.Layer):

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from framework.config import UserError
-from framework.export import verify
+from framework.export import runner, verify
 from framework.export.base import Signature
+from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
-from framework.export.verify import export_all
 from framework.metrics import Accuracy
 
 
@@ -295,7 +295,8 @@ def test_latency_percentiles(tmp_path, monkeypatch):
         yield now
 
     clock = ticks()
-    monkeypatch.setattr(verify, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    for module in (runner, verify):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     sizes = []
 
     def spoil(outputs):
@@ -368,11 +369,11 @@ def test_nothing_is_served_while_it_is_being_written(tmp_path):
 
 def test_one_line_is_logged_per_hook(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(verify.logging, "info", lambda text, *values: lines.append(text % values))
-    monkeypatch.setattr(verify.logging, "error", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(runner.logging, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(runner.logging, "error", lambda text, *values: lines.append(text % values))
     monkeypatch.setattr(verify, "_latency", lambda call, batch: {"p50": 0.1234, "p99": 1.0})
     ticks = iter([0.0, 1.26, 0.0, 1.0])
-    monkeypatch.setattr(verify, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
     export_all([Fake("good"), Fake("bad", spoil=adding(1))], Scale(), [make_batch(X)], {}, tmp_path)
     assert lines == [
         "export good passed: good/factor.txt, 3 bytes, max error 0 (bound 2e-05) over 3 examples,"
