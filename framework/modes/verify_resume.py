@@ -13,40 +13,30 @@ data, streamed or with a state of their own, are covered by what was trained on 
 import contextlib
 import dataclasses
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 
-from framework.checkpoint import digest, other_runs, read_arrays
-from framework.config import RunError, UserError
-from framework.distribute import lifeline
+from framework.checkpoint import digest
+from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.errors import RunError, UserError
-from framework.folder import TUNING, starts
+from framework.folder import TUNING
+from framework.modes import outcome, watched
 from framework.run.run import Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 # Of five kills: most where something can be lost.
 _MOMENTS = ("training", "a save", "start-up", "a save", "training")
 _SAVES = 100  # in a run
-_POLL_SECONDS = 0.002
 _SAVE_SECONDS = 0.05  # a kill in a save comes at most so long after its begin
 _FRUITLESS = 4  # so many runs in a row that end before they can be killed inside are too short for it
-_COMPARED = ("status", "step", "updates", "skipped", "empty_terms", "final", "final_step", "best")  # of result.json
-
-
-class _DifferentError(Exception):
-    """A killed run fails, or ends in other bits."""
 
 
 def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
@@ -69,7 +59,7 @@ def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
     except (KeyboardInterrupt, RunError):
         keeps = False
         raise
-    except _DifferentError as problem:
+    except outcome.DifferentError as problem:
         print(f"NOT the same bits: {problem}. See {folder}.")
         return 1
     finally:
@@ -109,21 +99,6 @@ def _command(run: Run, overrides: Sequence[str]) -> list[str]:
     return command
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ended:
-    """What a run that ended has left.
-
-    Attributes:
-      state: {path: value} of its last checkpoint.
-      rows: of its metrics.jsonl.
-      result: what of its result.json is compared.
-    """
-
-    state: dict[str, np.ndarray]
-    rows: list[dict[str, Any]]
-    result: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
 class _Proof:
     """An uninterrupted run, and those that are killed and compared with it."""
 
@@ -138,7 +113,7 @@ class _Proof:
         self._middle: int | None = None  # step of the newest checkpoint in the folder 'middle'
 
     def find(self) -> None:
-        """Raises _DifferentError, or RunError if the proof cannot be had."""
+        """Raises outcome.DifferentError, or RunError if the proof cannot be had."""
         self._train_whole(self._folder / "uninterrupted")
         runs = fruitless = 0
         while self._is_short(0):
@@ -165,17 +140,19 @@ class _Proof:
 
     def _train_whole(self, workdir: Path) -> None:
         begin = time.monotonic()
-        with _process(self._command, workdir) as process:
-            _is_saving(process, workdir)
+        with watched.process(self._command, workdir) as process:
+            watched.is_saving(process, workdir)
             self._start_up = time.monotonic() - begin  # seconds until the first save
             process.wait()
-        if not _has_ended(workdir):
-            raise UserError(f"the run fails without a kill: {_last_line(workdir)} See {workdir.with_suffix('.log')}.")
+        if not watched.has_ended(workdir):
+            raise UserError(
+                f"the run fails without a kill: {watched.last_line(workdir)} See {workdir.with_suffix('.log')}."
+            )
         result = json.loads((workdir / "result.json").read_text())
         self._training = result["wall_seconds"] - (result["time_to_first_step_seconds"] or 0.0)
         self._window = self._training / self._kills  # seconds that a kill waits at most: several fit one run
-        self._whole = _read(workdir)
-        self._begin, self._total = _starts(workdir)[0], int(self._whole.state["step"])
+        self._whole = outcome.read(workdir)
+        self._begin, self._total = watched.start_steps(workdir)[0], int(self._whole.state["step"])
         print(f"uninterrupted, {self._whole.result['status']} at step {self._total}: {digest(self._whole.state)}")
 
     def _train_killed(self, workdir: Path, number: int) -> list[int]:
@@ -183,33 +160,33 @@ class _Proof:
         workdir.mkdir()
         if (self._folder / "uninterrupted" / TUNING).exists():  # the same bits: compiled as that one was
             shutil.copyfile(self._folder / "uninterrupted" / TUNING, workdir / TUNING)
-        while not _has_ended(workdir) and self._is_short(len(self._inside(workdir))):
+        while not watched.has_ended(workdir) and self._is_short(len(self._inside(workdir))):
             self._kill(workdir)
         ended = self._ended(self._command, workdir)
         resumed = self._inside(workdir)
         print(f"run {number} with kills ended at step {int(ended.state['step'])}: {digest(ended.state)}", flush=True)
-        if problem := _difference(self._whole, ended):
-            raise _DifferentError(problem)
+        if problem := outcome.difference(self._whole, ended):
+            raise outcome.DifferentError(problem)
         return resumed
 
     def _kill(self, workdir: Path) -> None:
         """Starts the run and kills it, unless it ends before."""
-        moment, before = self._next_moment(workdir), _newest(workdir)
-        with _process(self._command, workdir) as process:
+        moment, before = self._next_moment(workdir), watched.newest(workdir)
+        with watched.process(self._command, workdir) as process:
             if moment == "start-up":
-                _is_running_after(process, self._draws.uniform(0, self._start_up))
-            elif _has_saved(process, workdir, before):
-                _is_running_after(process, self._draws.uniform(0, self._window))
-                if moment == "a save" and _is_saving(process, workdir):
-                    _is_running_after(process, self._draws.uniform(0, _SAVE_SECONDS))
+                watched.is_running_after(process, self._draws.uniform(0, self._start_up))
+            elif watched.has_saved(process, workdir, before):
+                watched.is_running_after(process, self._draws.uniform(0, self._window))
+                if moment == "a save" and watched.is_saving(process, workdir):
+                    watched.is_running_after(process, self._draws.uniform(0, _SAVE_SECONDS))
             process.kill()
             was_killed = process.wait() == -signal.SIGKILL
-        step = _newest(workdir)
+        step = watched.newest(workdir)
         if not was_killed or step >= self._total:
             self._window /= 2  # the run was faster than the kill
         if not was_killed:
-            if not _has_ended(workdir):
-                raise _DifferentError(f"after kill {self._done} the run fails: {_last_line(workdir)}")
+            if not watched.has_ended(workdir):
+                raise outcome.DifferentError(f"after kill {self._done} the run fails: {watched.last_line(workdir)}")
             return
         goes_on = f"in {moment}: {f'goes on at step {step}' if step else 'starts from scratch'}"
         if not self._begin < step < self._total:
@@ -224,7 +201,7 @@ class _Proof:
 
     def _next_moment(self, workdir: Path) -> str:
         """The next of those left; a kill in start-up comes after another, and where a start goes on inside the run."""
-        is_due = not self._was_in_start_up and self._begin < _newest(workdir) < self._total
+        is_due = not self._was_in_start_up and self._begin < watched.newest(workdir) < self._total
         self._was_in_start_up = is_due and "start-up" in self._moments
         if self._was_in_start_up:
             return "start-up"
@@ -233,19 +210,21 @@ class _Proof:
     def _inside(self, workdir: Path) -> list[int]:
         """Steps inside the run at which it resumed, or will, and from which it did not fall back again."""
         steps: list[int] = []
-        for step in reversed([*_starts(workdir), *([] if _has_ended(workdir) else [_newest(workdir)])]):
+        for step in reversed(
+            [*watched.start_steps(workdir), *([] if watched.has_ended(workdir) else [watched.newest(workdir)])]
+        ):
             if self._begin < step < min([self._total, *steps]):
                 steps.append(step)
         return steps[::-1]
 
-    def _ended(self, command: Sequence[str], workdir: Path) -> _Ended:
+    def _ended(self, command: Sequence[str], workdir: Path) -> outcome.Outcome:
         """What a run has left at its end, to which it is trained."""
-        if not _has_ended(workdir):
-            with _process(command, workdir) as process:
+        if not watched.has_ended(workdir):
+            with watched.process(command, workdir) as process:
                 process.wait()
-        if not _has_ended(workdir):
-            raise _DifferentError(f"after kill {self._done} the run fails: {_last_line(workdir)}")
-        return _read(workdir)
+        if not watched.has_ended(workdir):
+            raise outcome.DifferentError(f"after kill {self._done} the run fails: {watched.last_line(workdir)}")
+        return outcome.read(workdir)
 
     def _keep_middle(self, workdir: Path, step: int) -> None:
         """Keeps a copy of the killed run whose checkpoint is nearest to the middle."""
@@ -259,124 +238,13 @@ class _Proof:
         arguments = [f"--config.resume_from={self._folder / 'middle'}"]
         if self._run.config.init_from:
             arguments += ["--config.init_from=", "--config.init_map=()", "--config.init_weights=model"]
-        ended, start = self._ended([*self._command, *arguments], workdir), _starts(workdir)[0]
+        ended, start = self._ended([*self._command, *arguments], workdir), watched.start_steps(workdir)[0]
         print(
             f"resume_from at step {start} ended at step {int(ended.state['step'])}: {digest(ended.state)}", flush=True
         )
         rest = [row for row in self._whole.rows if row["step"] > start]
-        if problem := _difference(dataclasses.replace(self._whole, rows=rest), ended):
-            raise _DifferentError(f"by resume_from at step {start}: {problem}")
-
-
-@contextlib.contextmanager
-def _process(command: Sequence[str], workdir: Path) -> Iterator[lifeline.Process]:
-    """launch.py in a process that outlives neither the context nor this process; what it says is in a file beside."""
-    with workdir.with_suffix(".log").open("ab") as log:
-        process = lifeline.Process(
-            [*command, f"--workdir={workdir}"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        yield process
-    finally:
-        process.end()
-
-
-def _is_saving(process: lifeline.Process, workdir: Path) -> bool:
-    """Waits until something changes among the checkpoints; False if the process ended before."""
-    before = _checkpoint_files(workdir)
-    while process.poll() is None:
-        if _checkpoint_files(workdir) != before:
-            return True
-        time.sleep(_POLL_SECONDS)
-    return False
-
-
-def _has_saved(process: lifeline.Process, workdir: Path, before: int) -> bool:
-    """Waits for a complete checkpoint of a later step; False if the process ended before."""
-    while process.poll() is None:
-        if _newest(workdir) > before:
-            return True
-        time.sleep(_POLL_SECONDS)
-    return False
-
-
-def _newest(workdir: Path) -> int:
-    """The step of the newest complete checkpoint, which a start goes on from; 0 without one."""
-    names = (re.fullmatch(r"step-(\d+)", name) for name in _checkpoint_files(workdir))
-    return max((int(match[1]) for match in names if match), default=0)
-
-
-def _starts(workdir: Path) -> list[int]:
-    """The step at which each start of a run began to train."""
-    return [start["step"] for start in starts(workdir)]
-
-
-def _checkpoint_files(workdir: Path) -> set[str]:
-    try:
-        return set(os.listdir(workdir / "checkpoints"))
-    except FileNotFoundError:
-        return set()
-
-
-def _is_running_after(process: lifeline.Process, seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
-
-
-def _has_ended(workdir: Path) -> bool:
-    """Whether the run came to its end; that of a process may also be an error, or an export that failed."""
-    result = workdir / "result.json"
-    return result.exists() and json.loads(result.read_text())["status"] != "interrupted"
-
-
-def _last_line(workdir: Path) -> str:
-    lines = workdir.with_suffix(".log").read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def _read(workdir: Path) -> _Ended:
-    state = read_arrays(other_runs.find("resume_from", str(workdir)))
-    result = json.loads((workdir / "result.json").read_text())
-    if int(state["step"]) != result["step"]:
-        raise _DifferentError(
-            f"{workdir} ended at step {result['step']}, but its checkpoint is of {int(state['step'])}"
-        )
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return _Ended(
-        state,
-        [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows],
-        {name: result.get(name) for name in _COMPARED},
-    )
-
-
-def _difference(whole: _Ended, ended: _Ended) -> str:
-    """The first variables that differ, or the first row; '' if nothing does."""
-    if whole.state.keys() != ended.state.keys():
-        return f"the variables {', '.join(sorted(whole.state.keys() ^ ended.state.keys()))} are in one state alone"
-    differing = [path for path, value in whole.state.items() if value.tobytes() != ended.state[path].tobytes()]
-    if differing:
-        shown = ", ".join(f"{path} ({_extent(whole.state[path], ended.state[path])})" for path in differing[:5])
-        return f"{len(differing)} of {len(whole.state)} variables differ, first {shown}"
-    for row, other in zip(whole.rows, ended.rows, strict=False):
-        if row != other:
-            return f"metrics.jsonl has {json.dumps(row)} uninterrupted, {json.dumps(other)} after kills"
-    if len(whole.rows) != len(ended.rows):
-        return f"metrics.jsonl has {len(whole.rows)} rows uninterrupted, {len(ended.rows)} after kills"
-    for name, value in whole.result.items():
-        if ended.result[name] != value:
-            return f"result.json has {name}={value} uninterrupted, {ended.result[name]} after kills"
-    return ""
-
-
-def _extent(left: np.ndarray, right: np.ndarray) -> str:
-    one, other = (
-        np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, -1) for array in (left, right)
-    )
-    gap = np.nan_to_num(np.abs(left.astype(np.float64) - right.astype(np.float64)), nan=0.0)
-    return f"{np.count_nonzero((one != other).any(axis=1))} of {left.size} elements, by {np.max(gap):.3g} at most"
+        if problem := outcome.difference(dataclasses.replace(self._whole, rows=rest), ended):
+            raise outcome.DifferentError(f"by resume_from at step {start}: {problem}")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import launch
 from framework.checkpoint.storage import write_arrays
 from framework.config import RunError
-from framework.modes import verify_resume
+from framework.modes import outcome, verify_resume, watched
 from tests.distribute.test_lifeline import are_gone
 
 AUGMENTED = "--config=tests/augmented.py"
@@ -239,7 +239,7 @@ def test_a_signal_ends_it_with_all_that_it_started(tmp_path, number):
 
 
 def left(rows, **state):
-    return verify_resume._Ended({name: np.asarray(value) for name, value in state.items()}, rows)
+    return outcome.Outcome({name: np.asarray(value) for name, value in state.items()}, rows)
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,11 @@ def left(rows, **state):
 )
 def test_what_differs_is_named(other, expected):
     whole = left([{"step": 1, "loss": 0.5}], step=np.int64(3), kernel=np.float32([1, 2, np.nan]))
-    assert verify_resume._difference(whole, other) == expected
+    assert outcome.difference(whole, other) == expected
 
 
 def test_zeros_of_another_sign_are_other_bits():
-    problem = verify_resume._difference(left([], kernel=np.float32([0.0])), left([], kernel=np.float32([-0.0])))
+    problem = outcome.difference(left([], kernel=np.float32([0.0])), left([], kernel=np.float32([-0.0])))
     assert problem == "1 of 1 variables differ, first kernel (1 of 1 elements, by 0 at most)"
 
 
@@ -339,7 +339,7 @@ def test_a_proof_tells_where_starts_resumed(imitation, tmp_path, capsys):
     digests = {line.rpartition(": ")[2] for line in lines if " ended at step 20: " in line or "finished at" in line}
     assert len(digests) == 1
     steps = [int(step) for step in re.search(r"resumes at steps \[(.*)\] of 20", lines[-1])[1].split(", ")]
-    runs = [sorted(verify_resume._starts(folder)) for folder in sorted((tmp_path / "proof").glob("killed-[0-9]"))]
+    runs = [sorted(watched.start_steps(folder)) for folder in sorted((tmp_path / "proof").glob("killed-[0-9]"))]
     assert len(steps) >= 3 and steps == [step for starts in runs for step in sorted({*starts} - {0, 20})]
     killed = [line for line in lines if line.startswith("kill ")]
     assert [line[:11] for line in killed] == ["kill 1 of 3", "kill 2 of 3", "kill 3 of 3"]
@@ -356,7 +356,7 @@ def test_a_proof_tells_where_starts_resumed(imitation, tmp_path, capsys):
     ],
 )
 def test_a_resume_that_changes_something_is_found_out(imitation, tmp_path, faults, problem):
-    with pytest.raises(verify_resume._DifferentError) as caught:
+    with pytest.raises(outcome.DifferentError) as caught:
         imitation(tmp_path / "proof", *faults, kills=1).find()
     assert re.match(problem if "resume_from" in faults else re.escape(problem), str(caught.value))
 

@@ -1,0 +1,71 @@
+"""What a run that ended has left, and in what two of them differ."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framework.checkpoint import other_runs, read_arrays
+
+_COMPARED = ("status", "step", "updates", "skipped", "empty_terms", "final", "final_step", "best")  # of result.json
+
+
+class DifferentError(Exception):
+    """A killed run fails, or ends in other bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run that ended has left.
+
+    Attributes:
+      state: {path: value} of its last checkpoint.
+      rows: of its metrics.jsonl.
+      result: what of its result.json is compared.
+    """
+
+    state: dict[str, np.ndarray]
+    rows: list[dict[str, Any]]
+    result: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read(workdir: Path) -> Outcome:
+    state = read_arrays(other_runs.find("resume_from", str(workdir)))
+    result = json.loads((workdir / "result.json").read_text())
+    if int(state["step"]) != result["step"]:
+        raise DifferentError(f"{workdir} ended at step {result['step']}, but its checkpoint is of {int(state['step'])}")
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return Outcome(
+        state,
+        [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows],
+        {name: result.get(name) for name in _COMPARED},
+    )
+
+
+def difference(whole: Outcome, ended: Outcome) -> str:
+    """The first variables that differ, or the first row; '' if nothing does."""
+    if whole.state.keys() != ended.state.keys():
+        return f"the variables {', '.join(sorted(whole.state.keys() ^ ended.state.keys()))} are in one state alone"
+    differing = [path for path, value in whole.state.items() if value.tobytes() != ended.state[path].tobytes()]
+    if differing:
+        shown = ", ".join(f"{path} ({_extent(whole.state[path], ended.state[path])})" for path in differing[:5])
+        return f"{len(differing)} of {len(whole.state)} variables differ, first {shown}"
+    for row, other in zip(whole.rows, ended.rows, strict=False):
+        if row != other:
+            return f"metrics.jsonl has {json.dumps(row)} uninterrupted, {json.dumps(other)} after kills"
+    if len(whole.rows) != len(ended.rows):
+        return f"metrics.jsonl has {len(whole.rows)} rows uninterrupted, {len(ended.rows)} after kills"
+    for name, value in whole.result.items():
+        if ended.result[name] != value:
+            return f"result.json has {name}={value} uninterrupted, {ended.result[name]} after kills"
+    return ""
+
+
+def _extent(left: np.ndarray, right: np.ndarray) -> str:
+    one, other = (
+        np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, -1) for array in (left, right)
+    )
+    gap = np.nan_to_num(np.abs(left.astype(np.float64) - right.astype(np.float64)), nan=0.0)
+    return f"{np.count_nonzero((one != other).any(axis=1))} of {left.size} elements, by {np.max(gap):.3g} at most"
