@@ -10,14 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework import layers, losses, metrics, optim, precision
-from framework.config import base_config, check_choice, check_range
-from framework.config.overrides import apply_preset
-from framework.data.batches import make_batches
-from framework.data.sets.mnist import load_mnist
-from framework.export.base import SERVING, Signature
-from framework.export.lite import Lite
-from framework.export.saved_model import SavedModel
+from framework import config, data, export, layers, losses, metrics, optim, precision
 
 PRESETS = {
     "constant": {"schedule.name": "constant", "schedule.learning_rate": 1e-3, "schedule.warmup": ""},
@@ -35,43 +28,42 @@ PRESETS = {
 
 
 def get_config(arg: str) -> ConfigDict:
-    """5 epochs of Adam under a cosine."""
-    config = base_config()
-    config.data.name = "mnist"
-    config.schedule.name = "cosine"
-    config.schedule.learning_rate = 5e-3
-    config.schedule.warmup = "5%"
-    config.model.hidden = 128
-    config.model.dropout = 0.2
-    config.model.initializer = "glorot_uniform"  # or he_normal
-    config.model.l2 = 0.0  # of the kernels; adds l2 * sum(w**2) to the loss
-    config.checkpoint.best_metric = "test/accuracy"
-    return apply_preset(config, arg, PRESETS)
+    """Returns the defaults with 5 epochs of Adam under a cosine schedule, and the preset `arg` on top."""
+    cfg = config.base_config()
+    cfg.data.name = "mnist"
+    cfg.schedule.name = "cosine"
+    cfg.schedule.learning_rate = 5e-3
+    cfg.schedule.warmup = "5%"
+    cfg.model.hidden = 128
+    cfg.model.dropout = 0.2
+    cfg.model.initializer = "glorot_uniform"  # or he_normal
+    cfg.model.l2 = 0.0  # of the kernels; adds l2 * sum(w**2) to the loss
+    cfg.checkpoint.best_metric = "test/accuracy"
+    return config.apply_preset(cfg, arg, PRESETS)
 
 
 def check_config(cfg: ConfigDict) -> None:
-    """The rules of the keys above that are ours."""
-    check_choice("data.name", cfg.data.name, ("mnist", "fashion_mnist"))
-    check_choice("model.initializer", cfg.model.initializer, ("glorot_uniform", "he_normal"))
-    check_range("model.hidden", cfg.model.hidden, 1, None)
-    check_range("model.dropout", cfg.model.dropout, 0, 0.99)
-    check_range("model.l2", cfg.model.l2, 0, None)
+    """Refuses values of this file's own keys that the functions below cannot use."""
+    config.check_choice("data.name", cfg.data.name, ("mnist", "fashion_mnist"))
+    config.check_choice("model.initializer", cfg.model.initializer, ("glorot_uniform", "he_normal"))
+    config.check_range("model.hidden", cfg.model.hidden, 1, None)
+    config.check_range("model.dropout", cfg.model.dropout, 0, 0.99)
+    config.check_range("model.l2", cfg.model.l2, 0, None)
 
 
 def make_data(cfg: ConfigDict, split: str):
-    """uint8 pictures on the device, made floats of 0..1 in the step."""
+    """Returns the batches of a split: uint8 pictures that stay on the device and become floats of 0..1 in the step."""
 
     def to_float(batch):
-        # A product: compilers make one of a quotient, or do not, and the pixels differ in the last bit.
+        # Multiply: some compilers turn x / 255 into a product and some do not, and the last bits would differ.
         return {**batch, "image": tf.cast(batch["image"], precision.full(cfg.train.precision)) * (1 / 255)}
 
-    return make_batches(
-        load_mnist(cfg.data.name, split, cfg.data.dir), cfg, training=split == "train", transform=to_float
-    )
+    source = data.load_mnist(cfg.data.name, split, cfg.data.dir)
+    return data.make_batches(source, cfg, training=split == "train", transform=to_float)
 
 
 def make_model(cfg: ConfigDict) -> keras.Model:
-    """[batch, 28, 28] -> logits [batch, 10]."""
+    """Returns the network: pictures [batch, 28, 28] -> logits [batch, 10]."""
 
     def dense(units: int, **kwargs):
         regularizer = keras.regularizers.L2(cfg.model.l2) if cfg.model.l2 else None
@@ -90,7 +82,7 @@ def make_model(cfg: ConfigDict) -> keras.Model:
 
 
 def make_loss(cfg: ConfigDict):
-    """Mean cross-entropy of a batch."""
+    """Returns the loss: the mean cross-entropy of a batch."""
 
     def loss(model, batch, training):
         logits = model(batch["image"], training=training)
@@ -101,19 +93,19 @@ def make_loss(cfg: ConfigDict):
 
 
 def make_schedule(cfg: ConfigDict, total_steps: int):
-    """As `config.schedule` says."""
+    """Returns the learning rate of each update, as the `schedule` keys say."""
     return optim.make_schedule(cfg, total_steps)
 
 
 def make_metrics(cfg: ConfigDict):
-    """Accuracy on each training step and each evaluation split."""
+    """Returns what is measured beside the loss, in training and on each evaluation split."""
     return {"accuracy": metrics.Accuracy()}
 
 
 def make_exports(cfg: ConfigDict):
-    """For TensorFlow Serving and for LiteRT: pictures of 0..1 -> logits."""
-    signature = Signature(
+    """Returns the exports, for TensorFlow Serving and for LiteRT: pictures of 0..1 -> logits."""
+    signature = export.Signature(
         fn=lambda model, inputs: {"logits": model(inputs["image"], training=False)},
         inputs={"image": tf.TensorSpec([None, 28, 28], precision.full(cfg.train.precision))},
     )
-    return [SavedModel({SERVING: signature}), Lite(signature)]
+    return [export.SavedModel({export.SERVING: signature}), export.Lite(signature)]
