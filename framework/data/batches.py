@@ -1,12 +1,12 @@
-"""Batches whose order is a pure function of (seed, step): the cursor is the step itself.
+"""Batches whose order is a pure function of (seed, step): the data cursor of a run is its step.
 
     batches = make_batches(source, config, training=True, transform=to_float)
-    batches.at(1_000_000)                 # {'image': …, 'label': …, 'weight': …}; no step before it is computed
+    batches.at(1_000_000)                 # {'image': …, 'label': …, 'weight': …}; computes no earlier step
 
-Every batch has `weight` [batch] float32: that of the example, 1 unless its source has a field `weight`, and 0 for
-padding. `at` is the contract; the step uses its two halves, `plan` (once for a block of steps) and `take` (for one step
-of it), so that thousands of indices are computed at once. Resident batches plan inside the compiled block; streamed
-ones on the host, through tf.data.
+Every batch has `weight` [batch] float32: the weight of the example (the source's field `weight`, else 1), and 0 for
+padding. The contract is `at`. The step calls its two halves, `plan` once for a block of steps and `take` once for each
+step, so that the indices of a whole block are computed at once. Resident batches plan inside the compiled block,
+streamed batches on the host, through tf.data.
 """
 
 import functools
@@ -29,41 +29,48 @@ from framework.data.streaming import Streamed
 from framework.distribute.memory import host_memory
 from framework.errors import UserError
 
-# Bytes of batches that may lie ready, where `data.prefetch_batches` of them take less.
-_SMALL = 2**26
+# Batches of a whole block are read ahead if they take no more bytes than this.
+_READ_AHEAD_BYTES = 2**26
 
 
 class Batches(Protocol):
-    """What the step needs of a data split."""
+    """Gives the step its batches: the protocol of a data split.
+
+    Attributes:
+      batch_size: examples of the global batch.
+      steps_per_epoch: steps in which each example is seen once.
+      is_resident: whether `plan` may be called inside a compiled function.
+      origin: where the examples come from, for result.json.
+    """
 
     batch_size: int
-    steps_per_epoch: float  # steps in which each example is seen once
-    is_resident: bool  # `plan` may be called inside a compiled function
-    origin: dict[str, Any]  # where the examples came from, for result.json
+    steps_per_epoch: float
+    is_resident: bool
+    origin: dict[str, Any]
 
     @property
     def ahead(self) -> int | None:
-        """Most steps of a plan whose batches are made while the steps before are trained; None for any number."""
+        """Returns how many batches are made while earlier steps are trained; None means that there is no limit."""
         ...
 
     def at(self, step: Any) -> Batch:
-        """The batch of one step; tensors [batch, ...], with 'weight'."""
+        """Returns the batch of a step: tensors [batch, ...], with 'weight'."""
         ...
 
     def indices(self, step: int) -> dict[str, np.ndarray]:
-        """{'source', 'index', 'weight'}, each [batch]: which examples the batch of a step holds, with their weights."""
+        """Returns {'source', 'index', 'weight'}, each [batch]: which examples a step has, and their weights."""
         ...
 
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
-        """What `take` needs for `steps` steps from `first_step`; tensors [size, ...], rows past `steps` are filler."""
+        """Returns what `take` needs for `steps` steps from `first_step`: tensors [size, ...], filled up at the end."""
         ...
 
     def take(self, plan: Batch, index: tf.Tensor) -> Batch:
-        """The batch of row `index` of a plan. Call it in the `rng.scope` of its step."""
+        """Returns the batch of row `index` of a plan. Call it in the `rng.scope` of its step."""
         ...
 
-    def part(self, first: int, count: int) -> "Batches":
-        """The same, of places first … first + count - 1 of each batch alone: what one replica reads."""
+    def shard(self, first: int, count: int) -> "Batches":
+        """Returns the batches of one replica: places first … first + count - 1 of each global batch."""
         ...
 
 
@@ -74,32 +81,32 @@ def make_batches(
     training: bool,
     transform: Transform | None = None,
 ) -> Batches:
-    """Batches of a source, or of a weighted mixture of sources with the same arrays.
+    """Returns the batches of a source, or of a weighted mixture of sources with the same fields.
 
     Args:
-      sources: one source, or (source, weight) pairs; a weight is that source's share of the examples seen.
-      config: finalized; reads `seed` and `data.*`, and `eval.batch_size` when not training.
-      training: shuffled and endless, else in file order with a padded last batch.
-      transform: {name: [batch, ...]} -> the same with other tensors; traced, compiled; draws through `rng`.
+      sources: one source, or (source, weight) pairs; the weights are the shares of the examples that are seen.
+      config: a finalized config; reads `seed` and `data.*`, and `eval.batch_size` when not training.
+      training: True for shuffled batches without end, False for file order with a padded last batch.
+      transform: {field: [batch, ...]} -> the same with other tensors; it is traced and compiled, and draws by `rng`.
 
     Raises:
-      UserError: a batch larger than the data, weights that cannot be met, a remainder a mixture cannot have, or a
-        mixture that is not for training.
+      UserError: a batch is larger than the data, weights cannot be met, a mixture cannot have the remainder, or a
+        mixture is not for training.
     """
     pairs = shares_of(sources)
     if transform is not None and not callable(transform):
         raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
-    parts = [source for source, _ in pairs]
+    members = [source for source, _ in pairs]
     make_reader = functools.partial(RetryingReader, config.data.retries, config.data.retry_seconds)
-    fields = _fields(parts, make_reader)
-    if len(parts) > 1 and not training:
-        names = ", ".join(repr(part.origin) for part in parts)
+    fields = _fields(members, make_reader)
+    if len(members) > 1 and not training:
+        names = ", ".join(repr(member.origin) for member in members)
         raise UserError(
             f"a mixture ({names}) has no end, so it cannot be an evaluation split."
             " Name each source in eval.splits and return it from make_data."
         )
     order = Order(
-        sizes=tuple(len(part) for part in parts),
+        sizes=tuple(len(member) for member in members),
         shares=cycle_of([weight for _, weight in pairs]),
         batch_size=config.data.batch_size if training else config.eval.batch_size,
         seed=config.seed,
@@ -108,67 +115,70 @@ def make_batches(
     )
     check_order(order)
     batches: Resident | Streamed
-    if _is_resident(parts, config):
-        batches = Resident(parts, order, transform, [_whole(part, fields, make_reader) for part in parts])
+    if _is_resident(members, config):
+        batches = Resident(members, order, transform, [_whole(member, fields, make_reader) for member in members])
     else:
-        ahead = _ahead(parts, order, config)
-        batches = Streamed(parts, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
+        ahead = _ahead(members, order, config)
+        batches = Streamed(members, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
     batches.training = training
     return batches
 
 
-def _fields(parts: Sequence[Source], make_reader: Callable[[], RetryingReader]) -> Fields:
-    """Those that all parts have; what has a `take` of its own is read once to learn them."""
-    found = []
-    for part in parts:
-        what = f"'{part.origin}'"
-        if len(part) == 0 or len(part) >= 2**31:
-            raise UserError(f"{what} has {len(part)} examples; a source has between 1 and 2**31 - 1.")
-        if part.has_own_take:
-            first = make_reader().read(part, np.zeros(1, np.int64), 0)
-            found.append(fields_of(checked(first, None, 1, what), what))
+def _fields(sources: Sequence[Source], make_reader: Callable[[], RetryingReader]) -> Fields:
+    """Returns the fields that all sources have; a source that overrides `take` is read once to learn its fields."""
+    fields: list[Fields] = []
+    for source in sources:
+        what = f"'{source.origin}'"
+        if len(source) == 0 or len(source) >= 2**31:
+            raise UserError(f"{what} has {len(source)} examples; a source has between 1 and 2**31 - 1.")
+        if source.has_own_take:
+            first = make_reader().read(source, np.zeros(1, np.int64), 0)
+            fields.append(fields_of(checked(first, None, 1, what), what))
         else:
-            found.append(fields_of(part.arrays, what))
-            if "weight" in part.arrays:
-                check_weights(part.arrays["weight"], part.origin)
-        check_same(found[0], f"'{parts[0].origin}'", found[-1], what)
-    return found[0]
+            fields.append(fields_of(source.arrays, what))
+            if "weight" in source.arrays:
+                check_weights(source.arrays["weight"], source.origin)
+        check_same(fields[0], f"'{sources[0].origin}'", fields[-1], what)
+    return fields[0]
 
 
-def _whole(part: Source, fields: Fields, make_reader: Callable[[], RetryingReader]) -> Mapping[str, np.ndarray]:
-    """All examples of a source."""
-    if not part.has_own_take:
-        return part.arrays
-    arrays = checked(make_reader().read(part, np.arange(len(part)), 0), fields, len(part), f"'{part.origin}'")
+def _whole(source: Source, fields: Fields, make_reader: Callable[[], RetryingReader]) -> Mapping[str, np.ndarray]:
+    """Returns all examples of a source."""
+    if not source.has_own_take:
+        return source.arrays
+    arrays = checked(make_reader().read(source, np.arange(len(source)), 0), fields, len(source), f"'{source.origin}'")
     if "weight" in arrays:
-        check_weights(arrays["weight"], part.origin)
+        check_weights(arrays["weight"], source.origin)
     return arrays
 
 
-def _ahead(parts: Sequence[Source], order: Order, config: ConfigDict) -> int:
-    """How many batches are read ahead: of small ones those of a whole block, whose call costs more than they do."""
-    size = order.batch_size * sum(part.nbytes for part in parts) / sum(len(part) for part in parts)
-    return max(config.data.prefetch_batches, min(config.train.block_steps, int(_SMALL / max(1, size))))
+def _ahead(sources: Sequence[Source], order: Order, config: ConfigDict) -> int:
+    """Returns how many batches to read ahead; if a block of them is small, the whole block, to save calls."""
+    size = order.batch_size * sum(source.nbytes for source in sources) / sum(len(source) for source in sources)
+    return max(config.data.prefetch_batches, min(config.train.block_steps, int(_READ_AHEAD_BYTES / max(1, size))))
 
 
-def _is_resident(parts: Sequence[Source], config: ConfigDict) -> bool:
-    """What `data.placement` says; 'auto' goes by size and memory, alike at each start on a machine, and says so."""
+def _is_resident(sources: Sequence[Source], config: ConfigDict) -> bool:
+    """Returns whether the examples are to lie on the device; 'auto' decides by size and memory, and logs the decision.
+
+    The decision is the same at each start on a machine.
+    """
     if config.data.placement != "auto":
         return config.data.placement == "resident"
     if any(source.has_own_take for source in sources):
         return False  # `take` may give far more than the arrays
-    size, memory, limit = sum(source.nbytes for source in sources), host_memory(), config.data.resident_limit_mb
+    size, memory, limit = sum(source.nbytes for source in sources), devices.memory(), config.data.resident_limit_mb
     if size > limit * 2**20:
         why = f"streamed: more than data.resident_limit_mb={limit}"
-    elif memory is not None and 4 * size > memory:  # they are put together, and copied to the device
+    elif memory is not None and 4 * size > memory:  # the arrays are concatenated, then copied to the device
         why = f"streamed: more than a quarter of the {memory / 2**20:,.0f} MB of memory"
     else:
         why = "resident"
-    names = " + ".join(part.origin for part in parts)
+    names = " + ".join(source.origin for source in sources)
     logging.info("data.placement=auto: %s, %.0f MB, %s", names, size / 2**20, why)
     return why == "resident"
 
 
 def epoch_steps(batches: Batches) -> int:
-    """Steps of one pass over an evaluation split."""
+    """Returns the number of steps of one pass over an evaluation split."""
     return math.ceil(batches.steps_per_epoch)

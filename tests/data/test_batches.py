@@ -581,7 +581,7 @@ def test_streamed_batches_are_read_while_those_before_are_trained(monkeypatch):
             return super().read(source, index, step)
 
     monkeypatch.setattr(module, "RetryingReader", Recorded)
-    monkeypatch.setattr(module, "_SMALL", 0)
+    monkeypatch.setattr(module, "_READ_AHEAD_BYTES", 0)
     config = make_config(data__placement="stream", data__prefetch_batches=6)
     batches = make_batches(make_source(), config, training=True)
     assert batches.ahead == 6
@@ -708,9 +708,7 @@ def test_sources_of_a_mixture_that_differ():
     other = Source({"x": np.zeros((3, 3), np.float64)}, "other")
     with pytest.raises(UserError) as error:
         make_batches([(make_source(), 1), (other, 1)], make_config(), training=True)
-    assert str(error.value) == (
-        "the sources of a mixture differ: 'numbers' has a field 'label', which 'other' has not."
-    )
+    assert str(error.value) == ("the sources of a mixture differ: 'numbers' has a field 'label', and 'other' does not.")
 
 
 def test_streamed_batches_are_read_side_by_side_under_determinism():

@@ -61,7 +61,7 @@ def test_in_every_order_each_example_has_its_own_weight(placement):
     other = Source({"weight": WEIGHT + 10, "x": np.arange(6, dtype=np.float32) + 10}, "others")
     weight_of = dict(zip([*range(6), *range(10, 16)], [*WEIGHT, *(WEIGHT + 10)], strict=True))
     batches = make([(points(), 1), (other, 2)], placement, shuffle=True)
-    parts = [batches.part(0, 1), batches.part(1, 3)]
+    parts = [batches.shard(0, 1), batches.shard(1, 3)]
     plan, plans = batches.plan(3, 2, 2), [part.plan(3, 2, 2) for part in parts]
     for row in range(2):
         whole = batches.at(3 + row)
@@ -106,8 +106,9 @@ def test_many_weights_are_looked_at_in_pieces(monkeypatch):
 )
 def test_a_weight_of_something_else_than_the_example_is_refused(weight, shown):
     assert said(make, points(weight)) == (
-        f"'weight' of 'points' is {shown}, but it is the weight of each example in losses and metrics, [examples]."
-        " If it is something else, call it otherwise, such as 'token_weight'."
+        f"'weight' of 'points' is {shown}, but 'weight' is the weight of each example in losses"
+        " and metrics, [examples]."
+        " If the field is something else, give it another name, such as 'token_weight'."
     )
 
 
@@ -136,29 +137,29 @@ def test_a_weight_that_a_transform_makes_negative_is_nan(placement):
 @pytest.mark.parametrize(
     ("transform", "line"),
     [
-        (lambda batch: {"x": batch["x"]}, "transform dropped 'weight': it returned x. Begin with what it was given:"),
-        (lambda batch: None, "transform returned NoneType. It must return the batch, e.g. {**batch, 'x': …}."),
+        (lambda batch: {"x": batch["x"]}, "transform dropped 'weight': it returned x. Return all fields of the batch"),
+        (lambda batch: None, "transform returned NoneType. Return the batch as a dict, e.g. {**batch, 'x': …}."),
         (
             lambda batch: {**batch, "weight": batch["weight"][:2]},
             "transform made 'weight' of shape (2,), but a",
         ),
         (
             lambda batch: {**batch, "weight": tf.ones([4, 1])},
-            "transform made 'weight' of shape (4, 1), but each of 4 examples has one.",
+            "transform made 'weight' of shape (4, 1), but it is one number an example, [4].",
         ),
         (
             lambda batch: {**batch, "weight": tf.fill([4], "a")},
-            "transform made 'weight' string, but it is a",
+            "transform made 'weight' of dtype string, but it is a",
         ),
         (
             lambda batch: {name: tf.repeat(tensor, 2, 0) for name, tensor in batch.items()},
-            "transform made 'x' of shape (8,), but a batch has 4 rows. It may change examples, not how many there are:",
+            "transform made 'x' of shape (8,), but a batch has 4 rows. A transform may change examples,",
         ),
         (
             lambda batch: {**batch, "x": tf.RaggedTensor.from_row_lengths(batch["x"], [1, 3])},
-            "transform returned 'x' as RaggedTensor, but fields are dense, of one shape in all batches. Pad it,",
+            "transform returned 'x' as RaggedTensor, but fields are dense and have one shape in all batches.",
         ),
-        (lambda batch: {**batch, "y": object()}, "transform returned 'y' as object, which is no tensor."),
+        (lambda batch: {**batch, "y": object()}, "transform returned 'y' as object, which is not a tensor."),
     ],
 )
 def test_a_transform_returns_a_batch(placement, transform, line):
@@ -199,8 +200,11 @@ def test_fields_go_by_name_whatever_their_order(is_mixture):
 @pytest.mark.parametrize(
     ("origin", "line"),
     [
-        ("less", "field 'y' was in the first read, and now take left it out. Always return the same."),
-        ("more", "field 'z' was missing from the first read, and now take returned it. Always return the same."),
+        ("less", "field 'y' was in the first read, but now take left it out. Return the same fields each time."),
+        (
+            "more",
+            "field 'z' was missing from the first read, but now take returned it. Return the same fields",
+        ),
         ("wide", "'x' is float64 [4], but was float32 [rows] in the first read. Every read gives the same dtypes"),
         ("deep", "'x' is float32 [4, 1], but was float32 [rows] in the first read. Every read gives the same dtypes"),
         ("short", "take returned 'x' of shape (3,), but 4 rows were asked for."),
@@ -220,13 +224,13 @@ def test_a_read_that_gives_other_fields_is_refused(origin, line):
     [
         (
             {"x": np.zeros(3, np.float64)},
-            "differ in 'x': it is float32 [examples] in 'points' and float64 [ex",
+            "differ in 'x': float32 [examples] in 'points', float64 [ex",
         ),
         (
             {"x": np.zeros((3, 2), np.float32)},
-            "differ in 'x': it is float32 [examples] in 'points' and float32 [ex",
+            "differ in 'x': float32 [examples] in 'points', float32 [ex",
         ),
-        ({"y": np.zeros(3)}, "differ: 'points' has a field 'x', which 'other' has not."),
+        ({"y": np.zeros(3)}, "differ: 'points' has a field 'x', and 'other' does not."),
         (
             {"x": np.zeros(3, np.float32), "weight": np.ones(3)},
             "differ: 'other' has a field 'weight', which",
@@ -294,7 +298,7 @@ def test_a_missing_shape_is_that_of_the_first_batch(placement, first):
         return np.stack([x, x * x], 1)
 
     batches = make(points(), placement, transform=by_numpy(outer, first=first))
-    for here, count in ((batches, 4), (batches.part(2, 2), 2)):
+    for here, count in ((batches, 4), (batches.shard(2, 2), 2)):
         specs = tf.function(here.at, autograph=False).get_concrete_function(0).structured_outputs
         assert specs["x"].shape == (count, 2) and specs["weight"].shape == (count,)
     assert batches.at(1)["x"].numpy().tolist() == [[4, 16], [5, 25], [0, 0], [1, 1]]
@@ -305,7 +309,7 @@ def test_a_shape_that_changes_between_batches_is_refused_by_name(placement):
     """Batch 1 begins with 4."""
     batches = make(points(), placement, transform=by_numpy(lambda x: np.ones([4, 2 if x[0] == 4 else 3], np.float32)))
     line = (
-        "transform made 'x' of shape [4,2], but [4,3] in the first batch: fields have one shape in all batches."
+        "transform made 'x' of shape [4,2], but [4,3] in the first batch: a field has one shape in all batches."
         " Pad or cut it in the transform."
     )
     tf.function(batches.at, autograph=False).get_concrete_function(0)
@@ -349,5 +353,5 @@ def test_a_run_whose_transform_changes_a_shape_stops_with_its_name(placement):
     assert np.isfinite(run.train_block(1).row(0)["loss"])
     change.is_late = True
     assert said(lambda: [run.train_block(1) for _ in range(3)]).startswith(
-        "transform made 'x' of shape [16,3], but [16,6] in the first batch: fields have one shape in all batches."
+        "transform made 'x' of shape [16,3], but [16,6] in the first batch: a field has one shape in all batches."
     )

@@ -78,13 +78,19 @@ def test_its_variables_are_all_that_it_is():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError) as error:
         make().add({"x": tf.zeros([1, 2])})
-    assert str(error.value) == "a replay buffer of x, n was given rows of x."
+    assert str(error.value) == (
+        "a replay buffer with the fields x, n was given rows with the fields x."
+        " Add rows with all fields of the buffer and no others."
+    )
     with pytest.raises(UserError) as error:
         make().add(rows(0, 11))
-    assert str(error.value) == "a replay buffer of 10 rows was given 11 at once."
+    assert str(error.value) == (
+        "a replay buffer of 10 rows was given 11 rows at once."
+        " Add at most as many as it holds, of a number that is known when the step is traced."
+    )
     with pytest.raises(UserError) as error:
         make(capacity=0)
-    assert str(error.value) == "a replay buffer of 0 rows: it holds between 1 and 2**31 - 1."
+    assert str(error.value) == "a replay buffer cannot hold 0 rows. Use a capacity from 1 to 2**31 - 1."
 
 
 def weighted(shape=(), dtype=tf.float32):
@@ -114,12 +120,15 @@ def test_a_weight_of_something_else_than_a_row_is_refused(shape, dtype):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"n": np.float32([0.7])}, r"a replay buffer has 'n' as int32 \(\) a row, and was given float32 \(1,\)."),
+        (
+            {"n": np.float32([0.7])},
+            r"'n' of a replay buffer is int32 \(\) a row, but the rows to add are float32 \(1,\).",
+        ),
         (
             {"x": np.ones([1, 3], np.float32)},
-            r"a replay buffer has 'x' as float32 \(2,\) a row, and was given float32 \(1, 3\).",
+            r"'x' of a replay buffer is float32 \(2,\) a row, but the rows to add are float32 \(1, 3\).",
         ),
-        ({"x": np.ones([2, 2])}, "a replay buffer was given 1 rows of 'n' and 2 of another."),
+        ({"x": np.ones([2, 2])}, "a replay buffer was given 1 rows of 'n' and 2 of another field."),
     ],
 )
 def test_rows_of_another_kind_are_refused(given, line):

@@ -90,7 +90,7 @@ def test_real_data_sets_and_ragged_tensors_are_told_too():
     dataset = tf.data.Dataset.from_tensor_slices({"x": [1.0, 2.0]})
     assert line_of(shares_of, dataset).startswith("make_batches was given a tf.data.Dataset, which cannot be read by")
     assert line_of(Source, {"x": dataset}, "here").endswith(
-        "Write np.stack(list(…)), of a data set of its as_numpy_iterator()."
+        "Write np.stack(list(…)); of a tf.data.Dataset, list its as_numpy_iterator()."
     )
     ragged = tf.ragged.constant([[1], [2, 3]])
     assert line_of(Source, {"x": ragged}, "here") == (
@@ -101,15 +101,18 @@ def test_real_data_sets_and_ragged_tensors_are_told_too():
     )
 
 
-RAGGED = "Its rows have different lengths: pad them to one, e.g. with np.pad, and mask in the loss what was added."
+RAGGED = "Its rows have different lengths: pad them to one length, e.g. with np.pad, and mask the padding in the loss."
 
 
 @pytest.mark.parametrize(
     ("field", "line"),
     [
         ([[1], [2, 3]], f"of type list, not an array. {RAGGED}"),
-        ((i for i in range(3)), "of type generator, not an array. Write np.stack(list(…)), of a data set of its"),
-        (Made(to_numpy=list), "of type Made, not an array. Write column.to_numpy(), of a column of numbers or texts."),
+        ((i for i in range(3)), "of type generator, not an array. Write np.stack(list(…)); of a tf.data.Dataset, list"),
+        (
+            Made(to_numpy=list),
+            "of type Made, not an array. Write column.to_numpy(); the column",
+        ),
         (np.array([[1], [2, 3]], object), f"an array of Python objects, such as a value of type list. {RAGGED}"),
         (np.array([1, None], object), "an array of Python objects, such as a value of type int. Write array.astype("),
         (np.zeros(3, "datetime64[s]"), "of dtype datetime64[s], which TensorFlow does not have. Make it numbers"),

@@ -85,7 +85,7 @@ def test_each_replica_reads_its_part_of_the_batches_of_one_device(placement):
     built = build(**on(4, **{"data.placement": placement}))
     for step in (0, 7, 1_000_003):
         whole = built.data.at(step)
-        parts = [built.data.part(first, 4).at(step) for first in (0, 4, 8, 12)]
+        parts = [built.data.shard(first, 4).at(step) for first in (0, 4, 8, 12)]
         for name, tensor in whole.items():
             assert np.concatenate([part[name].numpy() for part in parts]).tobytes() == tensor.numpy().tobytes()
 
