@@ -182,7 +182,8 @@ def test_no_checkpoint_is_whole(built, workdir):
         (path / "arrays.bin").write_bytes(b"")
     before = rows(workdir), sorted(os.listdir(workdir / "checkpoints"))
     said = refusal(lambda: start(built, workdir))
-    assert said.startswith(f"no checkpoint is whole, and what was trained would be lost ({workdir}/checkpoints/step-0")
+    line = f"every checkpoint is damaged, so a start would lose what was trained ({workdir}/checkpoints/step-0"
+    assert said.startswith(line)
     assert (rows(workdir), sorted(os.listdir(workdir / "checkpoints"))) == before
 
 

@@ -433,7 +433,7 @@ LONG, SHORT = "x" * 5000, f"{'x' * 120}…{'x' * 40}"
         (["--config=x.py", f"--config.eval.splits={LONG}"], "a name of 5000 characters: it must be at most 100"),
         (["--config=x.py", f"--config.resume_from={LONG}"], "is too long for the name of a file"),
         (["--config=x.py", f"--config.init_from={LONG}"], "is too long for the name of a file"),
-        (["--config=x.py", "--config.init_from=nowhere"], "is neither a checkpoint nor a run folder with one"),
+        (["--config=x.py", "--config.init_from=nowhere"], "is neither a checkpoint nor a run folder that has one"),
         (["--config=a\0b.py"], r"--config=a\x00b.py has a NUL character"),
         (["--config=x.py", "--workdir=a\0b", "--mode=evaluate"], "has a NUL character"),
         (["--config=x.py", "--config.resume_from=\0"], "has a NUL character"),

@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or not there, written while training goes on.
+"""Checkpoints of a run: each is complete or not there, and is written while training goes on.
 
     with Checkpoints(workdir / 'checkpoints', keep=3) as checkpoints:
         checkpoints.save(state, {'wall_seconds': 12.3})     # checkpoints/step-00000469/
-        note = checkpoints.restore(state)                   # the newest whole one; None if there is none
+        note = checkpoints.restore(state)                   # the newest undamaged one; None if there is none
     read_arrays(workdir / 'checkpoints/step-00000469')      # {'model/dense/kernel': array, …}
 
-`save` copies every variable to host memory and returns. A thread writes the copy aside, flushes it to disk, renames it,
-moves `last.json` and `best.json`, which name one each, and deletes what is not kept. One write at a time: a save waits
-for the one before it. A folder of one is `framework/checkpoint/snapshot.py`.
+`save` copies every variable to host memory and returns. A thread then writes the copy into a temporary folder, flushes
+it to disk, renames it, updates `last.json` and `best.json`, and deletes the checkpoints that are not to be kept. One
+write runs at a time: a save waits for the one before it. `snapshot.py` describes the folder of one checkpoint.
 """
 
 import contextlib
@@ -19,15 +19,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from framework import paths
 from framework.checkpoint.directory import PUT_BACK, Directory
-from framework.checkpoint.snapshot import copied as _copied
-from framework.checkpoint.snapshot import digest, facts_of, read, write_state
+from framework.checkpoint.snapshot import copy_of, digest, facts_of, read, write_state
 from framework.checkpoint.storage import (
     Cancelled,
     CorruptError,
@@ -37,27 +36,33 @@ from framework.checkpoint.storage import (
     write_arrays,
 )
 from framework.config import RunError, UserError
-from framework.files import remove, sync
+from framework.files import sync
 from framework.state import TrainState
 
 __all__ = ["Checkpoints", "digest", "read_arrays", "write_state"]
 
-# Of the writing thread: training comes first on a processor that both want.
-_NICENESS = 19
-_SHOWN = 20  # most steps of one message
+_NICENESS = 19  # of the thread that writes: training goes first on a busy processor
+_SHOWN = 20  # most steps that a message lists
+
+
+class _Save(NamedTuple):
+    """Which state a save is of: its step, and the step of the best state so far."""
+
+    step: int
+    best: int
 
 
 class Checkpoints:
-    """The checkpoints of one run. A context, which waits for the last of them to be on disk.
+    """Saves and restores the checkpoints of one run; as a context, it waits until the last one is on disk.
 
     Args:
-      folder: where they are.
-      keep: the newest so many are kept, and the best.
-      keep_hours: the first, and then one for every so many hours, is kept for good; 0 = none.
-      asynchronous: whether `save` returns while its copy is being written.
-      on_error: what a failing disk leads to: 'stop' raises at the next save, 'continue' only says so; both raise at
-        the end.
-      clock: seconds since the epoch.
+      folder: the folder of the checkpoints.
+      keep: how many of the newest are kept, beside the best.
+      keep_hours: hours between checkpoints that are kept for good, from the first one on; 0 keeps none for good.
+      asynchronous: whether `save` returns before the checkpoint is on disk.
+      on_error: how a failing disk is treated. 'stop' raises at the next save, 'continue' logs the error and trains on;
+        at the end of the run both raise.
+      clock: returns the seconds since the epoch.
     """
 
     def __init__(
@@ -69,13 +74,17 @@ class Checkpoints:
         on_error: str = "stop",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.folder, self.directory = folder, Directory(folder)
-        self._keep, self._keep_seconds, self._clock = keep, 3600 * keep_hours, clock
-        self._is_asynchronous, self._goes_on = asynchronous, on_error == "continue"
-        self._copy: dict[str, np.ndarray] = {}  # reused: memory that has been touched takes a copy ten times as fast
-        self._newest: tuple[int, int] | None = None  # step and best step of the newest save
+        self.folder = folder
+        self.directory = Directory(folder)
+        self._keep = keep
+        self._keep_seconds = 3600 * keep_hours
+        self._clock = clock
+        self._is_asynchronous = asynchronous
+        self._continues = on_error == "continue"
+        self._copy: dict[str, np.ndarray] = {}  # reused: copying into memory that was used before is ten times as fast
+        self._newest: _Save | None = None
         self._writer: threading.Thread | None = None
-        self._abandoned = threading.Event()
+        self._cancelled = threading.Event()
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -85,60 +94,67 @@ class Checkpoints:
         if kind is None:
             self.close()
         elif issubclass(kind, KeyboardInterrupt):
-            self._abandoned.set()  # who asked for the end at once does not wait for a disk
+            self._cancelled.set()  # a user who interrupts does not wait for a disk
         else:
             self._join()
 
     def save(self, state: TrainState, note: dict[str, Any], facts: Mapping[str, Any] | None = None) -> Path:
-        """Takes a copy of the state, which may change at once, and has it written.
+        """Copies the state and starts to write it; the state may change as soon as this returns.
 
         Args:
-          state: is saved as that of its own step; a step that is there already is not written again.
-          note: JSON that `restore` gives back.
-          facts: JSON that `facts` gives back: what a resumed run is compared with, such as hashes of its files.
+          state: the state to save; a step that is saved already is not written again.
+          note: JSON that `restore` returns.
+          facts: JSON that `facts` returns: what a resumed run is compared with, such as hashes of its files.
 
         Returns:
-          The folder in which it will be, complete, after `close` or a next `save`.
+          The folder of the checkpoint, which is complete after `close` or the next `save`.
 
         Raises:
-          RunError: the one before (this one, if not asynchronous) could not be written, and `on_error` is 'stop'.
+          RunError: the checkpoint before (this one, if not asynchronous) could not be written and `on_error` is 'stop'.
         """
-        step, best = int(state.step), int(state.best.step)
-        if self._newest == (step, best):
-            return self.directory.path(step)  # on its way: several hooks may save one step
-        self._settle(self._goes_on)
-        is_there = self.directory.has_manifest(step)
-        if not is_there:
-            self._copy = _copied(state, self._copy)
-        manifest: dict[str, Any] = {"step": step, "best": best, "saved": self._clock()}
-        manifest |= {"note": copy.deepcopy(note), "facts": copy.deepcopy(dict(facts or {}))}
-        manifest["named"] = paths.ambiguous(state)
-        self._newest, self._error, self._abandoned = (step, best), None, threading.Event()
-        self._writer = threading.Thread(target=self._write, args=(manifest, not is_there), name="checkpoint writer")
+        save = _Save(int(state.step), int(state.best.step))
+        if self._newest == save:
+            return self.directory.path(save.step)  # several hooks may save one step
+        self._finish_write(self._continues)
+        is_new = not self.directory.has_manifest(save.step)
+        if is_new:
+            self._copy = copy_of(state, self._copy)
+        manifest = {
+            "step": save.step,
+            "best": save.best,
+            "saved": self._clock(),
+            "note": copy.deepcopy(note),
+            "facts": copy.deepcopy(dict(facts or {})),
+            "named": paths.ambiguous(state),
+        }
+        self._newest = save
+        self._error = None
+        self._cancelled = threading.Event()
+        self._writer = threading.Thread(target=self._write, args=(manifest, is_new), name="checkpoint writer")
         self._writer.start()
         if not self._is_asynchronous:
-            self._settle(self._goes_on)
-        return self.directory.path(step)
+            self._finish_write(self._continues)
+        return self.directory.path(save.step)
 
     def close(self) -> None:
-        """Waits until the newest save is on disk, and lets go of the memory of the copy.
+        """Waits until the newest checkpoint is on disk, and frees the memory of the copy.
 
         Raises:
-          RunError: it could not be written, whatever `on_error` says: nothing comes after it.
+          RunError: the checkpoint could not be written, whatever `on_error` says: no later one will be.
         """
-        self._settle(goes_on=False)
+        self._finish_write(continues=False)
         self._copy = {}
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """Returns the steps of the complete checkpoints, oldest first."""
         self._join()
         return self.directory.complete()
 
     def pointed(self, name: str) -> int | None:
-        """The step that is 'last' or 'best'; None if it is not there.
+        """Returns the step of the 'last' or the 'best' checkpoint; None if there is none.
 
-        The newest whole manifest knows it. `last.json` and `best.json`, which have no hash, count only where they are
-        ahead of it: each best is of a later step than the one before.
+        The newest undamaged manifest names both. `last.json` and `best.json`, which have no hash, count only if they
+        name a later step: each best is later than the best before.
         """
         self._join()
         complete = self.directory.complete()
@@ -152,10 +168,10 @@ class Checkpoints:
         return max((step for step in known if step in complete), default=None)
 
     def facts(self, step: int | None = None) -> dict[str, Any]:
-        """The facts that a checkpoint was saved with; {} if there is none, or it was saved without any.
+        """Returns the facts that a checkpoint was saved with; {} if there is no checkpoint, or it has no facts.
 
         Args:
-          step: of the checkpoint, such as that of a state just restored; None for the newest with a whole manifest.
+          step: the step of the checkpoint; None for the newest one with an undamaged manifest.
         """
         self._join()
         whole = (saved for saved in reversed(self.directory.complete()) if self.directory.has_manifest(saved))
@@ -168,16 +184,16 @@ class Checkpoints:
         """Sets every variable of `state` and returns the note.
 
         Args:
-          state: of the same model and optimizer.
-          which: 'last' falls back, loudly, past damaged checkpoints to the newest whole one; 'best', or the number of a
-            step, does not.
-          repair: for who trains on: damaged ones are set aside as damaged-step-…, so that they are written anew and
-            never count among the newest; a best pointer that a crash left behind is moved.
-          until: later steps are passed over.
+          state: a state of the same model and optimizer.
+          which: 'last' skips damaged checkpoints, with an error in the log, and takes the newest undamaged one; 'best',
+            or the number of a step, takes that one or raises.
+          repair: set by a run that trains on. Damaged checkpoints are renamed to damaged-step-…, so that their steps
+            are written again and they do not count among the newest; a best pointer that a crash left behind is moved.
+          until: checkpoints of later steps are skipped.
 
         Raises:
-          UserError: the checkpoint is of another model (both sides are listed), the one asked for is missing or
-            damaged, or all are; one cannot be reached, so that it would be lost.
+          UserError: the checkpoint is of another model (the message lists both), it is missing or damaged, all are
+            damaged, or one cannot be reached and would be lost.
         """
         self._join()
         self._newest = None
@@ -202,17 +218,18 @@ class Checkpoints:
                 self.directory.point("last", step)
                 self._point_to_best(int(state.best.step))
             return note
-        ours = {step: damage for step, damage in damages.items() if is_written(self.directory.path(step))}
-        if ours and repair:
-            listed = "; ".join(f"{self.directory.path(step)}: {damage}" for step, damage in ours.items())
+        lost = {step: damage for step, damage in damages.items() if is_written(self.directory.path(step))}
+        if lost and repair:
+            listed = "; ".join(f"{self.directory.path(step)}: {damage}" for step, damage in lost.items())
             raise UserError(
-                f"no checkpoint is whole, and what was trained would be lost ({listed}). Put one back, or use another"
-                " --workdir."
+                f"every checkpoint is damaged, so a start would lose what was trained ({listed}). Put one back, or use"
+                " another --workdir."
             )
         self._fall_back(damages, repair)
         return None
 
     def _fall_back(self, damages: Mapping[int, CorruptError], repair: bool) -> None:
+        """Logs the damaged checkpoints, and renames them if `repair` is set."""
         for step, damage in damages.items():
             path = self.directory.path(step)
             logging.error("checkpoint %s is damaged (%s); falling back to the one before", path, damage)
@@ -220,7 +237,8 @@ class Checkpoints:
                 self.directory.set_aside(step)
 
     def _restore_best(self, state: TrainState) -> dict[str, Any]:
-        step, damage = self.pointed("best"), "there is none; checkpoint.best_metric is what one is kept by"
+        step = self.pointed("best")
+        damage = "there is none; set checkpoint.best_metric to keep one"
         if step is not None:
             try:
                 return read(state, self.directory.path(step))
@@ -248,66 +266,66 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def _settle(self, goes_on: bool) -> None:
-        """Waits for the write under way; raises its error, unless it is one of the disk and the run goes on."""
+    def _finish_write(self, continues: bool) -> None:
+        """Waits for the present write and raises its error, unless the disk failed and the run is to continue."""
         self._join()
         error = self._error
-        if error is not None and not (goes_on and isinstance(error, RunError)):
+        if error is not None and not (continues and isinstance(error, RunError)):
             self._error = None
             raise error
 
-    def _write(self, facts: dict[str, Any], is_new: bool) -> None:
-        """What the thread does; nothing here touches TensorFlow."""
-        if self._is_asynchronous and sys.platform == "linux":  # elsewhere it would be that of the process
+    def _write(self, manifest: dict[str, Any], is_new: bool) -> None:
+        """Writes the copy, moves the pointers and deletes old checkpoints; runs in the thread, without TensorFlow."""
+        if self._is_asynchronous and sys.platform == "linux":  # other systems have no priority of a single thread
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        step = facts["step"]
+        step = manifest["step"]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.directory.remove_leftovers()
             if is_new:
-                self._write_new(self.directory.path(step), facts)
+                self._write_new(self.directory.path(step), manifest)
             self.directory.point("last", step)
-            self._point_to_best(facts["best"])
-            self._prune(facts["best"])
+            self._point_to_best(manifest["best"])
+            self._prune(manifest["best"])
         except BaseException as error:
-            self._newest = None  # not on its way any more
+            self._newest = None  # the next save of this step is to be written
             self._error = self._explained(step, error)
 
-    def _write_new(self, target: Path, facts: dict[str, Any]) -> None:
+    def _write_new(self, target: Path, manifest: dict[str, Any]) -> None:
         aside = self.folder / f".{target.name}.tmp"
         aside.mkdir()
-        write_arrays(aside, self._copy, facts, self._abandoned)
+        write_arrays(aside, self._copy, manifest, self._cancelled)
         if os.path.lexists(target):
-            self.directory.set_aside(facts["step"])
+            self.directory.set_aside(manifest["step"])
         aside.rename(target)
         sync(self.folder)
 
     def _explained(self, step: int, error: BaseException) -> BaseException | None:
-        """What the run is told of an error of the writer; None if it is meant."""
+        """Returns the exception that the run gets for an error of the thread; None if the write was cancelled."""
         with contextlib.suppress(OSError, UserError):
-            self.directory.remove_leftovers()  # on a full disk, what is half written is in the way
+            self.directory.remove_leftovers()  # frees the room of the incomplete checkpoint on a full disk
         if isinstance(error, Cancelled):
             return None
         if not isinstance(error, OSError):
-            return error  # a slip in the code, or a folder that cannot be reached any more
+            return error  # a bug, or a folder that can no longer be reached
         try:
             complete = self.directory.complete()
-        except UserError as unreachable_now:
-            return unreachable_now
+        except UserError as unreachable:
+            return unreachable
         last = f"the last complete one is of step {complete[-1]}" if complete else "there is no complete one"
         message = f"{self.folder}: the checkpoint of step {step} could not be saved: {error}; {last}."
         logging.error("%s", message)
         return RunError(f"{message} Mend that and type the same command again.")
 
     def _prune(self, best: int) -> None:
+        """Deletes all checkpoints but the newest, the best and those that are kept for good."""
         steps = self.directory.complete()
         kept = {*steps[-self._keep :], best, *self._kept_for_good(steps)}
-        for old in set(steps) - kept:
-            # Renamed first: what a crash leaves of it must not look like a checkpoint.
-            remove(self.directory.path(old).rename(self.folder / f".{self.directory.path(old).name}.tmp"))
+        for step in set(steps) - kept:
+            self.directory.delete(step)
 
     def _kept_for_good(self, steps: Iterable[int]) -> list[int]:
-        """The oldest, and each that was saved `keep_hours` or more after the one kept before it."""
+        """Returns the oldest step, and each that was saved `keep_hours` or more after the step kept before it."""
         kept: list[int] = []
         due = -np.inf
         for step in steps if self._keep_seconds else ():
@@ -321,6 +339,6 @@ class Checkpoints:
         return kept
 
     def _point_to_best(self, best: int) -> None:
-        """The state itself says which step is the best; a pointer written later could be lost to a crash."""
+        """Moves best.json to the best step that the state names, as a crash may have left the pointer behind."""
         if best != self.directory.pointer("best") and best in self.directory.complete():
             self.directory.point("best", best)

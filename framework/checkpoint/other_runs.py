@@ -1,4 +1,9 @@
-"""Checkpoints of other runs: found by what a config key says, read, and copied."""
+"""Checkpoints of other runs: `resume_from` and `init_from` name one, which is found, restored or copied.
+
+source = find("resume_from", "runs/first")      # runs/first/checkpoints/step-00000469
+note = restore_from(state, source, hint)
+adopt(source, workdir / "checkpoints", facts)   # a copy among the run's own
+"""
 
 import os
 import shutil
@@ -17,10 +22,14 @@ from framework.state import TrainState
 
 
 def find(key: str, text: str) -> Path:
-    """The checkpoint that a config key names: a checkpoint's own folder, or of a run folder the newest whole one.
+    """Returns the checkpoint that a config key names.
+
+    Args:
+      key: the key, for errors.
+      text: its value: the folder of a checkpoint, or a run folder, which stands for its newest undamaged checkpoint.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is no checkpoint, or all are damaged.
     """
     folder = Path(text)
     damages = {}
@@ -38,7 +47,7 @@ def find(key: str, text: str) -> Path:
             f"{key}='{text}': {'; '.join(f'{path} is damaged ({damage})' for path, damage in damages.items())}."
         )
     raise UserError(
-        f"{key}='{text}' is neither a checkpoint nor a run folder with one."
+        f"{key}='{text}' is neither a checkpoint nor a run folder that has one."
         f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/{PREFIX}00000469."
     )
 
@@ -50,16 +59,22 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def restore_from(state: TrainState, folder: Path, hint: str) -> dict[str, Any]:
-    """Sets every variable of `state` from a checkpoint outside of the run folder and returns the note.
+    """Sets every variable of `state` from a checkpoint of another run and returns its note.
 
     Raises:
-      UserError: it is of another model or optimizer; ends with `hint`.
+      UserError: the checkpoint is of another model or optimizer; the message ends with `hint`.
     """
     return read(state, folder, hint)
 
 
 def adopt(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Copies a checkpoint into the folder of another run's checkpoints, with that run's facts: whole or not at all."""
+    """Copies a checkpoint into the folder of a run's own checkpoints, with that run's facts, completely or not at all.
+
+    Args:
+      source: the checkpoint.
+      folder: the folder of the run's own checkpoints.
+      facts: the facts of the run, in place of those that the checkpoint has.
+    """
     manifest = manifest_of(source)
     target = folder / name_of(manifest["step"])
     aside = folder / f".{target.name}.tmp"

@@ -1,10 +1,10 @@
 """One checkpoint: a folder with the state of a step, its note and its facts.
 
     write_state(state, {}, folder)          # returns when it is on disk
-    read(state, folder)                     # every variable is set; the note
-    facts_of(folder), digest(state)         # what it says of its run; one SHA-256 of all bits
+    read(state, folder)                     # sets every variable, and returns the note
+    facts_of(folder), digest(state)         # facts of its run; one SHA-256 of all bits
 
-Which checkpoints a run has and keeps is a matter of `checkpoint.py`.
+`checkpoints.py` decides which checkpoints a run has and keeps.
 """
 
 import hashlib
@@ -34,19 +34,19 @@ PREFIX = "step-"
 
 
 def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
-    """SHA-256, in hex, over path, dtype, shape and bytes of all variables in the order of their paths.
+    """Returns the SHA-256, in hex, of path, dtype, shape and bytes of all variables, in the order of their paths.
 
     Two states have the same digest if and only if they have the same bits.
 
     Args:
-      state: a TrainState, or any module; or {path: array}.
+      state: a TrainState or any other module, or {path: array}.
     """
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     arrays = state if isinstance(state, Mapping) else dict(_arrays(state))
     for path in sorted(arrays):
-        whole.update(f"{path} {arrays[path].dtype.name}{list(arrays[path].shape)}\n".encode())
-        whole.update(bytes_of(np.ascontiguousarray(arrays[path])))
-    return whole.hexdigest()
+        total.update(f"{path} {arrays[path].dtype.name}{list(arrays[path].shape)}\n".encode())
+        total.update(bytes_of(np.ascontiguousarray(arrays[path])))
+    return total.hexdigest()
 
 
 def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
@@ -55,36 +55,37 @@ def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
 
 
 def _arrays(state: tf.Module) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, array) of every variable; an array shares memory with its variable where it can."""
+    """Yields (path, array) of every variable; an array shares the memory of its variable where it can."""
     for path, variable in paths.variables(state).items():
         yield path, np.asarray(paths.copies(variable)[0].read_value())
 
 
-def copied(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A copy of every variable, in the memory of an earlier copy where that fits."""
-    found = {}
+def copy_of(state: TrainState, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns {path: copy} of every variable, in the memory of an earlier copy where it fits."""
+    copy = {}
     for path, array in _arrays(state):
         if array.dtype.hasobject:
-            raise UserError(f"the variable '{path}' holds text; a checkpoint holds numbers.")
+            raise UserError(f"the variable '{path}' holds text, but a checkpoint holds numbers.")
         target = memory.get(path)
         if target is None or (target.shape, target.dtype) != (array.shape, array.dtype):
             target = np.empty_like(array)
         np.copyto(target, array)
-        found[path] = target
-    return found
+        copy[path] = target
+    return copy
 
 
 def read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") -> dict[str, Any]:
-    """Sets every variable of `state` and returns the note.
+    """Sets every variable of `state` from a checkpoint and returns its note.
 
     Raises:
-      CorruptError: with what is wrong.
-      UserError: it is of another model or optimizer; ends with `hint`.
+      CorruptError: the checkpoint is damaged; the message says how.
+      UserError: the checkpoint is of another model or optimizer; the message ends with `hint`.
     """
-    manifest, variables = manifest_of(folder), paths.variables(state)
+    manifest = manifest_of(folder)
+    variables = paths.variables(state)
     saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in manifest["variables"].items()}
     wanted = {path: f"{v.dtype.name}{v.shape.as_list()}" for path, v in variables.items()}
-    for path, variable in variables.items():  # what an adapted layer holds has the length that its data gave it
+    for path, variable in variables.items():  # an adapted layer has variables as long as its data
         entry = manifest["variables"].get(path)
         if not variable.shape.is_fully_defined() and entry and variable.shape.is_compatible_with(entry["shape"]):
             wanted[path] = f"{variable.dtype.name}{entry['shape']}"
@@ -92,8 +93,8 @@ def read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") 
     named = paths.ambiguous(state)
     if differing := {*named} ^ {*manifest.get("named", named)}:
         raise UserError(
-            f"{folder}: the layers {', '.join(sorted(differing))} have a name of their own on one side and one that"
-            f" Keras made up on the other, so they need not be the same. Name them as they were. {hint}"
+            f"{folder}: the layers {', '.join(sorted(differing))} were named by hand on one side and by Keras on the"
+            f" other, so they need not be the same layers. Name them as before. {hint}"
         )
     for path, array in read_arrays(folder).items():
         paths.assign(variables[path], array)
@@ -101,7 +102,7 @@ def read(state: TrainState, folder: Path, hint: str = "Use another --workdir.") 
 
 
 def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path, hint: str) -> None:
-    """Raises UserError with both sides of every difference."""
+    """Raises UserError if dtypes or shapes differ; the message lists both sides of every difference."""
     differing = [
         f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the run"
         for path in sorted({*saved, *wanted})
@@ -112,7 +113,7 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], folder: Path, hin
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """The facts that a checkpoint was saved with; {} if it was saved without any, or is damaged."""
+    """Returns the facts that a checkpoint was saved with; {} if it has none, or is damaged."""
     try:
         return manifest_of(folder).get("facts", {})
     except CorruptError:
@@ -120,21 +121,21 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 
 def name_of(step: int) -> str:
-    """The name of a checkpoint's folder."""
+    """Returns the name of a checkpoint's folder: 'step-00000469'."""
     return f"{PREFIX}{step:08d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step of a checkpoint's folder of that name; None if it is no name of one, such as 'step-50'."""
+    """Returns the step that the name of a checkpoint's folder says; None for other names, such as 'step-50'."""
     match = re.fullmatch(rf"{PREFIX}([0-9]+)", name)
     return int(match[1]) if match and name == name_of(int(match[1])) else None
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
+    """Returns the manifest of a checkpoint.
 
     Raises:
-      CorruptError: it is damaged, that of something else, or that of another step than the folder's name says.
+      CorruptError: it is damaged, is not one of a checkpoint, or has another step than the folder's name.
     """
     if why := unreachable(folder):
         raise UnreachableError(why)
@@ -142,15 +143,15 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     kinds = {"step": int, "note": dict, "variables": dict}
     if wrong := [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]:
         raise CorruptError(f"{MANIFEST} has no {wrong[0]}")
-    if type(manifest.get("facts", {})) is not dict:  # which older ones do not have
+    if type(manifest.get("facts", {})) is not dict:  # older checkpoints have none
         raise CorruptError(f"{MANIFEST} has no facts")
     if step_of(folder.name) not in (None, manifest["step"]):
-        raise CorruptError(f"it is the checkpoint of step {manifest['step']} under another name")
+        raise CorruptError(f"it is the checkpoint of step {manifest['step']} under the name of another step")
     return manifest
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder is an undamaged checkpoint."""
+    """Returns whether a folder is an undamaged checkpoint."""
     try:
         return bool(manifest_of(folder)) and bool(read_arrays(folder))
     except CorruptError:
@@ -158,5 +159,5 @@ def is_whole(folder: Path) -> bool:
 
 
 def named_in(folder: Path) -> list[str]:
-    """`paths.ambiguous` of the model of a checkpoint; none of one that was written before that was kept."""
+    """Returns `paths.ambiguous` of the model of a checkpoint; [] for older checkpoints, which do not have it."""
     return [path.removeprefix("model/") for path in read_manifest(folder).get("named", [])]

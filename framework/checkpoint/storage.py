@@ -1,7 +1,7 @@
-"""A folder of arrays: flushed to disk, hashed, and read back whole or not at all.
+"""A folder of arrays: flushed to disk, hashed, and read back completely or not at all.
 
     write_arrays(folder, {'model/dense/kernel': kernel, 'step': step}, {'note': {}})
-    read_arrays(folder)                     # {path: array}; CorruptError if a byte is not the one that was written
+    read_arrays(folder)                     # {path: array}; CorruptError if any byte has changed
     read_manifest(folder)['note']
 
 `arrays.bin` is the bytes of the arrays, one after the other; `manifest.json` has dtype, shape and offset of each, the
@@ -25,90 +25,95 @@ from framework.files import CorruptError, load_json, write_json
 
 MANIFEST = "manifest.json"
 _ARRAYS = "arrays.bin"
-# Small enough that a processor's cache still has what was hashed when it is written.
+# Small enough that a chunk is still in the processor's cache when it is written after it was hashed.
 _CHUNK_BYTES = 2**20
 
 
 class UnreachableError(CorruptError):
-    """A folder may be what was written, but cannot be looked at."""
+    """A folder cannot be looked at, so nobody knows whether it is damaged."""
 
 
 class Cancelled(Exception):
-    """Nobody waits for the rest."""
+    """A write was cancelled before its end."""
 
 
 def write_arrays(
     folder: Path,
     arrays: Mapping[str, np.ndarray],
     facts: Mapping[str, Any],
-    abandoned: threading.Event | None = None,
+    cancelled: threading.Event | None = None,
 ) -> None:
-    """Writes arrays and manifest into an empty folder and returns when all of it is on disk.
+    """Writes arrays and their manifest into an empty folder, and returns when all of it is on disk.
 
     Args:
-      folder: exists.
-      arrays: {path: array} of numbers or bools of any shape, contiguous; they must not change meanwhile.
-      facts: JSON that `read_manifest` gives back beside its own.
-      abandoned: once set, the rest is not written.
+      folder: an existing folder.
+      arrays: {path: array} of numbers or bools, contiguous; they must not change meanwhile.
+      facts: JSON that `read_manifest` returns beside its own entries.
+      cancelled: an event that ends the write when it is set.
 
     Raises:
       OSError: the disk is full, or fails.
-      Cancelled: `abandoned` was set.
+      Cancelled: `cancelled` was set.
     """
-    entries, offset, whole = {}, 0, hashlib.sha256()
+    entries = {}
+    offset = 0
+    total = hashlib.sha256()
     with (folder / _ARRAYS).open("wb") as file:
         for path, array in arrays.items():
             entries[path] = {"dtype": array.dtype.name, "shape": list(array.shape), "offset": offset}
             offset += array.nbytes
-            for part in _parts(array):
-                if abandoned is not None and abandoned.is_set():
+            for chunk in _chunks(array):
+                if cancelled is not None and cancelled.is_set():
                     raise Cancelled
-                whole.update(part)
-                file.write(part)
+                total.update(chunk)
+                file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-    write_manifest(folder, {**facts, "bytes": offset, "sha256": whole.hexdigest(), "variables": entries})
+    write_manifest(folder, {**facts, "bytes": offset, "sha256": total.hexdigest(), "variables": entries})
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes what `read_manifest` gives back, with its hash."""
+    """Writes the manifest that `read_manifest` returns, and its hash."""
     write_json(folder / MANIFEST, {**manifest, "manifest_sha256": _json_sha256(manifest)})
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """{path: array} of a folder that `write_arrays` wrote.
+    """Returns {path: array} of a folder that `write_arrays` wrote.
 
     Raises:
-      CorruptError: with what is wrong.
+      CorruptError: the folder is damaged; the message says how.
     """
-    manifest, arrays, whole = read_manifest(folder), {}, hashlib.sha256()
+    manifest = read_manifest(folder)
     entries = _checked(manifest)
+    arrays = {}
+    total = hashlib.sha256()
     try:
         with os.fdopen(os.open(folder / _ARRAYS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_size != manifest["bytes"]:
-                raise CorruptError(f"{_ARRAYS} has {found.st_size} bytes, not {manifest['bytes']}")
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size != manifest["bytes"]:
+                raise CorruptError(f"{_ARRAYS} has {status.st_size} bytes, not {manifest['bytes']}")
             for path, (dtype, shape) in entries.items():
                 arrays[path] = np.empty(shape, dtype)
-                for part in _parts(arrays[path]):
-                    file.readinto(part)
-                    whole.update(part)
+                for chunk in _chunks(arrays[path]):
+                    file.readinto(chunk)
+                    total.update(chunk)
     except OSError as error:
         raise _damage(_ARRAYS, error) from error
-    except ValueError as error:  # more dimensions, or larger ones, than an array can have
+    except ValueError as error:  # too many dimensions for an array, or too large ones
         raise CorruptError(f"{MANIFEST}: {error}") from error
-    if whole.hexdigest() != manifest["sha256"]:
+    if total.hexdigest() != manifest["sha256"]:
         raise CorruptError(f"{_ARRAYS} does not have its SHA-256")
     return arrays
 
 
 def _checked(manifest: Mapping[str, Any]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """{path: dtype and shape} in the order of their bytes, which follow one another without a gap.
+    """Returns {path: (dtype, shape)} in the order of their bytes, which must follow one another without a gap.
 
     Raises:
-      CorruptError: no array can be like that, or not all of them together.
+      CorruptError: the entry of an array is impossible, or does not fit the others.
     """
-    entries, end = {}, 0
+    entries = {}
+    end = 0
     try:
         for path, entry in sorted(manifest["variables"].items(), key=lambda item: item[1]["offset"]):
             kind, shape = tf.as_dtype(entry["dtype"]), tuple(entry["shape"])
@@ -130,15 +135,15 @@ def _checked(manifest: Mapping[str, Any]) -> dict[str, tuple[np.dtype, tuple[int
 
 
 def is_written(folder: Path) -> bool:
-    """Whether a folder holds arrays or their manifest, whole or not."""
+    """Returns whether a folder has arrays or their manifest, damaged or not."""
     return any(os.path.lexists(folder / name) for name in (MANIFEST, _ARRAYS))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `write_arrays` was given as facts, and bytes, sha256 and {path: {dtype, shape, offset}} as 'variables'.
+    """Returns the facts that `write_arrays` was given, with bytes, sha256 and {path: {dtype, shape, offset}}.
 
     Raises:
-      CorruptError: with what is wrong.
+      CorruptError: the manifest is damaged; the message says how.
     """
     try:
         manifest = load_json(folder / MANIFEST)
@@ -156,11 +161,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, not copied; a memoryview of bfloat16 itself does not exist."""
+    """Returns the bytes of a contiguous array without a copy; NumPy has no memoryview of bfloat16 itself."""
     return array.reshape(-1).view(np.uint8).data
 
 
-def _parts(array: np.ndarray) -> Iterator[memoryview]:
+def _chunks(array: np.ndarray) -> Iterator[memoryview]:
     data = bytes_of(array)
     return (data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES))
 

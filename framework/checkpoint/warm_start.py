@@ -1,18 +1,18 @@
-r"""Weights of one run for the model of another, matched by name: fine-tuning.
+r"""Warm start: the weights of one run for the model of another, matched by name.
 
     rules = parse_map((r'encoder/(.*) -> backbone/\1', 'head/.* -> '))
-    taken = match(arrays, paths.variables(model), rules)
+    taken = match(arrays, paths.variables(model), rules, 'runs/a')
     taken.sources                  # {'backbone/dense/kernel': 'encoder/dense/kernel', …}
     assign(taken, arrays, paths.variables(model))
 
-A rule rewrites a whole path of the source; the first that matches counts, and an empty replacement leaves the variable
-out. A path that no rule matches keeps its name.
+A rule rewrites a whole path of the source. The first rule that matches a path counts; an empty replacement leaves the
+variable out. A path that no rule matches keeps its name.
 """
 
 import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,19 +20,37 @@ import tensorflow as tf
 from framework import paths
 from framework.errors import UserError, near
 
-# (regex of a whole path, replacement)
-Rule = tuple[str, str]
+
+class Rule(NamedTuple):
+    """An entry of `init_map`: a regex of a whole path of the source, and its replacement."""
+
+    pattern: str
+    replacement: str
+
+    def __str__(self) -> str:
+        return f"{self.pattern} -> {self.replacement}"
+
+
+class Ambiguous(NamedTuple):
+    """The layers with hand-made names that Keras might have made up too, `paths.ambiguous`, of both models."""
+
+    source: Collection[str] = ()
+    target: Collection[str] = ()
+
+
+_UNAMBIGUOUS = Ambiguous()
+
 
 _EXAMPLE = r"""Type e.g. --config.init_map="(r'encoder/(.*) -> backbone/\1', 'head/.* -> ')"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What goes where.
+    """Says which variable of the source each variable of the model takes.
 
     Attributes:
       sources: {path in the model: path in the source}, in the order of the model.
-      left: paths of the source that are not taken.
+      left: paths of the source that no variable takes.
       initial: paths of the model that keep their initial values.
     """
 
@@ -42,10 +60,10 @@ class Match:
 
 
 def parse_map(texts: Sequence[Any]) -> tuple[Rule, ...]:
-    """The rules of `init_map`.
+    """Returns the rules of `init_map`.
 
     Raises:
-      UserError: names the first text that is none.
+      UserError: a text is not a rule.
     """
     return tuple(_parse(str(text)) for text in texts)
 
@@ -55,11 +73,11 @@ def _parse(text: str) -> Rule:
     if not pattern or not arrow:
         raise UserError(f"init_map: '{text}' is not a regex, '->' and a replacement. {_EXAMPLE}")
     try:
-        # The pattern or nothing: an expression that always matches, with the same groups, to try the replacement on.
+        # `pattern|` always matches, with the same groups, so it shows whether the replacement is legal.
         re.compile(f"{pattern}|").sub(replacement, "")
     except (re.error, IndexError, OverflowError) as problem:
-        raise UserError(f"init_map: '{text}' is no rule ({problem}). {_EXAMPLE}") from None
-    return pattern, replacement
+        raise UserError(f"init_map: '{text}' is not a rule ({problem}). {_EXAMPLE}") from None
+    return Rule(pattern, replacement)
 
 
 def match(
@@ -67,29 +85,28 @@ def match(
     target: Mapping[str, tf.Variable],
     rules: Sequence[Rule],
     name: str,
-    named: tuple[Collection[str], Collection[str]] = ((), ()),
+    ambiguous: Ambiguous = _UNAMBIGUOUS,
 ) -> Match:
-    """Finds for each variable of a model the one of the source that it takes.
+    """Finds, for each variable of a model, the variable of the source that it takes.
 
     Args:
       source: {path in its model: values}.
       target: {path in the model: variable}.
-      name: of the source, for messages.
-      named: `paths.ambiguous` of the source's model and of this one.
+      rules: how paths of the source are renamed.
+      name: the name of the source, for messages.
+      ambiguous: layers that may be named by hand in one model and by Keras in the other.
 
     Raises:
-      UserError: a rule that is the first for no variable, two variables for one, none at all, or another shape or kind
-        of number (both sides are listed); a layer with a name of its own on one side that Keras made up on the other.
+      UserError: a rule is the first for no variable, two variables become one, none match, a shape or kind of number
+        differs (the message lists both sides), or a layer is named by hand on one side and by Keras on the other.
     """
     renamed = {path: _renamed(path, rules) for path in source}
-    for index, (pattern, replacement) in enumerate(rules):
+    for index, rule in enumerate(rules):
         if index not in {by for by, _ in renamed.values()}:
-            taken = any(re.fullmatch(pattern, path) for path in source)
-            problem = "matches only what entries before it match" if taken else "matches no variable"
-            hint = "" if taken else near(pattern, source)
-            raise UserError(
-                f"init_map: '{pattern} -> {replacement}' {problem} of {name}.{hint} Variables: {', '.join(source)}."
-            )
+            is_hidden = any(re.fullmatch(rule.pattern, path) for path in source)
+            problem = "matches only variables that earlier entries match, in" if is_hidden else "matches no variable of"
+            hint = "" if is_hidden else near(rule.pattern, source)
+            raise UserError(f"init_map: '{rule}' {problem} {name}.{hint} Variables: {', '.join(source)}.")
     sources: dict[str, str] = {}
     for path, (_, new) in renamed.items():
         if new in sources:
@@ -98,38 +115,37 @@ def match(
             sources[new] = path
     if not sources:
         raise UserError(
-            f"init_from={name} has no variable of a name that the model has. There: {', '.join(source)}; here:"
+            f"no variable of init_from={name} has the name of one of the model. There: {', '.join(source)}; here:"
             f" {', '.join(target)}. {_EXAMPLE}"
         )
     sources = {path: sources[path] for path in target if path in sources}
-    _check_named([path for path in sources if renamed.get(path) == (-1, path)], named, rules, name)
+    _check_ambiguous([path for path in sources if renamed.get(path) == (-1, path)], ambiguous, rules, name)
     _check_same(sources, source, target, rules, name)
     left = tuple(path for path in source if path not in sources.values())
     return Match(sources, left, tuple(path for path in target if path not in sources))
 
 
-def _check_named(
-    kept: Collection[str], named: tuple[Collection[str], Collection[str]], rules: Sequence[Rule], name: str
-) -> None:
-    """Raises UserError where a path is, on one side alone, that of a layer with a name of its own."""
-    there, here = ({(layer, path) for path in kept for layer in side if path.startswith(f"{layer}/")} for side in named)
+def _check_ambiguous(kept: Collection[str], ambiguous: Ambiguous, rules: Sequence[Rule], name: str) -> None:
+    """Raises UserError if a path without a rule is of a layer that only one model names by hand."""
+    there, here = (
+        {(layer, path) for path in kept for layer in layers if path.startswith(f"{layer}/")} for layers in ambiguous
+    )
     if differing := list(dict.fromkeys(layer for layer, _ in sorted(there ^ here))):
-        earlier = [f"{pattern} -> {replacement}" for pattern, replacement in rules]
+        earlier = [str(rule) for rule in rules]
         same = [rf"{re.escape(layer)}/(.*) -> {layer}/\1" for layer in differing]
         other = [f"{re.escape(layer)}/.* -> " for layer in differing]
         raise UserError(
-            f"init_from={name}: the layers {', '.join(differing)} have a name of their own on one side and one that"
-            f' Keras made up on the other. If they are the same, type --config.init_map="{_typed([*same, *earlier])}",'
+            f"init_from={name}: the layers {', '.join(differing)} were named by hand on one side and by Keras on the"
+            f' other. If they are the same layers, type --config.init_map="{_typed([*same, *earlier])}",'
             f' and if they are not, --config.init_map="{_typed([*other, *earlier])}".'
         )
 
 
 def _renamed(path: str, rules: Sequence[Rule]) -> tuple[int, str]:
-    """Which rule is the first to match a path, -1 for none, and what becomes of it; '' if it is dropped."""
-    for index, (pattern, replacement) in enumerate(rules):
-        found = re.fullmatch(pattern, path)
-        if found:
-            return index, found.expand(replacement)
+    """Returns the number of the first rule that matches a path, -1 for none, and the new path; '' drops it."""
+    for index, rule in enumerate(rules):
+        if hit := re.fullmatch(rule.pattern, path):
+            return index, hit.expand(rule.replacement)
     return -1, path
 
 
@@ -140,7 +156,9 @@ def _check_same(
     rules: Sequence[Rule],
     name: str,
 ) -> None:
-    differing, drops = [], []
+    """Raises UserError if a variable and its source differ in shape or kind of number."""
+    differing = []
+    drops = []
     for path, origin in sources.items():
         array, variable = source[origin], target[path]
         both_floating = tf.as_dtype(array.dtype).is_floating and variable.dtype.is_floating
@@ -151,35 +169,35 @@ def _check_same(
             differing.append(f"{path}{renamed}: {there} there, {here} here")
             drops.append(f"{re.escape(origin)} -> ")
     if differing:
-        whole = _typed([*drops, *(f"{pattern} -> {replacement}" for pattern, replacement in rules)])
+        init_map = _typed([*drops, *map(str, rules)])
         raise UserError(
             f"init_from={name} has variables of another shape: {'; '.join(differing)}. To leave them at their initial"
-            f' values type --config.init_map="{whole}".'
+            f' values type --config.init_map="{init_map}".'
         )
 
 
 def _typed(rules: Sequence[str]) -> str:
-    """Rules as a tuple that survives double quotes of a shell, which leave a backslash in a raw string alone."""
+    """Returns rules as the text of a tuple that can be typed between double quotes in a shell."""
     texts = (f"r'{rule}'" if "\\" in rule else f"'{rule}'" for rule in rules)
     return f"({', '.join(texts)},)"
 
 
-def assign(found: Match, source: Mapping[str, np.ndarray], target: Mapping[str, tf.Variable]) -> None:
-    """Gives each variable its values; those of another floating type are rounded."""
-    for path, origin in found.sources.items():
+def assign(match: Match, source: Mapping[str, np.ndarray], target: Mapping[str, tf.Variable]) -> None:
+    """Assigns each variable the values of its match, rounded if they are of another floating type."""
+    for path, origin in match.sources.items():
         paths.assign(target[path], tf.cast(source[origin], target[path].dtype))
 
 
 def weights_of(arrays: Mapping[str, np.ndarray], which: str, name: str) -> dict[str, np.ndarray]:
-    """{path in its model: values} of a checkpoint.
+    """Returns the weights of a checkpoint as {path in its model: values}.
 
     Args:
-      arrays: all of the checkpoint, by path in the state.
-      which: 'model', or 'ema' for the averaged weights where there are some.
-      name: of the checkpoint, for messages.
+      arrays: all arrays of the checkpoint, by path in the state.
+      which: 'model'; or 'ema' for the averaged weights of the variables that have some.
+      name: the name of the checkpoint, for messages.
 
     Raises:
-      UserError: it has no averaged weights.
+      UserError: `which` is 'ema' and the checkpoint has no averaged weights.
     """
     weights = _below("model/", arrays)
     if which == "model":

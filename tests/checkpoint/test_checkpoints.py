@@ -182,7 +182,7 @@ def test_no_best_yet(tmp_path):
     created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
     save_at(checkpoints, created, 1)
     with pytest.raises(
-        UserError, match=r"the best checkpoint cannot be used: there is none; checkpoint\.best_metric is what"
+        UserError, match=r"the best checkpoint cannot be used: there is none; set checkpoint\.best_metric to"
     ):
         checkpoints.restore(created, "best")
 
@@ -207,7 +207,7 @@ def test_a_crash_in_any_phase_leaves_the_one_before(tmp_path, monkeypatch, phase
 
     real = directory.write_json
     patched = {
-        "arrays": (storage, "_parts", crash),
+        "arrays": (storage, "_chunks", crash),
         "manifest": (storage, "write_json", crash),
         "rename": (checkpoint.Path, "rename", crash),
         "pointer": (directory, "write_json", lambda path, v: crash() if path.name == "last.json" else real(path, v)),
@@ -328,14 +328,14 @@ class Held:
     """Keeps the writer waiting before its first array, until it is let go."""
 
     def __init__(self, monkeypatch):
-        self.go, self.threads, original = threading.Event(), [], storage._parts
+        self.go, self.threads, original = threading.Event(), [], storage._chunks
 
         def parts(array):
             self.threads.append(threading.current_thread())
             assert self.go.wait(60)
             return original(array)
 
-        monkeypatch.setattr(storage, "_parts", parts)
+        monkeypatch.setattr(storage, "_chunks", parts)
 
 
 @pytest.fixture
@@ -393,7 +393,7 @@ def test_text_is_refused(tmp_path):
     created.extra.vocabulary = tf.Variable(["a", "b"])
     with pytest.raises(UserError) as caught:
         save_at(Checkpoints(tmp_path, 3), created, 1)
-    assert str(caught.value) == "the variable 'extra/vocabulary' holds text; a checkpoint holds numbers."
+    assert str(caught.value) == "the variable 'extra/vocabulary' holds text, but a checkpoint holds numbers."
 
 
 def test_one_write_at_a_time_and_who_looks_waits(tmp_path, held):
@@ -434,13 +434,13 @@ def test_a_synchronous_save_waits(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_the_writer_is_nice_and_training_is_not(tmp_path, monkeypatch, asynchronous):
-    seen, original = [], storage._parts
+    seen, original = [], storage._chunks
 
     def parts(array):
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return original(array)
 
-    monkeypatch.setattr(storage, "_parts", parts)
+    monkeypatch.setattr(storage, "_chunks", parts)
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     save_at(Checkpoints(tmp_path, 3, asynchronous=asynchronous), make_state(), 1)
     assert set(seen) == {max(before, checkpoint._NICENESS) if asynchronous else before}
@@ -451,7 +451,7 @@ def test_who_breaks_off_does_not_wait(tmp_path, monkeypatch):
     """A save that would take an hour is abandoned, what is there stays, and a later one is not."""
     created, checkpoints = make_state(), Checkpoints(tmp_path, 3)
     save_at(checkpoints, created, 1)
-    original = storage._parts
+    original = storage._chunks
 
     def slow(array):
         for part in original(array):
@@ -460,7 +460,7 @@ def test_who_breaks_off_does_not_wait(tmp_path, monkeypatch):
                 yield part
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_parts", slow)
+        patch.setattr(storage, "_chunks", slow)
         with pytest.raises(KeyboardInterrupt), checkpoints:
             created.step.assign(2)
             checkpoints.save(created, {})

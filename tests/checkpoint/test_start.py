@@ -140,7 +140,7 @@ def test_another_goal_forgets_the_best_value_of_the_one_before(tmp_path, source,
     other = {"train.duration": "12 steps", "checkpoint.best_metric": "test@ema/loss", "eval.splits": ("test@ema",)}
     built = build(tmp_path / "run", resume_from=str(source.workdir), **other)
     assert opened(built, caplog)[0].endswith(
-        "; checkpoint.best_metric is another, so its best value so far is forgotten"
+        "; checkpoint.best_metric has changed, so the best value so far is forgotten"
     )
     assert int(built.state.best.step) == -1
     assert differing(snapshot(built), snapshot(source)) == {"best/value", "best/step", "best/waited"}
@@ -250,7 +250,7 @@ def test_resume_from_the_end_has_nothing_to_train(tmp_path, source):
 def test_what_is_no_checkpoint(tmp_path, key):
     built = build(tmp_path / "run", **{key: str(tmp_path)})
     assert refusal(built.open) == (
-        f"{key}='{tmp_path}' is neither a checkpoint nor a run folder with one."
+        f"{key}='{tmp_path}' is neither a checkpoint nor a run folder that has one."
         f" Type e.g. --config.{key}=runs/first or --config.{key}=runs/first/checkpoints/step-00000469."
     )
     assert not (tmp_path / "run").exists()
@@ -324,7 +324,7 @@ def test_bad_input_is_status_2_before_training(tmp_path, capsys):
 
     gone = tmp_path / "gone"
     assert call(f"--config.init_from={gone}") == (
-        f"error: init_from='{gone}' is neither a checkpoint nor a run folder with one. Type e.g."
+        f"error: init_from='{gone}' is neither a checkpoint nor a run folder that has one. Type e.g."
         " --config.init_from=runs/first or --config.init_from=runs/first/checkpoints/step-00000469."
     )
     assert call("--config.init_from=a", "--config.init_map=('x',)").startswith(
@@ -387,8 +387,8 @@ def test_init_from_does_not_take_an_own_name_for_one_that_keras_made_up(tmp_path
 def test_resume_from_does_not_either(tmp_path, named):
     built = small.build(tmp_path / "run", functions=of_names(None, None, None), resume_from=str(named.workdir), **QUICK)
     assert refusal(built.open).startswith(
-        f"{named.workdir / 'checkpoints' / 'step-00000003'}: the layers model/dense, model/dense_1, model/dense_2 have"
-        " a name of their own on one side and one that Keras made up on the other, so they need not be the same."
+        f"{named.workdir / 'checkpoints' / 'step-00000003'}: the layers model/dense, model/dense_1, model/dense_2 were"
+        " named by hand on one side and by Keras on the other, so they need not be the same layers."
     )
 
 

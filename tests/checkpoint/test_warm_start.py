@@ -92,9 +92,9 @@ def test_another_shape_lists_both_sides_and_what_to_type_works():
         ("encoder", "is not a regex, '->' and a replacement."),
         (" -> x", "is not a regex, '->' and a replacement."),
         ("", "is not a regex, '->' and a replacement."),
-        ("a( -> x", "is no rule (missing ), unterminated subpattern at position 1)."),
-        (r"a -> \1", "is no rule (invalid group reference 1 at position 1)."),
-        (r"a -> \g<x>", "is no rule (unknown group name 'x')."),
+        ("a( -> x", "is not a rule (missing ), unterminated subpattern at position 1)."),
+        (r"a -> \1", "is not a rule (invalid group reference 1 at position 1)."),
+        (r"a -> \g<x>", "is not a rule (unknown group name 'x')."),
     ],
 )
 def test_what_is_no_rule(text, problem):
@@ -108,7 +108,7 @@ def test_rules_that_do_nothing_or_too_much():
         f"init_map: 'haed/kernel -> x' matches no variable of runs/a. Did you mean 'head/kernel'? {variables}"
     )
     assert refusal(matched, target, "head/.* -> head/kernel", "head/kernel -> ") == (
-        f"init_map: 'head/kernel -> ' matches only what entries before it match of runs/a. {variables}"
+        f"init_map: 'head/kernel -> ' matches only variables that earlier entries match, in runs/a. {variables}"
     )
     assert refusal(matched, target, "encoder/a/.* -> head/kernel") == (
         "init_map: 'encoder/a/kernel' and 'encoder/a/bias' of runs/a both become 'head/kernel'. Drop one of them."
@@ -117,7 +117,7 @@ def test_rules_that_do_nothing_or_too_much():
 
 def test_nothing_in_common():
     assert refusal(matched, model(x=[1], y=[2])) == (
-        "init_from=runs/a has no variable of a name that the model has. There: encoder/a/kernel, encoder/a/bias,"
+        "no variable of init_from=runs/a has the name of one of the model. There: encoder/a/kernel, encoder/a/bias,"
         f" head/kernel, count; here: x, y. {EXAMPLE}"
     )
 
@@ -134,16 +134,16 @@ def test_weights_of_a_checkpoint():
 
 def test_a_layer_with_an_own_name_is_not_one_that_keras_numbered():
     target = model(encoder__a__kernel=[2, 3], encoder__a__bias=[3], head__kernel=[3, 4])
-    for named in ((["encoder/a"], []), ([], ["encoder/a"])):
-        line = refusal(warm_start.match, SOURCE, target, (), "runs/a", named)
+    for ambiguous in (warm_start.Ambiguous(["encoder/a"], []), warm_start.Ambiguous([], ["encoder/a"])):
+        line = refusal(warm_start.match, SOURCE, target, (), "runs/a", ambiguous)
         assert line == (
-            "init_from=runs/a: the layers encoder/a have a name of their own on one side and one that Keras made up on"
-            r""" the other. If they are the same, type --config.init_map="(r'encoder/a/(.*) -> encoder/a/\1',)","""
+            "init_from=runs/a: the layers encoder/a were named by hand on one side and by Keras on the"
+            r""" other. If they are the same layers, type --config.init_map="(r'encoder/a/(.*) -> encoder/a/\1',)","""
             """ and if they are not, --config.init_map="('encoder/a/.* -> ',)"."""
         )
         same = warm_start.parse_map([r"encoder/a/(.*) -> encoder/a/\1"])
-        assert len(warm_start.match(SOURCE, target, same, "runs/a", named).sources) == 3
+        assert len(warm_start.match(SOURCE, target, same, "runs/a", ambiguous).sources) == 3
         other = warm_start.parse_map(["encoder/a/.* -> "])
-        assert set(warm_start.match(SOURCE, target, other, "runs/a", named).sources) == {"head/kernel"}
-    both = warm_start.match(SOURCE, target, (), "runs/a", (["encoder/a"], ["encoder/a"]))
+        assert set(warm_start.match(SOURCE, target, other, "runs/a", ambiguous).sources) == {"head/kernel"}
+    both = warm_start.match(SOURCE, target, (), "runs/a", warm_start.Ambiguous(["encoder/a"], ["encoder/a"]))
     assert len(both.sources) == 3

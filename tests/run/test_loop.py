@@ -468,7 +468,7 @@ def test_a_state_that_no_checkpoint_holds_is_not_trained_on(tmp_path):
     with pytest.raises(UserError) as caught:
         loop.train(built)
     assert str(caught.value) == (
-        f"the state in memory is at step 2, but {tmp_path / 'run'} has no checkpoint of it. Build the run anew."
+        f"the state in memory is at step 2, but {tmp_path / 'run'} has no checkpoint of that step. Build the run anew."
     )
 
 
