@@ -35,7 +35,7 @@ from framework.checkpoint.storage import (
     read_arrays,
     write_arrays,
 )
-from framework.config import RunError, UserError
+from framework.errors import RunError, UserError
 from framework.files import sync
 from framework.state import TrainState
 

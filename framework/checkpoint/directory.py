@@ -18,7 +18,7 @@ from absl import logging
 
 from framework.checkpoint.snapshot import PREFIX, manifest_of, name_of, step_of
 from framework.checkpoint.storage import MANIFEST, CorruptError
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import load_json, remove, unreachable, write_json
 
 PUT_BACK = "Put it back, or use another --workdir."

@@ -16,7 +16,7 @@ from absl import logging
 from framework.checkpoint.directory import Directory
 from framework.checkpoint.snapshot import PREFIX, manifest_of, name_of, read
 from framework.checkpoint.storage import MANIFEST, CorruptError, read_arrays, write_manifest
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import remove, sync
 from framework.state import TrainState
 

@@ -20,7 +20,7 @@ from framework import folder, paths
 from framework.checkpoint import other_runs, snapshot, warm_start
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.checkpoint.storage import read_arrays
-from framework.config import UserError
+from framework.errors import UserError
 from framework.files import read_json, write_json
 from framework.state import TrainState
 

@@ -19,7 +19,6 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
-from framework.config import UserError
 from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked, fields_of
 from framework.data.order import Order, check_order, cycle_of
 from framework.data.reading import RetryingReader

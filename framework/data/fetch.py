@@ -28,8 +28,8 @@ from typing import TypeVar
 
 from absl import logging
 
-from framework.config import UserError
 from framework.data.sources import Source
+from framework.errors import UserError
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import rng
-from framework.config import UserError
+from framework.errors import UserError
 
 # A mixture has its sources in exact proportion over this many positions, so weights are rounded to 1 in 10,000.
 _MIXTURE_CYCLE = 10_000

@@ -1,9 +1,9 @@
-"""Export hooks: what a trained model becomes for those who serve it, checked in the runtime that will serve it.
+"""Exporting a trained model in formats that others serve, each verified in the runtime that serves it.
 
     signature = export.Signature(fn=…, inputs={"image": tf.TensorSpec([None, 28, 28])})
     return [export.SavedModel({export.SERVING: signature}), export.Lite(signature)]
 
-An experiment lists hooks in `make_exports`; the loop runs them.
+An experiment returns its hooks from `make_exports`; the run exports with them at its end.
 """
 
 from framework.export.base import SERVING, ExportHook, ExportReport, Signature

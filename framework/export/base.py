@@ -1,12 +1,12 @@
-"""What an export format is: the hook protocol, what it exports, and what is reported of it.
+"""The protocol of an export hook, the signatures that it exports, and the report on its artefact.
 
     signature = Signature(
         fn=lambda model, inputs: {"logits": model(inputs["image"], training=False)},
         inputs={"image": tf.TensorSpec([None, 28, 28], tf.float32)},
     )
-    hooks = [SavedModel({"serving_default": signature}), Lite(signature)]
+    hooks = [SavedModel({SERVING: signature}), Lite(signature)]
 
-`export/verify.py` runs hooks and checks what they wrote.
+`runner.py` runs the hooks, `verify.py` checks their artefacts.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from framework import paths
 from framework.errors import UserError
 from framework.trace.assigned import assigned
 
-SERVING = "serving_default"  # the signature every export has, and the one that latency and metrics are taken from
+SERVING = "serving_default"  # the signature that every export has, and that latency and metrics are measured on
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[Arrays], Arrays]
@@ -29,12 +29,12 @@ Call = Callable[[Arrays], Arrays]
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A named way to run the model.
+    """Describes a function of the model that is exported.
 
     Attributes:
-      fn: (model, {name: tensor}) -> {name: tensor}; inference only (`training=False`), no state changed. Every output
-        has the batch as its first dimension.
-      inputs: {name: tf.TensorSpec}; the names and dtypes that clients send. The first dimension is the batch: None.
+      fn: (model, {name: tensor}) -> {name: tensor}; calls the model with `training=False` and changes no state. The
+        first dimension of every output is the batch.
+      inputs: {name: tf.TensorSpec}: the names and dtypes that clients send. The first dimension is the batch: None.
     """
 
     fn: Callable[[Any, dict[str, tf.Tensor]], Mapping[str, tf.Tensor]]
@@ -42,7 +42,7 @@ class Signature:
 
     def __post_init__(self) -> None:
         if not self.inputs:
-            raise UserError('Signature.inputs is empty. Name them, e.g. {"image": tf.TensorSpec([None, 28, 28])}.')
+            raise UserError('Signature.inputs is empty. Name inputs, e.g. {"image": tf.TensorSpec([None, 28, 28])}.')
         for name, spec in self.inputs.items():
             if spec.shape.rank in (None, 0) or spec.shape[0] is not None:
                 raise UserError(
@@ -51,10 +51,10 @@ class Signature:
                 )
 
     def trace(self, model: Any) -> tf.types.experimental.ConcreteFunction:
-        """A new graph of `fn` on `model`, called with the inputs by keyword.
+        """Returns a new graph of `fn` on `model`, which takes the inputs as keywords.
 
         Raises:
-          UserError: `fn` returns something else than a dict of named tensors, or changes a variable.
+          UserError: `fn` does not return a dict of named tensors, or changes a variable.
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -68,63 +68,64 @@ class Signature:
 
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
         function = tf.function(serve, autograph=False).get_concrete_function(**specs)
-        if moved := assigned(function.graph, model):
+        if changed := assigned(function.graph, model):
             raise UserError(
-                f"Signature.fn changes the variable '{moved[0].name}', so what is served would depend on what was"
-                " served before. Call the model with training=False, and count nothing in it then."
+                f"Signature.fn changes the variable '{changed[0].name}', so an answer would depend on earlier requests."
+                " Call the model with training=False, and let it count nothing then."
             )
         return function
 
 
 class ExportHook(Protocol):
-    """One format. Implementations are immutable values: what they write depends on the model alone.
+    """Writes and loads one export format; an immutable value, so the artefact depends on the model alone.
 
-    A hook whose artefact computes in another precision than the model has `arithmetic(model)`, a context in which the
-    model computes as the artefact does: there it is compared with the artefact.
+    A hook whose artefact computes in another precision than the model also has `arithmetic(model)`: a context in which
+    the model computes in the artefact's precision, for the comparison.
     """
 
     @property
     def name(self) -> str:
-        """Folder below exports/."""
+        """Returns the name of the folder below exports/."""
 
     @property
     def bound(self) -> float:
-        """Allowed error of a floating-point output, relative to max(1, max|reference|) of that output."""
+        """Returns the allowed error of a floating-point output, relative to max(1, max|reference|) of that output."""
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
-        """What is exported; contains 'serving_default'."""
+        """Returns {name: signature}; 'serving_default' is one of them."""
 
     def target(self, folder: Path) -> Path:
-        """Where the next artefact belongs, directly below `folder` (exports/<name>, which may not exist yet)."""
+        """Returns the place of the next artefact, directly below `folder` (exports/<name>, which may not exist yet)."""
 
     def write(self, model: Any, path: Path) -> None:
         """Writes the artefact, a file or a folder, at exactly `path`."""
 
     def load(self, path: Path) -> Mapping[str, Call]:
-        """{signature: numpy in -> numpy out} of a fresh load of the artefact, in its own runtime."""
+        """Returns {signature: NumPy inputs -> NumPy outputs} of the artefact, loaded in its own runtime."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What one hook did; `exports/report.json` is a list of these.
+    """Reports on the artefact of one hook; `exports/report.json` is a list of reports.
 
     Attributes:
       hook: the hook's name.
-      step: of the state that was exported.
-      path: the artefact, relative to exports/; that of a failed export is below <hook>.failed/.
-      passed: whether it agrees with the live model and was put in its place.
-      failure: why not, in one line; '' when passed.
+      step: the step of the exported state.
+      path: the artefact, relative to exports/; a failed one is below <hook>.failed/.
+      passed: whether the artefact agrees with the trained model and was put in place.
+      failure: why it did not pass, in one line; '' if it passed.
       bytes: size of the artefact.
-      outputs: per output tensor ('<signature>/<output>' with several signatures) `max_error` and `p99_error` (over all
+      outputs: for each output ('<signature>/<output>' with several signatures) `max_error` and `p99_error` (over all
         values), `bound`, `max_reference` (largest magnitude), `argmax_mismatches` (beyond ties) and `nonfinite` (values
-        that are NaN or infinite unlike the live model's, left out of the others). What is not floating point must be
-        equal: error 0 or 1, bound 0.
-      latency_ms: per batch size '1' and '32', `p50` and `p99` of one call in milliseconds.
-      metrics: per metric its value from the live model (`trained`) and the artefact (`exported`); None = not finite.
-      examples: held-out examples compared.
-      seconds: time taken by writing and verifying.
-      sha256: of the artefact, when passed.
+        that are NaN or infinite, unlike those of the trained model; the other numbers leave them out). Outputs that are
+        not floating point must be equal: error 0 or 1, bound 0.
+      latency_ms: for the batch sizes '1' and '32', `p50` and `p99` of one call in milliseconds.
+      metrics: for each metric, its value from the trained model (`trained`) and the artefact (`exported`); None if it
+        is not finite.
+      examples: number of held-out examples compared.
+      seconds: time that writing and verifying took.
+      sha256: hash of the artefact, if it passed.
     """
 
     hook: str
@@ -140,12 +141,22 @@ class ExportReport:
     seconds: float
     sha256: str = ""
 
+    @property
+    def size(self) -> str:
+        """Returns the size of the artefact as text: '403 kB'."""
+        return f"{self.bytes / 1000:,.0f} kB" if self.bytes >= 1000 else f"{self.bytes} bytes"
+
+    @property
+    def worst_output(self) -> dict[str, float]:
+        """Returns the numbers of the output whose error is the largest part of its bound."""
+        return max(self.outputs.values(), key=lambda output: output["max_error"] / (output["bound"] or 1))
+
 
 def make_servable(model: Any) -> tf.Module:
-    """A module with the variables and lookup tables of `model` and nothing else, so that no Python class is exported.
+    """Returns a module with the variables and lookup tables of a model, so that no Python class is exported.
 
     Args:
-      model: what a trackable object can hold: a Keras model, a tf.Module or a dict of them.
+      model: a Keras model, a tf.Module or a dict of them.
     """
     holder = tf.Module()
     holder.model = model

@@ -1,23 +1,27 @@
-"""How far the outputs of an artefact are from those of the live model."""
+"""The difference between the outputs of an exported artefact and those of the trained model."""
 
 import numpy as np
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.export.base import Arrays
 
 
 class Difference:
-    """How far one output of the artefact is from the live model's, gathered batch by batch."""
+    """Collects, batch by batch, how far one output of an artefact is from that of the trained model."""
 
     def __init__(self, dtype: np.dtype) -> None:
         self.is_floating = tf.as_dtype(dtype).is_floating
-        self.errors: list[np.ndarray] = []  # of the values that are finite on both sides
-        self.gaps: list[np.ndarray] = []  # reference top-1 minus top-2 where the argmax differs
+        self.errors: list[np.ndarray] = []  # absolute errors of values that are finite on both sides
+        self.gaps: list[np.ndarray] = []  # top-1 minus top-2 of the reference, in rows whose argmax differs
         self.max_reference = 0.0
-        self.nonfinite = self.reference_nans = self.values = self.rows = 0
+        self.nonfinite = 0
+        self.reference_nans = 0
+        self.values = 0
+        self.rows = 0
 
     def add(self, reference: np.ndarray, exported: np.ndarray) -> None:
+        """Adds the outputs of one batch; values that are not floating point count as an error of 0 or 1."""
         self.values += reference.size
         if not self.is_floating:
             self.errors.append((reference != exported).astype(np.float64).ravel())
@@ -42,10 +46,13 @@ class Difference:
         self.gaps.append(first - second)
 
     def bound(self, relative: float) -> float:
+        """Returns the largest allowed error; it grows with the largest magnitude of the reference."""
         return relative * max(1.0, self.max_reference) if self.is_floating else 0.0
 
     def summary(self, relative: float) -> dict[str, float]:
-        errors, bound = np.concatenate(self.errors), self.bound(relative)
+        """Returns the numbers that `ExportReport.outputs` has for an output."""
+        errors = np.concatenate(self.errors)
+        bound = self.bound(relative)
         return {
             "max_error": float(errors.max(initial=0.0)),
             "p99_error": float(np.percentile(errors, 99)) if errors.size else 0.0,
@@ -56,13 +63,16 @@ class Difference:
         }
 
     def failures(self, name: str, relative: float) -> list[str]:
+        """Returns one line for each way in which the outputs do not agree."""
         summary = self.summary(relative)
-        error, bound, mismatches = summary["max_error"], summary["bound"], summary["argmax_mismatches"]
+        error = summary["max_error"]
+        bound = summary["bound"]
+        mismatches = summary["argmax_mismatches"]
         texts = []
         if self.reference_nans:
             texts.append(f"{name}: {self.reference_nans} of {self.values} values of the trained model are NaN")
         if self.nonfinite:
-            unlike = "values are NaN or infinite unlike the trained model's"
+            unlike = "values are NaN or infinite, unlike those of the trained model"
             texts.append(f"{name}: {self.nonfinite} of {self.values} {unlike}")
         if error > bound:
             texts.append(f"{name}: max error {error:.3g} exceeds the bound {bound:.3g}")
@@ -76,7 +86,17 @@ class Difference:
 def add(
     differences: dict[str, Difference], reference: dict[str, Arrays], exported: dict[str, Arrays], size: int
 ) -> None:
-    """Adds one batch of `size` rows of every signature to `differences`, by output."""
+    """Adds the outputs of a batch to `differences`.
+
+    Args:
+      differences: {output: difference}; an output is named '<signature>/<output>' if there are several signatures.
+      reference: {signature: outputs} of the trained model.
+      exported: {signature: outputs} of the artefact.
+      size: number of rows of the batch.
+
+    Raises:
+      UserError: the outputs have other names, shapes or dtypes, or the batch is not their first dimension.
+    """
     for signature, outputs in reference.items():
         if exported[signature].keys() != outputs.keys():
             raise UserError(

@@ -1,11 +1,12 @@
-"""float32 .tflite for phones and small boards: exports/lite/model.tflite.
+"""The LiteRT format in float32, for phones and small boards: exports/lite/model.tflite.
+
+    Lite(Signature(fn, {"image": tf.TensorSpec([None, 28, 28], tf.float32)}))
+
+    interpreter = ai_edge_litert.interpreter.Interpreter("exports/lite/model.tflite")
+    runner = interpreter.get_signature_runner("serving_default")
+    runner(image=images)["logits"]              # any batch size; the runner resizes the input
 
 A model that was trained in half precision computes in float32 here, from the same float32 weights.
-
-Lite(Signature(fn, {"image": tf.TensorSpec([None, 28, 28], tf.float32)}))
-
-runner = ai_edge_litert.interpreter.Interpreter("exports/lite/model.tflite").get_signature_runner("serving_default")
-runner(image=images)["logits"]              # any batch size; the runner resizes the input
 """
 
 import contextlib
@@ -30,12 +31,12 @@ _DELEGATE_NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU."
 
 @dataclasses.dataclass(frozen=True)
 class Lite:
-    """One signature, weights and arithmetic in float32, run by LiteRT.
+    """Exports one signature with weights and arithmetic in float32, for LiteRT.
 
     Attributes:
-      signature: exported as 'serving_default'.
-      bound: allowed relative error, see `ExportHook`.
-      name: folder below exports/.
+      signature: the signature, exported as 'serving_default'.
+      bound: allowed relative error, see `ExportHook.bound`.
+      name: name of the folder below exports/.
     """
 
     signature: Signature
@@ -50,10 +51,10 @@ class Lite:
         return folder / "model.tflite"
 
     def write(self, model: Any, path: Path) -> None:
-        """Converts and writes.
+        """Converts the signature and writes the file.
 
         Raises:
-          UserError: the graph computes in float64, or has an op that LiteRT lacks.
+          UserError: the graph computes in another precision, or has an operation that LiteRT does not have.
         """
         with self.arithmetic(model):
             function = self.signature.trace(model)
@@ -69,17 +70,17 @@ class Lite:
             if missing is None:
                 raise
             raise UserError(
-                f"export '{self.name}': LiteRT has no {missing[1]}. Compute it from other ops in the signature's fn, or"
-                " leave Lite out of make_exports."
+                f"export '{self.name}': LiteRT does not have {missing[1]}. Use other operations in the signature's fn,"
+                " or leave Lite out of make_exports."
             ) from error
         path.write_bytes(converted)
 
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
-        """What the artefact is compared in, see `ExportHook`."""
+        """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
         return precision.in_float32(model)
 
     def _check(self, function: tf.types.experimental.ConcreteFunction) -> None:
-        """Raises UserError for an op in another precision."""
+        """Raises UserError if an operation computes in another precision than float32."""
         graph = function.graph.as_graph_def()
         nodes = [*graph.node, *(node for nested in graph.library.function for node in nested.node_def)]
         for node in nodes:
@@ -92,7 +93,7 @@ class Lite:
                     )
 
     def load(self, path: Path) -> dict[str, Call]:
-        # Imported here: whoever exports no .tflite needs no LiteRT.
+        # Imported here, because a run that exports no .tflite does not need LiteRT.
         from ai_edge_litert.interpreter import Interpreter
 
         runner = Interpreter(model_path=str(path)).get_signature_runner(SERVING)
@@ -107,7 +108,7 @@ class Lite:
 
 @contextlib.contextmanager
 def _without_delegate_notice() -> Iterator[None]:
-    """Drops the line that LiteRT's C++ code prints at the first call and no option turns off; other lines pass."""
+    """Drops a line that LiteRT's C++ code prints at the first call, for which there is no option; others pass."""
     lines: list[bytes] = []
     try:
         with _caught(lines):
@@ -120,7 +121,7 @@ def _without_delegate_notice() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _caught(lines: list[bytes]) -> Iterator[None]:
-    """Puts into `lines` what this process writes to standard error meanwhile, C++ code too."""
+    """Collects in `lines` what the process writes to standard error meanwhile, from C++ code too."""
     with tempfile.TemporaryFile() as caught:
         sys.stderr.flush()
         stderr = os.dup(2)

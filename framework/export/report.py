@@ -1,8 +1,8 @@
-"""exports/report.json: what the newest export of a run folder did, hook by hook, true at every moment.
+"""exports/report.json: the reports of the newest export of a run folder, true at every moment.
 
-write(folder, [begun("lite", 469)])         # before anything is written: a killed export is one that has not ended
+write(folder, [begun("lite", 469)])         # before anything is written, for an export that is killed
 write(folder, [report])
-is_current(folder, ["lite"], 469)           # does what it tells of stand there, and is it of this step?
+is_current(folder, ["lite"], 469)           # did these hooks export this step, and are their artefacts unchanged?
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from framework.folder import REPORT
 
 
 def begun(hook: str, step: int) -> ExportReport:
-    """The report of an export that has not ended."""
+    """Returns the report of an export that has not ended."""
     return ExportReport(hook, step, "", False, "it has not ended", 0, {}, {}, {}, 0, 0.0)
 
 
 def write(folder: Path, reports: Sequence[ExportReport]) -> None:
-    """Writes the reports; if the disk has no room for them, the old ones go, because they are true no more.
+    """Writes the reports; if the disk fails, removes the old report, which is no longer true.
 
     Raises:
-      RunError: they could not be written.
+      RunError: the reports could not be written.
     """
     path = folder / REPORT
     try:
@@ -36,16 +36,16 @@ def write(folder: Path, reports: Sequence[ExportReport]) -> None:
     except OSError as error:
         try:
             remove(path)
-            gone = "there is none now"
+            left = "there is no report now"
         except OSError:
-            gone = "the one that is there is of an earlier export"
+            left = "the report in its place is of an earlier export"
         raise RunError(
-            f"{path} could not be written: {error.strerror or error}; {gone}. Mend that and export again."
+            f"{path} could not be written: {error.strerror or error}; {left}. Mend that and export again."
         ) from error
 
 
 def is_current(folder: Path, hooks: Collection[str], step: int) -> bool:
-    """Whether all of these hooks have passed for the state of this step, and what they wrote is still what it was."""
+    """Returns whether exactly these hooks passed for the state of a step, and their artefacts are unchanged."""
 
     def take(value: Any) -> bool:
         if {report["hook"] for report in value} != set(hooks):
@@ -54,21 +54,21 @@ def is_current(folder: Path, hooks: Collection[str], step: int) -> bool:
             return False
         for report in value:
             if "sha256" in report and digest(folder / report["path"]) != report["sha256"]:
-                logging.warning("%s is not what was exported: it is exported anew", folder / report["path"])
+                logging.warning("%s has changed since it was exported: it is exported again", folder / report["path"])
                 return False
         return True
 
-    return read_json(folder / REPORT, take, False, "everything is exported anew")
+    return read_json(folder / REPORT, take, False, "everything is exported again")
 
 
 def digest(artefact: Path) -> str:
-    """SHA-256, in hex, of a file, or of the names and contents of all files in a folder; '' if it cannot be read."""
-    whole = hashlib.sha256()
+    """Returns the SHA-256, in hex, of a file or of all names and contents in a folder; '' if it cannot be read."""
+    total = hashlib.sha256()
     try:
         for path in sorted(path for path in (artefact, *artefact.rglob("*")) if not path.is_dir()):
             content = read_bytes(path)
-            whole.update(f"{path.relative_to(artefact).as_posix()} {len(content)}\n".encode())
-            whole.update(content)
+            total.update(f"{path.relative_to(artefact).as_posix()} {len(content)}\n".encode())
+            total.update(content)
     except (OSError, CorruptError):
         return ""
-    return whole.hexdigest()
+    return total.hexdigest()

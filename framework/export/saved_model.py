@@ -1,4 +1,4 @@
-"""SavedModel in the layout of TensorFlow Serving: exports/saved_model/<version>/saved_model.pb.
+"""The SavedModel format, in the layout of TensorFlow Serving: exports/saved_model/<version>/saved_model.pb.
 
 SavedModel({"serving_default": classify, "features": embed})
 
@@ -19,12 +19,12 @@ from framework.export.base import SERVING, Arrays, Call, Signature, make_servabl
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """Graphs and variables; loads without this project and without Keras. Each export is the next version.
+    """Exports graphs and variables, which load without this project and without Keras. Each export is a new version.
 
     Attributes:
-      signatures: {name: Signature}; with 'serving_default', which TensorFlow Serving calls unless told otherwise.
-      bound: allowed relative error, see `ExportHook`.
-      name: folder below exports/.
+      signatures: {name: Signature}; one is 'serving_default', which TensorFlow Serving calls by default.
+      bound: allowed relative error, see `ExportHook.bound`.
+      name: name of the folder below exports/.
 
     Raises:
       UserError: there is no 'serving_default'.
@@ -56,7 +56,7 @@ class SavedModel:
 
 
 def _call(loaded: Any, name: str) -> Call:
-    # Held here, `loaded` keeps the variables alive: a signature has only weak references to them.
+    # The closure keeps `loaded` and so the variables alive: a signature has only weak references to them.
     def call(inputs: Arrays) -> Arrays:
         outputs = loaded.signatures[name](**{key: tf.constant(array) for key, array in inputs.items()})
         return {key: output.numpy() for key, output in outputs.items()}

@@ -1,17 +1,23 @@
-"""The one way in which what an export hook writes is verified."""
+"""Verifying an export: the artefact is loaded in its own runtime and compared with the trained model.
+
+trained = Trained(model, held_out_batches, metrics)
+findings = Findings()
+verify(findings, hook, path, trained)
+findings.failures                       # [] if outputs and metrics agree within the bound of the hook
+"""
 
 import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from framework.config import UserError
+from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, ExportHook, Signature
 from framework.export.difference import Difference, add
 from framework.metrics import Metric
@@ -19,13 +25,30 @@ from framework.metrics import Metric
 LATENCY_BATCHES = (1, 32)
 _WARM_UP_CALLS = 5
 _TIMED_CALLS = 50
-# A metric may differ by what ties within an output's bound can change; beyond it, the export does something else.
+# Ties within the bound of an output may change a metric by so much; a larger change is another function.
 _METRIC_BOUND = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The trained model, and the examples and metrics by which its exports are compared with it.
+
+    Attributes:
+      model: the model, as the `fn` of signatures takes it.
+      batches: held-out batches {name: [n, ...]} without padding.
+      metrics: {name: metric}.
+      own_outputs: batch -> the outputs that the run's own evaluation gives to metrics; None for those of the signature.
+    """
+
+    model: Any
+    batches: Sequence[Arrays]
+    metrics: Mapping[str, Metric]
+    own_outputs: Call | None = None
 
 
 @dataclasses.dataclass
 class Findings:
-    """What verification has established so far; an exception half way keeps it."""
+    """The results of a verification, filled in as it proceeds, so that an exception keeps the earlier ones."""
 
     failures: list[str] = dataclasses.field(default_factory=list)
     outputs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -34,53 +57,49 @@ class Findings:
     examples: int = 0
 
 
-def verify(
-    found: Findings,
-    hook: ExportHook,
-    model: Any,
-    path: Path,
-    batches: list[Arrays],
-    metrics: Mapping[str, Metric],
-    own_outputs: Call | None,
-) -> None:
-    """Compares the artefact at `path` with the live `model` on all batches, and again at the latency batch sizes."""
+def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -> None:
+    """Compares the artefact at `path` with the trained model on all batches, and again at the latency batch sizes."""
     for name, signature in hook.signatures.items():
-        _check_inputs(name, signature, batches[0])
+        _check_inputs(name, signature, trained.batches[0])
     artefact = hook.load(path)
-    with _arithmetic(hook, model):
-        live = {name: _live(signature, model) for name, signature in hook.signatures.items()}
-    loaded = {name: _picking(signature, artefact[name]) for name, signature in hook.signatures.items()}
+    with _arithmetic(hook, trained.model):
+        live = {name: _live_call(signature, trained.model) for name, signature in hook.signatures.items()}
+    loaded = {name: _with_inputs(signature, artefact[name]) for name, signature in hook.signatures.items()}
+    metrics = trained.metrics
     states = {name: {"trained": metric.empty(), "exported": metric.empty()} for name, metric in metrics.items()}
     differences: dict[str, Difference] = {}
-    for batch in batches:
-        reference, exported = _run(live, batch), _run(loaded, batch)
+    for batch in trained.batches:
+        reference = _run(live, batch)
+        exported = _run(loaded, batch)
         add(differences, reference, exported, len(batch["weight"]))
-        with _arithmetic(hook, model):
-            trained = own_outputs(batch) if own_outputs else reference[SERVING]
-        for kind, outputs in (("trained", trained), ("exported", exported[SERVING])):
+        with _arithmetic(hook, trained.model):
+            own = trained.own_outputs(batch) if trained.own_outputs else reference[SERVING]
+        for kind, outputs in (("trained", own), ("exported", exported[SERVING])):
             for name, metric in metrics.items():
                 states[name][kind] = metric.merge(states[name][kind], _updated(name, metric, outputs, batch))
-        found.examples += len(batch["weight"])
+        findings.examples += len(batch["weight"])
     for name, difference in differences.items():
-        found.outputs[name] = difference.summary(hook.bound)
-        found.failures += difference.failures(name, hook.bound)
+        findings.outputs[name] = difference.summary(hook.bound)
+        findings.failures += difference.failures(name, hook.bound)
     for name, metric in metrics.items():
-        found.metrics[name] = {kind: _finite(metric.result(state)) for kind, state in states[name].items()}
-        found.failures += _metric_failures(name, **found.metrics[name])
-    agrees = not found.failures
+        findings.metrics[name] = {kind: _finite(metric.result(state)) for kind, state in states[name].items()}
+        findings.failures += _metric_failures(name, **findings.metrics[name])
+    agrees = not findings.failures
     for size in LATENCY_BATCHES:
-        probe = {name: np.take(array, np.arange(size), axis=0, mode="wrap") for name, array in batches[0].items()}
-        if agrees:  # a converter may have baked a batch size in: these are checked as well
+        probe = {
+            name: np.take(array, np.arange(size), axis=0, mode="wrap") for name, array in trained.batches[0].items()
+        }
+        if agrees:  # a converter may have fixed the batch size, so outputs are compared at these sizes too
             probed: dict[str, Difference] = {}
             add(probed, _run(live, probe), _run(loaded, probe), size)
             for name, difference in probed.items():
                 difference.max_reference = differences[name].max_reference
-                found.failures += difference.failures(f"{name} at batch {size}", hook.bound)
-        found.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
+                findings.failures += difference.failures(f"{name} at batch {size}", hook.bound)
+        findings.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
 
 
 def _arithmetic(hook: ExportHook, model: Any) -> contextlib.AbstractContextManager[None]:
-    """What the model is compared in: the hook's own, if it says so, or that of training."""
+    """Returns the context in which the model computes for the comparison: that of the hook, else that of training."""
     own = getattr(hook, "arithmetic", None)
     return contextlib.nullcontext() if own is None else own(model)
 
@@ -94,10 +113,12 @@ def _metric_failures(name: str, trained: float | None, exported: float | None) -
 
 
 def _check_inputs(name: str, signature: Signature, batch: Arrays) -> None:
+    """Raises UserError unless a batch has every input of a signature, with its dtype and shape."""
     for key, spec in signature.inputs.items():
         if key not in batch:
             raise UserError(
-                f"signature '{name}' takes '{key}', which the held-out batches do not have: {', '.join(sorted(batch))}."
+                f"signature '{name}' takes '{key}', which is not in the held-out batches: {', '.join(sorted(batch))}."
+                " Take inputs that the batches have."
             )
         array = batch[key]
         if tf.as_dtype(array.dtype) != spec.dtype or not spec.shape.is_compatible_with(array.shape):
@@ -107,7 +128,8 @@ def _check_inputs(name: str, signature: Signature, batch: Arrays) -> None:
             )
 
 
-def _live(signature: Signature, model: Any) -> Call:
+def _live_call(signature: Signature, model: Any) -> Call:
+    """Returns the signature on the trained model as a function of NumPy batches."""
     function = signature.trace(model)
 
     def call(batch: Arrays) -> Arrays:
@@ -117,8 +139,8 @@ def _live(signature: Signature, model: Any) -> Call:
     return call
 
 
-def _picking(signature: Signature, call: Call) -> Call:
-    """`call` for whole batches: it is given the signature's inputs alone."""
+def _with_inputs(signature: Signature, call: Call) -> Call:
+    """Returns a function of a whole batch, which gives `call` the inputs of the signature alone."""
     return lambda batch: call({name: batch[name] for name in signature.inputs})
 
 
@@ -127,6 +149,7 @@ def _run(calls: Mapping[str, Call], batch: Arrays) -> dict[str, Arrays]:
 
 
 def _updated(name: str, metric: Metric, outputs: Arrays, batch: Arrays) -> Any:
+    """Returns the state of a metric for one batch."""
     try:
         return metric.update(outputs, batch)
     except KeyError as error:
@@ -137,6 +160,7 @@ def _updated(name: str, metric: Metric, outputs: Arrays, batch: Arrays) -> Any:
 
 
 def _latency(call: Call, batch: Arrays) -> dict[str, float]:
+    """Returns the median and the 99th percentile of the time of a call, in milliseconds."""
     for _ in range(_WARM_UP_CALLS):
         call(batch)
     milliseconds = []

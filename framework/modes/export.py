@@ -35,8 +35,8 @@ def describe(report: ExportReport) -> str:
     """'exports/lite/model.tflite  403 kB, max error 1.2e-06 (bound 5.1e-05), p50 0.02 ms' or why it failed."""
     if not report.passed:
         return f"FAILED: {report.failure}"
-    worst = max(report.outputs.values(), key=lambda output: output["max_error"] / (output["bound"] or 1))
+    worst = report.worst_output
     return (
-        f"exports/{report.path}  {report.bytes / 1000:,.0f} kB, max error {worst['max_error']:.2g}"
+        f"exports/{report.path}  {report.size}, max error {worst['max_error']:.2g}"
         f" (bound {worst['bound']:.2g}), p50 {report.latency_ms['1']['p50']:.3f} ms"
     )

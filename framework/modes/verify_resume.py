@@ -25,7 +25,6 @@ from types import FrameType
 import numpy as np
 
 from framework.checkpoint import digest
-from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.errors import RunError, UserError
 from framework.folder import TUNING
 from framework.modes import outcome, watched

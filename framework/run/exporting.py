@@ -14,7 +14,7 @@ from framework.config import base_split
 from framework.data.batches import epoch_steps
 from framework.errors import UserError
 from framework.export.base import ExportReport
-from framework.export.verify import export_all
+from framework.export.runner import export_all
 from framework.folder import EXPORTS
 from framework.run.build import on_one_device
 from framework.run.evaluation import untouched

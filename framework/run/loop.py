@@ -22,8 +22,7 @@ from absl import logging
 
 from framework import paths
 from framework.distribute.devices import Interrupt
-from framework.export.base import ExportReport
-from framework.export.runner import export_all
+from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING
 from framework.run import longer

@@ -219,7 +219,7 @@ def test_an_op_without_a_kernel_is_named(tmp_path):
     batch = {"x": np.ones((2, 3, 3), np.float32), "weight": np.ones(2, np.float32)}
     [report] = export_all([Lite(signature)], tf.Module(), [batch], {}, tmp_path)
     assert report.failure == (
-        "export 'lite': LiteRT has no Svd. Compute it from other ops in the signature's fn, or leave Lite out of"
+        "export 'lite': LiteRT does not have Svd. Use other operations in the signature's fn, or leave Lite out of"
         " make_exports."
     )
     assert report.path == "lite.failed"

@@ -193,7 +193,7 @@ def test_no_room_for_the_report_leaves_none_that_is_not_true(tmp_path, monkeypat
     with pytest.raises(RunError) as caught:
         export(tmp_path, Versions("one"), Versions("two"), factor=2.0)
     assert str(caught.value) == (
-        f"{tmp_path / 'report.json'} could not be written: No space left on device; there is none now."
+        f"{tmp_path / 'report.json'} could not be written: No space left on device; there is no report now."
         " Mend that and export again."
     )
     assert not (tmp_path / "report.json").exists()
@@ -227,7 +227,7 @@ def test_an_artefact_that_has_changed_is_exported_anew(tmp_path, caplog):
     artefact = tmp_path / "saved/1/factor.txt"
     artefact.write_text("1.4")
     assert not report.is_current(tmp_path, ["saved"], 7)
-    assert caplog.messages[-1] == f"{tmp_path / 'saved/1'} is not what was exported: it is exported anew"
+    assert caplog.messages[-1] == f"{tmp_path / 'saved/1'} has changed since it was exported: it is exported again"
     artefact.write_text("1.5")
     assert report.is_current(tmp_path, ["saved"], 7)
     shutil.rmtree(tmp_path / "saved")

@@ -242,5 +242,5 @@ def test_a_signature_that_changes_a_variable_is_refused():
     net.build((None, 6))
     spec = {"x": tf.TensorSpec([None, 6], tf.float32)}
     Signature(lambda model, inputs: {"y": model(inputs["x"], training=False)}, spec).trace(net)
-    with pytest.raises(UserError, match=r"Signature.fn changes the variable 'norm/moving_mean:0', so what is served"):
+    with pytest.raises(UserError, match=r"Signature.fn changes the variable 'norm/moving_mean:0', so an answer"):
         Signature(lambda model, inputs: {"y": model(inputs["x"], training=True)}, spec).trace(net)

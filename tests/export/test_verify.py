@@ -143,11 +143,11 @@ def test_the_bound_is_absolute_for_small_outputs(tmp_path):
         (Fake(spoil=adding(1e-3)), "logits: max error 0.001 exceeds the bound 2e-05"),
         (
             Fake(spoil=replacing(0, 2, np.nan)),
-            "logits: 1 of 9 values are NaN or infinite unlike the trained model's",
+            "logits: 1 of 9 values are NaN or infinite, unlike those of the trained model",
         ),
         (
             Fake(spoil=replacing(slice(None), 0, np.inf)),
-            "logits: 3 of 9 values are NaN or infinite unlike the trained model's;"
+            "logits: 3 of 9 values are NaN or infinite, unlike those of the trained model;"
             " logits: argmax differs in 2 of 3 rows, ties within 2e-05 not counted",
         ),
         (Fake(fail=ValueError("no\n  room")), "ValueError: no room"),
@@ -171,7 +171,8 @@ def test_the_bound_is_absolute_for_small_outputs(tmp_path):
         ),
         (
             Fake(signature=Signature(SIGNATURE.fn, {"image": tf.TensorSpec([None, 3])})),
-            "signature 'serving_default' takes 'image', which the held-out batches do not have: label, weight, x.",
+            "signature 'serving_default' takes 'image', which is not in the held-out batches: label, weight, x."
+            " Take inputs that the batches have.",
         ),
         (
             Fake(signature=Signature(SIGNATURE.fn, {"x": tf.TensorSpec([None, 3], tf.uint8)})),
@@ -379,7 +380,7 @@ def test_one_line_is_logged_per_hook(tmp_path, monkeypatch):
         "export good passed: good/factor.txt, 3 bytes, max error 0 (bound 2e-05) over 3 examples,"
         " p50 0.123 ms at batch 1, 1.3 s",
         "export bad FAILED: logits: max error 1 exceeds the bound 2e-05."
-        " It is kept in bad.failed/ for study; bad/ is as it was before.",
+        " The artefact is kept in bad.failed/ for study; bad/ is as it was before.",
     ]
 
 
@@ -409,7 +410,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path, hooks, batches, me
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, 'Signature.inputs is empty. Name them, e.g. {"image": tf.TensorSpec([None, 28, 28])}.'),
+        ({}, 'Signature.inputs is empty. Name inputs, e.g. {"image": tf.TensorSpec([None, 28, 28])}.'),
         (
             {"x": tf.TensorSpec([32, 3])},
             "Signature.inputs['x'] has shape (32, 3): its first dimension is the batch and must be free."

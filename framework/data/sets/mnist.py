@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from framework.config import UserError, near
 from framework.data import fetch
 from framework.data.fetch import Candidate, DamagedError, UnavailableError
 from framework.data.sources import Source
