@@ -1,11 +1,11 @@
-"""Small files of a run folder: one way to write them, one way to read them, one way to lock a folder.
+"""Small files: how every file of a run folder is written, read and locked.
 
-    write_json(path, {"mode": "xla"})                                         # the old file or the new one, never half
-    read_json(path, lambda value: str(value["mode"]), None, "the step is timed anew")   # damage is a warning
-    rows(path)                                                                # whole lines of a JSON lines file
-    with held(path, lambda holder: f"in use by {holder}"): ...
+    write_json(path, {"mode": "xla"})                           # a crash leaves the old file or the new one, never half
+    read_json(path, lambda value: str(value["mode"]), None, "the step is timed again")      # warns of a damaged file
+    rows(path)                                                  # the complete lines of a JSON lines file
+    with held(path, lambda holder: f"in use by {holder}"): ...  # a lock
 
-Nothing here waits for a pipe, writes through a link that a crash left behind, or takes a folder for a file.
+No function waits for a pipe, writes through a link, or takes a folder for a file.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ _HOLDER_CHARACTERS = 100
 
 
 class CorruptError(Exception):
-    """A file or folder is not what was written."""
+    """A file or folder does not have the content that was written."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old one or the new one and nothing between.
+    """Writes a file; readers, also those after a crash, get the old content or the new one and nothing between.
 
     Raises:
       OSError: the disk is full or fails, or `path` is a folder; the old file stays.
@@ -55,26 +55,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same for text."""
+    """Writes a text file, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The same for JSON."""
+    """Writes a JSON file, as `write_bytes` does."""
     text = io.StringIO()
     json.dump(value, text, indent=2)
     write_text(path, text.getvalue() + "\n")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Returns the content of a file.
 
     Raises:
-      FileNotFoundError: there is none.
-      CorruptError: it is a folder or a pipe, or cannot be read.
+      FileNotFoundError: there is no file.
+      CorruptError: the path is a folder or a pipe, or cannot be read.
     """
     try:
-        # Without O_NONBLOCK, who opens a pipe waits for its other end.
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
@@ -92,21 +92,23 @@ def read_bytes(path: Path) -> bytes:
 
 
 def load_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Returns the value of a JSON file.
 
     Raises:
-      FileNotFoundError: there is none.
-      CorruptError: it cannot be read, or is no JSON.
+      FileNotFoundError: there is no file.
+      CorruptError: the file cannot be read, or is not JSON.
     """
     return _parsed(read_bytes(path))
 
 
 def read_json(path: Path, take: Callable[[Any], T], default: T, so: str) -> T:
-    """What `take` makes of a JSON file; `default` if there is none, or, with a warning, if it is damaged.
+    """Returns what `take` picks from a JSON file; `default` if there is no file or, with a warning, if it is damaged.
 
     Args:
-      take: picks what is needed out of the value, which may be any JSON; what it raises counts as damage.
-      so: what happens without the file, for the warning.
+      path: the file.
+      take: picks from the value, which may be any JSON; an exception that it raises counts as damage.
+      default: the result without the file.
+      so: the consequence of a damaged file, for the warning: 'the step is timed again'.
     """
     try:
         return take(load_json(path))
@@ -118,42 +120,44 @@ def read_json(path: Path, take: Callable[[Any], T], default: T, so: str) -> T:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file, each an object with a whole number 'step'; [] without a file.
+    """Returns the rows of a JSON lines file, each an object with a whole number 'step'; [] without a file.
 
-    Lines that are damaged are left out with one warning; a last line that a dying process left torn, without one.
+    Damaged lines are left out, with one warning. An incomplete last line, from a process that was killed, is left out
+    without a warning.
     """
     try:
         return [row for _, row in lines_and_rows(path)]
     except FileNotFoundError:
         return []
     except CorruptError as error:
-        logging.warning("%s cannot be read (%s): it is left out", path, error)
+        logging.warning("%s cannot be read (%s) and is left out", path, error)
         return []
 
 
 def lines_and_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The rows of `rows`, each after its line as it is in the file.
+    """Returns (line, row) for each row that `rows` returns, with the line as it is in the file.
 
     Raises:
       FileNotFoundError: there is no file.
-      CorruptError: it cannot be read.
+      CorruptError: the file cannot be read.
     """
-    found, damaged = [], 0
+    pairs = []
+    damaged = 0
     lines = read_bytes(path).splitlines(keepends=True)
     for line in lines:
         try:
-            found.append((line, _row(line)))
+            pairs.append((line, _row(line)))
         except (CorruptError, LookupError, TypeError):
             damaged += line.endswith(b"\n")
     if damaged:
         logging.warning("%s: %d of %d lines are damaged and left out", path, damaged, len(lines))
-    return found
+    return pairs
 
 
 def _row(line: bytes) -> dict[str, Any]:
     row = _parsed(line)
     if not line.endswith(b"\n") or type(row["step"]) is not int or row["step"] < 0:
-        raise CorruptError("no row")
+        raise CorruptError("it is not a row")
     return row
 
 
@@ -162,7 +166,7 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content.decode())
     except RecursionError as error:
         raise CorruptError("it is nested too deeply") from error
-    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+    except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
         raise CorruptError(str(error)) from error
 
 
@@ -173,7 +177,7 @@ def _why(error: Exception) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (never what it points to) or a folder with all that is in it, if it is there."""
+    """Removes a file, a link (not its target) or a folder with everything in it, if the path exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -181,7 +185,7 @@ def remove(path: Path) -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a write failed for want of room, as Python or as TensorFlow says it."""
+    """Returns whether a write failed because the disk is full, by the exceptions of Python and TensorFlow."""
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return is_full or type(error).__name__ == "ResourceExhaustedError"
 
@@ -196,10 +200,10 @@ def sync(folder: Path) -> None:
 
 
 def unreachable(path: Path) -> str:
-    """Why what `path` names cannot be looked at; '' if it can, or if there is nothing of that name."""
+    """Returns why a path cannot be examined; '' if it can, or if nothing has that name."""
     try:
         if path.is_symlink() and not path.exists():
-            return f"it is a link to {os.readlink(path)}, which is not there"
+            return f"it is a link to {os.readlink(path)}, which does not exist"
         path.stat()
     except FileNotFoundError:
         return ""
@@ -210,14 +214,15 @@ def unreachable(path: Path) -> str:
 
 @contextlib.contextmanager
 def held(path: Path, busy: Callable[[str], str], waits: bool = False) -> Iterator[None]:
-    """Holds a lock file, which is made if it is not there; the system lets go of it when the process dies.
+    """Locks a file, which is made if need be, while the context lasts; the lock ends when the process dies.
 
     Args:
-      busy: what to say if another process, such as '123 on host', holds it.
-      waits: whether to say that and wait for it.
+      path: the lock file.
+      busy: returns the message for a lock that another process, such as '123 on host', holds.
+      waits: whether to log that message and wait, instead of raising it.
 
     Raises:
-      UserError: another process holds it, or it cannot be locked.
+      UserError: another process holds the lock, or the file cannot be locked.
     """
     with os.fdopen(_lock_file(path), "r+", errors="replace") as file:
         try:
@@ -238,7 +243,7 @@ def held(path: Path, busy: Callable[[str], str], waits: bool = False) -> Iterato
 
 
 def _lock_file(path: Path) -> int:
-    """A descriptor of the file; its content would be lost, so it must be a file of the folder itself."""
+    """Returns a descriptor of the file; refuses a link, because the lock overwrites the content."""
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)

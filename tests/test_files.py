@@ -138,7 +138,7 @@ def test_what_cannot_be_reached_says_why(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("")
     assert unreachable(tmp_path / "none") == unreachable(tmp_path) == ""
-    assert unreachable(tmp_path / "gone") == "it is a link to /nowhere/at all, which is not there"
+    assert unreachable(tmp_path / "gone") == "it is a link to /nowhere/at all, which does not exist"
     assert unreachable(tmp_path / "file" / "x") == "Not a directory"
     assert "loop" in unreachable(tmp_path / "loop")
 

@@ -112,7 +112,7 @@ def test_checkpoints_that_cannot_be_reached(built, workdir, what, else_left, mon
     before = rows(workdir)
     said = refusal(lambda: start(built, workdir))
     why = {
-        "dangling": "cannot be reached: it is a link to /unmounted/run, which is not there.",
+        "dangling": "cannot be reached: it is a link to /unmounted/run, which does not exist.",
         "unreadable": "denied.",
     }
     assert said.startswith(str(checkpoints)) and why.get(what, "is not a folder") in said
@@ -140,12 +140,12 @@ def test_checkpoints_that_are_gone_although_there_were_some(built, workdir, how,
     before = rows(workdir)
     says = {
         "result.json": "result.json is of step 8",
-        "environment.json": "the run went on at step 4 before (environment.json)",
+        "environment.json": "the run has resumed at step 4 before (environment.json)",
         "report.json": "step 8 was exported",
-        "metrics.jsonl": "metrics.jsonl has come to step 8, and checkpoints were due every 2 steps",
+        "metrics.jsonl": "metrics.jsonl has rows up to step 8, and a checkpoint was due every 2 steps",
     }[sign]
     assert refusal(lambda: start(built, workdir)) == (
-        f"{workdir / 'checkpoints'} has no checkpoint, but {says}. A start from scratch would throw away what was"
+        f"{workdir / 'checkpoints'} has no checkpoint, but {says}. A start from scratch would lose what was"
         " trained. Put the checkpoints back, or use another --workdir."
     )
     assert rows(workdir) == before
@@ -203,7 +203,7 @@ def test_a_config_that_cannot_be_reached(built, workdir):
     (workdir / "config.json").unlink()
     (workdir / "config.json").symlink_to("/unmounted/config.json")
     assert refusal(lambda: start(built, workdir)) == (
-        f"{workdir / 'config.json'} cannot be reached: it is a link to /unmounted/config.json, which is not there."
+        f"{workdir / 'config.json'} cannot be reached: it is a link to /unmounted/config.json, which does not exist."
         " Put it back, or use another --workdir."
     )
 
@@ -241,7 +241,7 @@ def test_a_run_folder_that_is_none(tmp_path, kind, monkeypatch):
 
         monkeypatch.setattr(folder.Path, "write_bytes", refuse)
     why = {
-        "dangling": "cannot be reached: it is a link to /unmounted/run, which is not there. Type a folder of yours.",
+        "dangling": "cannot be reached: it is a link to /unmounted/run, which does not exist. Type a folder of yours.",
         "file": "cannot be written: File exists. Type a folder of yours, e.g. --workdir=runs/first.",
         "read-only": "cannot be written: Read-only file system. Type a folder of yours, e.g. --workdir=runs/first.",
     }[kind]
@@ -296,7 +296,7 @@ def test_a_checkpoint_behind_a_dangling_link_is_not_passed_over(built, workdir):
     shutil.rmtree(newest)
     newest.symlink_to("/unmounted/8")
     assert refusal(lambda: start(built, workdir)) == (
-        f"{newest} cannot be reached: it is a link to /unmounted/8, which is not there."
+        f"{newest} cannot be reached: it is a link to /unmounted/8, which does not exist."
         " Put it back, or use another --workdir."
     )
 

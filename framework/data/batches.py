@@ -166,7 +166,7 @@ def _is_resident(sources: Sequence[Source], config: ConfigDict) -> bool:
         return config.data.placement == "resident"
     if any(source.has_own_take for source in sources):
         return False  # `take` may give far more than the arrays
-    size, memory, limit = sum(source.nbytes for source in sources), devices.memory(), config.data.resident_limit_mb
+    size, memory, limit = sum(source.nbytes for source in sources), host_memory(), config.data.resident_limit_mb
     if size > limit * 2**20:
         why = f"streamed: more than data.resident_limit_mb={limit}"
     elif memory is not None and 4 * size > memory:  # the arrays are concatenated, then copied to the device

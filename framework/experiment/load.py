@@ -45,6 +45,11 @@ class Experiment:
     functions: Mapping[str, Callable[..., Any]]
     modules: OwnModules = dataclasses.field(default_factory=lambda: OwnModules(Path()))
 
+    @property
+    def name(self) -> str:
+        """Returns the experiment as --config names it: 'path/to/file.py' or 'path/to/file.py:preset'."""
+        return f"{self.path}:{self.preset}" if self.preset else str(self.path)
+
     def sources(self) -> dict[str, tuple[Path, bytes]]:
         """Returns {name of the copy in a run folder: (file, bytes)} for the file and the modules it imported."""
         modules = {f"{CODE}/{name}": source for name, source in self.modules.files().items()}

@@ -1,4 +1,4 @@
-"""--mode=evaluate: a checkpoint of a run on every evaluation split."""
+"""--mode=evaluate: evaluates a checkpoint of a run on every evaluation split."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> int:
-    """Prints one line a metric of `checkpoint`, 'last', 'best' or that of a step, and the texts of evaluators."""
+    """Prints one line for each metric of a checkpoint ('last', 'best' or a step), and the texts of evaluators."""
     run.restore(checkpoint)
     run.recall()
     print(f"{run.workdir}, step {int(run.state.step)}")

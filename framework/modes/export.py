@@ -1,4 +1,4 @@
-"""--mode=export: a checkpoint of a run through every export hook, each verified."""
+"""--mode=export: exports a checkpoint of a run by every export hook, and verifies each artefact."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None) -> int:
-    """Exports `checkpoint`, that of `export.checkpoint` by default; 1 if an export is not what was trained."""
+    """Exports a checkpoint, by default that of `export.checkpoint`; returns 1 if an artefact fails its verification."""
     if not run.exports:
         raise UserError(
             f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
@@ -24,7 +24,7 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None
 
 
 def print_reports(run: Run) -> int:
-    """Exports the live state, prints a line a hook, returns the exit status."""
+    """Exports the present state, prints a line for each hook, and returns the exit status."""
     reports = export_run(run)
     for report in reports:
         print(f"  {report.hook:<14} {describe(report)}")
@@ -32,7 +32,7 @@ def print_reports(run: Run) -> int:
 
 
 def describe(report: ExportReport) -> str:
-    """'exports/lite/model.tflite  403 kB, max error 1.2e-06 (bound 5.1e-05), p50 0.02 ms' or why it failed."""
+    """Returns 'exports/lite/model.tflite  403 kB, max error 1.2e-06 (bound 5.1e-05), p50 0.02 ms', or why it failed."""
     if not report.passed:
         return f"FAILED: {report.failure}"
     worst = report.worst_output

@@ -1,4 +1,4 @@
-"""What a run that ended has left, and in what two of them differ."""
+"""The outcome of a run that ended, and the difference between two outcomes; for --mode=verify_resume."""
 
 import dataclasses
 import json
@@ -13,17 +13,17 @@ _COMPARED = ("status", "step", "updates", "skipped", "empty_terms", "final", "fi
 
 
 class DifferentError(Exception):
-    """A killed run fails, or ends in other bits."""
+    """A killed run failed, or ended in other bits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run that ended has left.
+    """Holds what a run has left that is compared.
 
     Attributes:
       state: {path: value} of its last checkpoint.
-      rows: of its metrics.jsonl.
-      result: what of its result.json is compared.
+      rows: the rows of its metrics.jsonl, without the speed.
+      result: the entries of its result.json that do not depend on time.
     """
 
     state: dict[str, np.ndarray]
@@ -32,6 +32,7 @@ class Outcome:
 
 
 def read(workdir: Path) -> Outcome:
+    """Returns the outcome of a run; raises DifferentError if its checkpoint is not of its last step."""
     state = read_arrays(other_runs.find("resume_from", str(workdir)))
     result = json.loads((workdir / "result.json").read_text())
     if int(state["step"]) != result["step"]:
@@ -45,7 +46,7 @@ def read(workdir: Path) -> Outcome:
 
 
 def difference(whole: Outcome, ended: Outcome) -> str:
-    """The first variables that differ, or the first row; '' if nothing does."""
+    """Returns the first variables, row or result that differ, as text; '' if nothing differs."""
     if whole.state.keys() != ended.state.keys():
         return f"the variables {', '.join(sorted(whole.state.keys() ^ ended.state.keys()))} are in one state alone"
     differing = [path for path, value in whole.state.items() if value.tobytes() != ended.state[path].tobytes()]
@@ -64,8 +65,10 @@ def difference(whole: Outcome, ended: Outcome) -> str:
 
 
 def _extent(left: np.ndarray, right: np.ndarray) -> str:
-    one, other = (
+    """Returns how many elements of two arrays differ, and the largest difference, as text."""
+    left_bytes, right_bytes = (
         np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, -1) for array in (left, right)
     )
+    count = np.count_nonzero((left_bytes != right_bytes).any(axis=1))
     gap = np.nan_to_num(np.abs(left.astype(np.float64) - right.astype(np.float64)), nan=0.0)
-    return f"{np.count_nonzero((one != other).any(axis=1))} of {left.size} elements, by {np.max(gap):.3g} at most"
+    return f"{count} of {left.size} elements, by {np.max(gap):.3g} at most"

@@ -1,4 +1,4 @@
-"""--mode=replay --step=N: a step of a trained run once more, bit for bit, with all there is to know about it.
+"""--mode=replay --step=N: takes a step of a trained run once more, bit for bit, and prints everything about it.
 
 python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
 """
@@ -13,7 +13,7 @@ from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> int:
-    """Prints the step; 1 if it is not exactly what the run logged, with the config that the run had."""
+    """Prints the step; returns 1 if it differs from the run's row, although the config is that of the run."""
     shown = replay_step(run, step, eager)
     begin = f"the checkpoint of step {shown.start}" if shown.start else "scratch"
     print(f"step {step} of {run.workdir}, re-run from {begin}: {shown.outcome}")
@@ -38,7 +38,7 @@ def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> 
 
 
 def _replicas_then(run: Run, step: int) -> int | None:
-    """Of the start of the run that took the step; None if that is not known."""
+    """Returns the number of replicas with which the run took the step; None if it is not known."""
     starts = reversed(folder.starts(run.workdir))
     return next((start.get("replicas") for start in starts if start["step"] < step), None)
 

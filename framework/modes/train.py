@@ -1,4 +1,4 @@
-"""--mode=train: trains to the end, exports, and says where everything is."""
+"""--mode=train: trains to the end, exports, and prints where everything is."""
 
 import os
 import shlex
@@ -14,12 +14,12 @@ from framework.run.run import Run
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
-    """Returns 0, or 1 if an export failed its checks."""
+    """Returns 0, or 1 if an export failed its verification."""
     result = train(run, overrides)
     status = 0
     if run.replicas.is_chief:
         status = _report(run, overrides, result)
-    run.replicas.all_workers(0, most=True)  # a worker that leaves early would be a lost one to the chief
+    run.replicas.all_workers(0, most=True)  # to the chief, a worker that leaves early is a lost one
     return status
 
 
@@ -44,20 +44,21 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
 
 
 def _shown(value: float | None) -> str:
-    """result.json has null where a metric was not finite."""
+    """Returns a metric as text; None, the null of result.json, was not finite."""
     return "nan" if value is None else f"{value:.6g}"
 
 
 def _is_exported(run: Run) -> bool:
-    """Whether an earlier start of this command exported this very state and every export passed."""
+    """Returns whether an earlier start of this command exported this state, and every artefact passed."""
     best = run.resolved.export.checkpoint == "best"
     step = int(run.state.best.step if best else run.state.step)
     return report.is_current(run.workdir / EXPORTS, [hook.name for hook in run.exports], step)
 
 
 def _command(run: Run, overrides: Sequence[str]) -> str:
-    """What to type to go on."""
-    name = f"{run.experiment.path}:{run.experiment.preset}" if run.experiment.preset else f"{run.experiment.path}"
+    """Returns the command that continues the run."""
     workers = os.environ.get(LOCAL_WORKERS)
-    flags = [f"--config={name}", f"--workdir={run.workdir}", *([f"--local_workers={workers}"] if workers else [])]
+    flags = [f"--config={run.experiment.name}", f"--workdir={run.workdir}"]
+    if workers:
+        flags.append(f"--local_workers={workers}")
     return shlex.join(["python", "launch.py", *flags, *overrides])

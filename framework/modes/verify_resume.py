@@ -1,13 +1,15 @@
-"""--mode=verify_resume --kills=K: proof that an experiment, killed at any moment, ends in the bits of one that was not.
+"""--mode=verify_resume --kills=K: proves that a run that is killed and resumed ends in the bits of one that was not.
 
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
 
-Trains once uninterrupted, then again with `kill -9` at random moments: of training, of a save, of start-up. Each start
-is a process of launch.py. A kill counts if a checkpoint from inside the run is there to go on from, and the proof takes
-as many kills as it needs until K starts have resumed inside and their training is in a result. A run that ends before
-is compared, and another one is killed. At last a run goes on by `resume_from` from a checkpoint in the middle. Compared
-are the SHA-256 of all state, the rows of metrics.jsonl but for the speed in them, and the evaluations in result.json:
-data, streamed or with a state of their own, are covered by what was trained on them.
+The proof trains once uninterrupted. Then it trains again and kills the process (`kill -9`) at random moments of
+training, of a save and of start-up; every start is a process of launch.py. A kill counts if the run has a checkpoint
+between its first and its last step. The proof goes on, with further runs if need be, until K starts have resumed from
+such a checkpoint in runs that reached their end. At last another run continues, by `resume_from`, from a checkpoint
+near the middle.
+
+Compared are all variables, bit by bit, the rows of metrics.jsonl without the speed, and the evaluations in result.json.
+The data need no comparison of their own, because every bit that was trained depends on them.
 """
 
 import contextlib
@@ -25,25 +27,26 @@ from types import FrameType
 import numpy as np
 
 from framework.checkpoint import digest
+from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.errors import RunError, UserError
 from framework.folder import TUNING
 from framework.modes import outcome, watched
 from framework.run.run import Run
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
-# Of five kills: most where something can be lost.
+# The moments of five kills, most of them at moments at which something can be lost.
 _MOMENTS = ("training", "a save", "start-up", "a save", "training")
-_SAVES = 100  # in a run
-_SAVE_SECONDS = 0.05  # a kill in a save comes at most so long after its begin
-_FRUITLESS = 4  # so many runs in a row that end before they can be killed inside are too short for it
+_SAVES = 100  # checkpoints of a run
+_SAVE_SECONDS = 0.05  # longest time from the begin of a save to a kill in it
+_FRUITLESS = 4  # the proof gives up after so many runs in a row that ended before a kill
 
 
 def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
-    """Prints every kill and the digests; 1 if a killed run ended in other bits, and both are left in the run folder.
+    """Prints every kill and the digests; returns 1 if a killed run ended in other bits, and keeps the folders of both.
 
     Raises:
       UserError: the run fails without a kill, or needs several processes.
-      RunError: it cannot be killed so often inside; says how often it was, why, and what to type.
+      RunError: the run cannot be killed so often; the message says how often it was killed, why, and what to type.
     """
     _refuse_cluster(run)
     command = _command(run, overrides)
@@ -53,7 +56,7 @@ def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
     keeps = True
     try:
         with _terminated_as_interrupted():
-            _Proof(run, command, folder, kills).find()
+            _Proof(run, command, folder, kills).prove()
         keeps = False
     except (KeyboardInterrupt, RunError):
         keeps = False
@@ -80,9 +83,8 @@ def _refuse_cluster(run: Run) -> None:
 
 
 def _command(run: Run, overrides: Sequence[str]) -> list[str]:
-    """What starts a run; raises RunError if nothing is saved inside of it."""
-    name = f"{run.experiment.path}:{run.experiment.preset}" if run.experiment.preset else str(run.experiment.path)
-    command = [sys.executable, str(_LAUNCH), f"--config={name}", *overrides]
+    """Returns the command that starts a run; raises RunError if the run saves nothing before its end."""
+    command = [sys.executable, str(_LAUNCH), f"--config={run.experiment.name}", *overrides]
     total, every = run.total_steps, run.resolved.checkpoint.every
     if not any(text.startswith(("--config.checkpoint.every", "-config.checkpoint.every")) for text in overrides):
         every = max(1, total // _SAVES)
@@ -99,20 +101,23 @@ def _command(run: Run, overrides: Sequence[str]) -> list[str]:
 
 
 class _Proof:
-    """An uninterrupted run, and those that are killed and compared with it."""
+    """Trains an uninterrupted run and killed runs, and compares them."""
 
     def __init__(self, run: Run, command: Sequence[str], folder: Path, kills: int) -> None:
-        self._run, self._command, self._folder, self._kills = run, command, folder, kills
+        self._run = run
+        self._command = command
+        self._folder = folder
+        self._kills = kills
         self._draws = np.random.default_rng(run.config.seed)
         self._moments = [_MOMENTS[number % len(_MOMENTS)] for number in range(kills)]
         self._draws.shuffle(self._moments)
         self._done = 0  # kills that count
-        self._resumes: list[int] = []  # steps at which starts resumed whose training is in a result
-        self._was_in_start_up = True  # the last kill
+        self._resumes: list[int] = []  # steps from which starts resumed, in runs that reached their end
+        self._was_in_start_up = True  # whether the last kill was
         self._middle: int | None = None  # step of the newest checkpoint in the folder 'middle'
 
-    def find(self) -> None:
-        """Raises outcome.DifferentError, or RunError if the proof cannot be had."""
+    def prove(self) -> None:
+        """Raises outcome.DifferentError if bits differ, or RunError if there is no proof."""
         self._train_whole(self._folder / "uninterrupted")
         runs = fruitless = 0
         while self._is_short(0):
@@ -126,14 +131,14 @@ class _Proof:
         print(f"{len(self._resumes)} resumes at steps {self._resumes} of {self._total}, and one by resume_from")
 
     def _is_short(self, further: int) -> bool:
-        """Whether more kills are needed, if there were so many further resumes."""
+        """Returns whether more kills are needed, given so many resumes of the present run."""
         return self._done < self._kills or len(self._resumes) + further < self._kills
 
     def _shortfall(self) -> str:
         return (
             f"NOT proven: {len(self._resumes)} of {self._kills} starts resumed inside the run, at steps {self._resumes}"
-            f" of {self._total}: in {_FRUITLESS} runs in a row none could be killed between its first checkpoint and"
-            f" its end, {self._training:.2g} s apart. Train longer: type e.g."
+            f" of {self._total}: {_FRUITLESS} runs in a row ended before they could be killed after their first"
+            f" checkpoint; training takes {self._training:.2g} s. Train longer: type e.g."
             f" --config.train.duration='{10 * self._total} steps'."
         )
 
@@ -149,15 +154,15 @@ class _Proof:
             )
         result = json.loads((workdir / "result.json").read_text())
         self._training = result["wall_seconds"] - (result["time_to_first_step_seconds"] or 0.0)
-        self._window = self._training / self._kills  # seconds that a kill waits at most: several fit one run
+        self._window = self._training / self._kills  # longest wait for a kill, so that several fit one run
         self._whole = outcome.read(workdir)
         self._begin, self._total = watched.start_steps(workdir)[0], int(self._whole.state["step"])
         print(f"uninterrupted, {self._whole.result['status']} at step {self._total}: {digest(self._whole.state)}")
 
     def _train_killed(self, workdir: Path, number: int) -> list[int]:
-        """Trains with kills to the end and compares; returns the steps at which it resumed inside."""
+        """Trains with kills to the end and compares; returns the steps from which the run resumed."""
         workdir.mkdir()
-        if (self._folder / "uninterrupted" / TUNING).exists():  # the same bits: compiled as that one was
+        if (self._folder / "uninterrupted" / TUNING).exists():  # bits depend on how the step is compiled
             shutil.copyfile(self._folder / "uninterrupted" / TUNING, workdir / TUNING)
         while not watched.has_ended(workdir) and self._is_short(len(self._inside(workdir))):
             self._kill(workdir)
@@ -199,7 +204,7 @@ class _Proof:
         self._keep_middle(workdir, step)
 
     def _next_moment(self, workdir: Path) -> str:
-        """The next of those left; a kill in start-up comes after another, and where a start goes on inside the run."""
+        """Returns the moment of the next kill; one in start-up needs a checkpoint inside the run, and no two follow."""
         is_due = not self._was_in_start_up and self._begin < watched.newest(workdir) < self._total
         self._was_in_start_up = is_due and "start-up" in self._moments
         if self._was_in_start_up:
@@ -207,7 +212,7 @@ class _Proof:
         return next((moment for moment in self._moments if moment != "start-up"), "training")
 
     def _inside(self, workdir: Path) -> list[int]:
-        """Steps inside the run at which it resumed, or will, and from which it did not fall back again."""
+        """Returns the steps inside the run from which it resumed, or will; without those that a later start undid."""
         steps: list[int] = []
         for step in reversed(
             [*watched.start_steps(workdir), *([] if watched.has_ended(workdir) else [watched.newest(workdir)])]
@@ -217,7 +222,7 @@ class _Proof:
         return steps[::-1]
 
     def _ended(self, command: Sequence[str], workdir: Path) -> outcome.Outcome:
-        """What a run has left at its end, to which it is trained."""
+        """Trains a run to its end, if it has not ended, and returns its outcome."""
         if not watched.has_ended(workdir):
             with watched.process(command, workdir) as process:
                 process.wait()
@@ -233,7 +238,7 @@ class _Proof:
             self._middle = step
 
     def _resume_from(self, workdir: Path) -> None:
-        """A run in a folder of its own goes on from the middle, and is compared."""
+        """Continues from the middle, by resume_from, in a new run folder, and compares."""
         arguments = [f"--config.resume_from={self._folder / 'middle'}"]
         if self._run.config.init_from:
             arguments += ["--config.init_from=", "--config.init_map=()", "--config.init_weights=model"]
@@ -248,7 +253,7 @@ class _Proof:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that it takes the one that trains with it."""
+    """Makes SIGTERM raise KeyboardInterrupt, so that the process that trains is ended too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

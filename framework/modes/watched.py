@@ -1,23 +1,23 @@
-"""A process of launch.py, watched from outside by the files of its run folder."""
+"""A process of launch.py, watched from outside by the files of its run folder; for --mode=verify_resume."""
 
 import contextlib
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from framework.checkpoint.snapshot import step_of
 from framework.distribute import lifeline
-from framework.folder import starts
+from framework.folder import CHECKPOINTS, RESULT, starts
 
 _POLL_SECONDS = 0.002
 
 
 @contextlib.contextmanager
 def process(command: Sequence[str], workdir: Path) -> Iterator[lifeline.Process]:
-    """launch.py in a process that outlives neither the context nor this process; what it says is in a file beside."""
+    """Runs a command in a process that ends with the context or this process; its output goes to <workdir>.log."""
     with workdir.with_suffix(".log").open("ab") as log:
         process = lifeline.Process(
             [*command, f"--workdir={workdir}"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -29,7 +29,7 @@ def process(command: Sequence[str], workdir: Path) -> Iterator[lifeline.Process]
 
 
 def is_saving(process: lifeline.Process, workdir: Path) -> bool:
-    """Waits until something changes among the checkpoints; False if the process ended before."""
+    """Waits for a change in the folder of the checkpoints; returns False if the process ended before."""
     before = _checkpoint_files(workdir)
     while process.poll() is None:
         if _checkpoint_files(workdir) != before:
@@ -39,7 +39,7 @@ def is_saving(process: lifeline.Process, workdir: Path) -> bool:
 
 
 def has_saved(process: lifeline.Process, workdir: Path, before: int) -> bool:
-    """Waits for a complete checkpoint of a later step; False if the process ended before."""
+    """Waits for a complete checkpoint of a step after `before`; returns False if the process ended before."""
     while process.poll() is None:
         if newest(workdir) > before:
             return True
@@ -48,24 +48,24 @@ def has_saved(process: lifeline.Process, workdir: Path, before: int) -> bool:
 
 
 def newest(workdir: Path) -> int:
-    """The step of the newest complete checkpoint, which a start goes on from; 0 without one."""
-    names = (re.fullmatch(r"step-(\d+)", name) for name in _checkpoint_files(workdir))
-    return max((int(match[1]) for match in names if match), default=0)
+    """Returns the step of the newest complete checkpoint, from which a start resumes; 0 without one."""
+    return max((step for step in map(step_of, _checkpoint_files(workdir)) if step is not None), default=0)
 
 
 def start_steps(workdir: Path) -> list[int]:
-    """The step at which each start of a run began to train."""
+    """Returns the step at which each start of a run began to train."""
     return [start["step"] for start in starts(workdir)]
 
 
 def _checkpoint_files(workdir: Path) -> set[str]:
     try:
-        return set(os.listdir(workdir / "checkpoints"))
+        return set(os.listdir(workdir / CHECKPOINTS))
     except FileNotFoundError:
         return set()
 
 
 def is_running_after(process: lifeline.Process, seconds: float) -> bool:
+    """Waits; returns whether the process still runs."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -74,11 +74,12 @@ def is_running_after(process: lifeline.Process, seconds: float) -> bool:
 
 
 def has_ended(workdir: Path) -> bool:
-    """Whether the run came to its end; that of a process may also be an error, or an export that failed."""
-    result = workdir / "result.json"
+    """Returns whether the run came to its end; a process may also end by an error, or a failed export."""
+    result = workdir / RESULT
     return result.exists() and json.loads(result.read_text())["status"] != "interrupted"
 
 
 def last_line(workdir: Path) -> str:
+    """Returns the last line that the processes of a run printed."""
     lines = workdir.with_suffix(".log").read_text(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from framework import config, optim, paths, precision, state
 from framework.checkpoint import warm_start
 from framework.checkpoint.checkpoints import Checkpoints
-from framework.checkpoint.other_runs import find
-from framework.checkpoint.start import begin, goals
+from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.config.overrides import override, restored
 from framework.data.batches import Batches
 from framework.distribute import devices

@@ -20,8 +20,6 @@ from typing import Any, Protocol
 
 from absl import logging
 
-from framework import paths
-from framework.distribute.devices import Interrupt
 from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING

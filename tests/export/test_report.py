@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         export(tmp_path / "file" / "exports", Versions())
     (tmp_path / "exports").symlink_to("/unmounted/exports")
     with pytest.raises(
-        RunError, match=r"exports cannot be made: it is a link to /unmounted/exports, which is not there"
+        RunError, match=r"exports cannot be made: it is a link to /unmounted/exports, which does not exist"
     ):
         export(tmp_path / "exports", Versions())
 

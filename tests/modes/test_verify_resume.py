@@ -334,7 +334,7 @@ def imitation(tmp_path_factory):
 
 
 def test_a_proof_tells_where_starts_resumed(imitation, tmp_path, capsys):
-    imitation(tmp_path / "proof").find()
+    imitation(tmp_path / "proof").prove()
     lines = capsys.readouterr().out.splitlines()
     digests = {line.rpartition(": ")[2] for line in lines if " ended at step 20: " in line or "finished at" in line}
     assert len(digests) == 1
@@ -357,7 +357,7 @@ def test_a_proof_tells_where_starts_resumed(imitation, tmp_path, capsys):
 )
 def test_a_resume_that_changes_something_is_found_out(imitation, tmp_path, faults, problem):
     with pytest.raises(outcome.DifferentError) as caught:
-        imitation(tmp_path / "proof", *faults, kills=1).find()
+        imitation(tmp_path / "proof", *faults, kills=1).prove()
     assert re.match(problem if "resume_from" in faults else re.escape(problem), str(caught.value))
 
 
@@ -366,10 +366,10 @@ def test_where_no_start_resumes_inside_nothing_is_proven(imitation, tmp_path, fa
     """Always from scratch, or nothing saved before the end: the same bits, and yet no proof."""
     monkeypatch.setattr(verify_resume, "_FRUITLESS", 2)
     with pytest.raises(RunError) as caught:
-        imitation(tmp_path / "proof", *faults, every=every, kills=2).find()
+        imitation(tmp_path / "proof", *faults, every=every, kills=2).prove()
     assert str(caught.value) == (
-        "NOT proven: 0 of 2 starts resumed inside the run, at steps [] of 20: in 2 runs in a row none could be killed"
-        " between its first checkpoint and its end, 0.4 s apart. Train longer: type e.g."
+        "NOT proven: 0 of 2 starts resumed inside the run, at steps [] of 20: 2 runs in a row ended before they"
+        " could be killed after their first checkpoint; training takes 0.4 s. Train longer: type e.g."
         " --config.train.duration='200 steps'."
     )
 
