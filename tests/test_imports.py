@@ -46,7 +46,8 @@ ROWS = (
     ("distribute",),
     # what an experiment is made of
     ("data.sources",),
-    ("data.fetch", "data.reading", "data.fields", "data.order"),
+    ("data.fetch", "data.reading", "data.draws", "data.order"),
+    ("data.fields",),
     ("data.sets/*",),
     ("data.sets",),
     ("data.resident", "data.streaming"),

