@@ -1,4 +1,4 @@
-"""Saving the state of a run and starting from one that was saved."""
+"""Checkpoints: saving the state of a run, and starting from a saved one."""
 
 from framework.checkpoint.checkpoints import Checkpoints, digest, read_arrays
 

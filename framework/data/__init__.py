@@ -1,4 +1,11 @@
-"""Examples and their order: `sources` (where they come from), `batches` (which one stands where)."""
+"""Data: sources of examples, and the batches that the step reads.
+
+    source = data.load_mnist("mnist", "train")              # or data.Source({"x": x, "y": y}, origin="simulation")
+    return data.make_batches(source, cfg, training=split == "train", transform=to_float)
+
+A `Source` is read by index, `make_batches` orders its examples, `ReplayBuffer` is filled by the step itself, and
+`Batches` is the protocol of all of them. `data/sets/` has the data sets that come by name.
+"""
 
 from framework.data.batches import Batches, make_batches
 from framework.data.replay_buffer import ReplayBuffer

@@ -1,1 +1,1 @@
-"""Data sets that are found, downloaded, verified and cached, one a file."""
+"""Data sets by name, one a file: each is found, downloaded, verified and cached by `data/fetch.py`."""
