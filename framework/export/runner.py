@@ -20,6 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from framework.errors import RunError, UserError
+from framework.experiment import user_code
 from framework.export import report
 from framework.export.base import Arrays, Call, ExportHook, ExportReport
 from framework.export.verify import Findings, Trained, verify
@@ -185,9 +186,8 @@ def _size(path: Path) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-    return text if len(text) <= _FAILURE_CHARACTERS else text[:_FAILURE_CHARACTERS] + "…"
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return user_code.one_line(text, _FAILURE_CHARACTERS)
 
 
 def _log(done: ExportReport) -> None:
