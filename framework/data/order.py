@@ -1,6 +1,6 @@
 """The order of examples: (seed, step) -> which example stands at which place of the batch.
 
-    order = Order(sizes=(60_000,), shares=(1,), batch_size=128, seed=0, shuffle=True, remainder="carry")
+    order = Order(sizes=(60_000,), shares=(1,), batch_size=128, seed=0, shuffle=True, remainder="wrap")
     source, index, weight = order.at(tf.constant([1_000_000], tf.int64))      # each [1, 128]; costs what step 0 costs
 
 The order is a pure function, so the data cursor of a run is its step: nothing is replayed when a run resumes.
@@ -47,7 +47,7 @@ class Order:
       sizes: number of examples of each source.
       shares: positions of each source in a cycle; (1,) for a single source.
       batch_size: examples of the global batch.
-      remainder: 'carry', 'pad' or 'drop': how an epoch treats an incomplete last batch.
+      remainder: 'wrap', 'pad' or 'drop': how an epoch treats an incomplete last batch.
       first: the first place of each batch to compute.
       count: how many places to compute; 0 means all of them.
     """
@@ -134,15 +134,15 @@ def cycle_of(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def check_order(order: Order) -> None:
-    """Raises UserError if a mixture has a remainder other than 'carry', or every example would be dropped."""
-    if len(order.sizes) > 1 and order.remainder != "carry":
+    """Raises UserError if a mixture has a remainder other than 'wrap', or every example would be dropped."""
+    if len(order.sizes) > 1 and order.remainder != "wrap":
         raise UserError(
-            f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=carry."
+            f"data.remainder='{order.remainder}': a mixture has no epochs. Use --config.data.remainder=wrap."
         )
     if order.slots == 0:
         raise UserError(
             f"data.batch_size={order.batch_size} is more than the {order.sizes[0]} examples, and data.remainder='drop'"
-            f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=carry."
+            f" drops all of them. Use --config.data.batch_size={order.sizes[0]} or --config.data.remainder=wrap."
         )
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from framework import optim, paths
 from framework.config import flatten
+from framework.config.keys import KEYS
 from framework.export.runner import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe

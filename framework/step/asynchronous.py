@@ -102,13 +102,11 @@ class AsynchronousBlock(TrainBlock):
             self._coordinator.create_per_worker_dataset(lambda: tf.data.Dataset.from_tensors(examples).repeat())
         )
 
-    def _taken(self, step: tf.Tensor, plan: Batch, examples: Any) -> tf.Tensor:
-        """One step, on a worker: its row, in which 'skipped' and 'empty_terms' are those of this step alone."""
-        state, config = self._state, self._config
-        optimizer, metrics = state.optimizers["model"], self.layout.metrics
-        rates = {"learning_rate": self._schedules["model"](state.updates.read_value())}
+    def _take_on_worker(self, step: tf.Tensor, plan: Batch, examples: Any) -> tf.Tensor:
+        """Takes one step: its row, in which 'skipped' and 'empty_terms' are those of this step alone."""
+        rate = self._parts.schedules["model"](self._state.updates.read_value())
         batches = self._batches.with_examples(next(examples)) if isinstance(self._batches, Resident) else self._batches
-        with scopes(config.train.precision, self._key, step):
+        with scopes(self._config.train.precision, self._key, step):
             batch = batches.take(plan or batches.plan(step, 1, 1), tf.constant(0))
             trace = StepTrace(self._tools.parts, keeps_rows=True)
             with self._tools.tracing(trace):

@@ -325,40 +325,7 @@ def _sentence(step: int, problem: str) -> str:
     return problem and f"step {step + 1} cannot be taken: {problem} Nothing of this step is saved."
 
 
-def parts_of(batches: Batches, replicas: Replicas) -> list[Batches]:
-    """What each replica of this process reads of every batch, on its own device."""
-    if replicas.strategy is None:
-        return [batches]
-    size = batches.batch_size // replicas.count
-    parts = []
-    for index, device in enumerate(replicas.devices, start=replicas.first):
-        with tf.device(device):
-            parts.append(batches.shard(index * size, size))
-    return parts
-
-
-def _told(step: int, found: str) -> str:
-    return found and f"step {step + 1} cannot be taken: {found} Nothing of this step is saved."
-
-
-def take_parts(
-    replicas: Replicas, parts: Sequence[Batches], plans: Sequence[Batch], index: tf.Tensor
-) -> tuple[Batch, list[tf.Tensor]]:
-    """The batch of one step, each replica's part on its device; and how many guards of its transform do not hold."""
-    first, has_guards = replicas.first, False
-
-    def take(place: int) -> tuple[Batch, tf.Tensor]:
-        nonlocal has_guards
-        with guards.watched({}) as watch:
-            batch = parts[place - first].take(plans[place - first], index)
-        has_guards |= watch.has_any
-        return batch, watch.violations(tf.float32)
-
-    batch, found = replicas.run(take)
-    return batch, [replicas.all_reduce_sum(lambda place, part: part, found)] if has_guards else []
-
-
-def _places_for(batches: Batches) -> dict[str, tf.Variable]:
-    """{name: variable} of the shapes of a batch."""
+def _variables_for(batches: Batches) -> dict[str, tf.Variable]:
+    """Returns {name: variable} of the shapes of a batch."""
     shapes = tf.function(lambda: dict(batches.at(0)), autograph=False).get_concrete_function().structured_outputs
     return {name: tf.Variable(tf.zeros(spec.shape, spec.dtype), trainable=False) for name, spec in shapes.items()}

@@ -111,11 +111,11 @@ def probe(
     check_draws(function.graph, config)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     check_terms(terms, function.graph.inputs[: len(batch)])
-    has_collectives = _has_collectives(loss, model)
-    refuse_coupled(terms, config.train.micro_batches, 1 if has_collectives else replicas)
-    _check_batch(batch, config.train.micro_batches, replicas)
-    if has_collectives:
-        _check_collectives(config, replicas)
+    communicates = has_collectives(loss, model)
+    check_batch_dependent(terms, config.train.micro_batches, 1 if communicates else replicas)
+    check_pieces(batch, config.train.micro_batches, replicas)
+    if communicates:
+        check_collectives(config, replicas)
     if replicas > 1 and not hasattr(batches, "shard"):
         raise UserError(
             f"batches that have a state live on one device, but there are {replicas} replicas."

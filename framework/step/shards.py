@@ -22,7 +22,7 @@ def shards_of(batches: Batches, replicas: Replicas) -> list[Batches]:
     shards = []
     for index, device in enumerate(replicas.devices, start=replicas.first):
         with tf.device(device):
-            shards.append(batches.part(index * size, size))
+            shards.append(batches.shard(index * size, size))
     return shards
 
 
