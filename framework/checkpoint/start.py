@@ -91,7 +91,7 @@ def _resume(
             f"resume_from='{config.resume_from}' is at step {int(state.step)}, and train.duration ends at step"
             f" {config.train.duration}. Type e.g. --config.train.duration='{2 * int(state.step)} steps'."
         )
-    changed = _forget_other_goals(state, source, config)
+    changed = _forget_other_goals(state, source, facts.get("goals", {}))
     checkpoints.save(state, note, facts)  # a copy of the run's own, to which it can go back when the source is gone
     checkpoints.steps()  # waits: after a crash, the best checkpoint alone would be taken for the newest
     _keep_best(state, source, checkpoints, facts)
@@ -105,9 +105,8 @@ def _resume(
     return note
 
 
-def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDict) -> list[str]:
+def _forget_other_goals(state: TrainState, source: Path, ours: Mapping[str, list[str]]) -> list[str]:
     """Resets the best value of each metric that this run chooses differently; returns the config keys of those."""
-    ours = goals(config)
     changed = []
     theirs = snapshot.facts_of(source).get("goals") or _goals_beside(source, ours)
     for best, section in ((state.best, "checkpoint"), (state.early, "early_stopping")):
@@ -117,14 +116,24 @@ def _forget_other_goals(state: TrainState, source: Path, config: FrozenConfigDic
     return changed
 
 
-def goals(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Returns the metrics that choose the best checkpoint and stop early, with their modes: facts of a checkpoint."""
-    best = config["checkpoint"]
-    early = config["early_stopping"]
-    return {"checkpoint": [best["best_metric"], best["best_mode"]], "early_stopping": [early["metric"], early["mode"]]}
+def goals(config: Mapping[str, Any], modes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the metrics that choose the best checkpoint and stop early, with their modes: facts of a checkpoint.
+
+    Args:
+      config: resolved.
+      modes: {'test/accuracy': 'max', …} of all evaluated metrics.
+    """
+    metrics = {"checkpoint": config["checkpoint"]["best_metric"], "early_stopping": config["early_stopping"]["metric"]}
+    return {section: [metric, modes.get(metric, "")] for section, metric in metrics.items()}
 
 
-def _goals_beside(source: Path, same: dict[str, list[str]]) -> dict[str, list[str]]:
+def _goal(goals: Mapping[str, list[str]], section: str) -> list[str] | None:
+    """Returns metric and mode; of no metric, to which older runs gave a mode as well, neither."""
+    goal = goals.get(section)
+    return goal if goal and goal[0] else None
+
+
+def _goals_beside(source: Path, same: Mapping[str, list[str]]) -> Mapping[str, list[str]]:
     """Returns the goals of an older checkpoint, from the config.json of its run; `same` if there is none."""
     path = source.resolve().parents[1] / folder.CONFIG
     if not path.is_file():
