@@ -81,7 +81,7 @@ def test_resident_and_streamed_data_train_the_same_bits(mode):
 @pytest.mark.parametrize(("ahead", "longest"), [(4, 4), (64, 10)])
 def test_a_block_has_no_more_streamed_batches_than_are_read_ahead(ahead, longest, monkeypatch):
     """The rest would be read while training waits, and all of them held in memory at once."""
-    monkeypatch.setattr("framework.data.batches._SMALL", 0)
+    monkeypatch.setattr("framework.data.batches._READ_AHEAD_BYTES", 0)
     built = build("graph", **{"data.placement": "stream", "data.prefetch_batches": ahead})
     assert built.train_block.block_steps == longest
     assert built.train_block.batch()["image"].shape[0] == built.data.batch_size
