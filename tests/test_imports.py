@@ -105,7 +105,6 @@ ROWS = (
     ("export.difference",),
     ("export.verify",),
     ("export.runner",),
-    ("export.compression",),
     ("export.saved_model", "export.lite"),
     ("export",),
     ("evaluators",),

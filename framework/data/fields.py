@@ -160,7 +160,7 @@ class Finish:
         given = {**examples, "weight": weight}
         if self._transform is None:
             return given
-        guards.made(given)
+        guards.note_batch(given)
         self._check_draws(given)
         batch = _tensors(self._transform(dict(given)), given)
         batch = self._with_known_shapes(batch, padding.shape[0])

@@ -16,9 +16,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import config, optim, paths, precision, state
 from framework.checkpoint import warm_start
-from framework.checkpoint.checkpoints import Checkpoints
-from framework.config.keys.runtime import SEVERAL_PROCESSES
-from framework.config.overrides import override, restored
 from framework.data.batches import Batches
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas, make_replicas
