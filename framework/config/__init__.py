@@ -1,4 +1,4 @@
-"""Configuration: keys with their defaults, rules that bind several of them, durations, and what is put on top.
+"""Configuration: keys with their defaults, checks of their values, durations, and values put on top.
 
     config = base_config()                        # every key with its default
     config = override(config, {'train.compile': 'graph'})

@@ -111,8 +111,12 @@ def _loss(run: Run) -> int:
         return 0
     with untouched(run):
         problems = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-    lines = ["cannot be computed of a part"] if problems is None else problems or ["adds up"]
-    print("\n".join(["Loss of a batch and of its parts", *(f"  {line}" for line in lines)]))
+    lines = (
+        ["cannot be computed on a part of the batch"]
+        if problems is None
+        else problems or ["additive: it is the sum over the examples of the batch"]
+    )
+    print("\n".join(["Additivity of the loss", *(f"  {line}" for line in lines)]))
     print()
     return 1 if problems else 0
 
@@ -141,7 +145,7 @@ def _schedule(run: Run) -> Iterator[str]:
 
 def _memory(run: Run) -> Iterator[str]:
     trained = paths.trainable(run.model)
-    parts = {
+    sizes = {
         "state (weights, slots, counters)": sum(bytes_of(v) for v in paths.variables(run.state).values()),
         "gradients": sum(bytes_of(v) for v in trained.values()),
         "activations of one batch, at most": sum(
@@ -152,8 +156,8 @@ def _memory(run: Run) -> Iterator[str]:
         ),
         "resident examples": sum(d.origin["bytes"] for d in (run.data, *run.eval_data.values()) if d.is_resident),
     }
-    yield f"Memory, estimated: {sum(parts.values()) / 2**20:,.1f} MiB"
-    for name, size in parts.items():
+    yield f"Memory, estimated: {sum(sizes.values()) / 2**20:,.1f} MiB"
+    for name, size in sizes.items():
         yield f"  {name:<34} {size / 2**20:>10,.1f} MiB"
 
 

@@ -299,8 +299,8 @@ def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, mon
         "Schedule 'cosine' over 40 steps",
         "  update         0  learning rate 0",
         "  update         2  learning rate 0.005",
-        "Loss of a batch and of its parts",
-        "  adds up",
+        "Additivity of the loss",
+        "  additive: it is the sum over the examples of the batch",
         "Dry export of the untrained model",
     ):
         assert line in out.splitlines(), line

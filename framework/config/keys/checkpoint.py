@@ -9,6 +9,8 @@ KEYS = {
     "best_metric": Key("", "'split/metric' whose best checkpoint is kept as well, e.g. 'test/accuracy'; '' = off"),
     "asynchronous": Key(True, "write while training continues; False = training waits"),
     "on_error": Key(
-        "stop", "what a full or failing disk leads to, for rows of numbers too", choices=("stop", "continue")
+        "stop",
+        "after a failed write, as on a full disk: stop the run or continue; for metrics.jsonl too",
+        choices=("stop", "continue"),
     ),
 }

@@ -5,7 +5,8 @@ from framework.config.key import Key
 KEYS = {
     "name": Key(
         "none",
-        "what is bounded; adaptive is AGC",
+        "the bound: on the norm of all gradients, each value, each variable's norm, or on norms relative to weights"
+        " (adaptive: AGC)",
         choices=("none", "global_norm", "value", "variable_norm", "adaptive"),
     ),
     "threshold": Key(

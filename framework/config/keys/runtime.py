@@ -13,7 +13,7 @@ KEYS = {
     "threads": Key(0, "threads of one op; 0 = all cores", low=0, high=1024),
     "strategy": Key(
         "one_device",
-        "distribution; mirrored = several devices of one process",
+        "mirrored = devices of one process, multi_worker = several processes, parameter_server = asynchronous workers",
         choices=("one_device", "mirrored", "multi_worker", "parameter_server", "tpu"),
     ),
     "devices": Key(

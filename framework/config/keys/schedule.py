@@ -25,10 +25,14 @@ KEYS = {
         (), "durations after which the rate changes, e.g. ('2 epochs', '4 epochs')", only_with=_PIECEWISE
     ),
     "factors": Key((), "fractions of the peak, one after each boundary", only_with=_PIECEWISE),
-    "power": Key(1.0, "power of the share of updates left", low=1e-3, high=1e3, only_with={"name": ("polynomial",)}),
+    "power": Key(
+        1.0, "exponent of the share of updates that is left", low=1e-3, high=1e3, only_with={"name": ("polynomial",)}
+    ),
     "period": Key("", "length of the first cosine", duration=True, only_with=_RESTARTS),
-    "period_factor": Key(1.0, "length of a cosine relative to the one before", low=1, high=1e3, only_with=_RESTARTS),
-    "peak_factor": Key(1.0, "peak of a cosine relative to the one before", low=0, high=1, only_with=_RESTARTS),
+    "period_factor": Key(
+        1.0, "length of each cosine, relative to the one before", low=1, high=1e3, only_with=_RESTARTS
+    ),
+    "peak_factor": Key(1.0, "peak of each cosine, relative to the one before", low=0, high=1, only_with=_RESTARTS),
     "timescale": Key(
         "",
         "t of peak * sqrt(t / (t + update)); '' = the warm-up",

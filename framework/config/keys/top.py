@@ -3,7 +3,7 @@
 from framework.config.key import Key
 
 KEYS = {
-    "seed": Key(0, "decides data order, initial weights, dropout and augmentation", low=0, high=2**63 - 1),
+    "seed": Key(0, "of data order, initial weights, dropout and augmentation", low=0, high=2**63 - 1),
     "resume_from": Key(
         "", "run folder or checkpoint to continue from in a new folder: weights, optimizer, step and random state"
     ),

@@ -3,10 +3,11 @@
 from framework.config.key import LARGEST, Key
 
 KEYS = {
-    "duration": Key("5 epochs", "length of the run", duration=True, required=True),
+    "duration": Key("5 epochs", "length of the run, in steps, epochs or examples", duration=True, required=True),
     "compile": Key(
         "auto",
-        "how the step is compiled; auto times the others and takes the fastest",
+        "xla = the whole step by XLA, xla_gradients and xla_update = one part of it; auto times them and takes the"
+        " fastest",
         choices=("auto", "graph", "xla", "xla_gradients", "xla_update", "eager"),
     ),
     "block_steps": Key(100, "most steps in one compiled call", low=1, high=100_000),
@@ -19,7 +20,8 @@ KEYS = {
     "remat": Key("", "regex of layer paths whose activations are recomputed instead of kept; '' = none", regex=True),
     "on_nonfinite": Key(
         "stop",
-        "what a NaN or infinite loss or gradient leads to; a dynamic loss scale skips the step in any case",
+        "after a NaN or infinite loss or gradient: stop the run, skip the step, or rewind to a checkpoint and leave the"
+        " step out; a dynamic loss scale always skips",
         choices=("stop", "skip", "rewind"),
     ),
     "nonfinite_limit": Key(
