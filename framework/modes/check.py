@@ -6,7 +6,7 @@ takes and undoes the first step, checks the loss, and exports the untrained mode
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,33 +66,39 @@ def _first_step(run: Run) -> int:
     Raises:
       UserError: a mistake that only a whole step shows, e.g. parameters that the loss does not depend on.
     """
+    print("First step, taken and undone")
     if run.config.runtime.strategy == "parameter_server":
+        print("  not taken: under runtime.strategy='parameter_server' workers take the steps\n")
         return 0
     mode = tune.candidates(run.resolved, run.probe, run.replicas)[0]
-    put_back = tune.saved(run.state)
+    restore = tune.saved(run.state)
     try:
         gradients = run.train_block.inspect(mode)
-        block = run.train_block.compiled_by(mode)(1)
-        row = block.row(0)
+        row = run.train_block.compiled_by(mode)(1).row(0)
     finally:
-        put_back()
-    bad = [path for path, gradient in gradients.items() if not np.all(np.isfinite(gradient))]
-    problems = [] if math.isfinite(row["loss"]) else [f"the loss is {row['loss']}: training would not begin"]
-    scale = run.state.loss_scale
-    if bad and not (scale is not None and scale.is_dynamic):  # a dynamic scale may start too high, and goes down
-        problems.append(f"gradients that are not finite: {', '.join(bad)}")
-    still = [path for path, gradient in gradients.items() if not np.any(gradient)]
-    print("First step, taken and undone")
+        restore()
+    zero = [path for path, gradient in gradients.items() if not np.any(gradient)]
+    problems = _nonfinite(run, row["loss"], gradients)
     for name, value in row.items():
         print(f"  {name:<24} {value:.6g}")
     for line in _guesses(run):
         print(f"  {line}")
-    if still:
-        print(f"  gradients that are exactly 0 over this batch: {', '.join(still)}")
+    if zero:
+        print(f"  gradients that are exactly 0 over this batch: {', '.join(zero)}")
     for problem in problems:
         print(f"  FAILED: {problem}")
     print()
     return 1 if problems else 0
+
+
+def _nonfinite(run: Run, loss: float, gradients: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the problems of a first step whose loss or gradients are not finite."""
+    problems = [] if math.isfinite(loss) else [f"the loss is {loss}: training would not begin"]
+    scale = run.state.loss_scale
+    bad = [path for path, gradient in gradients.items() if not np.all(np.isfinite(gradient))]
+    if bad and not (scale is not None and scale.is_dynamic):  # a dynamic scale may start too high, and goes down
+        problems.append(f"gradients that are not finite: {', '.join(bad)}")
+    return problems
 
 
 def _guesses(run: Run) -> Iterator[str]:
@@ -107,7 +113,9 @@ def _guesses(run: Run) -> Iterator[str]:
 
 
 def _loss(run: Run) -> int:
+    print("Additivity of the loss")
     if not run.replicas.is_local:
+        print("  not checked: the replicas are in several processes\n")
         return 0
     with untouched(run):
         problems = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
@@ -116,8 +124,7 @@ def _loss(run: Run) -> int:
         if problems is None
         else problems or ["additive: it is the sum over the examples of the batch"]
     )
-    print("\n".join(["Additivity of the loss", *(f"  {line}" for line in lines)]))
-    print()
+    print("\n".join(f"  {line}" for line in lines), end="\n\n")
     return 1 if problems else 0
 
 

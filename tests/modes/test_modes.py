@@ -287,7 +287,7 @@ def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, mon
     out = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     for line in (
-        "  train.duration                   '40 steps' = 40",
+        "* train.duration                   '40 steps' = 40  (default '5 epochs')",
         "  eval.every                       '1 epoch' = 20",
         "Training data: 2,560 examples from made-up digits, resident on the device",
         "  label                    int32    [128]  0 … 9",
