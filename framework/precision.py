@@ -23,12 +23,13 @@ _POLICIES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 @contextlib.contextmanager
 def scope(precision: str) -> Iterator[None]:
-    """Builds and traces under `precision`.
+    """While open, models are built and traced in `precision`.
 
-    'float32' and 'float64': variables, computation, schedule, everything. 'bfloat16' and 'float16': layers compute in
-    it; variables, normalisation, loss and update stay in float32.
+    'float32' and 'float64' hold for everything: variables, computation, schedule. Under 'bfloat16' and 'float16' layers
+    compute in half precision; variables, normalisation, loss and update stay in float32.
     """
-    policy, floatx = keras.mixed_precision.global_policy(), keras.backend.floatx()
+    policy = keras.mixed_precision.global_policy()
+    floatx = keras.backend.floatx()
     keras.backend.set_floatx(full(precision))
     keras.mixed_precision.set_global_policy(_POLICIES.get(precision, precision))
     try:
@@ -39,7 +40,7 @@ def scope(precision: str) -> Iterator[None]:
 
 
 def full(precision: str) -> str:
-    """'float32' or 'float64': the dtype of variables, inputs, logits, losses and logged numbers.
+    """Returns 'float32' or 'float64': the dtype of variables, inputs, logits, losses and logged numbers.
 
     The last layer of a model takes it: `keras.layers.Dense(10, dtype=precision.full(cfg.train.precision))`.
     """
@@ -47,12 +48,12 @@ def full(precision: str) -> str:
 
 
 def master_dtype(precision: str) -> tf.DType:
-    """`full` as a TensorFlow dtype."""
+    """Returns `full(precision)` as a TensorFlow dtype."""
     return tf.as_dtype(full(precision))
 
 
 def halved(model: Any) -> list[keras.layers.Layer]:
-    """Layers of a model, or of a dict of them, that compute in half precision."""
+    """Returns the layers of a model, or of a dict of models, that compute in half precision."""
     holder = tf.Module()
     holder.model = model
     children = paths.objects(holder).values()
@@ -62,9 +63,9 @@ def halved(model: Any) -> list[keras.layers.Layer]:
 
 @contextlib.contextmanager
 def in_float32(model: Any) -> Iterator[None]:
-    """Lets layers that compute in half precision compute in float32, from the same variables, which are float32.
+    """While open, layers of half precision compute in float32, from the same variables, which are float32.
 
-    What was traced before stays in half precision, and so does what a layer casts by itself.
+    A function that was traced before stays in half precision, and so does a tensor that a layer casts itself.
     """
     layers = halved(model)
     policies = [layer.dtype_policy for layer in layers]
@@ -78,10 +79,10 @@ def in_float32(model: Any) -> Iterator[None]:
 
 
 class LossScale(tf.Module):
-    """What the loss is multiplied by so that small gradients do not vanish in float16.
+    """The factor of the loss that keeps small gradients from vanishing in float16.
 
     A dynamic scale (Micikevicius et al., 2018, "Mixed precision training") is multiplied by `growth_factor` after
-    `growth_interval` finite updates in a row, and by `backoff_factor` after each that was not, which is skipped.
+    `growth_interval` finite updates in a row, and by `backoff_factor` after each update that is not finite and skipped.
 
     Args:
       settings: config.loss_scale.
@@ -90,7 +91,7 @@ class LossScale(tf.Module):
     Attributes:
       scale: float32 scalar variable.
       good: int64 scalar variable; finite updates since the scale last changed.
-      stuck: int64 scalar variable; updates in a row that were not finite although the scale was at its floor.
+      stuck: int64 scalar variable; non-finite updates in a row with the scale at its floor.
     """
 
     def __init__(self, settings: ConfigDict, is_dynamic: bool) -> None:
@@ -102,7 +103,7 @@ class LossScale(tf.Module):
         self.stuck = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def update(self, finite: tf.Tensor) -> None:
-        """Takes one update: whether all of its gradients were finite (bool scalar)."""
+        """Adapts the scale to one update: whether all of its gradients were finite (bool scalar)."""
         if not self.is_dynamic:
             return
         settings = self._settings
@@ -116,12 +117,12 @@ class LossScale(tf.Module):
 
     @property
     def is_stuck(self) -> tf.Tensor:
-        """Bool scalar: no scale helps, so what is not finite does not come from float16."""
+        """Bool scalar: whether no scale helps, so that float16 is not the cause."""
         return self.stuck >= self._settings.patience
 
 
 def make_loss_scale(config: ConfigDict) -> LossScale | None:
-    """The loss scale of a run; None if it has none."""
+    """Returns the loss scale of a run; None if it has none."""
     name = config.loss_scale.name
     if name == "auto":
         name = "dynamic" if config.train.precision == "float16" else "none"

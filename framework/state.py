@@ -1,10 +1,10 @@
-"""TrainState: all that is saved. What is not here is a pure function of it, or not part of the run.
+"""TrainState: all that is saved. Everything else is a function of it, or not part of the run.
 
     state = create(model, optimizer, new_counter())
     state.step, state.updates           # global batches consumed, updates applied
     paths.variables(state)              # {'step': …, 'model/dense/kernel': …, 'optimizer/groups/0/_variables/1': …}
 
-Names are paths in this object, see `paths`; a checkpoint has exactly these variables.
+The names of variables are their paths in this object, see `paths`. A checkpoint has exactly these variables.
 """
 
 import math
@@ -20,12 +20,12 @@ from framework.precision import LossScale
 
 
 class Best(tf.Module):
-    """The best value a metric has had, and for how many evaluations it has not been beaten.
+    """The best value of a metric so far, and the number of evaluations since.
 
     Attributes:
       value: float64 scalar variable; NaN before the first.
-      step: int64 scalar variable; where it was seen, -1 before the first.
-      waited: int64 scalar variable; evaluations since.
+      step: int64 scalar variable; the step of the best value, -1 before the first.
+      waited: int64 scalar variable; evaluations since the best value.
     """
 
     def __init__(self, name: str) -> None:
@@ -35,7 +35,7 @@ class Best(tf.Module):
         self.waited = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def observe(self, value: float, step: int, mode: str, min_delta: float = 0.0) -> bool:
-        """Takes one evaluation; True if it beats the best by more than `min_delta`. What is not finite never does."""
+        """Records an evaluation; returns whether its value is finite and beats the best by more than `min_delta`."""
         best = float(self.value)
         gain = value - best if mode == "max" else best - value
         improved = math.isfinite(value) and (math.isnan(best) or gain > min_delta)
@@ -48,30 +48,30 @@ class Best(tf.Module):
         return improved
 
     def forget(self) -> None:
-        """As before the first evaluation."""
+        """Returns to the state before the first evaluation."""
         self.value.assign(math.nan)
         self.step.assign(-1)
         self.waited.assign(0)
 
 
 class TrainState(tf.Module):
-    """What a checkpoint holds.
+    """All that a checkpoint holds.
 
     Attributes:
       step: int64 scalar; global batches consumed: the data cursor, the randomness key, the log index, the end.
       updates: int64 scalar; updates applied: schedule and average read it.
-      skipped: int64 scalar; steps that changed nothing, because of what was not finite or by the skip list.
-      skipped_in_row: int64 scalar; of these, since the last update.
-      empty_terms: int64 scalar; terms of the loss without any weight in a batch, so far.
+      skipped: int64 scalar; steps that changed nothing, because they were not finite or on the skip list.
+      skipped_in_row: int64 scalar; skipped steps since the last update.
+      empty_terms: int64 scalar; how often a term of the loss had no weight in a batch.
       model: the trained model, or a dict of them.
       optimizer: with its slots, or a dict of them by model.
       loss_scale: None without one.
-      ema: average of the weights; None without one.
+      ema: moving average of the weights; None without one.
       extra: what the experiment's `make_state` returned; None without one.
       data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
-      skip_list: int64 [train.nonfinite_limit]; steps not to take, -1 = free; None unless runs rewind.
-      best: of `checkpoint.best_metric`.
-      early: of `early_stopping.metric`.
+      skip_list: int64 [train.nonfinite_limit]; steps to leave out, -1 for a free place; None unless the run rewinds.
+      best: the best value of `checkpoint.best_metric`.
+      early: the best value of `early_stopping.metric`.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class TrainState(tf.Module):
         skip_list: int = 0,
     ) -> None:
         super().__init__("state")
-        self.step, self.skipped, self.skipped_in_row, self.empty_terms = (
-            tf.Variable(0, trainable=False, dtype=tf.int64) for _ in range(4)
-        )
+        self.step = new_counter()
+        self.skipped = new_counter()
+        self.skipped_in_row = new_counter()
+        self.empty_terms = new_counter()
         self.updates = updates
         self.model = model
         self.optimizer = optimizer
@@ -102,7 +103,7 @@ class TrainState(tf.Module):
 
     @property
     def models(self) -> dict[str, Any]:
-        """{name: model}; a single one is called 'model'."""
+        """{name: model}; a single model is called 'model'."""
         return paths.models(self.model)
 
     @property
@@ -112,7 +113,7 @@ class TrainState(tf.Module):
 
     @property
     def learned(self) -> dict[str, tf.Variable]:
-        """{path: variable} of all that a step changes beside its counters and the data."""
+        """{path: variable} of all that a step changes beside counters and data."""
         parts = {"model": self.model, "optimizer": self.optimizer, "extra": self.extra}
         return {
             f"{name}/{path}": variable
@@ -123,12 +124,12 @@ class TrainState(tf.Module):
 
 
 def new_counter() -> tf.Variable:
-    """The counter of updates, which schedules read and the state holds."""
+    """Returns an int64 counter at 0, such as that of updates, which schedules read and the state holds."""
     return tf.Variable(0, trainable=False, dtype=tf.int64)
 
 
 def create(model: Any, optimizer: Any, updates: tf.Variable, **parts: Any) -> TrainState:
-    """The state of step 0, in which layers that draw random numbers know the path of their stream.
+    """Returns the state of step 0, and tells layers that draw random numbers the path of their stream.
 
     Args:
       parts: the further arguments of TrainState.
@@ -141,10 +142,10 @@ def create(model: Any, optimizer: Any, updates: tf.Variable, **parts: Any) -> Tr
 
 
 def refresh(state: TrainState) -> bool:
-    """Makes preprocessing layers compute with the values their variables have now; returns whether any did not.
+    """Makes preprocessing layers compute with the present values of their variables; returns whether one did not.
 
     `Normalization`, `Discretization` and the tf-idf of lookups keep tensors that they made of their variables when they
-    were adapted. After variables were assigned from a checkpoint, those are of other data.
+    were adapted. After variables are assigned from a checkpoint, these tensors are those of other data.
     """
     is_stale = False
     for root in (state.model, state.extra):
@@ -157,7 +158,7 @@ def refresh(state: TrainState) -> bool:
 
 
 def _computed(layer: Any) -> dict[str, Any]:
-    """The numbers that a layer keeps beside its variables."""
+    """Returns the numbers that a layer keeps beside its variables."""
     return {
         name: np.asarray(value).tolist()
         for name, value in vars(layer).items()

@@ -100,7 +100,7 @@ def replay_step(run: Run, step: int, eager: bool = False) -> ReplayedStep:
         gradient_norms=gradients,
         weight_norms=weights,
         indices=run.data.indices(step - 1) if hasattr(run.data, "indices") else {},
-        eager=_eager(run, looked.found) if looked else {},
+        eager=_eager(run, looked.gradients) if looked else {},
         finding=looked.finding if looked else "",
     )
 

@@ -1,9 +1,9 @@
-"""Whether the terms of a loss are weighted sums over examples, as batches, micro-batches and replicas take them to be.
+"""Checks that losses are additive over examples: each term of a batch is the weighted sum of those of its pieces.
 
     check_additive(loss, model, batch, config)    # ["term 'squares' of the loss is 77.1 over 96 examples and …"]
 
-A [128, 1] beside a [128] becomes [128, 128] without a word, a mean is right for one batch size alone, and a loss that
-leaves out batch["weight"] counts padding.
+Micro-batches, replicas and padding rely on it. A [128, 1] beside a [128] becomes [128, 128] without a word, a mean is
+right for one batch size alone, and a loss that leaves out batch["weight"] counts padding.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,15 +28,15 @@ _TINY = 1e-6  # of a mean: rounding of what should be zero
 def check_additive(
     loss: Loss, model: Any, batch: Mapping[str, tf.Tensor], config: FrozenConfigDict
 ) -> list[str] | None:
-    """A sentence for each term that is no weighted sum over examples; None, after a warning, if that cannot be told.
+    """Returns a sentence for each term that is not additive; None, after a warning, if the loss cannot be evaluated.
 
-    The weights of the batch are multiplied by numbers from 0.5 to 1.5, and its last rows get a weight of 0. Leaving
-    these out must change nothing, and neither must taking the others, or the first three, in two unequal parts. The
-    loss is evaluated up to seven times, eagerly and not in training; where layers add to it in their calls, three times
-    more, see `_sums_of_layers`.
+    The weights of the batch are multiplied by numbers from 0.5 to 1.5, and its last rows get a weight of 0. The terms
+    must stay the same when those rows are left out, and when the other rows, or the first three, are taken in two
+    unequal pieces. The loss is evaluated up to seven times, eagerly and not in training; if layers add to it in their
+    calls, three times more, see `_sums_of_layers`.
 
     Args:
-      batch: {name: [examples, ...]}. Where one of its tensors has another first dimension, nothing is found.
+      batch: {name: [examples, ...]}. If a tensor has another first dimension, the result is [].
       config: resolved.
     """
     examples = int(batch["weight"].shape[0])
@@ -44,14 +44,14 @@ def check_additive(
         return []
     left_out = max(1, examples // 4) if examples > 2 else 0
     counted = examples - left_out
-    # (examples, the first part of them). Beside many, a few: of many, both parts may have about the same root or mean.
+    # (examples, size of the first piece). A few beside many: of many, both pieces may have about the same root or mean.
     cuts = [(counted, 2 if counted > 3 else 1), *([(3, 1)] if counted > 3 else [])]
     factors = _factors(counted, left_out, batch["weight"].dtype)
 
     def terms(weight: tf.Tensor, begin: int, end: int) -> Mapping[str, Term]:
-        part = {name: tensor[begin:end] for name, tensor in {**batch, "weight": weight}.items()}
+        piece = {name: tensor[begin:end] for name, tensor in {**batch, "weight": weight}.items()}
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), rng.at_example(begin):
-            return forward(loss, model, part, training=False)[0]
+            return forward(loss, model, piece, training=False)[0]
 
     uneven = batch["weight"] * factors
     whole = terms(uneven, 0, examples)
@@ -60,7 +60,7 @@ def check_additive(
             (size, first, terms(uneven, 0, size), [terms(uneven, 0, first), terms(uneven, first, size)])
             for size, first in cuts
         ]
-    except (tf.errors.OpError, ValueError, TypeError) as error:  # such as of a tf.range(batch size) in the loss
+    except (tf.errors.OpError, ValueError, TypeError) as error:  # such as a tf.range(batch size) in the loss
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         logging.warning(
             "whether the loss adds up over examples is not known, because it cannot be computed for %d of the %d"
@@ -71,64 +71,65 @@ def check_additive(
         )
         return None
     close = _CLOSE.get(config.train.precision, _CLOSE_IN_HALF)
-    found = []
+    problems = []
     if any(is_penalty(name) and name != PENALTY for name in whole):
         halves = ((0, counted // 2 * 2), (0, counted // 2), (counted // 2, counted // 2 * 2))
-        found += _sums_of_layers([terms(tf.ones_like(factors), *half) for half in halves], close)
+        problems += _sums_of_layers([terms(tf.ones_like(factors), *half) for half in halves], close)
     is_close = _closeness(close)
     for name, term in whole.items():
         if isinstance(term, BatchDependent) or is_penalty(name):
             continue
         real = compared[0][2][name]
         if not is_close([term], [real]):
-            found.append(
+            problems.append(
                 f"term '{name}' of the loss is {_mean([term]):.6g} over a batch of {examples} and"
                 f" {_mean([real]):.6g} over the {counted} of them that have a weight: rows of weight 0 must not"
                 " count. Write losses.Term(tf.reduce_sum(values * batch['weight']), tf.reduce_sum(batch['weight']))."
             )
             continue
-        for size, first, of_all, of_parts in compared:
-            parts = [part[name] for part in of_parts]
-            if not is_close([of_all[name]], parts):
-                found.append(
+        for size, first, of_all, of_pieces in compared:
+            pieces = [each[name] for each in of_pieces]
+            if not is_close([of_all[name]], pieces):
+                problems.append(
                     f"term '{name}' of the loss is {_mean([of_all[name]]):.6g} over {size} examples and"
-                    f" {_mean(parts):.6g} over parts of {first} and {size - first} of them. Sum and weight must be sums"
-                    " over examples, such as tf.reduce_sum(batch['weight']), and no example may meet another: is there"
-                    f" a [{examples}, 1] beside a [{examples}]? A term that compares examples is losses.BatchDependent."
+                    f" {_mean(pieces):.6g} over parts of {first} and {size - first} of them. Sum and weight must be"
+                    " sums over examples, such as tf.reduce_sum(batch['weight']), and no example may meet another: is"
+                    f" there a [{examples}, 1] beside a [{examples}]? A term that compares examples is"
+                    " losses.BatchDependent."
                 )
                 break
-    return found
+    return problems
 
 
 def _sums_of_layers(terms: list[Mapping[str, Term]], close: float) -> list[str]:
-    """A sentence for what layers add that grows with the batch.
+    """Returns sentences about penalties of layers that grow with the batch.
 
     Args:
-      terms: of a batch in which all weights are 1, and of its two halves.
+      terms: of a batch in which all weights are 1, of its first half, and of its second.
     """
     whole, *halves = terms
     names = [
         name for name in whole if is_penalty(name) and not _closeness(close)([whole[name]], [h[name] for h in halves])
     ]
-    told = [unlike_mean(_mean([whole[name]]), [_mean([half[name]]) for half in halves], close) for name in names]
-    return [sentence for sentence in told if sentence]
+    sentences = [unlike_mean(_mean([whole[name]]), [_mean([half[name]]) for half in halves], close) for name in names]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _factors(counted: int, left_out: int, dtype: tf.DType) -> tf.Tensor:
-    """[counted + left_out]: from 0.5 to 1.5, and then 0."""
+    """Returns [counted + left_out] factors: from 0.5 to 1.5, and then 0."""
     return tf.cast(tf.concat([tf.linspace(0.5, 1.5, counted), tf.zeros([left_out])], 0), dtype)
 
 
 def _closeness(close: float) -> Callable[[list[Term], list[Term]], bool]:
     def is_close(one: list[Term], other: list[Term]) -> bool:
         left, right = _mean(one), _mean(other)
-        # Beside what the parts are, not their sum, in which they may cancel. What is not finite is found elsewhere.
+        # Relative to the pieces, not to their sum, in which they may cancel. Infinities and NaN are found elsewhere.
         return not abs(left - right) > close * max(abs(left), abs(right), _mean(other, abs)) + _TINY
 
     return is_close
 
 
 def _mean(terms: list[Term], of: Callable[[float], float] = float) -> float:
-    """Sum of the sums, or of what `of` makes of them, divided by that of the weights; 0 for no weight."""
+    """Returns the sum of the sums, or of what `of` makes of them, divided by that of the weights; 0 for no weight."""
     weight = sum(float(term.weight) for term in terms)
     return sum(of(float(term.sum)) for term in terms) / weight if weight else 0.0

@@ -1,10 +1,10 @@
-"""Which index, label or assertion a step stumbled over: layer, field of the batch, value.
+"""Names the index, label or assertion that stopped a step: its layer, field of the batch and value.
 
     blame = Blame(lambda batch, step: forward(loss, model, batch, True), batch, model)
     blame.problem(batch, step)
     # "layer 'embedding' takes 10, which is none of the rows 0 to 9; it comes from 'id' of the batch."
 
-The step is traced anew, and of the trace only what leads to its guards is run, one after the other.
+The step is traced again, and of the trace only what leads to its guards is run, one guard after the other.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ _Calls = list[tuple[Any, int, int, str]]
 
 
 class Blame:
-    """One trace of a step, or of how its batch is made.
+    """A trace of a step, or of how its batch is made, whose guards can be computed.
 
     Args:
-      look: look(batch, step), traced; what it returns is not used.
-      batch: {name: tensor or spec}, of the shapes that `look` is given.
+      look: (batch, step) -> anything; the function to trace.
+      batch: {name: tensor or spec}, of the shapes of the batches that `look` takes.
       roots: models, whose layers are named.
     """
 
@@ -46,15 +46,15 @@ class Blame:
         self._graph, self._examples = traced.graph, next((spec.shape[0] for spec in specs.values() if spec.shape), None)
 
     def problem(self, batch: Batch, step: int) -> str:
-        """One sentence about the first guard that does not hold; '' if all do."""
+        """Returns a sentence about the first guard that does not hold; '' if all hold."""
         for guard in guards.guards_of(self._graph):
-            found = self._looked_at(guard, [*tf.nest.flatten(dict(batch)), tf.constant(step, tf.int64)])
-            if found is not None:
-                return _sentence(guard, *found, self._layer(guard), self._examples)
+            broken = self._compute(guard, [*tf.nest.flatten(dict(batch)), tf.constant(step, tf.int64)])
+            if broken is not None:
+                return _sentence(guard, *broken, self._layer(guard), self._examples)
         return ""
 
-    def _looked_at(self, guard: guards.Guard, given: list[tf.Tensor]) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Where a guard does not hold, and the values there; None if it holds or cannot be computed."""
+    def _compute(self, guard: guards.Guard, given: list[tf.Tensor]) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Returns where a guard does not hold, and the values there; None if it holds or cannot be computed."""
         graph = self._graph
         inputs = [*graph.inputs[: len(given)], *(inner for _, inner in graph.captures)]
         outers = [*given, *(outer for outer, _ in graph.captures)]
@@ -73,7 +73,7 @@ class Blame:
         return (bad, values[0] if values else None) if np.any(bad) else None
 
     def _layer(self, guard: guards.Guard) -> str:
-        """The path of the innermost layer whose call made a guard's operation; '' if none did."""
+        """Returns the path of the innermost layer whose call made a guard's operation; '' if none did."""
         at = {id(operation): index for index, operation in enumerate(self._graph.get_operations())}
         here, calls = at[id(guard.operation)], [call for call in self._calls if call[0] is self._graph]
         inside = [(end - start, path) for _, start, end, path in calls if start <= here < end]
@@ -85,27 +85,30 @@ def first_problem(
     look: Callable[[Mapping[str, tf.Tensor], tf.Tensor], Any],
     steps: Iterable[int],
     roots: Sequence[Any],
-    told: Callable[[int, str], str],
+    sentence: Callable[[int, str], str],
 ) -> str:
-    """told(step, what is out of range in its batch) of the first step of which something is; '' if nothing is.
+    """Returns a sentence about the first of `steps` in whose batch something is out of range; '' if nothing is.
 
     Args:
-      look: see `Blame`; roots: the same.
+      look: see `Blame`.
+      roots: see `Blame`.
+      sentence: (step, problem) -> the sentence.
     """
 
     def make(_: Any, step: tf.Tensor) -> None:
         with guards.watched({}):
             batches.at(step)
 
-    made, taken = Blame(make, {}), None
+    of_data = Blame(make, {})
+    of_step = None
     for step in steps:
-        found = made.problem({}, step)
-        if not found:
+        problem = of_data.problem({}, step)
+        if not problem:
             batch = dict(batches.at(step))
-            taken = taken or Blame(look, batch, *roots)
-            found = taken.problem(batch, step)
-        if found:
-            return told(step, found)
+            of_step = of_step or Blame(look, batch, *roots)
+            problem = of_step.problem(batch, step)
+        if problem:
+            return sentence(step, problem)
     return ""
 
 
@@ -135,7 +138,7 @@ def _sentence(guard: guards.Guard, bad: np.ndarray, values: np.ndarray | None, l
 
 @contextlib.contextmanager
 def _recorded(roots: tuple[Any, ...], calls: _Calls) -> Iterator[None]:
-    """While open, every layer writes down which operations its call makes."""
+    """While open, records which operations the call of each layer makes."""
     layers = {
         path or "the model": child
         for root in roots

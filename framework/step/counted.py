@@ -1,4 +1,4 @@
-"""Numbers of Python that code counts up, such as `self.calls += 1`: a compiled step would keep what they were once.
+"""Finds Python numbers that code counts up, such as `self.calls += 1`: a compiled step would never count them.
 
 numbers = numbers_of(loss, model, metrics)          # {"'calls' of layer 'sampling'": 0}
 graph = trace()
@@ -19,36 +19,38 @@ _MOST = 16  # entries of a list or dict that is looked into
 
 
 def numbers_of(loss: Any, model: Any, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """{name: number} of what layers, the loss (or its closure and the globals that it reads) and metrics hold."""
-    found = dict(_numbers(_held_by(loss), "the loss"))
-    for path, part in paths.objects(model).items():
-        if isinstance(part, keras.layers.Layer):
-            found |= _numbers({**vars(type(part)), **vars(part)}, f"layer '{path}'" if path else "the model")
+    """Returns {name: number} of layers, metrics, and the loss, with its closure and the globals that it reads."""
+    numbers = dict(_numbers(_held_by(loss), "the loss"))
+    for path, child in paths.objects(model).items():
+        if isinstance(child, keras.layers.Layer):
+            numbers |= _numbers({**vars(type(child)), **vars(child)}, f"layer '{path}'" if path else "the model")
     for name, metric in metrics.items():
-        found |= _numbers(getattr(metric, "__dict__", {}), f"metric '{name}'")
-    return found
+        numbers |= _numbers(getattr(metric, "__dict__", {}), f"metric '{name}'")
+    return numbers
 
 
 def check_counted(
     before: Mapping[str, float], look: Callable[[], Mapping[str, float]], trace: Callable[[], Any]
 ) -> None:
-    """Raises UserError if a trace has changed a number, and each further one changes it and computes something else.
+    """Raises UserError if every trace changes a number, and computes something else because of it.
 
     Args:
       before: `numbers_of` before the trace.
-      look: `numbers_of` now.
-      trace: makes the graph of another trace.
+      look: () -> `numbers_of` at present.
+      trace: () -> the graph of another trace.
     """
-    if not _changed(before, look()):  # the first call of a layer may settle numbers: what counts goes on counting
+    if not _changed(before, look()):  # the first call of a layer may set numbers once; a counter changes in each
         return
-    one, then = trace(), look()
-    other, now = trace(), look()
+    one = trace()
+    then = look()
+    other = trace()
+    now = look()
     changed = _changed(then, now)
     if changed and list(_constants(one)) != list(_constants(other)):
         name = changed[0]
         raise UserError(
             f"{name} goes from {then[name]:g} to {now[name]:g} when it is called, and what is computed depends on"
-            " it. A compiled step runs Python once, when it is traced, so it would stay what it is then. Count in a"
+            " it. A compiled step runs Python once, when it is traced, so the number would never change. Count in a"
             " variable: self.add_weight(shape=(), initializer='zeros', trainable=False) in build of a layer, and"
             " assign_add in call where training is true."
         )
@@ -59,18 +61,19 @@ def _changed(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
 
 
 def _held_by(function: Any) -> dict[str, Any]:
-    """What a function reads beside its arguments, or an object has."""
+    """Returns what a function reads beside its arguments, or the attributes of an object."""
     code = inspect.unwrap(function)
     if not inspect.isfunction(code):
         return dict(getattr(getattr(code, "__self__", code), "__dict__", {}))
     try:
         read = inspect.getclosurevars(code)
-    except ValueError:  # something that it reads is not made yet
+    except ValueError:  # a variable that it reads has no value yet
         return {}
     return {**read.globals, **read.nonlocals}
 
 
 def _numbers(held: Mapping[str, Any], of: str) -> Iterator[tuple[str, float]]:
+    """Yields (name, number) of attributes, and of the entries of short lists and dicts."""
     for name, value in list(held.items()):
         if type(value) in (int, float):
             yield f"'{name}' of {of}", value
@@ -80,7 +83,7 @@ def _numbers(held: Mapping[str, Any], of: str) -> Iterator[tuple[str, float]]:
 
 
 def _constants(graph: Any) -> Iterator[bytes]:
-    """The constants of a trace and of the functions that it calls, in order."""
+    """Yields the constants of a trace and of the functions that it calls, in order."""
     for operation in graph.get_operations():
         if operation.type == "Const":
             yield operation.get_attr("value").SerializeToString()

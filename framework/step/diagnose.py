@@ -1,7 +1,7 @@
-"""What went bad first in a step: an eager re-run of it, on the same batch, with the same draws, watched layer by layer.
+"""Finds what went bad first in a step: runs it again eagerly, on the same batch with the same draws, layer by layer.
 
 diagnose(train_block)        # "layer 'dense_1': its output is not finite, its inputs are"
-look(train_block).found      # its terms and gradients
+look(train_block).gradients  # its terms, metric states and gradients
 """
 
 import contextlib
@@ -30,21 +30,21 @@ class Look:
     """An eager run of a step that changed nothing.
 
     Attributes:
-      found: its terms, metric states and gradients.
+      gradients: its terms, metric states and gradients.
       finding: a sentence that names the first tensor that is not finite; '' if all are.
     """
 
-    found: Gradients
+    gradients: Gradients
     finding: str
 
 
 def diagnose(block: TrainBlock) -> str:
-    """One sentence that names the first tensor that is not finite, in the step after `state.step`; changes nothing."""
+    """Returns a sentence that names the first tensor of the next step that is not finite; changes nothing."""
     return look(block).finding or COMPILED_ALONE
 
 
 def look(block: TrainBlock) -> Look:
-    """Runs the step after `state.step` eagerly, with every tensor looked at; applies and changes nothing.
+    """Runs the next step eagerly and looks at every tensor; applies and changes nothing.
 
     In this order: the batch, the variables, layers as they run, the terms of the loss, the gradients that pass layers
     backwards, the gradients of the parameters.
@@ -57,37 +57,38 @@ def look(block: TrainBlock) -> Look:
             {path: paths.copies(v)[0] for path, v in block.state.learned.items() if v.dtype.is_floating}
         )
         with _watched(block.state, forwards, backwards):
-            found = block.dry_run(batch)
+            result = block.dry_run(batch)
     if bad := _first_bad(batch):
-        return Look(found, f"'{bad}' {BATCH}")
+        return Look(result, f"'{bad}' {BATCH}")
     if variable:
-        return Look(found, f"the variable '{variable}' was not finite before the step")
+        return Look(result, f"the variable '{variable}' was not finite before the step")
     if forwards:
-        return Look(found, forwards[0])
-    if bad := _first_bad({name: term.sum for name, term in found.terms.items()}):
+        return Look(result, forwards[0])
+    if bad := _first_bad({name: term.sum for name, term in result.terms.items()}):
         if reason := is_penalty(bad) and "weight" in batch and weight_problem(block.state.model, batch["weight"]):
-            return Look(found, reason)
-        return Look(found, f"term '{bad}' {LOSS_ALONE}")
+            return Look(result, reason)
+        return Look(result, f"term '{bad}' {LOSS_ALONE}")
     if backwards:
-        return Look(found, backwards[0])
-    if bad := _first_bad(found.gradients):
-        return Look(found, f"the gradient of '{bad}' is not finite, those that pass between layers are")
-    return Look(found, "")
+        return Look(result, backwards[0])
+    if bad := _first_bad(result.gradients):
+        return Look(result, f"the gradient of '{bad}' is not finite, those that pass between layers are")
+    return Look(result, "")
 
 
 def _first_bad(tensors: Mapping[str, Any]) -> str:
+    """Returns the name of the first tensor that is not finite; '' if all are."""
     return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), "")
 
 
 def _is_finite(nest: Any) -> bool:
-    """Whether all floating eager tensors of a nest are; symbolic ones belong to a trace and are passed over."""
+    """Returns whether all floating eager tensors of a nest are finite; symbolic tensors belong to a trace."""
     tensors = [tensor for tensor in tf.nest.flatten(nest) if tf.is_tensor(tensor) and not tf.is_symbolic_tensor(tensor)]
     return all(bool(tf.reduce_all(tf.math.is_finite(tensor))) for tensor in tensors if tensor.dtype.is_floating)
 
 
 @contextlib.contextmanager
 def _watched(state: TrainState, forwards: list[str], backwards: list[str]) -> Iterator[None]:
-    """While open, every layer writes down what of it is not finite, in the order in which it is computed."""
+    """While open, records what each layer computes that is not finite, in the order in which it is computed."""
     roots = {"": state.model} if state.extra is None else {"": state.model, "extra/": state.extra}
     layers = {
         prefix + path: child
@@ -123,7 +124,7 @@ def _watching(call: Callable[..., Any], path: str, forwards: list[str], backward
 
 
 def _with_gradient(value: Any, event: str, events: list[str]) -> Any:
-    """`value`, whose gradient is looked at as it passes."""
+    """Returns `value`; records `event` if the gradient that passes is not finite."""
     if not tf.is_tensor(value) or tf.is_symbolic_tensor(value) or not value.dtype.is_floating:
         return value
 

@@ -1,11 +1,11 @@
-"""The weights of a loss's terms, computed without the model: stage 0 of the step.
+"""The weights of a loss's terms, computed without a forward pass: stage 0 of the step.
 
     weights = term_normalizers(lambda batch: loss(model, batch, True), batch_specs)
     weights(batch)                                     # {'cross_entropy': 1873.0}
 
-A term is divided by its weight over the *whole* batch, which must be known before the first micro-batch (or replica) is
-differentiated. Weights are functions of the batch alone, so only the operations that lead to them are taken from a
-trace of the loss: no forward pass is run, nothing is drawn twice, no moving average moves.
+A term is divided by its weight over the *whole* batch, which must be known before the first micro-batch or shard is
+differentiated. A weight is a function of the batch alone, so only the operations that lead to the weights are taken
+from a trace of the loss: the model is not called, nothing is drawn twice, no moving average moves.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,16 +17,16 @@ from framework.errors import UserError
 from framework.trace.graphs import ancestors, imported
 
 
-def term_normalizers(run: Callable[..., Any], *specs: Any, of_a_part: Collection[str] = ()) -> Callable[..., Any]:
-    """A function of the same arguments as `run` that returns {term: weight, scalar} alone.
+def term_normalizers(run: Callable[..., Any], *specs: Any, of_pieces: Collection[str] = ()) -> Callable[..., Any]:
+    """Returns a function of the same arguments as `run` that returns {term: weight, scalar} alone.
 
     Args:
       run: tensors -> (terms, outputs); traced once.
       specs: nests of tf.TensorSpec, its arguments.
-      of_a_part: terms of which `run` sees but a part of the examples; their weights must grow with it.
+      of_pieces: terms of which `run` sees a piece of the examples; their weights must depend on the examples.
 
     Raises:
-      UserError: a weight is computed from a variable of the model, or is the same for each part.
+      UserError: a weight is computed from a variable of the model, or is the same for each piece.
     """
     weights: dict[str, tf.Tensor] = {}
     sums: dict[str, tf.Tensor] = {}
@@ -38,8 +38,8 @@ def term_normalizers(run: Callable[..., Any], *specs: Any, of_a_part: Collection
 
     graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
     check_weights(graph, weights)
-    parts = {name: (sums[name], weights[name]) for name in of_a_part}
-    refuse_constant(parts, _examples_of(graph, len(tf.nest.flatten(specs))))
+    pieces = {name: (sums[name], weights[name]) for name in of_pieces}
+    check_not_constant(pieces, _examples_of(graph, len(tf.nest.flatten(specs))))
     operations = set().union(*(ancestors(weight) for weight in weights.values()))
     inputs = [*graph.inputs[: len(tf.nest.flatten(specs))], *(inner for _, inner in graph.captures)]
     outers = [outer for outer, _ in graph.captures]
@@ -55,12 +55,12 @@ def term_normalizers(run: Callable[..., Any], *specs: Any, of_a_part: Collection
     return tf.function(pruned, autograph=False)
 
 
-def refuse_constant(terms: Mapping[str, tuple[tf.Tensor, tf.Tensor]], examples: Collection[tf.Operation]) -> None:
+def check_not_constant(terms: Mapping[str, tuple[tf.Tensor, tf.Tensor]], examples: Collection[tf.Operation]) -> None:
     """Raises UserError if a term's sum depends on the examples of a batch and its weight does not.
 
-    The mean over a batch with a weight of 1 is such a term: over padded or unequal batches, micro-batches and replicas
-    these do not add up to the mean over all. A penalty on the weights of a model depends on no example, and may have
-    any weight.
+    The mean over a batch with a weight of 1 is such a term. Over padded or unequal batches, micro-batches and replicas,
+    such terms do not add up to the mean over all examples. A penalty on the weights of a model depends on no example,
+    and may have any weight.
 
     Args:
       terms: {name: (sum, weight)}, tensors of one graph.
@@ -75,13 +75,6 @@ def refuse_constant(terms: Mapping[str, tuple[tf.Tensor, tf.Tensor]], examples: 
                 " losses.Term(tf.reduce_sum(values * batch['weight']), tf.reduce_sum(batch['weight'])), and put a"
                 " constant into Term.sum."
             )
-
-
-def _examples_of(graph: Any, given: int) -> set[tf.Operation]:
-    """What a trace of a part is given, or captures of the trace around it: the examples, but for a scalar step."""
-    return {inner.op for inner in graph.inputs[:given]} | {
-        inner.op for outer, inner in graph.captures if tf.is_symbolic_tensor(outer) and inner.shape.rank
-    }
 
 
 def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
@@ -100,3 +93,13 @@ def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
                 f"the weight of term '{name}' is computed from the variable '{read[operation].name}'. A weight is a"
                 " function of the batch alone: put factors that depend on the model into Term.sum."
             )
+
+
+def _examples_of(graph: Any, given: int) -> set[tf.Operation]:
+    """Returns the operations that the examples of a piece come from, but for a scalar such as the step.
+
+    Those are the first `given` inputs of a trace, and what it captures of the trace around it.
+    """
+    return {inner.op for inner in graph.inputs[:given]} | {
+        inner.op for outer, inner in graph.captures if tf.is_symbolic_tensor(outer) and inner.shape.rank
+    }

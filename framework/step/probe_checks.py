@@ -16,7 +16,7 @@ from framework.experiment.returns import shown
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.step import coverage
-from framework.step.normalizers import refuse_constant
+from framework.step.normalizers import check_not_constant
 from framework.step.penalties import is_penalty
 
 
@@ -125,7 +125,7 @@ def check_terms(terms: Mapping[str, Term], batch: Iterable[tf.Tensor]) -> None:
     own = {name: (term.sum, term.weight) for name, term in terms.items() if not is_penalty(name)}
     if not all(tf.is_symbolic_tensor(number) for term in own.values() for number in term):
         own = {name: (tf.identity(total), tf.identity(weight)) for name, (total, weight) in own.items()}
-    refuse_constant(own, {tensor.op for tensor in batch})
+    check_not_constant(own, {tensor.op for tensor in batch})
 
 
 def check_frozen(graph: Any, frozen: Mapping[str, tf.Variable]) -> None:

@@ -148,11 +148,11 @@ def test_eager_agrees_and_draws_the_same(tmp_path, mode):
     np.testing.assert_array_equal(labels[shown.indices["index"]], built.data.at(17)["label"].numpy())
     assert set(shown.indices["source"]) == {0} and set(shown.indices["weight"]) == {1}
 
-    drawn = look(built.train_block).found.metrics["bits"].numpy()  # of step 19
+    drawn = look(built.train_block).gradients.metrics["bits"].numpy()  # of step 19
     compiled = built.train_block(1)
     np.testing.assert_array_equal(drawn, compiled.layout.unpack(compiled.rows[0])["bits"])
     assert 0.6 < np.mean(drawn[:16]) / (2 * sum(place**2 for place in range(1, 9))) < 0.9, "masks of another rate"
-    other = look(built.train_block).found.metrics["bits"].numpy()  # of step 20
+    other = look(built.train_block).gradients.metrics["bits"].numpy()  # of step 20
     assert np.mean(drawn == other) < 0.1
 
 

@@ -210,7 +210,7 @@ def test_what_cannot_be_cut_is_left_alone():
     assert found(with_table, {**BATCH, "table": np.arange(14, dtype=np.float32).reshape(7, 2)}) == []
 
 
-def test_draws_of_a_part_are_those_of_its_place_in_the_batch():
+def test_draws_of_pieces_are_those_of_its_place_in_the_batch():
     def loss(model, batch, training):
         noise = rng.uniform("noise", tf.shape(batch["x"])[0], 1)[:, 0]
         return {"noisy": losses.Term(tf.reduce_sum(noise * batch["weight"]), tf.reduce_sum(batch["weight"]))}, {}

@@ -213,7 +213,7 @@ def test_a_mask_that_keras_hands_on_is_seen_by_who_looks():
 
     built = build(functions={"make_model": make_model, "make_loss": make_loss})
     block = built.train_block
-    plain, watched = (found.terms["ce"] for found in (block.dry_run(block.batch()), look(block).found))
+    plain, watched = (found.terms["ce"] for found in (block.dry_run(block.batch()), look(block).gradients))
     assert float(watched.sum) == pytest.approx(float(plain.sum), rel=1e-6)
 
 

@@ -11,7 +11,7 @@ from framework import layers, losses, paths, rng
 from framework.config import UserError
 from framework.distribute.replicas import Replicas
 from framework.step.gradients import Objective
-from framework.step.normalizers import refuse_constant, term_normalizers
+from framework.step.normalizers import check_not_constant, term_normalizers
 from framework.step.step import batch_gradients
 from tests.small import build
 
@@ -237,7 +237,7 @@ CONSTANT = (
 )
 def test_a_weight_of_no_example_is_refused_beside_a_sum_that_is_of_them(is_refused, term):
     def trace(values, weight):
-        refuse_constant({"mine": tuple(map(tf.identity, term(values, weight)))}, {values.op, weight.op})
+        check_not_constant({"mine": tuple(map(tf.identity, term(values, weight)))}, {values.op, weight.op})
         return values
 
     spec = tf.TensorSpec([8], tf.float32)
