@@ -30,7 +30,7 @@ def programs(mode: str, in_parts: bool) -> tuple[str, ...]:
     """Returns which stages of a step are XLA programs of their own: 'whole', 'gradients', 'update' or none.
 
     Args:
-      mode: one of MODES, or 'auto', which is a graph until `tune` has chosen.
+      mode: one of MODES, or 'auto', which is a graph until `compile_choice` has chosen.
       in_parts: whether replicas share the step; XLA cannot compile around them.
     """
     if mode == "xla":

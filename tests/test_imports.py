@@ -87,7 +87,7 @@ ROWS = (
     ("step.asynchronous",),
     ("step.evaluation_probe",),
     ("step.evaluation",),
-    ("step.tune",),
+    ("step.compile_choice",),
     ("step.diagnose",),
     ("step",),
     # what is written

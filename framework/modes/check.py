@@ -22,7 +22,7 @@ from framework.modes.export import describe
 from framework.run.evaluation import untouched
 from framework.run.exporting import held_out
 from framework.run.run import Run
-from framework.step import tune
+from framework.step import compile_choice
 from framework.step.additivity import check_additive
 from framework.step.penalties import shown
 from framework.step.size import bytes_of
@@ -70,8 +70,8 @@ def _first_step(run: Run) -> int:
     if run.config.runtime.strategy == "parameter_server":
         print("  not taken: under runtime.strategy='parameter_server' workers take the steps\n")
         return 0
-    mode = tune.candidates(run.resolved, run.probe, run.replicas)[0]
-    restore = tune.saved(run.state)
+    mode = compile_choice.candidates(run.resolved, run.probe, run.replicas)[0]
+    restore = compile_choice.saved(run.state)
     try:
         gradients = run.train_block.inspect(mode)
         row = run.train_block.compiled_by(mode)(1).row(0)

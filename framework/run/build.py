@@ -33,7 +33,7 @@ from framework.run.metric_names import check_metric_names
 from framework.run.request import resolve_request
 from framework.run.run import Run
 from framework.state import TrainState
-from framework.step import asynchronous, tune
+from framework.step import asynchronous, compile_choice
 from framework.step.asynchronous import AsynchronousBlock
 from framework.step.block import BlockParts, TrainBlock, scalars_of
 from framework.step.evaluation import EvalBlock
@@ -213,7 +213,7 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
             trace = probe(loss, model, metrics, data, resolved, replicas.count)
             check_frozen(trace.graph, frozen)
         refuse_too_large(trace, data, resolved)
-        tune.warn_of_convolutions(resolved, trace, replicas)
+        compile_choice.warn_of_convolutions(resolved, trace, replicas)
         if isinstance(replicas, ParameterServers):
             asynchronous.check(functions, model, data, trace)
         schedules = make_schedules(functions["make_schedule"], model, resolved)

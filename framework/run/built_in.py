@@ -9,7 +9,7 @@ from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
 from framework.run.run import Run
-from framework.step import tune
+from framework.step import compile_choice
 
 
 def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
@@ -39,7 +39,7 @@ def write_histograms(context: Context) -> None:
     """Writes the distributions of the weights, and of the gradients that the next step takes at these weights."""
     run = context.run
     weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
-    mode = "xla_gradients" if "graph" in tune.slow_convolutions(run.probe.graph, run.replicas) else "graph"
+    mode = "xla_gradients" if "graph" in compile_choice.slow_convolutions(run.probe.graph, run.replicas) else "graph"
     gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(mode).items()}
     context.writer.histograms(context.step, weights | gradients)
 

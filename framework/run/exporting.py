@@ -19,7 +19,7 @@ from framework.folder import EXPORTS
 from framework.run.build import on_one_device
 from framework.run.evaluation import untouched
 from framework.run.run import Run
-from framework.step import tune
+from framework.step import compile_choice
 from framework.step.forward import forward
 
 
@@ -44,7 +44,7 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
         with precision.scope(run.resolved.train.precision):
             return dict(forward(run.loss, run.model, tensors, training=False)[1])
 
-    is_slow = "eager" in tune.slow_convolutions(run.probe.graph, run.replicas)
+    is_slow = "eager" in compile_choice.slow_convolutions(run.probe.graph, run.replicas)
     compiled = jit(outputs_of) if is_slow else outputs_of
 
     def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ from framework.run.preview import show_inputs, warn_unless_additive
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
-from framework.step import tune
+from framework.step import compile_choice
 from framework.writers import MultiWriter
 
 _BLOCK_SECONDS = 2.0
@@ -111,8 +111,8 @@ def _choose(run: Run) -> float:
         what = "as before" if run.choice else "at its end already"
         logging.info("train.compile=auto: %s, %s", run.train_block.compiled.mode, what)
         return 0.0
-    modes = tune.candidates(run.resolved, run.probe, run.replicas)
-    block, choice = tune.tune(run.train_block, modes, run.replicas, left)
+    modes = compile_choice.candidates(run.resolved, run.probe, run.replicas)
+    block, choice = compile_choice.choose(run.train_block, modes, run.replicas, left)
     run.compile_by(choice, block)
     table = ", ".join(f"{mode} {'-' if ms is None else f'{ms:.3g}'}" for mode, ms in choice.milliseconds.items())
     logging.info("train.compile=auto: %s, %s (ms a step: %s)", choice.mode, choice.reason, table or "not timed")

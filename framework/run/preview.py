@@ -8,7 +8,7 @@ from absl import logging
 
 from framework.run.evaluation import untouched
 from framework.run.run import Run
-from framework.step import tune
+from framework.step import compile_choice
 from framework.step.additivity import check_additive
 from framework.writers import MultiWriter
 
@@ -25,7 +25,7 @@ def show_inputs(run: Run, writer: MultiWriter) -> None:
 
 def warn_unless_additive(run: Run) -> None:
     """Once a run: says so if a term of the loss is no weighted sum over examples."""
-    if run.replicas.is_local and "eager" not in tune.slow_convolutions(run.probe.graph, run.replicas):
+    if run.replicas.is_local and "eager" not in compile_choice.slow_convolutions(run.probe.graph, run.replicas):
         with untouched(run):
             found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
         for sentence in found or ():

@@ -32,13 +32,13 @@ from framework.optim import Schedule
 from framework.run import code_copies, continuity, metric_names, stored_config
 from framework.run.environment import environment, git_commit
 from framework.state import TrainState
-from framework.step import tune
+from framework.step import compile_choice
 from framework.step.block import TrainBlock
+from framework.step.compile_choice import CompileChoice
 from framework.step.evaluation import EvalBlock
 from framework.step.forward import Loss
 from framework.step.penalties import shown
 from framework.step.probe import Probe
-from framework.step.tune import CompileChoice
 
 
 @dataclasses.dataclass
@@ -183,7 +183,7 @@ class Run:
         # The note is covered by a hash; before the first checkpoint there is only the file.
         kept = CompileChoice.of(self.note["tuning"]) if self.note.get("tuning") else None
         kept = kept or read_json(self.workdir / folder.TUNING, CompileChoice.of, None, "the step is timed anew")
-        if kept is not None and kept.mode in tune.candidates(self.resolved, self.probe, self.replicas):
+        if kept is not None and kept.mode in compile_choice.candidates(self.resolved, self.probe, self.replicas):
             self.compile_by(kept)
 
     def restore(self, which: str | int = "last", repair: bool = False) -> int:

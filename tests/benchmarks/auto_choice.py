@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import framework
 from framework.run.environment import environment
 from framework.run.run import Run
-from framework.step import tune
+from framework.step import compile_choice
 
 # {name: (experiment, train.precision)}
 WORKLOADS = {
@@ -45,15 +45,15 @@ def build(workload: str) -> Run:
 def start(workload: str) -> dict[str, object]:
     """What one start chooses, and the seconds that it takes to."""
     run, begin = build(workload), time.monotonic()
-    modes = tune.candidates(run.resolved, run.probe, run.replicas)
-    _, choice = tune.tune(run.train_block, modes, run.replicas, run.total_steps)
+    modes = compile_choice.candidates(run.resolved, run.probe, run.replicas)
+    _, choice = compile_choice.choose(run.train_block, modes, run.replicas, run.total_steps)
     return {"mode": choice.mode, "table": choice.milliseconds, "seconds": time.monotonic() - begin}
 
 
 def reference(workload: str, seconds: float) -> dict[str, float]:
     """{mode: milliseconds of a step}: medians of runs in turns; of one that is twice as slow, three runs will do."""
     run = build(workload)
-    modes = tune.candidates(run.resolved, run.probe, run.replicas)
+    modes = compile_choice.candidates(run.resolved, run.probe, run.replicas)
     blocks = {mode: run.train_block.compiled_by(mode) for mode in modes}
 
     def timed(mode: str, k: int) -> float:
@@ -89,7 +89,7 @@ def measure(workload: str, starts: int, seconds: float) -> None:
     found = [in_a_process("--start", workload) for _ in range(starts)]
     missed = [one for one in found if times[one["mode"]] > 1.03 * best]
     chosen = sorted({one["mode"] for one in found}, key=times.__getitem__)
-    ways = " | ".join(f"{times[mode]:.3g}" if mode in times else "" for mode in tune.MODES)
+    ways = " | ".join(f"{times[mode]:.3g}" if mode in times else "" for mode in compile_choice.MODES)
     longest = max(one["seconds"] for one in found)
     good = f"{starts - len(missed)} of {starts}"
     print(f"| {workload} | {ways} | {', '.join(chosen)} | {good} | {longest:.1f} |", flush=True)
@@ -114,8 +114,8 @@ def main() -> None:
     versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("tensorflow", "tf-keras", "numpy"))
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['platform']}, Python {facts['python']}, {versions}")
     print(f"load of the machine at the start {os.getloadavg()[0]:.1f}; milliseconds of a step")
-    print(f"| workload | {' | '.join(tune.MODES)} | chosen | within 3 % of the best | seconds to choose |")
-    print(f"|{'---|' * (len(tune.MODES) + 4)}")
+    print(f"| workload | {' | '.join(compile_choice.MODES)} | chosen | within 3 % of the best | seconds to choose |")
+    print(f"|{'---|' * (len(compile_choice.MODES) + 4)}")
     for workload in options.workloads:
         measure(workload, options.starts, options.seconds)
 

@@ -22,8 +22,8 @@ from framework.run import evaluation, exporting, loop
 from framework.run.nonfinite import NonFiniteError
 from framework.run.replay import replay_step
 from framework.run.result import whole_result
-from framework.step import tune
-from framework.step.tune import CompileChoice
+from framework.step import compile_choice
+from framework.step.compile_choice import CompileChoice
 from tests import small
 
 TINY = "tests/tiny.py"
@@ -481,7 +481,7 @@ def chooses(monkeypatch):
         asked.append((modes, steps))
         return block.compiled_by("xla_update"), CompileChoice("xla_update", {"graph": 2.0, "xla": None}, "the fastest")
 
-    monkeypatch.setattr(tune, "tune", choose)
+    monkeypatch.setattr(compile_choice, "choose", choose)
     return asked
 
 
@@ -501,7 +501,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
 
     interrupt_at(parts, 20)
     loop.train(parts)
-    assert chooses == [(tune.MODES, 40)] * 2
+    assert chooses == [(compile_choice.MODES, 40)] * 2
     (tmp_path / "parts" / "tuning.json").unlink()  # a checkpoint that was copied elsewhere knows by itself
     caplog.clear()
     again = build(tmp_path / "parts", "auto")
@@ -552,7 +552,7 @@ def test_a_choice_that_cannot_be_had_on_these_devices_is_made_again(tmp_path, ch
         chooses.append((modes, steps))
         return block.compiled_by(modes[0]), CompileChoice(modes[0], {}, "the first")
 
-    monkeypatch.setattr(tune, "tune", choose)
+    monkeypatch.setattr(compile_choice, "choose", choose)
     assert loop.train(elsewhere)["compile"] == "graph"
     assert chooses[-1][0] == ("graph", "xla")
 

@@ -1,4 +1,4 @@
-"""framework/step/tune.py: the fastest candidate on a noisy machine, at little cost, and a state that is as it was."""
+"""Choosing how to compile: the fastest candidate on a noisy machine, at little cost, and a state that is as it was."""
 
 import gc
 import weakref
@@ -13,8 +13,8 @@ import framework
 from framework.distribute.replicas import Replicas
 from framework.layers import Dropout
 from framework.losses import Term
-from framework.step import tune as module
-from framework.step.tune import candidates, tune
+from framework.step import compile_choice as module
+from framework.step.compile_choice import candidates, choose
 from tests.small import HOT, build, differing, snapshot
 
 ALL = {"graph": 1.0, "xla_update": 1.0, "xla_gradients": 1.0, "xla": 1.0}
@@ -65,7 +65,7 @@ class FakeBlock:
 
 
 def tuned(fake, modes=module.MODES, steps=10**6, replicas=None):
-    block, choice = tune(fake, modes, replicas or Replicas(), steps, clock=fake.clock)
+    block, choice = choose(fake, modes, replicas or Replicas(), steps, clock=fake.clock)
     assert int(fake.state.step) == 0
     assert block.mode == choice.mode
     return choice
@@ -251,7 +251,7 @@ def test_the_state_is_bit_for_bit_what_it_was_and_so_is_what_is_trained_then(tho
     before = snapshot(built)
     modes = candidates(built.resolved, built.probe, built.replicas)
     assert modes == module.MODES
-    block, choice = tune(built.train_block, modes, built.replicas, 37)
+    block, choice = choose(built.train_block, modes, built.replicas, 37)
     assert not differing(snapshot(built), before)
     assert set(choice.milliseconds) == set(modes)
     assert None not in choice.milliseconds.values()
@@ -272,7 +272,7 @@ def test_batches_that_have_a_state_are_left_as_they_were(thorough):
     built.train_block(4)
     before = snapshot(built)
     assert any(path.startswith("data/rows/") for path in before)
-    block = tune(built.train_block, ("graph", "xla_update"), built.replicas, 40)[0]
+    block = choose(built.train_block, ("graph", "xla_update"), built.replicas, 40)[0]
     assert not differing(snapshot(built), before)
     block(1)
     assert differing(snapshot(built), before) >= {"step", "data/added"}
@@ -289,7 +289,7 @@ def test_candidates_that_are_not_taken_are_freed(thorough):
             return block
 
     built.train_block.__class__ = Watched
-    block, choice = tune(built.train_block, module.MODES, built.replicas, 10)
+    block, choice = choose(built.train_block, module.MODES, built.replicas, 10)
     built.compile_by(choice, block)
     gc.collect()
     assert {mode for mode, compiled in made.items() if compiled() is not None} <= {
@@ -434,7 +434,7 @@ def test_replicas_are_tuned_and_left_as_they_were(thorough):
     built = build(**mirrored)
     built.train_block(2)
     before = snapshot(built)
-    block, choice = tune(built.train_block, ("graph", "xla"), built.replicas, 8)
+    block, choice = choose(built.train_block, ("graph", "xla"), built.replicas, 8)
     assert not differing(snapshot(built), before)
     assert set(choice.milliseconds) == {"graph", "xla"}
     assert block.compiled.traces == 1
