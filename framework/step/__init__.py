@@ -1,5 +1,5 @@
-"""The step: `gradients` (terms and the tape), `update` (norm and apply), `block` (K steps in one compiled call).
+"""A training step: `step` has its stages in order; the other modules are what the stages call, and who calls them.
 
-Its order is a contract: terms, each divided by the weight of the whole batch; gradients; norm; apply; the row of
-numbers.
+`block` takes K steps in one compiled call, on one device or several; `asynchronous` takes them on parameter servers;
+`evaluation` is a pass over a split without an update; `probe` traces them before anything runs.
 """

@@ -1,7 +1,7 @@
-"""What evaluating a split would do, found by tracing one batch before anything runs.
+"""Traces one batch of an evaluation split before anything runs, to find out what evaluating the split would do.
 
 found = probe_evaluation(loss, state, batches, config, "test", terms)
-found.assigned_variables                           # variables that the loss changes in evaluation
+found.assigned_variables                       # variables that the loss changes in evaluation
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ _SHOWN = 3  # variables of one message
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationProbe:
-    """What was found.
+    """What a trace of evaluation shows.
 
     Attributes:
-      terms: of the loss, penalties included.
+      terms: names of the loss's terms, penalties included.
       assigned_variables: variables that the forward pass may assign to; they are put back after each evaluation.
-      has_uneven: a penalty is right for rows of weight 1 alone, so the last batch must not be padded.
-      rest: examples of the last batch then; None if it is a whole one, or may be padded.
+      has_uneven: whether a penalty is right only for rows of weight 1, so that the last batch must not be padded.
+      rest: number of examples of such a last batch; None if the batch is whole, or may be padded.
       constants: see `coverage.constants`.
     """
 
@@ -50,32 +50,33 @@ class EvaluationProbe:
 def probe_evaluation(
     loss: Loss, state: TrainState, batches: Batches, config: FrozenConfigDict, split: str, terms: tuple[str, ...]
 ) -> EvaluationProbe:
-    """Traces the forward pass of one evaluation batch, which is not run.
+    """Traces the forward pass of one evaluation batch; nothing is run.
 
     Args:
-      split: its name.
-      terms: of training; penalties that only training has are 0 here.
+      split: the name of the split.
+      terms: those of training; penalties that only training has are 0 here.
 
     Raises:
-      UserError: a random draw, or a variable or table that no checkpoint has, by which a resumed run would see another
+      UserError: a random draw, or a variable or table that no checkpoint has, so that a resumed run would see another
         best step or stop elsewhere; a Keras metric inside of the model; a term that is no weighted sum of the examples;
-        or weights that a penalty cannot take.
+        or weights for which a penalty is wrong.
     """
-    found: list[str] = []
+    evaluated: list[str] = []
 
     def trace() -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
             batch = NamedBatch(batches.at(0))
             returned = forward(loss, state.model, batch, training=False)[0]
         check_terms(returned, batch.values())
-        found.extend(returned)
+        evaluated.extend(returned)
 
-    graph, where = tf.function(trace, autograph=False).get_concrete_function().graph, f"evaluation of '{split}'"
+    graph = tf.function(trace, autograph=False).get_concrete_function().graph
+    where = f"evaluation of '{split}'"
     check_draws(graph, config)
     assigned_variables = assigned(graph, state.model)
     _check_moved(state, assigned_variables, split)
     coverage.check_data(graph, state, where)
-    names = [name for name in terms if not is_penalty(name)] + [name for name in found if is_penalty(name)]
+    names = [name for name in terms if not is_penalty(name)] + [name for name in evaluated if is_penalty(name)]
     if any(map(is_penalty, terms)) and not any(map(is_penalty, names)):
         names.append(PENALTY)
     has_uneven = bool(uneven(state.model))
@@ -86,12 +87,12 @@ def probe_evaluation(
 
 
 def _check_moved(state: TrainState, assigned_variables: tuple[tf.Variable, ...], split: str) -> None:
-    """Raises UserError if evaluation moves a Keras metric; says so if it moves anything else."""
+    """Raises UserError if evaluation changes a Keras metric; logs a warning if it changes anything else."""
     moving = {id(variable) for variable in assigned_variables}
-    for part in paths.objects(state.model).values():
-        if isinstance(part, keras.metrics.Metric) and moving & {id(variable) for variable in part.variables}:
+    for child in paths.objects(state.model).values():
+        if isinstance(child, keras.metrics.Metric) and moving & {id(variable) for variable in child.variables}:
             raise UserError(
-                f"evaluating '{split}' updates the Keras metric '{part.name}', which counts on and on inside of the"
+                f"evaluating '{split}' updates the Keras metric '{child.name}', which counts on and on inside of the"
                 " model. Return what it reads as outputs of the loss, and a metric of sums over examples in"
                 " make_metrics(cfg), such as metrics.Accuracy or a metrics.Mean of your own."
             )
@@ -108,7 +109,11 @@ def _check_moved(state: TrainState, assigned_variables: tuple[tf.Variable, ...],
 
 
 def _rest(state: TrainState, batches: Batches, split: str) -> int | None:
-    """Rows of the last batch before its padding; None if it has none."""
+    """Returns the number of rows of the last batch before its padding; None without padding.
+
+    Raises:
+      UserError: a row of the first or last batch has another weight than 1.
+    """
     last = epoch_steps(batches) - 1
     for step in sorted({0, last}):
         weight = batches.at(step)["weight"]
