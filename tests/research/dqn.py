@@ -118,10 +118,10 @@ def make_schedule(cfg, total_steps):
 
 def make_step(cfg, tools):
     def step(state, batch):
-        found = tools.gradients(lambda part: surprise(state.model, state.extra.model, part), batch)
-        tools.apply(found.gradients)
+        result = tools.gradients(lambda micro_batch: surprise(state.model, state.extra.model, micro_batch), batch)
+        tools.apply(result.gradients)
         state.data.walk(state.model)
         state.extra.follow(state.model, state.updates)
-        return found.terms, found.metrics
+        return result.terms, result.metrics
 
     return step

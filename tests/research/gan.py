@@ -114,9 +114,11 @@ def make_metrics(cfg):
 
 def make_step(cfg, tools):
     def step(state, batch):
-        critic = tools.gradients(lambda part: (critic_terms(state.model, part), {}), batch, of="critic")
+        critic = tools.gradients(lambda micro_batch: (critic_terms(state.model, micro_batch), {}), batch, of="critic")
         tools.apply(critic.gradients, to="critic")
-        generator = tools.gradients(lambda part: generator_terms(state.model, part), batch, of="generator")
+        generator = tools.gradients(
+            lambda micro_batch: generator_terms(state.model, micro_batch), batch, of="generator"
+        )
         tools.apply(generator.gradients, to="generator")
         return {**critic.terms, **generator.terms}, generator.metrics
 

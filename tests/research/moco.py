@@ -87,18 +87,18 @@ def make_step(cfg, tools):
     def step(state, batch):
         memory = state.extra
 
-        def prepared(part):
-            first, second = two_views(part["image"])
-            return {"view": first, "key": memory.slow(second), "weight": part["weight"]}
+        def prepared(shard):
+            first, second = two_views(shard["image"])
+            return {"view": first, "key": memory.slow(second), "weight": shard["weight"]}
 
-        def one_pass(part):
-            term = contrast(state.model(part["view"]), part["key"], memory.queue, part["weight"])
+        def forward_pass(micro_batch):
+            term = contrast(state.model(micro_batch["view"]), micro_batch["key"], memory.queue, micro_batch["weight"])
             return {"contrast": term}, {}
 
         views = tools.each(prepared, batch)
-        found = tools.gradients(one_pass, views)
-        tools.apply(found.gradients)
+        result = tools.gradients(forward_pass, views)
+        tools.apply(result.gradients)
         memory.update(state.model, tools.gather(views)["key"])
-        return found.terms, found.metrics
+        return result.terms, result.metrics
 
     return step

@@ -22,18 +22,18 @@ def sharpness_aware(loss, rho, tools):
     """A step with the gradient of the point `rho` uphill."""
 
     def step(state, batch):
-        def one_pass(part):
-            return loss(state.model, part, True)
+        def forward_pass(micro_batch):
+            return loss(state.model, micro_batch, True)
 
         weights = state.optimizer.trained
         before = {path: variable.read_value() for path, variable in weights.items()}
         start = rng.save_counters()
-        here = tools.gradients(one_pass, batch)
+        here = tools.gradients(forward_pass, batch)
         longer = rho / optim.global_norm(here.gradients.values())
         for path, variable in weights.items():
             variable.assign_add(longer * here.gradients[path])
         with rng.replay_from(start):  # the same dropout masks uphill
-            uphill = tools.gradients(one_pass, batch)
+            uphill = tools.gradients(forward_pass, batch)
         for path, variable in weights.items():
             variable.assign(before[path])
         tools.apply(uphill.gradients)
