@@ -18,8 +18,9 @@ A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below)
         return result.terms, result.metrics
 
 An experiment's own step function may call them several times, for several models. `take_step` calls the step function
-and rolls back what it changed if anything was not finite; `count_step` moves the counters. `block` (one device or
-replicas) and `asynchronous` (parameter servers) call both for every step, and pack its numbers into a row for the log.
+and rolls back what it changed if anything was not finite; `count_step` moves the counters. `block` calls both for each
+step, on one device or several; on parameter servers, `asynchronous` calls `take_step` on a worker and counts on the
+chief. Both pack the numbers of a step into a row for the log.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,8 +72,9 @@ def batch_gradients(
         return split(shard, replica, micro_batches, counters)
 
     # 0. Normalizers: losses are additive, so a term is divided by its weight over the whole batch, not over a piece.
-    normalizers: Normalizing = all_reduce_weights
+    normalizers: Normalizing
     if has_collectives and replicas.count > 1:
+        normalizers = all_reduce_weights  # replicas exchange their weights in stage 1
         mode = "graph"
     else:
         normalizers = global_normalizers(objective.forward_pass, batch, cut, micro_batches, replicas)
@@ -84,7 +86,7 @@ def batch_gradients(
     # 2. All-reduce: the sums over replicas, the same numbers on each.
     sums = replicas.all_reduce_sum(shard_gradients, batch, mode=mode)
 
-    # 3. Unscale: a loss scale keeps small gradients of half precision from vanishing; here it goes again.
+    # 3. Unscale: the loss scale, which keeps small gradients from vanishing in half precision, is divided out.
     return unscale(objective, sums)
 
 
@@ -107,15 +109,15 @@ def apply_update(
     Returns:
       whether all gradients are finite, and their norm before clipping: scalars.
     """
-    # 4. Finite: the norm is not finite if any gradient is not. It is the same on every replica.
+    # 4. Finite: if any gradient is not finite, neither is the norm, which is the same on every replica.
     values = {path: rows_of(gradient) for path, gradient in gradients.items()}
     norm = global_norm(values.values())
     is_finite = tf.math.is_finite(norm)
 
-    # 5. Clip.
+    # 5. Clip, as `config.clip` says.
     clipped = clip(values, optimizer.trained, clipping, norm)
 
-    # 6. Apply: each replica applies the same update to its copy of the weights.
+    # 6. Apply: the optimizer changes the weights and its slots, on each replica by the same update.
     update = {path: with_rows(gradients[path], value) for path, value in clipped.items()}
     apply_if(is_finite & allowed, optimizer, update, replicas, is_masked)
     return is_finite, norm
@@ -133,7 +135,7 @@ def take_step(
     state, replicas = trace.parts.state, trace.replicas
     before = [(copy, copy.read_value()) for variable in rollback_variables for copy in paths.copies(variable)]
 
-    # 0 to 6. The weights are changed here, if at all.
+    # 0 to 6. The step function calls `batch_gradients` and `apply_update`: the weights are changed here, if at all.
     terms, metrics = trace.call(step, batch)
 
     # 7. Count the update and average the weights; or roll back what the step changed beside the weights.
@@ -161,8 +163,9 @@ def take_step(
 def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
     """Stage 7, after `take_step`: moves the counters and the loss scale; returns whether the block halts here.
 
-    A step that is not finite is skipped under `train.on_nonfinite=skip` and under a dynamic loss scale, which may be
-    what was wrong. Else the block halts before it: the step is not counted.
+    A step that is not finite is counted as skipped under `train.on_nonfinite=skip`, and under a dynamic loss scale,
+    which may be the cause. Otherwise the block halts, and the step is not counted. A step that is not allowed is
+    skipped.
     """
     state, settings = trace.parts.state, trace.parts.config.train
     loss_scale = state.loss_scale if state.loss_scale is not None and state.loss_scale.is_dynamic else None
