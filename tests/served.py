@@ -22,6 +22,7 @@ from framework.cli.server import serve
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.distribute.cluster import Cluster
+from framework.errors import UserError
 from framework.run import build as runs
 from tests.distribute.test_cluster import local
 from tests.small import build
@@ -72,8 +73,11 @@ class Seen:
         return float(np.sum(state))
 
 
-def words(placement="resident"):
-    """Three words of eleven an example, so that a batch has each of them several times; a table and a linear layer."""
+def words(bad_label=None):
+    """Three words of eleven an example, so that a batch has each of them several times; a table and a linear layer.
+
+    `bad_label` is the example whose label is no class.
+    """
 
     def make_data(cfg, split):
         rng = np.random.default_rng(5)
@@ -82,6 +86,8 @@ def words(placement="resident"):
             "number": np.arange(160, dtype=np.int32),
         }
         arrays["label"] = (arrays["word"].sum(1) % 3).astype(np.int32)
+        if bad_label is not None:
+            arrays["label"][bad_label] = 3
         return make_batches(Source(arrays, origin="made-up words"), cfg, training=split == "train")
 
     def make_table(cfg):
@@ -155,10 +161,22 @@ def one(folder):
     stopped = on_servers(dense, heat={(4, 15): HOT})
     block = stopped.train_block(8)
     report["stopped"] = {"rows": len(block.rows), "halted": block.is_halted, "step": int(stopped.state.step)}
+    report["bad_label"] = bad_label(17)
     report["elastic"] = elastic(dense, folder)
     run = runs.on_one_device(served)
     report["alone"] = max(distances(run, served).values())
     return report
+
+
+def bad_label(example):
+    """What is said of an example whose label is no class, and the step and place where it is."""
+    run = on_servers(words(example))
+    indices = np.stack([run.data.indices(step)["index"] for step in range(10)])
+    step, place = np.argwhere(indices == example)[0].tolist()
+    try:
+        run.train_block(10)
+    except UserError as error:
+        return {"told": str(error), "step": step + 1, "place": place}
 
 
 def tables_in_a_step(block):

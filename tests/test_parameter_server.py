@@ -78,6 +78,15 @@ def test_a_step_that_is_not_finite_halts_the_block_where_the_policy_is_to_stop(o
     assert one["stopped"] == {"rows": 5, "halted": True, "step": 4}
 
 
+def test_a_label_that_is_no_class_is_named(one):
+    """It makes the loss NaN, which the policy to stop would end the run for without a reason."""
+    found = one["bad_label"]
+    assert found["told"] == (
+        f"step {found['step']} cannot be taken: the loss takes 3, which is none of the classes 0 to 2; it comes from"
+        f" 'label' and 'weight' of the batch, example {found['place']}. Nothing of this step is saved."
+    )
+
+
 def test_the_gradient_of_a_table_stays_the_rows_of_its_batch(one):
     found = one["table_in_a_step"]
     assert found["dense"] == []
