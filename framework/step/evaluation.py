@@ -146,7 +146,7 @@ class EvalBlock:
         return row
 
     def _bad_weight(self) -> str:
-        """A sentence about the first variable of the model that no evaluation can be trusted with; '' for none."""
+        """Returns a sentence about the first variable of the model that is not finite; '' if all are."""
         are_finite = self._weights_are_finite().numpy()
         return next(
             (
@@ -158,17 +158,17 @@ class EvalBlock:
         )
 
     def _bad_batch(self, step: int) -> str:
-        """A sentence about the first batch that is not finite."""
+        """Returns a sentence about the first batch that is not finite."""
         first = step * self._batches.batch_size
-        found = (
+        problem = (
             f"batch {step} (examples {first} to {first + self._batches.batch_size - 1}) is the first that is not finite"
         )
         reason = weight_problem(self._model, self._batches.at(step)["weight"]) if self._found.has_uneven else ""
-        return f"{found}; {reason}" if reason else found
+        return f"{problem}; {reason}" if reason else problem
 
     @functools.cached_property
     def _weights_are_finite(self) -> Callable[[], tf.Tensor]:
-        """() -> bool [variables]; of those that are not trained infinity is no fault, such as that of a mask."""
+        """() -> bool [variables]; a variable that is not trained, such as a mask, may be infinite."""
 
         def are_finite() -> tf.Tensor:
             flags = [tf.constant(True)]
@@ -183,7 +183,7 @@ class EvalBlock:
         return {path: variable for path, variable in paths.variables(self._model).items() if variable.dtype.is_floating}
 
     def _problem(self, first: int, count: int = 1) -> str:
-        """What is out of range in one of `count` batches from `first`; '' if nothing is."""
+        """Returns what is out of range in one of `count` batches from `first`; '' if nothing is."""
 
         def look(batch: Mapping[str, tf.Tensor], step: tf.Tensor) -> None:
             with scopes(self._precision, self._key, step):
@@ -191,11 +191,11 @@ class EvalBlock:
 
         steps = range(first, first + count)
         return first_problem(
-            self._batches, look, steps, [self._model], lambda step, found: f"evaluation, batch {step}: {found}"
+            self._batches, look, steps, [self._model], lambda step, problem: f"evaluation, batch {step}: {problem}"
         )
 
     def compiled_by(self, mode: str) -> "EvalBlock":
-        """The same pass, compiled as suits a training block compiled by `mode`."""
+        """Returns the same pass, compiled as suits a training block compiled by `mode`."""
         other = copy.copy(self)
         other._compile(mode)
         return other
