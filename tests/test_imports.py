@@ -128,6 +128,8 @@ ROWS = (
     ("cli",),
     ("modes/*",),
     ("modes",),
+    ("testing.function", "testing.replicas"),
+    ("testing.gradients", "testing.compiled"),
     ("testing",),
     ("",),  # framework/__init__.py
 )

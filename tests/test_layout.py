@@ -12,7 +12,6 @@ AT_THE_ROOT = {
     "precision": "an experiment imports it",
     "rng": "an experiment imports it",
     "state": "an experiment's make_step gets it",
-    "testing": "an experiment's tests import it",
     "compat": "ground floor: private names of TensorFlow and tf_keras",
     "compile": "ground floor: jit and Compiled",
     "errors": "ground floor: UserError, RunError",

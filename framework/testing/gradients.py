@@ -1,0 +1,154 @@
+"""Compares the gradients of the tape with differences of the function.
+
+layer = MyLayer(dtype="float64")
+check_gradients(lambda x: layer(x, training=True), [x], variables=layer)      # x: float64 [batch, features]
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from framework.testing.function import Function, Named, differentiable, direction, gradients_of, products_of
+
+_DIFFERENCE_ROUNDINGS = 32
+
+
+def check_gradients(
+    fn: Callable[..., Any],
+    inputs: Sequence[Any],
+    variables: Any = (),
+    *,
+    order: int = 1,
+    rtol: float = 1e-6,
+    atol: float | None = None,
+    step: float = np.finfo(np.float64).eps ** (1 / 3),
+    seed: int = 0,
+    samples: int = 8,
+) -> None:
+    """Compares the gradients of the tape with differences of the function, both in float64.
+
+    The outputs are multiplied by fixed random numbers and summed. The sum is differentiated by four-point central
+    differences: by every element of a tensor of at most 2 * `samples`; of a larger one by `samples` of its elements and
+    along `samples` random directions through all of them.
+
+    Args:
+      fn: fn(*inputs) -> float64 tensor, or a nest with at least one. It must be traceable, as in the step.
+      inputs: tensors; the floating ones are differentiated and must be float64.
+      variables: what else to differentiate by: a layer, model, tf.Module or dict of models (its trainable variables,
+        named by path), or a list of variables.
+      order: 2 checks the second derivatives too: the gradient of <gradient, random direction> against its differences.
+      rtol: bound, relative to the larger of the two values.
+      atol: added to the bound; by default the rounding error of the difference (1e-9 where the outputs have norm 1).
+      step: of the differences, times max(1, |x|). A kink of fn within two steps of a value spoils the difference there.
+      seed: of the random numbers and of the draws of fn.
+      samples: elements and directions of a large tensor, see above.
+
+    Raises:
+      AssertionError: a gradient is wrong, or fn gave two results for the same inputs, variables and draws.
+      TypeError: an input, variable or output is floating but not float64.
+      ValueError: `order` is not 1 or 2, or there is nothing to differentiate.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order={order} is not 1 or 2")
+    function = Function(fn, inputs, variables, seed)
+    sources = function.floating | differentiable(variables)
+    if not sources:
+        raise ValueError("nothing to differentiate: no input is floating and no variable is given")
+    with function.state:
+        weights = function.random_weights()
+        for name, tensor in {**sources, **{f"output {place}": weight for place, weight in weights.items()}}.items():
+            if tensor.dtype != tf.float64:
+                raise TypeError(
+                    f"{name} is {tensor.dtype.name}; differences need float64, e.g. Layer(…, dtype='float64')"
+                )
+        if not weights:
+            raise ValueError("nothing to differentiate: fn returns no floating tensor")
+        random = np.random.default_rng(seed)
+        directions = {name: tf.constant(direction(source.shape, random)) for name, source in sources.items()}
+
+        def products(inputs: Named) -> tf.Tensor:
+            return products_of(dict(enumerate(function(inputs))), weights)
+
+        def slopes(inputs: Named) -> tf.Tensor:
+            return products_of(gradients_of(products, inputs, sources), directions)
+
+        probing = _Probing(function, sources, rtol, atol, step, random, samples)
+        _check_differences("gradient", products, probing)
+        if order == 2:
+            _check_differences("second derivative", slopes, probing)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Probing:
+    """What derivatives are compared by: the function, the tensors to differentiate by, the bounds and the draws."""
+
+    function: Function
+    sources: Named
+    rtol: float
+    atol: float | None
+    step: float
+    random: np.random.Generator
+    samples: int
+
+
+def _check_differences(what: str, products: Callable[[Named], tf.Tensor], probing: _Probing) -> None:
+    """Raises AssertionError unless the derivatives of sum(products) agree with its differences; names the worst."""
+    function, sources = probing.function, probing.sources
+    function.state.restore()
+    values = {name: source.numpy() for name, source in sources.items()}
+
+    def at(name: str, value: np.ndarray) -> np.ndarray:
+        function.state.restore()
+        if name in function.inputs:
+            return products(function.floating | {name: tf.constant(value)}).numpy()
+        sources[name].assign(value)
+        return products(function.floating).numpy()
+
+    start = next(iter(sources))
+    first, second = at(start, values[start]), at(start, values[start])
+    rounding = _DIFFERENCE_ROUNDINGS * np.finfo(np.float64).eps * float(np.linalg.norm(first))
+    if not np.isfinite(rounding):
+        raise AssertionError(f"{what}: not finite before anything is changed; give inputs where fn is finite")
+    if not np.linalg.norm(first - second) <= rounding:
+        raise AssertionError(
+            f"fn is not a function of its inputs, variables and draws: two calls differ by up to"
+            f" {np.abs(first - second).max():.3g}; does it count in Python, or draw without framework.rng?"
+        )
+    function.state.restore()
+    gradients = gradients_of(products, function.floating, sources)
+    worst, message = 1.0, ""
+    for name, value in values.items():
+        gradient = gradients[name].numpy() if name in gradients else np.zeros_like(value)
+        for place, along in _probes(value.shape, probing.random, probing.samples):
+            width = probing.step * max(1.0, abs(float(np.vdot(value, along))))
+            near, far = (at(name, value + n * width * along) - at(name, value - n * width * along) for n in (1, 2))
+            short, long = float(near.sum()) / (2 * width), float(far.sum()) / (4 * width)
+            difference, tape = (4 * short - long) / 3, float(np.vdot(gradient, along))
+            bound = probing.rtol * max(abs(difference), abs(tape))
+            bound += rounding / width if probing.atol is None else probing.atol
+            apart = abs(difference - tape)
+            excess = apart / max(bound, 1e-300) if np.isfinite(apart) else np.inf
+            if excess > worst:
+                worst = excess
+                message = f"{what} by {name}{place}: {tape:.12g} by the tape, {difference:.12g} by differences;"
+                message += f" they differ by {apart:.3g}, the bound is {bound:.3g}"
+                message += "" if name in gradients else ". The tape gave None: it found no way back from the outputs"
+                if not abs(short - long) <= max(bound, 1e-3 * abs(short)):
+                    message += f". Steps of {width:.0e} and twice that disagree: fn has a kink or rounds to float32"
+    if message:
+        raise AssertionError(message)
+
+
+def _probes(shape: Any, random: np.random.Generator, samples: int) -> list[tuple[str, np.ndarray]]:
+    """Returns (place, direction) of each element of a small tensor; of a larger one some elements and unit vectors."""
+    size = int(np.prod(shape))
+    every = size <= 2 * samples
+    chosen = range(size) if every else sorted(random.choice(size, samples, replace=False).tolist())
+    probes = []
+    for flat in chosen:
+        place = [int(i) for i in np.unravel_index(flat, shape)]
+        probes.append((str(place) if place else "", (np.arange(size) == flat).astype(np.float64).reshape(shape)))
+    return probes + [(f" along direction {i}", direction(shape, random)) for i in range(0 if every else samples)]
