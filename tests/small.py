@@ -1,23 +1,19 @@
-"""An experiment of 160 examples and a net of a few hundred weights, in which chosen examples go bad at chosen steps.
+"""An experiment of 160 examples and a net of a few hundred weights, in which chosen examples overflow at chosen steps.
 
-The loss of an example is multiplied by exp(`heat`), which is 0 but where a test says otherwise: 100 makes float32
-overflow, 60 float16 alone.
+The loss of an example is multiplied by exp(`heat`). The heat is 0 unless a test sets another one: 100 makes float32
+overflow, 60 makes only float16 overflow.
 """
-
-import dataclasses
-import time
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import config, layers, losses, paths, precision
-from framework.config.overrides import override
+from framework import layers, losses, precision, testing
 from framework.data.batches import make_batches
 from framework.data.order import Order
 from framework.data.sources import Source
-from framework.experiment import load
-from framework.run import build as run
+from framework.testing import differing  # noqa: F401
+from tests import tiny
 
 BATCH, EXAMPLES = 16, 160
 
@@ -41,13 +37,13 @@ HOT, HOT_IN_HALF = 100.0, 60.0
 
 
 def place_of(step, place, seed=0):
-    """Which example stands at a place of a step's batch."""
+    """Returns the index of the example at a place of the batch of a step."""
     order = Order((EXAMPLES,), (1,), BATCH, seed, True, "wrap")
     return int(order.at(tf.constant([step], tf.int64))[1][0, place])
 
 
 def examples(heat, seed=0):
-    """The source; `heat` is {(step, place in its batch): heat}."""
+    """Returns the source; `heat` is {(step, place in its batch): heat}."""
     rng = np.random.default_rng(3)
     heats = np.zeros(EXAMPLES, np.float32)
     for (step, place), value in heat.items():
@@ -58,7 +54,7 @@ def examples(heat, seed=0):
 
 
 def make_model(cfg):
-    """Everything that has a state or draws."""
+    """Returns a model with one layer of each kind that has a state or draws."""
     return keras.Sequential(
         [
             keras.layers.Dense(8, activation="relu", name="first"),
@@ -70,7 +66,7 @@ def make_model(cfg):
 
 
 def make_loss(cfg):
-    """Cross-entropy, each example's times exp(heat)."""
+    """Returns the cross-entropy, of each example times exp(heat)."""
 
     def loss(model, batch, training):
         logits = model(batch["x"], training=training)
@@ -83,9 +79,7 @@ def make_loss(cfg):
 
 
 def build(workdir=None, heat=None, functions=None, **overrides):
-    """A run whose examples `heat` = {(step, place): heat} go bad."""
-    loaded = load.load("tests/tiny.py")
-    settings = {**SETTINGS, **overrides}
+    """Returns a run in which the examples at `heat` = {(step, place): heat} go bad."""
 
     def make_data(cfg, split):
         def to_float(batch):
@@ -95,19 +89,11 @@ def build(workdir=None, heat=None, functions=None, **overrides):
         source = examples(heat or {}, cfg.seed) if training else examples({})
         return make_batches(source, cfg, training=training, transform=to_float)
 
-    own = {"make_data": make_data, "make_model": make_model, "make_loss": make_loss, **(functions or {})}
-    kept = {name: loaded.functions[name] for name in ("get_config", "make_schedule")}
-    loaded = dataclasses.replace(loaded, functions={**kept, **own})
-    final = config.finalize(override(loaded.get_config(), settings), loaded.own)
-    return run.build_run(loaded, final, workdir, time.monotonic())
+    made = {"get_config": tiny.get_config, "make_schedule": tiny.make_schedule, "make_data": make_data}
+    made |= {"make_model": make_model, "make_loss": make_loss, **(functions or {})}
+    return testing.build(made, {**SETTINGS, **overrides}, workdir)
 
 
 def snapshot(built):
-    """{path: bytes} of the whole state."""
-    return {path: variable.numpy().tobytes() for path, variable in paths.variables(built.state).items()}
-
-
-def differing(left, right):
-    """The paths whose bits differ between two snapshots."""
-    assert left.keys() == right.keys()
-    return {path for path in left if left[path] != right[path]}
+    """Returns {path: bytes} of the whole state of a run."""
+    return testing.bits(built.state)

@@ -128,7 +128,7 @@ ROWS = (
     ("cli",),
     ("modes/*",),
     ("modes",),
-    ("testing.function", "testing.replicas"),
+    ("testing.function", "testing.runs", "testing.replicas"),
     ("testing.gradients", "testing.compiled"),
     ("testing",),
     ("",),  # framework/__init__.py

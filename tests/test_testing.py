@@ -1,14 +1,19 @@
-"""framework/testing.py passes what is right and finds each planted fault, by name."""
+"""framework/testing/ passes what is right and finds each planted fault, by name."""
 
 import itertools
 import re
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+import framework
 from framework import layers, testing
+from framework.errors import UserError
+from tests import linear
 
 X = np.random.default_rng(0).normal(size=(4, 5))
 
@@ -289,3 +294,70 @@ def test_variables_are_put_back_after_an_error(check):
 def test_what_cannot_be_checked(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# ---- Runs for tests ----
+
+FUNCTIONS = {name: getattr(linear, name) for name in ("get_config", "make_data", "make_model", "make_loss")}
+
+
+def test_a_run_of_functions_takes_the_steps_of_numpy(tmp_path):
+    run = testing.build(FUNCTIONS, {"train.duration": "4 steps", "log.every": "1 step"}, tmp_path / "run")
+    begun = testing.bits(run.state)
+    assert begun["model/dense/kernel"] == np.zeros([4, 1], np.float32).tobytes()
+    framework.train(run)
+    x, y = linear.arrays()
+    weights, bias, losses = np.zeros(4), 0.0, []
+    for step in range(4):
+        part = slice(8 * step, 8 * step + 8)
+        error = x[part].astype(np.float64) @ weights + bias - y[part]
+        losses.append(np.mean(error**2))
+        weights = weights - 0.05 * 2 * x[part].T @ error / 8
+        bias = bias - 0.05 * 2 * error.mean()
+    kernel = np.frombuffer(testing.bits(run.state)["model/dense/kernel"], np.float32)
+    assert kernel == pytest.approx(weights, rel=1e-5)
+    logged = [row for row in testing.rows(run) if "loss" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3, 4]
+    assert [row["loss"] for row in logged] == pytest.approx(losses, rel=1e-5)
+    changed = testing.differing(begun, testing.bits(run.state))
+    assert changed >= {"step", "updates", "model/dense/kernel", "model/dense/bias"} and "skipped" not in changed
+    assert (tmp_path / "run" / "linear.py").read_text() == Path(linear.__file__).read_text()
+
+
+def test_a_run_of_a_module_is_that_of_its_file():
+    one = testing.build(linear)
+    other = framework.build("tests/linear.py")
+    assert testing.differing(testing.bits(one.state), testing.bits(other.state)) == set()
+    assert one.config.schedule.learning_rate == 0.05
+
+
+def test_a_config_and_a_schedule_are_those_of_the_framework_by_default():
+    functions = {name: FUNCTIONS[name] for name in ("make_data", "make_model", "make_loss")}
+    run = testing.build(functions, {"data.batch_size": 8, "eval.batch_size": 8, "schedule.learning_rate": 0.25})
+    assert float(run.schedules["model"](7)) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ({"make_modle": len}, "no experiment has a function 'make_modle'. Did you mean 'make_model'?"),
+        ({"make_model": len, "make_loss": len}, "make_data(cfg, split) is missing."),
+        (
+            {"make_data": len, "make_model": len, "make_loss": len},
+            "none of make_model, make_loss and make_data is a function of a file.",
+        ),
+    ],
+)
+def test_functions_that_are_no_experiment_are_refused(functions, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        testing.build(functions)
+
+
+def test_differing_names_what_only_one_has():
+    assert testing.differing({"a": b"1", "b": b"2"}, {"a": b"1", "c": b"2"}) == {"b", "c"}
+
+
+def test_rows_have_none_for_what_was_not_finite(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 0.5}\n')
+    run = types.SimpleNamespace(workdir=tmp_path)
+    assert testing.rows(run) == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
