@@ -1,4 +1,4 @@
-"""All that an exact resume has to keep: dropout, augmentation, micro-batches, averaged weights, float16 that overflows.
+"""An experiment with all that an exact resume has to keep: dropout, augmentation, micro-batches, EMA and a loss scale.
 
     python launch.py --config=tests/augmented.py --mode=verify_resume
 
@@ -21,7 +21,7 @@ PRESETS = {"float32": {"train.precision": "float32", "loss_scale.growth_interval
 
 
 def get_config(arg: str) -> ConfigDict:
-    """60 steps of a few milliseconds, over 7.5 epochs."""
+    """Returns the config of 60 steps of a few milliseconds, over 7.5 epochs."""
     config = base_config()
     config.data.batch_size = 16
     config.train.duration = "60 steps"
@@ -55,7 +55,7 @@ def make_data(cfg: ConfigDict, split: str):
 
 
 def augment(batch):
-    """Mirrors each picture or does not, and shifts it by up to two pixels either way."""
+    """Mirrors a random half of the pictures, and shifts each picture by up to two pixels along both axes."""
     words = rng.random_bits("augment", tf.shape(batch["image"])[0], 3)  # [batch, 3]
     mirrored = tf.where(words[:, :1, tf.newaxis] % 2 == 0, batch["image"], batch["image"][:, :, ::-1])
     for axis in (1, 2):

@@ -1,4 +1,4 @@
-"""A linear regression under SGD: the smallest experiment whose every number NumPy knows."""
+"""A linear regression under SGD: a small experiment, all numbers of which NumPy computes in a few lines."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,6 +1,6 @@
-"""A net of a few hundred weights with BatchNormalization, on made-up points: what workers train, lose and go on with.
+"""A net of a few hundred weights with BatchNormalization, on made-up points, for tests of workers that are killed.
 
-`model.bad_step` is the step, counted from 0, one of whose examples makes the loss infinite; -1 for none.
+`model.bad_step` is a step, counted from 0; one example of its batch makes the loss infinite. -1 is no step.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from tests.small import EXAMPLES, place_of
 
 
 def get_config(arg: str) -> ConfigDict:
-    """120 steps of a millisecond; a checkpoint every 10."""
+    """Returns the config of 120 steps of a millisecond, with a checkpoint every 10."""
     config = base_config()
     config.data.batch_size = 16
     config.train.duration = "120 steps"

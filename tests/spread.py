@@ -1,8 +1,8 @@
-"""tests/tiny.py in float64 with two terms of different masks, and an example that is infinite: what workers train.
+"""tests/tiny.py in float64 with two terms of different masks and an infinite example, for tests of several workers.
 
-LiteRT does not run float64. The steps that meet the bad example are skipped by all workers, whichever of them has it.
-With `model.moves`, the first layer moves an average on each replica by itself, as BatchNormalization does, but one of a
-weight: the same on one device.
+All workers skip the steps that meet the infinite example, whichever worker reads it. With `model.moves`, the first
+layer moves an average on each replica, as BatchNormalization does. This average is that of a weight, so on replicas it
+is the same as on one device. The experiment has no LiteRT export, because LiteRT does not run float64.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def get_config(arg):
 
 
 class Gain(keras.layers.BatchNormalization):
-    """Multiplies by a weight, in evaluation by its moving average, which moves as its base's do."""
+    """Multiplies by a weight; in evaluation by the moving average of the weight."""
 
     def build(self, shape):
         apart = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.MEAN}

@@ -1,4 +1,4 @@
-"""The MNIST experiment on 2,560 made-up digits that need no download: what tests build, train and interrupt."""
+"""The MNIST experiment on 2,560 made-up digits, which need no download; tests build, train and interrupt it."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ EXAMPLES = {"train": 2560, "train_eval": 2560, "test": 500}
 
 
 def get_config(arg: str) -> ConfigDict:
-    """Two short epochs of 20 steps; every hook fires."""
+    """Returns the config of two short epochs of 20 steps, in which every hook is due."""
     config = mnist_mlp.get_config(arg)
     config.data.name = "digits"
     config.train.duration = "40 steps"
@@ -31,7 +31,7 @@ def make_data(cfg: ConfigDict, split: str):
 
 
 def to_float(cfg: ConfigDict):
-    """Pixels from 0 to 1."""
+    """Returns the transform that scales pixels to 0 … 1."""
 
     def transform(batch):
         return {**batch, "image": tf.cast(batch["image"], precision.full(cfg.train.precision)) * (1 / 255)}
@@ -40,7 +40,7 @@ def to_float(cfg: ConfigDict):
 
 
 def digits(split: str) -> Source:
-    """Ten fixed random pictures under noise: a network learns them in a few steps, but not at once."""
+    """Returns ten fixed random pictures under noise, which a network learns in a few steps, but not in one."""
     rng = np.random.default_rng(0 if split.startswith("train") else 1)
     prototypes = np.random.default_rng(7).uniform(0, 255, (10, 28, 28))
     label = rng.integers(0, 10, EXAMPLES[split]).astype(np.int32)
