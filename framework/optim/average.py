@@ -17,16 +17,16 @@ from framework.trace.assigned import untouched
 
 
 class ExponentialMovingAverage(tf.Module):
-    """Average of w_1 … w_t with the weights (1 - decay) * decay**(t - i) / (1 - decay**t), which sum to 1.
+    """The average of w_1 … w_t with the weights (1 - decay) * decay**(t - i) / (1 - decay**t), which sum to 1.
 
-    That is the average that starts at 0, divided by 1 - decay**t as Adam's are (Kingma and Ba, 2015).
+    It is the average that starts at 0, divided by 1 - decay**t like the averages of Adam (Kingma and Ba, 2015).
 
     Args:
       decay: above 0 and below 1.
-      variables: the model's by path; those that are not floating are ignored.
+      variables: {path: variable} of the model; variables that are not floating are ignored.
 
     Attributes:
-      averages: {path: variable}, the weights themselves before the first update. They are all that this module tracks.
+      averages: {path: variable}; equal to the weights before the first update. The module tracks nothing else.
     """
 
     def __init__(self, decay: float, variables: Mapping[str, tf.Variable]) -> None:
@@ -42,11 +42,11 @@ class ExponentialMovingAverage(tf.Module):
         }
 
     def update(self, count: tf.Tensor, allowed: tf.Tensor | None = None) -> None:
-        """Takes the model's weights in.
+        """Moves the averages towards the weights of the model.
 
         Args:
-          count: int64 scalar; updates made, this one included.
-          allowed: bool scalar; False writes what is there already, as in `Optimizer.apply`.
+          count: int64 scalar; updates made, including this one.
+          allowed: bool scalar; False leaves the averages as they are, as in `Optimizer.apply`.
         """
         count = tf.cast(count, tf.int64)
         passed = -tf.math.expm1(tf.cast(count, tf.float64) * tf.constant(math.log(self.decay), tf.float64))
@@ -59,13 +59,13 @@ class ExponentialMovingAverage(tf.Module):
             average.assign(value if allowed is None else tf.where(allowed, value, average))
 
     def restart(self) -> None:
-        """The averages are the weights, as before the first update."""
+        """Sets the averages to the weights, as before the first update."""
         for path, variable in self._averaged.items():
             self.averages[path].assign(paths.copies(variable)[0])
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has its averaged weights in here, and its own to the last bit afterwards."""
+        """Lends the model its averaged weights inside the context; afterwards it has its own, to the last bit."""
         with untouched(list(self._averaged.values())):
             for path, variable in self._averaged.items():
                 paths.assign(variable, self.averages[path])

@@ -1,4 +1,4 @@
-"""From an experiment's schedules and `make_optimizer` to the optimizers of its models.
+"""Builds the optimizers of a run's models from an experiment's schedules and `make_optimizer`.
 
     optimizer = build_optimizers(make_optimizer, model, schedule, updates, config)
     optimizer.trained                      # {'dense/kernel': <Variable>, …}
@@ -33,20 +33,20 @@ def build_optimizers(
     config: FrozenConfigDict,
     grouped: Grouped | None = None,
 ) -> Optimizer | dict[str, Optimizer]:
-    """The optimizer of a model, or of each of several.
+    """Returns the optimizer of a model, or {model: optimizer} of several.
 
     Args:
-      make: (cfg, learning_rate) -> keras optimizer. Of several models it gets {model: learning rate} and returns
-        {model: keras optimizer}; models that it leaves out are not trained.
+      make: (cfg, learning_rate) -> keras optimizer. With several models it gets {model: learning rate} and returns
+        {model: keras optimizer}; a model that it leaves out is not trained.
       model: with its variables; or {name: model}.
       schedule: one for all models, or {model: schedule}.
-      updates: what schedules are functions of.
+      updates: the counter of updates, which schedules are functions of.
       config: resolved.
-      grouped: as `group_parameters` returned it, if it was called already.
+      grouped: what `group_parameters` returned, if it was called already.
 
     Raises:
-      UserError: parameters in half precision, groups or clip.exclude that do not fit them, names that are no models, an
-        optimizer with a rate of its own or an option that a step would pass over.
+      UserError: parameters are in half precision, groups or clip.exclude do not fit the parameters, a name is no model,
+        or an optimizer has a rate of its own or an option that a step would ignore.
     """
     for group in parse_groups(config.optimizer.groups):
         if group.decay != 1 and config.optimizer.weight_decay == 0:
@@ -59,7 +59,7 @@ def build_optimizers(
     schedules = schedules_of(schedule, model)
     trainable = {path: variable for _, own in grouped for path, variable in own.items()}
     _refuse_half_precision(trainable)
-    found: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
+    pairs_of: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
     for group, members in grouped:
         made = {} if group.frozen else _make(make, model, schedules, updates, config, group)
         if group.decay != 1 and make is not make_optimizer:
@@ -69,21 +69,21 @@ def build_optimizers(
         for name, optimizer in made.items():
             prefix = f"{name}/" if isinstance(model, Mapping) else ""
             own = {path.removeprefix(prefix): v for path, v in members.items() if path.startswith(prefix)}
-            found.setdefault(name, [])
+            pairs_of.setdefault(name, [])
             if own:
-                found[name].append((optimizer, own))
-    for name in found.keys() or models.keys():
-        if not found.get(name):
+                pairs_of[name].append((optimizer, own))
+    for name in pairs_of.keys() or models.keys():
+        if not pairs_of.get(name):
             raise UserError(
                 f"nothing of '{name}' is trained: optimizer.groups={config.optimizer.groups} freezes all of it, or it"
                 " has no trainable variable. Train a part of it"
                 + (", or leave it out of what make_optimizer returns." if isinstance(model, Mapping) else ".")
             )
-    for name, pairs in found.items():
+    for name, pairs in pairs_of.items():
         prefix = f"{name}/" if isinstance(model, Mapping) else ""
         own = {path: variable for path, variable in trainable.items() if path.startswith(prefix)}
         check_groups(name, [optimizer for optimizer, _ in pairs], own, config)
-    optimizers = {name: Optimizer(pairs) for name, pairs in found.items()}
+    optimizers = {name: Optimizer(pairs) for name, pairs in pairs_of.items()}
     if make is not make_optimizer and not tf.distribute.has_strategy():
         for optimizer in optimizers.values():
             _trace(optimizer)
@@ -92,10 +92,10 @@ def build_optimizers(
 
 
 def schedules_of(schedule: Schedule | Mapping[str, Schedule], model: Any) -> dict[str, Schedule]:
-    """{model: schedule}.
+    """Returns {model: schedule}.
 
     Raises:
-      UserError: a schedule is of no model, or a model has none.
+      UserError: a schedule belongs to no model, or a model has no schedule.
     """
     models = paths.models(model)
     schedules = dict(schedule) if isinstance(schedule, Mapping) else dict.fromkeys(models, schedule)
@@ -114,7 +114,7 @@ def _make(
     config: FrozenConfigDict,
     group: Group,
 ) -> dict[str, Any]:
-    """{model: keras optimizer} for the parameters of one group."""
+    """Returns {model: keras optimizer} for the parameters of one group."""
     dtype = precision.master_dtype(config.train.precision)
     rates = {name: learning_rate(schedule, updates, dtype, group.lr) for name, schedule in schedules.items()}
     scaled = ConfigDict(config.to_dict())
@@ -137,7 +137,7 @@ def _make(
 
 
 def _trace(optimizer: Optimizer) -> None:
-    """Traces an update, which is not made: mistakes in an experiment's own class are told before the first step."""
+    """Traces an update without making it, so that a mistake in an optimizer class is reported before the first step."""
     gradients = {path: tf.TensorSpec(variable.shape, variable.dtype) for path, variable in optimizer.trained.items()}
     tf.function(lambda gradients: optimizer.apply(gradients), autograph=False).get_concrete_function(gradients)
 

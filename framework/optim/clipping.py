@@ -3,7 +3,7 @@
     norm = global_norm(gradients.values())
     gradients = clip(gradients, variables, config.clip, norm)
 
-A gradient within the bound is multiplied by exactly 1. Infinities and NaN are the caller's to look for, beforehand.
+A gradient within the bound is multiplied by exactly 1. The caller looks for infinity and NaN before it clips.
 """
 
 import re
@@ -12,24 +12,24 @@ from collections.abc import Iterable, Mapping
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-# Partial sums of a sum of squares, side by side. XLA's CPU compiler may not reorder additions, so one running sum takes
-# four cycles an element; measured with 640,000 elements: 131 microseconds, and 19 with these. A vector each is enough.
+# Partial sums of a sum of squares. The CPU compiler of XLA may not reorder additions, so one running sum takes four
+# cycles an element: 640,000 elements took 131 microseconds, and 19 with a vector register of partial sums.
 _LANES = 16
-# Below this norm a variable counts as this long, or it could never leave 0 (Brock et al., 2021).
+# A variable of a smaller norm counts as this long, or it could never leave 0 (Brock et al., 2021).
 _SHORTEST = 1e-3
 
 
 def global_norm(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
-    """Square root of the sum of all squares: a scalar, float64 if one of `tensors` is, else float32."""
+    """Returns the root of the sum of all squares: a scalar, float64 if one of `tensors` is float64, else float32."""
     tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
     dtype = tf.float64 if any(tensor.dtype == tf.float64 for tensor in tensors) else tf.float32
     squares = [tf.zeros([], dtype), *(_sum_of_squares(tf.cast(tensor, dtype)) for tensor in tensors)]
-    # Not tf.add_n, whose order hangs on what memory is free when it is called.
+    # The order of tf.add_n depends on which memory is free.
     return tf.sqrt(tf.reduce_sum(tf.stack(squares)))
 
 
 def _sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
-    """Scalar, of the dtype of a tensor of any shape."""
+    """Returns a scalar of the dtype of `tensor`, which has any shape."""
     size = tensor.shape.num_elements()
     if size is None or size < 64 * _LANES:
         return tf.reduce_sum(tf.square(tensor))
@@ -43,17 +43,17 @@ def _sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
 def clip(
     gradients: Mapping[str, tf.Tensor], variables: Mapping[str, tf.Variable], settings: ConfigDict, norm: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """`gradients` within the bound of `config.clip`.
+    """Returns the gradients within the bound of `config.clip`.
 
-    * global_norm: all times one factor, if `norm` is beyond the threshold
-    * value: each element between -threshold and threshold
-    * variable_norm: each gradient whose norm is beyond the threshold, times a factor of its own
-    * adaptive: each unit's gradient at most threshold times as long as its weights (AGC: Brock et al., 2021); a unit is
-      an index of the last axis, and a vector or scalar as a whole
+    * global_norm: multiplies all gradients by one factor, if `norm` exceeds the threshold
+    * value: keeps each element between -threshold and threshold
+    * variable_norm: multiplies each gradient whose norm exceeds the threshold by a factor of its own
+    * adaptive: makes the gradient of a unit at most threshold times as long as its weights (AGC: Brock et al., 2021); a
+      unit is an index of the last axis, and a vector or scalar is one unit
 
     Args:
-      gradients: by path.
-      variables: with the same paths.
+      gradients: {path: gradient}.
+      variables: {path: variable}, with the same paths.
       settings: `config.clip`.
       norm: `global_norm` of the gradients.
     """
@@ -76,7 +76,7 @@ def clip(
 
 
 def _factor(norm: tf.Tensor, longest: float | tf.Tensor) -> tf.Tensor:
-    """What shortens `norm` to `longest`; exactly 1 if it is no longer than that."""
+    """Returns the factor that shortens `norm` to `longest`; exactly 1 if `norm` is not longer."""
     longest = tf.cast(longest, norm.dtype) if tf.is_tensor(longest) else tf.constant(longest, norm.dtype)
     return longest / tf.maximum(norm, longest)
 

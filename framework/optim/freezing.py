@@ -1,10 +1,10 @@
-"""Layers whose weights a group freezes: they run as Keras runs layers with trainable=False.
+"""Freezing: layers whose weights a group freezes run as Keras runs layers with trainable=False.
 
     grouped = group_parameters(model, config)        # [(Group, {path: variable}), …]
     frozen = freeze_layers(model, grouped)           # {'backbone/norm/gamma': …, 'backbone/norm/moving_mean': …}
 
 A frozen BatchNormalization normalises by its moving averages, which stay: a frozen backbone computes what it computed
-when it was trained, and the model that is evaluated is the one that is trained.
+when it was trained, and evaluation sees the model that training sees.
 """
 
 import re
@@ -22,7 +22,7 @@ Grouped = Sequence[tuple[Group, dict[str, tf.Variable]]]
 
 
 def group_parameters(model: Any, config: FrozenConfigDict) -> Grouped:
-    """The parameter groups of `optimizer.groups` with their {path: variable}.
+    """Returns the parameter groups of `optimizer.groups`, each with its {path: variable}.
 
     Raises:
       UserError: groups that do not fit the model.
@@ -33,11 +33,11 @@ def group_parameters(model: Any, config: FrozenConfigDict) -> Grouped:
 
 
 def freeze_layers(model: Any, grouped: Grouped) -> dict[str, tf.Variable]:
-    """Sets trainable=False on layers that are frozen as a whole; returns {path: variable} of all that is frozen.
+    """Sets trainable=False on layers that are frozen as a whole; returns {path: variable} of everything frozen.
 
-    A layer is, if it has variables that no gradient trains, such as moving averages, and all its weights that are
-    trained (those of layers inside of it too) are in frozen groups. Of a layer without such weights, the pattern of a
-    frozen group has to match all variables.
+    A layer is frozen as a whole if it has variables that no gradient trains, such as moving averages, and if all its
+    trainable weights, with those of the layers inside it, are in frozen groups. If a layer has no trainable weights,
+    the patterns of frozen groups must match all its variables.
     """
     frozen = {path: variable for group, own in grouped if group.frozen for path, variable in own.items()}
     patterns = [group.pattern for group, _ in grouped if group.frozen]

@@ -1,7 +1,7 @@
-"""Parameter groups: which parameters are frozen, or have their own learning rate and decay.
+"""Parameter groups: which parameters are frozen, or have a learning rate and a decay of their own.
 
     groups = parse_groups(('.*/bias: decay=0', 'head/kernel: lr=0.1 decay=2', 'embedding/.*: frozen'))
-    for group, members in assign_groups(groups, paths.trainable(model)): …    # the last one: what no pattern covers
+    for group, members in assign_groups(groups, paths.trainable(model)): …    # last: what no pattern covers
 
 Nothing here imports TensorFlow, so bad input is reported before a device is touched.
 """
@@ -36,19 +36,19 @@ _EXAMPLE = "Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2' or 'head/.
 
 
 def parse_groups(texts: Sequence[str]) -> tuple[Group, ...]:
-    """The groups of `optimizer.groups`; without any, one group of everything.
+    """Returns the groups of `optimizer.groups`; one group of everything if there are no texts.
 
     Args:
       texts: 'REGEX: SETTINGS' each; settings after the last ':' are 'frozen', or 'lr=FACTOR', 'decay=FACTOR' or both.
 
     Raises:
-      UserError: names the first text that is no such thing, and why.
+      UserError: a text is not of this form; the message names the first such text.
     """
     return tuple(_parse(text) for text in texts) or (Group(".*"),)
 
 
 def _parse(text: str) -> Group:
-    pattern, _, settings = (part.strip() for part in str(text).rpartition(":"))
+    pattern, _, settings = (half.strip() for half in str(text).rpartition(":"))
     words = settings.split()
     if not pattern or not words:
         raise _error(text, "is not a regex, ':' and settings.")
@@ -90,10 +90,10 @@ def _error(text: str, problem: str) -> UserError:
 
 
 def assign_groups(groups: Sequence[Group], paths: Collection[str]) -> list[tuple[Group, list[str]]]:
-    """The groups with their paths, in their order; paths that no pattern covers are the last one, without settings.
+    """Returns each group with its paths, in order; the last group, without settings, has what no pattern covers.
 
     Raises:
-      UserError: names every path that more than one pattern covers, and every pattern that covers none.
+      UserError: several patterns cover a path, or a pattern covers none; the message names all of them.
     """
     members = [[path for path in paths if re.fullmatch(group.pattern, path)] for group in groups]
     problems = []

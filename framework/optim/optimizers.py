@@ -1,4 +1,4 @@
-"""The optimizers that a schedule drives, and one model's parameters with the optimizers of their groups.
+"""Optimizers by name, and `Optimizer`: the trained variables of one model with an optimizer for each group of them.
 
     optimizer = Optimizer([(make_optimizer(config, rate), kernels), (make_optimizer(config, slower), biases)])
     optimizer.apply({"dense/kernel": gradient, "dense/bias": gradient})
@@ -23,10 +23,10 @@ from framework.optim.options import numbers_of
 def make_optimizer(
     config: ConfigDict, learning_rate: keras.optimizers.schedules.LearningRateSchedule
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of `config.optimizer`, for one group of parameters.
+    """Returns the optimizer of `config.optimizer`, for one group of parameters.
 
     Raises:
-      UserError: a key that the optimizer does not have, or lion with `beta_1=0`, which tf_keras refuses.
+      UserError: a key that the optimizer does not have is set, or lion with `beta_1=0`, which tf_keras refuses.
     """
     settings = config.optimizer
     check_effects(flatten(settings, "optimizer."))
@@ -53,7 +53,7 @@ def make_optimizer(
 
 
 class _Adam(keras.optimizers.Adam):
-    """tf_keras's Adam, and AdamW with a `decay`, which can leave weights and slots alone.
+    """The Adam of tf_keras, and AdamW if `decay` is given; a step that is not allowed leaves weights and slots alone.
 
     Sources: Kingma and Ba, 2015; Loshchilov and Hutter, 2019. The arithmetic is tf_keras's, to the bit. (The fused op
     takes 2.4 ms for 2.4 million weights in graph mode instead of 6.2, but 1 - beta_2 of a float32 beta_2, which is 5e-5
@@ -92,7 +92,7 @@ class _Adam(keras.optimizers.Adam):
 
 
 class _Sgd(keras.optimizers.SGD):
-    """tf_keras's SGD with momentum, which passes over weights and slots once, and can leave them alone.
+    """The SGD of tf_keras, which reads each weight and slot once; a step that is not allowed leaves them alone.
 
     A `decay` is decoupled, as in AdamW: weights lose `decay` times the learning rate of themselves before each step
     (Loshchilov and Hutter, 2019). The gradient, and so the momentum, does not see it.
@@ -199,10 +199,10 @@ class Lamb(keras.optimizers.Optimizer):
 
 
 class Optimizer(tf.Module):
-    """One model's trained variables and the optimizers of their groups, slots included.
+    """The trained variables of one model, and the optimizers of their groups with all slots.
 
     Args:
-      groups: an optimizer and its {path: variable} each; an optimizer may be in one group only.
+      groups: an optimizer and its {path: variable} each; an optimizer belongs to one group only.
 
     Attributes:
       groups: the tf_keras optimizers. Their variables are all that this module tracks.

@@ -1,9 +1,10 @@
-"""Options of an optimizer of one's own that only tf_keras's `fit` reads, or that need all parameters at once.
+"""Checks the options of an optimizer that `make_optimizer` returned.
 
-    check_options(optimizer, config)                         # of one that make_optimizer returned
-    check_groups("model", optimizers, trainable, config)     # of all groups of one model
+    check_options(optimizer, config)                         # of one optimizer
+    check_groups("model", optimizers, trainable, config)     # of the optimizers of one model's groups
 
-Each is honoured exactly or refused with what to type: an option that is passed over trains something else, silently.
+Some options take effect only in the `fit` of tf_keras, and some need all parameters at once. A step honours an option
+exactly or refuses it with what to type: an ignored option would silently train something else.
 """
 
 import inspect
@@ -29,10 +30,10 @@ _UNUSED_AVERAGE = {"ema_momentum": (0.99,), "ema_overwrite_frequency": (None, 10
 
 
 def check_options(optimizer: keras.optimizers.Optimizer, config: FrozenConfigDict) -> None:
-    """Raises UserError for an option that a step would pass over; how the update is compiled is up to the run.
+    """Raises UserError for an option that a step would ignore; sets jit_compile, because the run decides on that.
 
     Args:
-      optimizer: that make_optimizer returned.
+      optimizer: what make_optimizer returned.
       config: resolved.
     """
     kind = type(optimizer).__name__
@@ -91,11 +92,11 @@ def check_groups(
     trainable: Mapping[str, tf.Variable],
     config: FrozenConfigDict,
 ) -> None:
-    """Raises UserError for an option that needs all parameters at once, where they are in groups.
+    """Raises UserError for an option that needs all parameters of the model at once, if the model has several groups.
 
     Args:
       name: of the model.
-      optimizers: one of each group of the model that is trained.
+      optimizers: one for each trained group of the model.
       trainable: {path: variable} of the model, frozen ones included.
       config: resolved.
     """
@@ -124,18 +125,18 @@ def check_groups(
 
 
 def numbers_of(optimizer: Any) -> dict[str, Any]:
-    """{attribute: value} of all plain Python values, arrays and lengths of containers that an optimizer has."""
-    found: dict[str, Any] = {}
+    """Returns {attribute: value} of an optimizer: plain Python values, arrays, and the lengths of containers."""
+    numbers: dict[str, Any] = {}
     for name, value in vars(optimizer).items():
         if value is None or isinstance(value, bool | int | float | str):
-            found[name] = value
+            numbers[name] = value
         elif isinstance(value, list | dict | tuple | set):
-            found[name] = len(value)
+            numbers[name] = len(value)
         elif hasattr(value, "tobytes"):
-            found[name] = value.tobytes()
+            numbers[name] = value.tobytes()
         elif isinstance(value, tf.Tensor) and hasattr(value, "numpy"):
-            found[name] = value.numpy().tobytes()
-    return found
+            numbers[name] = value.numpy().tobytes()
+    return numbers
 
 
 def _overridden(optimizer: keras.optimizers.Optimizer, names: Sequence[str]) -> list[str]:

@@ -38,7 +38,7 @@ def export_run(run: Run) -> list[ExportReport]:
 
 
 def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """batch -> the outputs that evaluation gives to metrics."""
+    """Returns a function from a batch to the outputs that an evaluation gives to metrics."""
 
     def outputs_of(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with precision.scope(run.resolved.train.precision):
@@ -48,16 +48,16 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
     compiled = jit(outputs_of) if is_slow else outputs_of
 
     def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # A hook may have layers compute in float32, which is not slow, and which what is compiled would not know of.
+        # A hook may make layers compute in float32, which is not slow; the compiled function has the old dtype.
         function = compiled if precision.halved(run.model) else outputs_of
-        found = function({name: tf.constant(array) for name, array in batch.items()})
-        return {name: np.asarray(output) for name, output in found.items()}
+        outputs = function({name: tf.constant(array) for name, array in batch.items()})
+        return {name: np.asarray(output) for name, output in outputs.items()}
 
     return call
 
 
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the first evaluation split until there are `export.examples` examples, in whole batches."""
+    """Yields whole batches of the first evaluation split, until they have `export.examples` examples."""
     batches = run.eval_data[base_split(run.resolved.eval.splits[0])]
     wanted = -(-run.resolved.export.examples // batches.batch_size)
     for step in range(min(wanted, epoch_steps(batches))):

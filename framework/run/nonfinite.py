@@ -1,9 +1,9 @@
-"""What happens when a step cannot be taken: going back without it, or the reason, batch and state in the run folder.
+"""Handles a step that is not finite: the run goes back and leaves the step out, or it ends and keeps what led to it.
 
-    rewind_or_raise(run, block)              # or NonFiniteError; workdir/failure/step-00000123/ says more
+    rewind_or_raise(run, block)              # or NonFiniteError; see workdir/failure/step-00000123/
 
 The folder holds failure.json (numbers of the step, what went bad first, indices of its examples), batch.npz, and the
-state before the step in the form of a checkpoint; that after it, where it was the weights that are not finite.
+state before the step in the form of a checkpoint. If weights are not finite, the state is the one after the step.
 """
 
 import math
@@ -24,7 +24,7 @@ def rewind_or_raise(run: Run, block: Block) -> None:
     """Goes back to the newest checkpoint and puts the step that halted `block` on the skip list, or gives up.
 
     Raises:
-      NonFiniteError: the policy is another, or the list is full.
+      NonFiniteError: the policy is not to rewind, or the skip list is full.
     """
     skip_list, loss_scale = run.state.skip_list, run.state.loss_scale
     if skip_list is None or (loss_scale is not None and loss_scale.is_dynamic) or not np.any(skip_list.numpy() < 0):
@@ -37,15 +37,15 @@ def rewind_or_raise(run: Run, block: Block) -> None:
 
 
 def report(run: Run, block: Block) -> NonFiniteError:
-    """Finds out what went bad in the last step of a halted block, writes it down, and returns the error to raise."""
+    """Finds what went bad first in the last step of a halted block, writes it down, and returns the error to raise."""
     row = block.row(len(block.rows) - 1)
     step = block.first_step + len(block.rows) - 1
-    run.state.step.assign(step)  # one that was skipped has changed nothing else of what it is computed from
+    run.state.step.assign(step)  # a skipped step has changed nothing else that the step is computed from
     finding = diagnose(run.train_block)
     folder = run.workdir / "failure" / f"step-{step:08d}"
     if run.replicas.is_chief:
         _write_down(run, folder, step, row, finding)
-    run.replicas.all_workers(0, most=True)  # a worker that failed before would have the chief ended as it writes
+    run.replicas.all_workers(0, most=True)  # a worker that fails earlier would end the chief while it writes
     return NonFiniteError(f"{_what_happened(run, row, finding)} Batch, indices and state are in {folder}.")
 
 

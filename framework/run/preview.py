@@ -1,7 +1,9 @@
-"""What a run shows once, after its first block: config, graph, pictures of the inputs; a loss that is not additive.
+"""Shows once, after the first block of a run: config, graph, pictures of the inputs, and a loss that is not additive.
 
 show_inputs(run, writer)
 warn_unless_additive(run)
+
+The first step comes first, because people wait for it.
 """
 
 from absl import logging
@@ -14,7 +16,7 @@ from framework.writers import MultiWriter
 
 
 def show_inputs(run: Run, writer: MultiWriter) -> None:
-    """Once a run: the config, the graph of the forward pass, and real input pictures."""
+    """Writes the config, the graph of the forward pass, and pictures of real inputs."""
     writer.texts(0, {"config": f"```\n{run.config}\n```"})
     writer.graph(run.probe.graph)
     for name, tensor in run.data.at(0).items():
@@ -24,9 +26,9 @@ def show_inputs(run: Run, writer: MultiWriter) -> None:
 
 
 def warn_unless_additive(run: Run) -> None:
-    """Once a run: says so if a term of the loss is no weighted sum over examples."""
+    """Warns if a term of the loss is not a weighted sum over examples."""
     if run.replicas.is_local and "eager" not in compile_choice.slow_convolutions(run.probe.graph, run.replicas):
         with untouched(run):
-            found = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-        for sentence in found or ():
+            problems = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
+        for sentence in problems or ():
             logging.warning("%s", sentence)

@@ -1,4 +1,4 @@
-"""How far a run is: time, speed and the evaluations so far, carried across interruptions by the checkpoint's note.
+"""The progress of a run: time, speed and evaluations, carried across interruptions by the note of a checkpoint.
 
     progress = Progress(batch_size=128, started=time.monotonic(), note=run.note, modes={'test/loss': 'min'})
     block = progress.timed(train_block, k)
@@ -6,7 +6,7 @@
     progress.observe(469, {'test/loss': 0.07})
     checkpoints.save(state, progress.note())
 
-Times are in seconds; what a run has taken is the sum over its starts.
+Times are in seconds; the time of a run is the sum over its starts.
 """
 
 import math
@@ -18,19 +18,19 @@ from absl import logging
 
 
 class Progress:
-    """What result.json and the log say beside the state.
+    """What result.json and the log report beside the state.
 
     Args:
       batch_size: examples of a step.
-      started: `time.monotonic()` at the start of this process's part of the run.
-      note: what `note()` gave to the checkpoint that was restored; {} for a new run.
-      modes: {metric: 'min' or 'max'}, which values are better.
-      clock: seconds; the one `started` was read from.
+      started: `time.monotonic()` when this process started the run.
+      note: what `note()` returned for the checkpoint that was restored; {} for a new run.
+      modes: {metric: 'min' or 'max'}: which values are better.
+      clock: returns seconds; `started` was read from it.
 
     Attributes:
-      trained: {'loss': mean, …} of the newest row, that of `trained_step`.
-      evaluations: {'split/metric': value} of the newest evaluation, that of `evaluated_step`; best: the best of each,
-        and best_steps: where each was seen first.
+      trained: {'loss': mean, …} of the newest row, which is of step `trained_step`.
+      evaluations: {'split/metric': value} of the newest evaluation, which is of step `evaluated_step`.
+      best: {'split/metric': the best value so far}; best_steps: {'split/metric': the step of that value}.
       time_to_first_step: seconds from `started` to the end of the first step; None before it.
     """
 
@@ -60,24 +60,25 @@ class Progress:
         self.best_steps: dict[str, int] = dict(note.get("best_steps", {}))
 
     def passed(self, phase: str, compiling: float = 0.0) -> None:
-        """Something that comes before the first step, such as 'building', is done.
+        """Ends a phase that comes before the first step, such as 'building'.
 
         Args:
-          compiling: seconds of it that belong to compiling what is trained.
+          phase: for the log.
+          compiling: seconds of the phase in which the training step was compiled.
         """
         self._phases[phase] = self._clock() - self._started - sum(self._phases.values()) - compiling
         self._phases["compiling"] = self._phases.get("compiling", 0.0) + compiling
 
     def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
-        """Runs a block of `k` steps and takes its time; the first one compiles and is not counted as speed."""
+        """Runs a block of `k` steps and measures its time; the first block compiles and does not count as speed."""
         start = self._clock()
         block = train_block(k)
         if self.time_to_first_step is None:
             self.time_to_first_step = self._clock() - self._started
             compiling = self._phases.pop("compiling", 0.0) + self._clock() - start
             phases = self._phases | {"compiling": compiling}
-            parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
-            logging.info("first step after %.1f s, of which %s", self.time_to_first_step, parts)
+            shares = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+            logging.info("first step after %.1f s, of which %s", self.time_to_first_step, shares)
         else:
             self._seconds += self._clock() - start
             self._steps += k
@@ -85,21 +86,21 @@ class Progress:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a step, over all but the first block; 0 before there was another."""
+        """Seconds of a step, over all blocks but the first; 0 before the second block."""
         return self._seconds / self._steps if self._steps else 0.0
 
     def lap(self) -> float:
-        """Examples per second of the steps since the last lap; evaluating and saving is not in it. NaN for no steps."""
+        """Returns examples per second since the last lap, without evaluations and saves; NaN if there were no steps."""
         seconds, steps = self._seconds - self._lap_start, self._steps - self._lap_first
         self._lap_start, self._lap_first = self._seconds, self._steps
         return self._rate(seconds, steps)
 
     def examples_per_second(self) -> float:
-        """Of all steps of this process but those of the first block; NaN for none."""
+        """Returns examples per second over all blocks of this process but the first; NaN if there were none."""
         return self._rate(self._seconds, self._steps)
 
     def observe(self, step: int, evaluations: Mapping[str, float]) -> None:
-        """Takes the evaluation of a step; what is not finite, or has no mode, is never the best."""
+        """Takes the evaluation of a step; a value that is not finite, or has no mode, is never the best."""
         self.evaluations, self.evaluated_step = dict(evaluations), step
         for name, value in evaluations.items():
             better = min if self._modes.get(name) == "min" else max
@@ -110,11 +111,11 @@ class Progress:
                     self.best_steps[name] = step
 
     def logged(self, step: int, means: Mapping[str, float]) -> None:
-        """Takes the means of a row."""
+        """Takes the means of the row of a step."""
         self.trained, self.trained_step = dict(means), step
 
     def note(self) -> dict[str, Any]:
-        """What a checkpoint carries for the next start."""
+        """Returns what a checkpoint carries for the next start."""
         return {
             "wall_seconds": self.wall_seconds(),
             "trained": self.trained,
@@ -126,7 +127,7 @@ class Progress:
         }
 
     def wall_seconds(self) -> float:
-        """Of this process's part and of those before it."""
+        """Returns the seconds of the run, over this process and those before it."""
         return self._before + self._clock() - self._started
 
     def _rate(self, seconds: float, steps: int) -> float:

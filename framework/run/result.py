@@ -1,8 +1,10 @@
-"""result.json: how a run ended, with its numbers and what it was trained by.
+"""Makes and reads result.json, which says how a run ended.
 
-status(run)                                  # 'finished', 'stopped early' or 'interrupted'
-write_json(path, make_result(run, progress))
-read_json(path, whole_result, None, "it is written anew")
+    status(run)                                  # 'finished', 'stopped early' or 'interrupted'
+    write_json(path, make_result(run, progress))
+    read_json(path, whole_result, None, "it is written anew")
+
+It holds the newest and the best numbers, and what the run was trained with.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from framework.run.run import Run
 
 
 def status(run: Run) -> str:
+    """Returns 'finished', 'stopped early' or 'interrupted', by the state of the run."""
     settings = run.resolved.early_stopping
     if settings.metric and int(run.state.early.waited) >= settings.patience:
         return "stopped early"
@@ -26,9 +29,10 @@ def status(run: Run) -> str:
 
 
 def make_result(run: Run, progress: Progress) -> dict[str, Any]:
+    """Returns the content of result.json."""
     compiled = run.train_block.compiled
     rate = progress.examples_per_second()
-    start = ([{}, *starts(run.workdir)])[-1]  # what trained, whatever became of the checkouts meanwhile
+    start = ([{}, *starts(run.workdir)])[-1]  # the commits that trained; the checkouts may have moved on
     return {
         "status": status(run),
         "step": int(run.state.step),
@@ -60,7 +64,7 @@ def make_result(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def whole_result(value: Any) -> dict[str, Any]:
-    """A result that has its counters, and numbers for what is printed of it; a KeyError names what is missing."""
+    """Returns a result whose counters and printed numbers are there; a KeyError names what is missing."""
     for name in ("final", "best"):
         if any(number is not None and not isinstance(number, (int, float)) for number in value[name].values()):
             raise ValueError(f"'{name}' holds what is no number")
@@ -69,12 +73,12 @@ def whole_result(value: Any) -> dict[str, Any]:
 
 
 def _unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:
-    """{key: value} of a config, where another one has another value or no such key; tuples are lists, as in JSON."""
+    """Returns {key: value} of `config` where `other` has another value or no such key; tuples are lists, as in JSON."""
     theirs = flatten(other)
     unlike = {key: value for key, value in flatten(config).items() if key not in theirs or theirs[key] != value}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in unlike.items()}
 
 
 def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Returns the value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -24,18 +24,18 @@ _NOT_METRICS = {"loss", "learning_rate", "examples_per_second", *_COUNTS}
 
 
 class Console(Writer):
-    """A progress bar in a terminal, a plain line a row elsewhere, of 80 columns at most.
+    """Shows a progress bar in a terminal and a plain line a row elsewhere, of at most 80 columns.
 
         step 400/2344  epoch 0.85  loss 0.2134  accuracy 0.934  12,345 examples/s  eta 0:00:05
 
-    Loss and metrics are the means over the steps since the last row (`mean/…`) where a row has them. What does not fit
-    is shortened or left out; metrics.jsonl has all of it.
+    If a row has means over the steps since the last row (`mean/…`), they are shown as loss and metrics. Names that do
+    not fit are shortened or left out; metrics.jsonl has everything.
 
     Args:
       total_steps: of the whole run.
-      start_step: where this process begins; not counted as progress of its own.
-      stream: where to; standard error if None.
-      clock: seconds, for the time left.
+      start_step: the step at which this process begins.
+      stream: what the lines are written to; standard error if None.
+      clock: returns seconds, for the time left.
       steps_per_epoch: None shows no epoch.
     """
 
@@ -84,7 +84,7 @@ class Console(Writer):
         return [f"step {step}/{self._total}", *epoch]
 
     def _time_left(self, step: int) -> list[str]:
-        """['eta 0:00:05'], by the pace since the first row, before which the step was compiled; [] for that row."""
+        """Returns ['eta 0:00:05'], by the pace since the first row; [] for the first row, which has compiled."""
         now = self._clock()
         if self._first is None:
             self._first = step, now
@@ -97,7 +97,7 @@ class Console(Writer):
 
 
 def _fitted(begin: Sequence[str], values: Mapping[str, float], end: Sequence[str], width: int) -> str:
-    """A line of at most `width` columns: step, loss, counts that are not zero, time left, and what there is room for.
+    """Returns a line of at most `width` columns: step, loss, counts above zero, time left, and what else fits.
 
     Metrics come first, with shortened names if need be, then speed, learning rate, and the terms of the loss.
     """
@@ -122,7 +122,7 @@ def _fitted(begin: Sequence[str], values: Mapping[str, float], end: Sequence[str
 
 
 def _shortened(metrics: Mapping[str, float], room: int) -> dict[str, str]:
-    """{name: as it is shown}: cut if they fit then; without the last ones if too little would be left of names."""
+    """Returns {name: shown name}: names are cut to fit; if too little would be left of them, the last ones go."""
     for count in range(len(metrics), 0, -1):
         kept = dict(list(metrics.items())[:count])
         left = room if count == len(metrics) else room - len(f"{_SPACE}+{len(metrics) - count}")
@@ -134,7 +134,7 @@ def _shortened(metrics: Mapping[str, float], room: int) -> dict[str, str]:
 
 
 def _wrapped(begin: Sequence[str], items: Sequence[str]) -> Iterator[str]:
-    """Lines of at most 80 columns that have all items; each line begins alike."""
+    """Yields lines of at most 80 columns with all items; each line starts with `begin`."""
     line = list(begin)
     for item in items:
         if len(line) > len(begin) and len(_SPACE.join([*line, item])) > _COLUMNS:

@@ -19,11 +19,11 @@ from framework.writers.base import Writer
 
 
 class Jsonl(Writer):
-    """One JSON object a row: {"step": 400, "loss": 0.2134, …}; NaN and infinity are null.
+    """Writes one JSON object a row: {"step": 400, "loss": 0.2134, …}; NaN and infinity are null.
 
     Args:
       path: of the file, which is appended to.
-      resume_step: rows beyond this step are dropped, all of them at 0; None keeps the file. A torn last line goes.
+      resume_step: rows of later steps are dropped, all rows at 0; None keeps the file. A torn last line is dropped.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
@@ -41,10 +41,10 @@ class Jsonl(Writer):
         self._file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
-        """Waits until all rows are on disk.
+        """Returns when all rows are on disk.
 
         Raises:
-          OSError: also if the file was deleted meanwhile, and the rows with it.
+          OSError: the disk fails, or the file was deleted or replaced since it was opened.
         """
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -60,13 +60,13 @@ class Jsonl(Writer):
 
 
 def _kept_lines(path: Path, resume_step: int | None) -> bytes:
-    """All rows up to the last one at or before the step; what is damaged among them is left out."""
+    """Returns the lines up to the last row at or before the step, without damaged lines and rows of later steps."""
     try:
-        found = lines_and_rows(path)
+        rows = lines_and_rows(path)
     except CorruptError as error:
         raise RunError(f"{path} cannot be read: {error}. Mend that and type the same command again.") from error
-    is_kept = [resume_step is None or 0 < row["step"] <= resume_step for _, row in found]
+    is_kept = [resume_step is None or 0 < row["step"] <= resume_step for _, row in rows]
     last = max((place for place, kept in enumerate(is_kept) if kept), default=-1)
     if odd := is_kept[: last + 1].count(False):
         logging.warning("%s: %d rows of steps that the run has not come to are left out", path, odd)
-    return b"".join(line for (line, _), kept in zip(found, is_kept, strict=True) if kept)
+    return b"".join(line for (line, _), kept in zip(rows, is_kept, strict=True) if kept)

@@ -1,11 +1,10 @@
-"""Event files of TensorBoard: curves, histograms, pictures, the graph and texts.
+"""Writes event files for TensorBoard: curves, histograms, pictures, the graph and texts.
 
     with MultiWriter([TensorBoard('run/tensorboard', start)]) as writer:
         writer.scalars(469, {'loss': 0.2134, 'eval/test/loss': 0.1234})
         writer.histograms(469, {'weights/dense/kernel': kernel})
 
-Events are put together and written here: tf.summary takes several times as long, beside training that has use for the
-processor.
+The events are made here, because tf.summary takes several times as long while training needs the processor.
 """
 
 import itertools
@@ -48,15 +47,15 @@ _CHUNK = 2**14  # values that are put into buckets at once
 
 
 class TensorBoard(Writer):
-    """Event files, with one TensorBoard run for training and one for each evaluation split.
+    """Writes event files, with one TensorBoard run for training and one for each evaluation split.
 
     'loss' is the tag 'loss' of the run 'train', and 'eval/test/loss' the tag 'loss' of the run 'eval/test': two curves
-    of one chart. All but numbers goes to 'train'.
+    of one chart. Histograms, pictures, texts and the graph are in the run 'train'.
 
     Args:
-      folder: becomes the log directory.
-      resume_step: events beyond this step are dropped, all of them at 0; None keeps the files. A TensorBoard that is
-        open meanwhile shows the dropped ones until it is started again.
+      folder: the log directory.
+      resume_step: events of later steps are dropped, all events at 0; None keeps the files. An open TensorBoard shows
+        dropped events until it is started again.
     """
 
     def __init__(self, folder: str | os.PathLike[str], resume_step: int | None = None) -> None:
@@ -115,7 +114,7 @@ class TensorBoard(Writer):
         if run not in self._runs:
             self._runs[run] = self._new_file(self._folder / run)
         self._runs[run].write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
-        self._runs[run].flush()  # for who looks on
+        self._runs[run].flush()  # an open TensorBoard sees the event at once
 
     @staticmethod
     def _new_file(folder: Path) -> tf.io.TFRecordWriter:
@@ -127,7 +126,7 @@ class TensorBoard(Writer):
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
-    """The pictures as one, row by row in a square of ceil(sqrt(n)) columns, the rest black.
+    """Returns the pictures as one picture: row by row in ceil(sqrt(n)) columns, the rest black.
 
     Args:
       images: [n, height, width] or [n, height, width, channels], n > 0.
@@ -148,16 +147,16 @@ def image_grid(images: np.ndarray) -> np.ndarray:
 
 
 def buckets(values: np.ndarray) -> np.ndarray:
-    """The histogram that TensorBoard shows of the values, equal to that of its `histogram_pb`.
+    """Returns the histogram of the values, equal to that of TensorBoard's `histogram_pb`.
 
-    Neither that nor tf.summary.histogram can be used: they make a one-hot of every value, gigabytes for a large layer
-    and ten times as long.
+    `histogram_pb` and tf.summary.histogram make a one-hot of every value, which takes gigabytes for a large layer and
+    ten times as long.
 
     Args:
       values: [n], finite, n > 0; of a dtype whose range float64 can hold.
 
     Returns:
-      float64 [buckets, 3]: left edge, right edge, count. Of values that are all the same, in the last one.
+      float64 [buckets, 3]: left edge, right edge, count. Equal values are all in the last bucket.
     """
     low, high = np.float64(values.min()), np.float64(values.max())
     edges = np.linspace(low, high, _BUCKETS + 1)
@@ -185,7 +184,7 @@ def buckets(values: np.ndarray) -> np.ndarray:
 
 
 def _finite(array: np.ndarray) -> np.ndarray:
-    """The values that a bucket can hold, [n] float32; their range always splits into float64 buckets."""
+    """Returns the finite values, [n] float32; their range always splits into float64 buckets."""
     with np.errstate(over="ignore"):
         values = np.asarray(array).astype(np.float32, copy=False).reshape(-1)
     is_finite = np.isfinite(values)
@@ -200,7 +199,7 @@ def _run_and_tag(name: str) -> tuple[str, str]:
 
 
 def _drop_events(folder: Path, resume_step: int) -> None:
-    """Rewrites the event files without what came after the step, and without what is damaged."""
+    """Rewrites the event files without events of later steps, and without damaged events."""
     for path in sorted(folder.rglob("*.tfevents.*")):
         try:
             data = read_bytes(path)
@@ -230,9 +229,9 @@ def _step_of(event: bytes | None) -> int | None:
 
 
 def _records(data: bytes, is_sound: bool) -> Iterator[tuple[bytes, bytes | None]]:
-    """Each TFRecord: as it is in the file, and its content; None in the place of what is damaged.
+    """Yields each TFRecord as it is in the file, with its content; the content of a damaged record is None.
 
-    Unless `is_sound`, each checksum is looked at. What is torn at the end, because its process died, is left out.
+    Unless `is_sound`, each checksum is checked. A record that is torn at the end of the file is left out.
     """
     start = 0
     while start + _RECORD_HEAD.size <= len(data):
@@ -251,7 +250,7 @@ def _records(data: bytes, is_sound: bool) -> Iterator[tuple[bytes, bytes | None]
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether all checksums are right, by TensorFlow's own reader: a hundred times as fast as looking at each here."""
+    """Returns whether all checksums are right, by TensorFlow's reader; a hundred times as fast as `_masked`."""
     try:
         tf.data.TFRecordDataset(str(path)).reduce(np.int64(0), lambda count, _: count + 1)
     except tf.errors.OpError:
@@ -265,5 +264,5 @@ def _has_length(data: bytes, start: int) -> bool:
 
 
 def _masked(data: bytes) -> bytes:
-    """The masked CRC-32C of a TFRecord's length or content, as it is in the file."""
+    """Returns the masked CRC-32C of the length or content of a TFRecord, as it is in the file."""
     return masked_crc32c(data).to_bytes(4, "little")
