@@ -194,7 +194,6 @@ FUNCTIONS: Mapping[str, Function] = {
         ("cfg", "total_steps"),
         "a function of the update: lambda update: 1e-3, or optim.make_schedule(cfg, total_steps)",
         _schedule,
-        required=True,
     ),
     "check_config": Function(("cfg",), "nothing, and raise UserError for values that do not go together"),
     "make_metrics": Function(("cfg",), "{name: metric}, e.g. {'accuracy': metrics.Accuracy()}", _metrics),

@@ -216,7 +216,8 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
         compile_choice.warn_of_convolutions(resolved, trace, replicas)
         if isinstance(replicas, ParameterServers):
             asynchronous.check(functions, model, data, trace)
-        schedules = make_schedules(functions["make_schedule"], model, resolved)
+        make_schedule = functions.get("make_schedule", optim.make_schedule)
+        schedules = make_schedules(make_schedule, model, resolved)
         make_optimizer = functions.get("make_optimizer", optim.make_optimizer)
         optimizer = optim.build_optimizers(make_optimizer, model, schedules, updates, resolved, grouped)
         extra = functions["make_state"](resolved, model) if "make_state" in functions else None

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import config
+from framework import config, optim
 from framework.config import DURATIONS, flatten, typed
 from framework.config.overrides import restored
 from framework.errors import UserError
@@ -76,7 +76,8 @@ def _refuse_other_periods(run: Run, old: FrozenConfigDict, what: str) -> None:
 def _refuse_other_rates(run: Run, old: FrozenConfigDict, what: str, elsewhere: str) -> None:
     """Raises UserError if an update so far had another learning rate under the config `old`."""
     updates = int(run.state.updates)
-    earlier = make_schedules(checked(run.experiment.functions)["make_schedule"], run.model, old)
+    make_schedule = checked(run.experiment.functions).get("make_schedule", optim.make_schedule)
+    earlier = make_schedules(make_schedule, run.model, old)
     for name, schedule in run.schedules.items():
         update = first_difference(earlier[name], schedule, updates)
         if update is None:

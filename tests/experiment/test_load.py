@@ -65,7 +65,7 @@ def message(name):
 def test_load():
     loaded = load.load(write(GOOD) + ":small")
     assert (loaded.path, loaded.preset) == (Path("x.py"), "small")
-    assert list(loaded.functions) == list(REQUIRED)
+    assert list(loaded.functions) == [*REQUIRED, "make_schedule"]
     assert loaded.get_config().preset == "small"
     assert Path("x.executed").exists()
 
@@ -83,7 +83,7 @@ def test_optional_functions():
         + "def make_metrics(cfg): return 'm'\ndef check_config(cfg): ...\ndef _make_mine(): ...\ndef helper(): ...\n"
     )
     loaded = load.load(write(source))
-    assert list(loaded.functions) == [*REQUIRED, "check_config", "make_metrics"]
+    assert list(loaded.functions) == [*REQUIRED, "make_schedule", "check_config", "make_metrics"]
     assert loaded.functions["make_metrics"](None) == "m"
 
 
@@ -170,7 +170,6 @@ MISSING = {
     "make_data": "make_data(cfg, split)",
     "make_model": "make_model(cfg)",
     "make_loss": "make_loss(cfg)",
-    "make_schedule": "make_schedule(cfg, total_steps)",
 }
 
 
@@ -192,7 +191,6 @@ def test_a_missing_function(name):
         ("make_data", "mak_data"),
         ("make_model", "makemodel"),
         ("make_loss", "Make_Loss"),
-        ("make_schedule", "make_scheduel"),
     ],
 )
 def test_a_misspelt_function(name, slip):
@@ -213,6 +211,7 @@ def test_a_function_inside_another_is_not_found():
 @pytest.mark.parametrize(
     ("unknown", "hint"),
     [
+        ("make_scheduel", " Did you mean 'make_schedule'?"),
         ("make_metric", " Did you mean 'make_metrics'?"),
         ("makemetrics", " Did you mean 'make_metrics'?"),
         ("mke_exports", " Did you mean 'make_exports'?"),

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -308,3 +309,11 @@ def test_the_metric_says_which_of_its_values_is_best(tmp_path):
     built = build.build(TINY, {**GRAPH, "checkpoint.best_metric": "test/accuracy"}, tmp_path / "run")
     assert built.modes == {"test/loss": "min", "test/loss/cross_entropy": "min", "test/accuracy": "max"}
     assert built.facts()["goals"] == {"checkpoint": ["test/accuracy", "max"], "early_stopping": ["", ""]}
+
+
+def test_without_make_schedule_the_config_decides(tmp_path):
+    (tmp_path / "plain.py").write_text("from tests.linear import get_config, make_data, make_loss, make_model\n")
+    settings = {"schedule.name": "cosine", "schedule.learning_rate": 0.1, "train.duration": "4 steps"}
+    run = build.build(tmp_path / "plain.py", settings, tmp_path / "run")
+    rates = [run.train_block(1).row(0)["learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * update / 4)) for update in range(4)], rel=1e-6)
