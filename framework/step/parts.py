@@ -52,6 +52,12 @@ class StepParts:
           UserError: the model is unknown, or has none.
         """
         optimizers = self.state.optimizers
+        if not isinstance(model, str):
+            raise UserError(
+                f"the step names a model by a value of type {type(model).__name__}. Write its name, as"
+                f" tools.gradients(…, of='{next(iter(optimizers))}') and tools.apply(…, to='{next(iter(optimizers))}');"
+                f" models with an optimizer are {', '.join(optimizers)}."
+            )
         if model not in optimizers:
             raise UserError(
                 f"the step names a model '{model}', but those with an optimizer are {', '.join(optimizers)}."
