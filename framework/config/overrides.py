@@ -154,7 +154,7 @@ def _short(value: Any, shown: Callable[[Any], str] = str) -> str:
 
 
 def _parsed(argument: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns key and text of '--config.a.b=text', and of '--config.a.b' and '--noconfig.a.b' if the key is a bool."""
+    """Returns key and text of '--config.data.name=x', and of '--config.data.shuffle' or '--noconfig.…', a bool."""
     match = _OVERRIDE.fullmatch(argument)
     if match is None:
         raise UserError(f"'{argument}' is not understood. Overrides look like --config.train.compile=graph.")
