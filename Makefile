@@ -31,7 +31,7 @@ ifneq ($(shell $(PEERS)/bin/python -c "print('works')" 2>/dev/null),works)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow format peers clean help
+.PHONY: run test test-slow docs format peers clean help
 
 run: $(RUN_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
@@ -45,6 +45,9 @@ test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones; 
 test-slow: $(DEV_STAMP)  ## the tests marked slow
 	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) -m slow $(ARGS)
 
+docs: $(DEV_STAMP)  ## pages of every docstring in .docs/index.html
+	@$(BIN)/python -m pdoc --docformat google -o .docs framework
+
 format: $(DEV_STAMP)  ## let ruff fix and format the code
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
@@ -52,7 +55,7 @@ format: $(DEV_STAMP)  ## let ruff fix and format the code
 peers: $(PEERS_STAMP)  ## .venv-peers with the frameworks that tests/benchmarks compares with
 
 clean:  ## remove .venv, .venv-peers and caches; runs stay
-	@rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(PEERS) .docs .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
