@@ -1,9 +1,14 @@
-"""The house: a room is one folder and one stretch of the import order, and the root holds few files."""
+"""The house: a room is one folder and one stretch of the import order, files are short, the root holds few of them."""
 
 import ast
 from itertools import groupby
 
+import pytest
+
 from tests.test_imports import FRAMEWORK_FILES, ROOT, ROWS
+
+LONGEST = 400  # lines
+REASON = f"Over {LONGEST} lines: "  # starts a line of the docstring of a longer file
 
 # Each file at the root of framework/: what an experiment imports, and the ground floor, which many rooms import.
 AT_THE_ROOT = {
@@ -23,9 +28,37 @@ AT_THE_ROOT = {
 }
 
 
+def lengths(files: dict[str, str]) -> list[str]:
+    """Returns the files that are too long and do not say why at their top."""
+    long = {name: source for name, source in files.items() if len(source.splitlines()) > LONGEST}
+    return [name for name, source in long.items() if not _has_reason(source)]
+
+
+def _has_reason(source: str) -> bool:
+    lines = (ast.get_docstring(ast.parse(source)) or "").splitlines()
+    return any(line.startswith(REASON) and len(line) > len(REASON) for line in lines)
+
+
 def rooms(rows: tuple[tuple[str, ...], ...]) -> list[str]:
     """Returns the rooms of the import order, one for each stretch of rows; files at the root are rooms of their own."""
     return [room for room, _ in groupby(name.partition(".")[0].removesuffix("/*") for row in rows for name in row)]
+
+
+def test_a_file_over_400_lines_says_why_at_its_top() -> None:
+    assert lengths({str(path.relative_to(ROOT)): path.read_text() for path in FRAMEWORK_FILES}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "is_fine"),
+    [
+        ("x = 1\n" * 400, True),
+        ("x = 1\n" * 401, False),
+        ('"""A file.\n\nOver 400 lines: one table.\n"""\n' + "x = 1\n" * 400, True),
+        ('"""A file.\n\nOver 400 lines: \n"""\n' + "x = 1\n" * 400, False),
+    ],
+)
+def test_a_planted_long_file_is_found(source: str, is_fine: bool) -> None:
+    assert lengths({"x.py": source}) == ([] if is_fine else ["x.py"])
 
 
 def test_the_root_holds_what_an_experiment_imports_and_the_ground_floor() -> None:
