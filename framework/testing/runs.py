@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from framework import config, optim, paths
+from framework import config, paths
 from framework.config.overrides import override
 from framework.errors import UserError, near
 from framework.experiment.load import Experiment
@@ -23,11 +23,6 @@ from framework.folder import METRICS
 from framework.run.build import build_run
 from framework.run.request import fresh_workdir
 from framework.run.run import Run
-
-_DEFAULTS: Mapping[str, Callable[..., Any]] = {
-    "get_config": lambda arg: config.base_config(),
-    "make_schedule": optim.make_schedule,
-}
 
 
 def build(
@@ -39,7 +34,7 @@ def build(
 
     Args:
       functions: {name: function of an experiment}, or a module that has them. Without `get_config` the config is
-        `base_config()`; without `make_schedule` the schedule is that of the config.
+        `base_config()`.
       overrides: as for `framework.build`.
       workdir: the run folder, which training makes; a fresh one below runs/ by default.
 
@@ -51,7 +46,7 @@ def build(
     for name in functions:
         if name not in FUNCTIONS:
             raise UserError(f"testing.build: no experiment has a function '{name}'.{near(name, FUNCTIONS)}")
-    made = {**_DEFAULTS, **functions}
+    made = {"get_config": lambda arg: config.base_config(), **functions}
     for name, function in FUNCTIONS.items():
         if function.required and name not in made:
             raise UserError(f"testing.build: {name}({', '.join(function.arguments)}) is missing.")
