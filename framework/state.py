@@ -68,6 +68,7 @@ class TrainState(tf.Module):
       loss_scale: None without one.
       ema: moving average of the weights; None without one.
       extra: what the experiment's `make_state` returned; None without one.
+      schedule: learning-rate schedules with variables, or a dict of them by model; None without one.
       data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
       skip_list: int64 [train.nonfinite_limit]; steps to leave out, -1 for a free place; None unless the run rewinds.
       best: the best value of `checkpoint.best_metric`.
@@ -84,6 +85,7 @@ class TrainState(tf.Module):
         extra: tf.Module | None = None,
         data: tf.Module | None = None,
         skip_list: int = 0,
+        schedule: Any = None,
     ) -> None:
         super().__init__("state")
         self.step = new_counter()
@@ -97,6 +99,7 @@ class TrainState(tf.Module):
         self.ema = ema
         self.extra = extra
         self.data = data
+        self.schedule = schedule
         self.skip_list = tf.Variable([-1] * skip_list, trainable=False, dtype=tf.int64) if skip_list else None
         self.best = Best("best")
         self.early = Best("early")

@@ -65,7 +65,7 @@ ROWS = (
     ("precision",),
     ("optim.groups", "optim.options"),
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average"),
-    ("optim.checked", "optim.freezing"),
+    ("optim.checked", "optim.freezing", "optim.stateful"),
     ("optim.building",),
     ("optim",),
     ("state",),

@@ -15,13 +15,15 @@ from framework.optim.clipping import clip, global_norm
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.optimizers import Lamb, Optimizer, make_optimizer
-from framework.optim.schedules import Schedule, learning_rate, make_schedule
+from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
+from framework.optim.stateful import observe, prepare_schedules, schedule_state
 
 __all__ = [
     "ExponentialMovingAverage",
     "Group",
     "Lamb",
     "Optimizer",
+    "ReduceOnPlateau",
     "Schedule",
     "assign_groups",
     "build_optimizers",
@@ -33,7 +35,10 @@ __all__ = [
     "learning_rate",
     "make_optimizer",
     "make_schedule",
+    "observe",
     "parse_groups",
+    "prepare_schedules",
     "sampled_updates",
+    "schedule_state",
     "schedules_of",
 ]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the update.
+"""Learning-rate schedules: pure functions of the update, and `ReduceOnPlateau`, which observes evaluations.
 
     schedule = make_schedule(config, total_steps)     # schedule(469) -> float64 scalar
     rate = learning_rate(schedule, updates, tf.float32)
@@ -7,31 +7,32 @@ Rates are computed in float64 and cast once, to the precision of the run.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework.errors import UserError
+from framework import paths
+from framework.errors import UserError, near
 
 # update (int or int64 scalar, 0 for the first) -> learning rate (float64 scalar)
 Schedule = Callable[[Any], tf.Tensor]
 
-# Where cosines meet may be a whole update up to rounding; this much of an update later is surely past it.
+# Two cosines may meet at a whole update, up to rounding; this much of an update later is surely in the second.
 _ROUNDING = 1e-6
 
 
 def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
-    """The schedule of `config.schedule` with its warm-up.
+    """Returns the schedule of `config.schedule` with its warm-up.
 
     Args:
       config: as `config.resolve` returns it: durations are numbers of updates, 0 for none.
-      total_steps: length of the run; where cosine, polynomial and one_cycle end.
+      total_steps: length of the run, at which cosine, polynomial and one_cycle end.
 
     Raises:
-      UserError: a schedule without a length that it needs.
+      UserError: the schedule needs a length that is not set.
     """
     settings = config.schedule
     peak, warmup, start = settings.learning_rate, settings.warmup, settings.start_fraction
@@ -42,7 +43,7 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
 
 
 def _after_warmup(settings: ConfigDict, steps: int) -> Schedule:
-    """The schedule by name; its update 0 is the first after the warm-up, its end `steps` later."""
+    """Returns the schedule after the warm-up: its update 0 is the first one there, its end is `steps` later."""
     peak = settings.learning_rate
     if settings.name == "constant":
         return constant(peak)
@@ -69,12 +70,12 @@ def _after_warmup(settings: ConfigDict, steps: int) -> Schedule:
 
 
 def constant(peak: float) -> Schedule:
-    """The same rate at every update."""
+    """Returns the schedule with the same rate at every update."""
     return lambda update: tf.constant(peak, tf.float64)
 
 
 def cosine(peak: float, steps: int, final_fraction: float = 0.0) -> Schedule:
-    """Half a cosine from the peak to `final_fraction` of it, constant afterwards (Loshchilov and Hutter, 2017)."""
+    """Returns half a cosine from the peak to `final_fraction` of it, then constant (Loshchilov and Hutter, 2017)."""
 
     def schedule(update: Any) -> tf.Tensor:
         return peak * ((1 - final_fraction) * _half_cosine(_done(update, steps)) + final_fraction)
@@ -83,7 +84,7 @@ def cosine(peak: float, steps: int, final_fraction: float = 0.0) -> Schedule:
 
 
 def polynomial(peak: float, steps: int, power: float = 1.0, final_fraction: float = 0.0) -> Schedule:
-    """From the peak to `final_fraction` of it as (1 - share of `steps` done) ** power, constant afterwards."""
+    """Returns a fall from the peak to `final_fraction` of it as (1 - share of `steps` done) ** power, then constant."""
 
     def schedule(update: Any) -> tf.Tensor:
         # Not 1 - done, which XLA rounds to less than 0 at the end, where its power is NaN.
@@ -96,10 +97,10 @@ def polynomial(peak: float, steps: int, power: float = 1.0, final_fraction: floa
 def restarts(
     peak: float, period: int, period_factor: float = 1.0, peak_factor: float = 1.0, final_fraction: float = 0.0
 ) -> Schedule:
-    """Half cosines one after the other, for as long as the run lasts (SGDR: Loshchilov and Hutter, 2017).
+    """Returns half cosines one after the other, to the end of the run (SGDR: Loshchilov and Hutter, 2017).
 
-    Cosine i takes `period * period_factor**i` updates and falls from `peak * peak_factor**i`; as in tf_keras,
-    `final_fraction` is of the first peak.
+    Cosine i takes `period * period_factor**i` updates and falls from `peak * peak_factor**i`; `final_fraction` is a
+    share of the first peak, as in tf_keras.
     """
     growth = math.log(period_factor)
 
@@ -120,14 +121,14 @@ def restarts(
 
 
 def inverse_sqrt(peak: float, timescale: int) -> Schedule:
-    """peak * sqrt(t / (t + update)); after a warm-up of t from 0 it is Noam's schedule (Vaswani et al., 2017)."""
+    """Returns peak * sqrt(t / (t + update)); after a warm-up of t from 0, Noam's schedule (Vaswani et al., 2017)."""
     return lambda update: peak * tf.sqrt(timescale / (timescale + tf.cast(update, tf.float64)))
 
 
 def one_cycle(
     peak: float, warmup: int, steps: int, start_fraction: float = 0.0, final_fraction: float = 0.0
 ) -> Schedule:
-    """Half a cosine up over `warmup` updates, half a cosine down over the rest of `steps` (Smith and Topin, 2018)."""
+    """Returns half a cosine up over `warmup` updates, one down over the rest of `steps` (Smith and Topin, 2018)."""
     down = cosine(peak, steps - warmup, final_fraction)
     if not warmup:
         return down
@@ -141,7 +142,7 @@ def one_cycle(
 
 
 def piecewise(peak: float, boundaries: Sequence[int], factors: Sequence[float]) -> Schedule:
-    """`peak`, then `peak * factors[i]` from the update after `boundaries[i]` on, as in tf_keras."""
+    """Returns `peak`, then `peak * factors[i]` from the update after `boundaries[i]` on, as in tf_keras."""
 
     def schedule(update: Any) -> tf.Tensor:
         rates = tf.constant([peak, *(peak * factor for factor in factors)], tf.float64)
@@ -152,7 +153,7 @@ def piecewise(peak: float, boundaries: Sequence[int], factors: Sequence[float]) 
 
 
 def warmed_up(after: Schedule, peak: float, steps: int, start_fraction: float = 0.0) -> Schedule:
-    """Linear from `start_fraction * peak` to `peak` over `steps` updates, then `after`, counted from there."""
+    """Returns a line from `start_fraction * peak` to `peak` over `steps` updates, then `after`, counted from there."""
 
     def schedule(update: Any) -> tf.Tensor:
         update = tf.cast(update, tf.int64)
@@ -162,25 +163,103 @@ def warmed_up(after: Schedule, peak: float, steps: int, start_fraction: float = 
     return schedule
 
 
+class ReduceOnPlateau(tf.Module):
+    """Multiplies the rate by `factor` each time that `patience` evaluations in a row have not been better.
+
+        def make_schedule(cfg, total_steps):
+            return optim.ReduceOnPlateau(optim.make_schedule(cfg, total_steps), "test/loss", patience=5)
+
+    The rate is scale * schedule(update), where the scale begins at 1; below `min_rate` it stays what it was. Better is
+    smaller for losses, and as the metric says for metrics. A value that is not finite is never better.
+
+    Args:
+      schedule: the rate without reductions.
+      metric: of an evaluation, '<split>/<metric>'.
+      factor: above 0 and below 1.
+      patience: evaluations, at least 1.
+      min_rate: reductions end at this rate; a smaller rate of `schedule` itself stays.
+      min_delta: a value is better if it gains more than this.
+
+    Attributes:
+      scale: float64 scalar variable.
+      best: float64 scalar variable, the best value so far; NaN before the first.
+      waited: int64 scalar variable, evaluations since the best or since the last reduction.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        metric: str,
+        factor: float = 0.1,
+        patience: int = 10,
+        min_rate: float = 0.0,
+        min_delta: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if hasattr(schedule, "observe"):
+            raise UserError(f"ReduceOnPlateau({type(schedule).__name__}): the schedule in it would observe nothing.")
+        for name, value, is_right, wanted in (
+            ("factor", factor, 0 < factor < 1, "above 0 and below 1"),
+            ("patience", patience, patience >= 1, "at least 1"),
+            ("min_rate", min_rate, min_rate >= 0, "at least 0"),
+            ("min_delta", min_delta, min_delta >= 0, "at least 0"),
+        ):
+            if not is_right:
+                raise UserError(f"ReduceOnPlateau({name}={value!r}): {name} must be {wanted}.")
+        self._schedule, self._metric = schedule, metric
+        self._factor, self._patience, self._min_rate, self._min_delta = factor, patience, min_rate, min_delta
+        self._mode = ""
+        self.scale = tf.Variable(1.0, trainable=False, dtype=tf.float64)
+        self.best = tf.Variable(math.nan, trainable=False, dtype=tf.float64)
+        self.waited = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def __call__(self, update: Any) -> tf.Tensor:
+        rate = self._schedule(update)
+        rate = tf.cast(rate, tf.float64) if tf.is_tensor(rate) else tf.constant(rate, tf.float64)
+        return tf.minimum(rate, tf.maximum(self.scale * rate, tf.constant(self._min_rate, tf.float64)))
+
+    def prepare(self, modes: Mapping[str, str]) -> None:
+        """Takes from {metric: 'min' or 'max'} which values are better; raises UserError if the metric is not in it."""
+        if self._metric not in modes:
+            raise UserError(
+                f"ReduceOnPlateau(metric='{self._metric}'): no evaluation reports it.{near(self._metric, modes)}"
+                f" Evaluated: {', '.join(modes)}."
+            )
+        self._mode = modes[self._metric]
+
+    def observe(self, results: Mapping[str, float]) -> None:
+        """Takes the results of an evaluation, {'<split>/<metric>': value}."""
+        value, best = results[self._metric], float(paths.copies(self.best)[0])
+        gain = value - best if self._mode == "max" else best - value
+        if math.isfinite(value) and (math.isnan(best) or gain > self._min_delta):
+            paths.assign(self.best, value)
+            paths.assign(self.waited, 0)
+            return
+        waited = int(paths.copies(self.waited)[0]) + 1
+        if waited == self._patience:
+            paths.assign(self.scale, float(paths.copies(self.scale)[0]) * self._factor)
+        paths.assign(self.waited, waited % self._patience)
+
+
 def _done(update: Any, steps: int) -> tf.Tensor:
-    """Share of `steps` that is done before `update`, at most 1."""
+    """Returns the share of `steps` that is done before `update`, at most 1."""
     return tf.minimum(tf.cast(update, tf.float64), steps) / steps
 
 
 def _half_cosine(done: tf.Tensor) -> tf.Tensor:
-    """From 1 at done=0 to 0 at done=1."""
+    """Returns 1 at done=0, falling to 0 at done=1."""
     return 0.5 * (1 + tf.cos(math.pi * done))
 
 
 def learning_rate(
     schedule: Schedule, updates: tf.Variable, dtype: tf.DType, factor: float = 1.0
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """`factor` times `schedule` in the form that tf_keras optimizers take.
+    """Returns `factor` times `schedule` in the form that tf_keras optimizers take.
 
     Args:
       schedule: of the run.
-      updates: int64 scalar; updates of the run, which the rate follows. An optimizer that is applied at some of them
-        only, or twice in one, counts otherwise.
+      updates: int64 scalar, the updates of the run. The rate follows them, not the counter of the optimizer, which
+        counts otherwise if the optimizer is applied at some updates only, or twice in one.
       dtype: of the rate.
       factor: of the group of parameters.
     """

@@ -6,7 +6,7 @@ run = build('experiments/mnist_mlp.py', {'train.compile': 'graph'}, workdir='run
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +159,9 @@ def on_one_device(run: Run) -> Run:
     return single
 
 
-def make_schedules(make_schedule: Callable[..., Any], model: Any, resolved: FrozenConfigDict) -> dict[str, Schedule]:
-    """Returns {model: schedule} as the experiment makes them, each checked over the whole run."""
-    total_steps = resolved.train.duration
-    schedules = optim.schedules_of(make_schedule(resolved, total_steps), model)
+def check_schedules(returned: Any, model: Any, total_steps: int) -> dict[str, Schedule]:
+    """Returns {model: schedule} of what `make_schedule` returned, each checked over the whole run."""
+    schedules = optim.schedules_of(returned, model)
     return {name: optim.checked_schedule(schedule, total_steps, name) for name, schedule in schedules.items()}
 
 
@@ -171,6 +170,7 @@ class _Made:
     """What the functions of an experiment made, before there is a state.
 
     Attributes:
+      schedules: {model: schedule}; schedule_state: those with variables, see `optim.schedule_state`.
       updates: the counter of updates, which schedules read.
       extra: what `make_state` returned.
     """
@@ -180,6 +180,7 @@ class _Made:
     metrics: Mapping[str, Metric]
     probe: Probe
     schedules: Mapping[str, Schedule]
+    schedule_state: Any
     optimizer: Any
     updates: tf.Variable
     extra: tf.Module | None
@@ -217,11 +218,13 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
         if isinstance(replicas, ParameterServers):
             asynchronous.check(functions, model, data, trace)
         make_schedule = functions.get("make_schedule", optim.make_schedule)
-        schedules = make_schedules(make_schedule, model, resolved)
+        returned = make_schedule(resolved, resolved.train.duration)
+        schedules = check_schedules(returned, model, resolved.train.duration)
+        schedule_state = optim.schedule_state(returned)
         make_optimizer = functions.get("make_optimizer", optim.make_optimizer)
         optimizer = optim.build_optimizers(make_optimizer, model, schedules, updates, resolved, grouped)
         extra = functions["make_state"](resolved, model) if "make_state" in functions else None
-    return _Made(model, loss, metrics, trace, schedules, optimizer, updates, extra)
+    return _Made(model, loss, metrics, trace, schedules, schedule_state, optimizer, updates, extra)
 
 
 def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> TrainState:
@@ -236,6 +239,7 @@ def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> Train
         extra=made.extra,
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
+        schedule=made.schedule_state,
     )
 
 

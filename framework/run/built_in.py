@@ -3,7 +3,7 @@
 hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], start, run.total_steps)
 """
 
-from framework import paths
+from framework import optim, paths
 from framework.run import evaluation
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import PREFIX as MEAN
@@ -54,5 +54,6 @@ def evaluate_all(context: Context) -> None:
     stopping, best = cfg.early_stopping, cfg.checkpoint.best_metric
     if stopping.metric:
         run.state.early.observe(results[stopping.metric], context.step, run.modes[stopping.metric], stopping.min_delta)
+    optim.observe(run.state.schedule, results)
     if best and run.state.best.observe(results[best], context.step, run.modes[best]):
         context.save()

@@ -19,7 +19,7 @@ from framework.experiment import load
 from framework.experiment.returns import checked
 from framework.optim import Schedule
 from framework.run import stored_config
-from framework.run.build import make_schedules
+from framework.run.build import check_schedules
 from framework.run.run import Run
 
 _PERIODS = ("log.every", "eval.every")  # they decide what a run writes, beside its weights
@@ -76,8 +76,14 @@ def _refuse_other_periods(run: Run, old: FrozenConfigDict, what: str) -> None:
 def _refuse_other_rates(run: Run, old: FrozenConfigDict, what: str, elsewhere: str) -> None:
     """Raises UserError if an update so far had another learning rate under the config `old`."""
     updates = int(run.state.updates)
+    if run.state.schedule is not None:
+        raise UserError(
+            f"{what}: the learning rate follows evaluations (make_schedule returned a schedule with variables), and a"
+            f" longer run need not have one at step {int(run.state.step)}. {elsewhere}"
+        )
     make_schedule = checked(run.experiment.functions).get("make_schedule", optim.make_schedule)
-    earlier = make_schedules(make_schedule, run.model, old)
+    returned = make_schedule(old, old.train.duration)
+    earlier = check_schedules(returned, run.model, old.train.duration)
     for name, schedule in run.schedules.items():
         update = first_difference(earlier[name], schedule, updates)
         if update is None:

@@ -1,11 +1,9 @@
-"""Train, evaluate, export: short functions over a Run; nothing to subclass.
+"""Trains a run: blocks of steps, hooks after each block, checkpoints, and going back before a non-finite step.
 
     run = framework.build('experiments/mnist_mlp.py')
     result = train(run)           # {'status': 'finished', 'final': {'test/accuracy': 0.98, …}, …}
-    evaluate(run)                 # {'test/loss': 0.07, 'test/accuracy': 0.98}
-    reports = export_run(run)
 
-What happens beside the step are hooks: `built_in.py` has those of each run, `make_hooks` adds an experiment's own.
+Hooks do everything beside the steps: `built_in.py` has those of each run, `make_hooks` adds those of an experiment.
 """
 
 import contextlib
@@ -20,6 +18,7 @@ from typing import Any, Protocol
 
 from absl import logging
 
+from framework import optim
 from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING
@@ -39,7 +38,7 @@ from framework.step import compile_choice
 from framework.writers import MultiWriter
 
 _BLOCK_SECONDS = 2.0
-# A disk that is full, read-only or broken: not a slip in the code.
+# Errors of a disk that is full, read-only or broken; other errors are faults of the code.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -53,13 +52,14 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
       overrides: what was typed, for overrides.txt.
 
     Returns:
-      What result.json holds; its `status` is 'finished', 'stopped early' or 'interrupted'. A run that is at its end
+      The content of result.json; its `status` is 'finished', 'stopped early' or 'interrupted'. A run that has ended
       already is left as it is.
 
     Raises:
       NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
-      RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or it is the end that cannot be written.
-      DataError: a streamed source could not be read; what was trained until then is saved, unless an evaluation failed.
+      RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or the end of the run cannot be written.
+      DataError: a streamed source cannot be read; the steps before are saved, unless it was read for an evaluation.
+      UserError: a hook, a writer or a schedule of the experiment is refused or raises; the line names it.
     """
     try:
         with run.lock() if run.replicas.is_chief else contextlib.nullcontext():
@@ -67,7 +67,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:
             raise
-        where = "" if error.filename else f"{run.workdir}: "  # of a full disk, Python does not say which file
+        where = "" if error.filename else f"{run.workdir}: "  # if the disk is full, Python does not name the file
         raise RunError(f"{where}{error}. Mend that and type the same command again.") from error
 
 
@@ -78,20 +78,22 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     ended = run.workdir / RESULT
     if status(run) != "interrupted":
         result = read_json(ended, whole_result, None, "it is written anew")
-        if result and (result["status"], result["step"]) == (status(run), start):  # or of an earlier interruption
+        if result and (result["status"], result["step"]) == (status(run), start):  # not of an earlier interruption
             return result
     if run.replicas.is_chief:
         run.write_header(overrides)
     run.started = run.started or time.monotonic()
     progress = Progress(run.data.batch_size, run.started, run.note, run.modes)
     progress.passed("building")
-    own = own_hooks(run)  # before the step is compiled: a mistake in make_hooks is told at once
+    # Before the step is compiled, so that a mistake in the experiment is reported at once.
+    optim.prepare_schedules(run.state.schedule, run.modes)
+    own = own_hooks(run)
     if run.config.train.compile == "auto":
         progress.passed("tuning", compiling=_choose(run))
     with Interrupt() as interrupt, run.checkpoints:
         while _segment(run, progress, own, interrupt) is Ended.TO_REWIND:
             progress.go_back(run.note)
-            own = own_hooks(run)  # anew, as if the run were resumed here
+            own = own_hooks(run)  # new ones, as if the run were resumed here
     result = make_result(run, progress)
     if run.replicas.is_chief:
         write_json(ended, result)
@@ -100,11 +102,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def _choose(run: Run) -> float:
-    """Settles how the blocks are compiled: as the run has done so far, or by trial.
-
-    Returns:
-      seconds that compiling the chosen took, if it is compiled already.
-    """
+    """Chooses how blocks are compiled: as before in this run, or by trial; returns the seconds that compiling took."""
     everywhere, left = run.replicas.all_workers, run.total_steps - int(run.state.step)
     run.recall()
     if everywhere(int(run.choice is not None), most=False) or left < 1:
@@ -122,7 +120,7 @@ def _choose(run: Run) -> float:
 
 
 class Noted(Protocol):
-    """What has a state that is not in `run.state`, and that a checkpoint's note keeps."""
+    """An object whose state is kept in the note of a checkpoint, not in `run.state`."""
 
     def note(self) -> dict[str, Any]: ...
 
@@ -131,11 +129,11 @@ class Ended(enum.Enum):
     """How a segment of a run ended."""
 
     AS_ASKED = "at the end of the run, by early stopping or by a signal"
-    TO_REWIND = "before a step that was not finite; the state is that of a checkpoint"
+    TO_REWIND = "before a step that was not finite; the state is the one of a checkpoint"
 
 
 def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) -> Ended:
-    """Trains from the state as it is, as long as nothing makes the run go back."""
+    """Trains from the current state to the end, or until the run goes back to a checkpoint."""
     step = int(run.state.step)
     is_warned, is_shown = False, step > 0
     interval = Interval(run.train_block.layout, run.note)
@@ -145,13 +143,13 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
         save = functools.partial(_save, run, writer, (progress, interval, own))
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
             save()
-        # All workers do the same: they stop if one was asked to, and take blocks as short as the slowest wants.
+        # All workers do the same: they stop if one was asked to stop, and take blocks as short as the slowest needs.
         everywhere = run.replicas.all_workers
         while status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
             length = everywhere(_block_length(run, hooks, step, progress), most=False)
             try:
                 block = progress.timed(run.train_block, length)
-            except DataError as error:  # of a block that was not begun: the state is that after the last one
+            except DataError as error:  # the block has not begun: the state is the one after the last block
                 save()
                 raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error
             if block.is_halted:
@@ -159,7 +157,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
                 return Ended.TO_REWIND
             step += len(block.rows)
             interval.add(block)
-            if not is_shown:  # not before: nobody waits for pictures, but for the first step
+            if not is_shown:  # after the first step, which people wait for
                 is_shown = True
                 show_inputs(run, writer)
                 warn_unless_additive(run)
@@ -178,7 +176,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
 
 
 def _recompiles(run: Run) -> RunError:
-    """The error of a run whose step is compiled again and again."""
+    """Returns the error of a run whose step is compiled again and again."""
     compiled = run.train_block.compiled
     return RunError(
         f"the training step keeps being compiled: {compiled.traces} traces and {compiled.compilations} compilations in"
@@ -189,9 +187,9 @@ def _recompiles(run: Run) -> RunError:
 
 
 def _block_length(run: Run, hooks: Hooks, step: int, progress: Progress) -> int:
-    """Steps until the next thing is due, as many as one call takes, and as take about two seconds.
+    """Returns the length of the next block: up to the next due hook, at most one call, and about two seconds.
 
-    The first block is one step: it compiles. A signal waits for the end of a block, and must not wait for long.
+    The first block compiles and is one step. A signal takes effect at the end of a block, so blocks must be short.
     """
     due = hooks.next_step - step
     quick = int(_BLOCK_SECONDS / progress.step_seconds) if progress.step_seconds else 1
@@ -199,10 +197,10 @@ def _block_length(run: Run, hooks: Hooks, step: int, progress: Progress) -> int:
 
 
 def _save(run: Run, writer: MultiWriter, noted: Sequence[Noted]) -> None:
-    """Saves a checkpoint with the notes of all that has a state beside `run.state`; the chief does."""
+    """Saves a checkpoint, with the note of each object that has a state beside `run.state`; only the chief does."""
     if not run.replicas.is_chief:
         return
-    writer.flush()  # a row is on disk before the checkpoint that would not write it again
+    writer.flush()  # rows must be on disk first: a run resumed from this checkpoint does not write them again
     note = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
     for one in noted:
         note |= one.note()

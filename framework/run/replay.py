@@ -1,16 +1,18 @@
-"""ReplayedStep: a step of a trained run once more, bit for bit, and all there is to know about it.
+"""Replays a step of a trained run, bit for bit, and shows its numbers, gradients and examples.
 
     run = framework.build('experiments/mnist_mlp.py', workdir='runs/mnist', from_workdir=True)
     shown = replay_step(run, 120, eager=True)
     shown.scalars, shown.logged           # {'loss': 0.2134, …}, what metrics.jsonl has of that step
     shown.gradient_norms['dense/kernel'], shown.indices['index'], shown.finding
 
-It starts at the newest checkpoint before the step, or from scratch. Nothing is written, and no lock is needed.
+The re-run starts at the newest checkpoint before the step, or from scratch. It writes nothing and needs no lock. Hooks
+do not act; a schedule with a state observes the evaluations on the way.
 """
 
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from framework.errors import UserError
 from framework.files import rows
 from framework.folder import FAILURE, METRICS
 from framework.run.build import build_run
+from framework.run.evaluation import evaluate
 from framework.run.interval import PREFIX
 from framework.run.run import Run
 from framework.step.block import Block
@@ -33,19 +36,19 @@ from framework.step.gradients import Gradients
 
 @dataclasses.dataclass(frozen=True)
 class ReplayedStep:
-    """A step, shown.
+    """All that is known of a step.
 
     Attributes:
       step: its number, as in metrics.jsonl; the first is 1.
       start: the step of the checkpoint that the re-run began at; 0 for scratch.
       outcome: 'applied', or why the weights stayed as they were.
       scalars: all that a step reports.
-      logged: what metrics.jsonl has of the step itself, None for what was not finite; {} if the step was not logged.
+      logged: the row of the step in metrics.jsonl without means, None for a value that was not finite; {} if none.
       gradient_norms: {path: L2 norm} of the gradients, unscaled and not clipped.
-      weight_norms: {path: L2 norm} of the variables that they were taken at.
+      weight_norms: {path: L2 norm} of the variables before the step.
       indices: {'source', 'index', 'weight'}, each [batch]; {} for batches that have a state.
-      eager: loss and gradient norm of an eager run of the step, same batch and same draws; {} if not asked for.
-      finding: what that run found not to be finite first; '' if nothing.
+      eager: loss and gradient norm of an eager run of the step with the same batch and draws; {} if not asked for.
+      finding: the first thing that was not finite in the eager run; '' if nothing was.
     """
 
     step: int
@@ -67,12 +70,12 @@ class ReplayedStep:
 
 
 def replay_step(run: Run, step: int, eager: bool = False) -> ReplayedStep:
-    """Runs a step of a run folder once more.
+    """Replays a step of a run folder.
 
     Args:
-      run: of that folder. Afterwards its state is that after the step.
-      step: from 1 to the last one that was trained, or that the run failed at.
-      eager: whether to run it eagerly too, with every layer's outputs and gradients looked at.
+      run: of that folder. Afterwards its state is the one after the step.
+      step: from 1 to the last step that was trained, or that the run failed at.
+      eager: whether to run the step eagerly too, and look at the outputs and gradients of every layer.
 
     Raises:
       UserError: there is no such step, or a checkpoint is of another model.
@@ -80,8 +83,8 @@ def replay_step(run: Run, step: int, eager: bool = False) -> ReplayedStep:
     _check_step(run, step)
     start = _go_back(run, step - 1)
     block = run.train_block
-    while (now := int(run.state.step)) < step - 1:
-        if block(min(block.block_steps, step - 1 - now)).is_halted and int(run.state.step) < step - 1:
+    for length in _lengths(run, step - 1):
+        if block(length).is_halted and int(run.state.step) < step - 1:
             raise UserError(
                 f"--step={step}: the re-run from step {start} cannot pass step {int(run.state.step) + 1}, which is not"
                 " finite, although the run did: its config or experiment file is another one."
@@ -105,9 +108,20 @@ def replay_step(run: Run, step: int, eager: bool = False) -> ReplayedStep:
     )
 
 
+def _lengths(run: Run, end: int) -> Iterator[int]:
+    """Yields the steps of each next block up to step `end`; a schedule with a state sees the evaluations on the way."""
+    every = run.resolved.eval.every if run.state.schedule is not None else 0
+    optim.prepare_schedules(run.state.schedule, run.modes)
+    while (step := int(run.state.step)) < end:
+        until_evaluated = every - step % every if every else end
+        yield min(run.train_block.block_steps, end - step, until_evaluated)
+        if every and int(run.state.step) % every == 0:
+            optim.observe(run.state.schedule, evaluate(run))
+
+
 def _go_back(run: Run, step: int) -> int:
-    """Takes the run to the newest checkpoint up to `step`, or to its start; returns which step that is."""
-    # What the run came to leave out, it left out: an earlier checkpoint does not know yet.
+    """Sets the run to the newest checkpoint up to `step`, or to its start; returns the step reached."""
+    # The newest skip list counts: an earlier checkpoint does not know yet which steps the run left out.
     run.checkpoints.restore(run.state)
     listed = None if run.state.skip_list is None else run.state.skip_list.numpy()
     if run.checkpoints.restore(run.state, until=step) is None:
@@ -142,13 +156,13 @@ def _check_step(run: Run, step: int) -> None:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    """Those of steps in metrics.jsonl, without evaluations and without a last line that a dying process left torn."""
+    """Returns the rows of steps in metrics.jsonl, without evaluations and without a torn last line."""
     return [row for row in rows(run.workdir / METRICS) if "loss" in row]
 
 
 def _logged(run: Run, step: int) -> dict[str, float | None]:
     row: dict[str, Any] = next((row for row in _rows(run) if row["step"] == step), {})
-    # Means are of many steps.
+    # A mean is of many steps.
     own = {name: value for name, value in row.items() if not name.startswith(PREFIX)}
     return {name: value for name, value in own.items() if name not in ("step", "examples_per_second")}
 
@@ -168,7 +182,7 @@ def _outcome(run: Run, block: Block, updates: int, is_listed: bool) -> str:
 
 
 def _trained(run: Run) -> dict[str, tf.Variable]:
-    """{path: variable}, with paths as `TrainBlock.inspect` has them."""
+    """Returns {path: variable}, with the paths of `TrainBlock.inspect`."""
     return {
         path if name == "model" else f"{name}/{path}": variable
         for name, optimizer in run.state.optimizers.items()
@@ -180,10 +194,10 @@ def _norm(value: tf.Variable | np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(value).astype(np.float64)))
 
 
-def _eager(run: Run, found: Gradients) -> dict[str, float]:
-    values = {"loss": float(total(found.terms))}
+def _eager(run: Run, eager: Gradients) -> dict[str, float]:
+    values = {"loss": float(total(eager.terms))}
     for name in run.state.optimizers:
         own = "" if name == "model" else f"{name}/"
-        gradients = [gradient for path, gradient in found.gradients.items() if path.startswith(own)]
+        gradients = [gradient for path, gradient in eager.gradients.items() if path.startswith(own)]
         values[f"gradient_norm/{name}" if own else "gradient_norm"] = float(optim.global_norm(gradients))
     return values
