@@ -21,6 +21,7 @@ from framework.folder import EXPORTS
 from framework.modes.export import describe
 from framework.run.evaluation import untouched
 from framework.run.exporting import held_out
+from framework.run.own_hooks import own_hooks
 from framework.run.run import Run
 from framework.step import compile_choice
 from framework.step.additivity import check_additive
@@ -148,6 +149,10 @@ def _schedule(run: Run) -> Iterator[str]:
         yield f"Schedule '{run.resolved.schedule.name}'{of} over {total:,} steps"
         for update in optim.sampled_updates(total):
             yield f"  update {update:>9,}  learning rate {float(schedule(update)):.6g}"
+    # What training refuses at its start is refused here.
+    optim.prepare_schedules(run.state.schedule, run.modes)
+    for hook in own_hooks(run).hooks:
+        yield f"Hook '{hook.name}' {f'every {hook.every} steps' if hook.every else 'at the end'}"
 
 
 def _memory(run: Run) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Context:
     Attributes:
       step: how many steps are taken, as in metrics.jsonl.
       block: the numbers of the newest steps; `block.row(len(block.rows) - 1)` is the last one.
-      run: with model, state, config and data. A hook may change the state: it acts between two steps.
+      run: with model, state, config and data. A hook reads the state: a replayed step would not have what it changes.
       writer: where scalars, histograms, images and texts go.
       progress: time, speed, newest row and best evaluations.
       is_save_due: whether a checkpoint is saved after the hooks of this step.

@@ -22,11 +22,12 @@ def writers_of(run: Run, start: int) -> MultiWriter:
     """
     if not run.replicas.is_chief:
         return MultiWriter([])
+    own = _own_writers(run)
     return MultiWriter(
         [
             Jsonl(run.workdir / METRICS, start),
             Console(run.total_steps, start, steps_per_epoch=run.data.steps_per_epoch),
-            *_own_writers(run),
+            *own,
             # Last, or its thread would hold the interpreter while the others need it.
             AsyncWriter(TensorBoard(run.workdir / CURVES, start)),
         ],
