@@ -40,7 +40,7 @@ def when(condition, module, name):
 
 def at_the_second_part(action):
     """Calls it in the writer, when a part of the first array of more than one is on disk, and at each part after."""
-    original = storage._parts
+    original = storage._chunks
 
     def acting(array):
         is_it = list(Path(sys.argv[1]).glob(f"*/checkpoints/.step-{STEP:08d}.tmp"))
@@ -50,7 +50,7 @@ def at_the_second_part(action):
             yield part
 
     storage._CHUNK_BYTES = 8
-    storage._parts = acting
+    storage._chunks = acting
 
 
 def twice(number):

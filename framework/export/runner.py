@@ -186,7 +186,8 @@ def _size(path: Path) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    kind = type(error).__name__
+    text = str(error) if isinstance(error, UserError) else f"{kind}: {error}" if str(error) else kind
     return user_code.one_line(text, _FAILURE_CHARACTERS)
 
 

@@ -122,7 +122,7 @@ def test_exports_of_two_processes_wait_for_one_another(tmp_path):
 def test_a_hook_that_wants_to_end_the_process_has_failed(tmp_path, error):
     bad, good = export(tmp_path, Versions("bad", meanwhile=raising(error)), Versions("good"))
     assert (bad.passed, good.passed) == (False, True)
-    assert bad.failure == f"{type(error).__name__}: {error}"
+    assert bad.failure == f"{type(error).__name__}: {error}".removesuffix(": ")
     assert told(tmp_path) == [("bad", 7, False), ("good", 7, True)]
     assert type(error).__name__ in (tmp_path / "bad.failed/error.txt").read_text()
 

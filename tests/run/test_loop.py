@@ -107,14 +107,14 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, uninterrupted, monkeypatch):
     """Step 20 is written when training is beyond it, and holds the bits of step 20."""
     built, beyond, written_at = build(tmp_path / "run"), threading.Event(), []
-    parts = storage._parts
+    parts = storage._chunks
 
     def waiting(array):
         assert beyond.wait(60)
         written_at.append(int(built.state.step))
         return parts(array)
 
-    monkeypatch.setattr(storage, "_parts", waiting)
+    monkeypatch.setattr(storage, "_chunks", waiting)
     before_blocks(built, lambda first, k: beyond.set() if first > 24 else None)
     loop.train(built)
     assert written_at[0] > 24
@@ -125,14 +125,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, uninterrupted,
 
 
 def test_a_signal_during_a_write_saves_its_own_step_too(tmp_path, uninterrupted, monkeypatch):
-    built, parts = build(tmp_path / "run"), storage._parts
+    built, parts = build(tmp_path / "run"), storage._chunks
 
     def slow(array):
         time.sleep(0.05)  # about two seconds a checkpoint
         return parts(array)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_parts", slow)
+        patch.setattr(storage, "_chunks", slow)
         interrupt_at(built, 21)
         result = loop.train(built)
     assert (result["status"], built.checkpoints.steps()) == ("interrupted", [20, result["step"]])
