@@ -148,7 +148,8 @@ def _weights(forward_pass: ForwardPass, micro_batches: MicroBatches) -> dict[str
         names.extend(name for name in terms if not is_penalty(name))
         return terms, outputs
 
-    weights = term_normalizers(named, tf.TensorSpec([], tf.int32), of_pieces=names)
+    examples = tf.nest.flatten(dict(micro_batches.batch))
+    weights = term_normalizers(named, tf.TensorSpec([], tf.int32), of_pieces=names, examples=examples)
     return add_up(weights, 1, micro_batches.count, weights(tf.constant(0)))
 
 

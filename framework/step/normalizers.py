@@ -17,13 +17,16 @@ from framework.errors import UserError
 from framework.trace.graphs import ancestors, imported
 
 
-def term_normalizers(run: Callable[..., Any], *specs: Any, of_pieces: Collection[str] = ()) -> Callable[..., Any]:
+def term_normalizers(
+    run: Callable[..., Any], *specs: Any, of_pieces: Collection[str] = (), examples: Collection[tf.Tensor] = ()
+) -> Callable[..., Any]:
     """Returns a function of the same arguments as `run` that returns {term: weight, scalar} alone.
 
     Args:
       run: tensors -> (terms, outputs); traced once.
       specs: nests of tf.TensorSpec, its arguments.
       of_pieces: terms of which `run` sees a piece of the examples; their weights must depend on the examples.
+      examples: tensors of examples that `run` captures. Without a trace around `run` they look like any constant.
 
     Raises:
       UserError: a weight is computed from a variable of the model, or is the same for each piece.
@@ -39,7 +42,7 @@ def term_normalizers(run: Callable[..., Any], *specs: Any, of_pieces: Collection
     graph = tf.function(trace, autograph=False).get_concrete_function(*specs).graph
     check_weights(graph, weights)
     pieces = {name: (sums[name], weights[name]) for name in of_pieces}
-    check_not_constant(pieces, _examples_of(graph, len(tf.nest.flatten(specs))))
+    check_not_constant(pieces, _examples_of(graph, len(tf.nest.flatten(specs)), examples))
     operations = set().union(*(ancestors(weight) for weight in weights.values()))
     inputs = [*graph.inputs[: len(tf.nest.flatten(specs))], *(inner for _, inner in graph.captures)]
     outers = [outer for outer, _ in graph.captures]
@@ -95,11 +98,14 @@ def check_weights(graph: Any, weights: Mapping[str, tf.Tensor]) -> None:
             )
 
 
-def _examples_of(graph: Any, given: int) -> set[tf.Operation]:
+def _examples_of(graph: Any, given: int, examples: Collection[tf.Tensor]) -> set[tf.Operation]:
     """Returns the operations that the examples of a piece come from, but for a scalar such as the step.
 
-    Those are the first `given` inputs of a trace, and what it captures of the trace around it.
+    Those are the first `given` inputs of a trace, and what it captures of the trace around it or of `examples`.
     """
+    known = {id(tensor) for tensor in examples}
     return {inner.op for inner in graph.inputs[:given]} | {
-        inner.op for outer, inner in graph.captures if tf.is_symbolic_tensor(outer) and inner.shape.rank
+        inner.op
+        for outer, inner in graph.captures
+        if (tf.is_symbolic_tensor(outer) and inner.shape.rank) or id(outer) in known
     }
