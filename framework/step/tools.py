@@ -87,6 +87,11 @@ class Tools:
           to: the model, if `make_model` returns a dict.
         """
         trace, optimizer = self._tracing("apply"), self.parts.optimizer(to)
+        if not isinstance(gradients, Mapping):
+            raise UserError(
+                f"tools.apply got a value of type {type(gradients).__name__}, not {{path: gradient}}. Write"
+                " tools.apply(result.gradients) of result = tools.gradients(…)."
+            )
         if gradients.keys() != optimizer.trained.keys():
             raise UserError(
                 f"tools.apply got gradients of {', '.join(gradients)}, but '{to}' trains"

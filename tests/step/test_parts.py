@@ -1,4 +1,4 @@
-"""framework/step/parts.py: a step names the model that it differentiates by, or is told how."""
+"""framework/step/parts.py and tools.py: a step that hands over something else is told what to write."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from framework.errors import UserError
 from tests import linear
 
 
-def build(of):
-    """A run whose step names a model in this way."""
+def build(of, is_whole=False):
+    """A run whose step names a model in this way; `is_whole` hands on all that tools.gradients returned."""
 
     def make_step(cfg, tools):
         loss = linear.make_loss(cfg)
@@ -16,7 +16,7 @@ def build(of):
         def step(state, batch):
             name = state.model if of is None else of
             result = tools.gradients(lambda part: loss(state.model, part, True), batch, of=name)
-            tools.apply(result.gradients)
+            tools.apply(result if is_whole else result.gradients)
             return result.terms, result.metrics
 
         return step
@@ -40,3 +40,10 @@ def test_a_model_that_a_step_cannot_name_so_is_one_line(of, message):
     with pytest.raises(UserError) as caught:
         build(of)
     assert str(caught.value) == message
+
+
+def test_what_tools_gradients_returned_is_no_gradients():
+    with pytest.raises(
+        UserError, match=r"tools\.apply got a value of type Gradients, .* tools\.apply\(result\.gradients\)"
+    ):
+        build("model", is_whole=True)
