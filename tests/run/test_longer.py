@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import launch
-from framework import losses
+from framework import losses, optim
 from framework.checkpoint.checkpoints import digest
 from framework.config import UserError
 from framework.run import build as run
@@ -142,6 +142,24 @@ def test_a_run_that_stopped_early_is_not_longer(tmp_path):
     assert loop.train(build(tmp_path / "run", **settings))["status"] == "stopped early"
     assert refusal(tmp_path / "run", **settings, **{"train.duration": "12 steps"}).startswith(
         "train.duration='12 steps' instead of '8 steps' trains nothing: the run stopped early at step 4"
+    )
+
+
+def test_a_rate_that_follows_evaluations_is_not_longer(tmp_path):
+    def build(duration):
+        def make_schedule(cfg, total_steps):
+            return optim.ReduceOnPlateau(lambda update: 0.01, "test/loss")
+
+        settings = {"train.duration": duration, "eval.every": "2 steps", "schedule.warmup": ""}
+        return small.build(tmp_path, None, {"make_schedule": make_schedule}, **settings)
+
+    loop.train(build("2 steps"))
+    with pytest.raises(UserError) as error:
+        loop.train(build("4 steps"))
+    assert str(error.value) == (
+        "train.duration='4 steps' instead of '2 steps': the learning rate follows evaluations (make_schedule returned a"
+        " schedule with variables), and a longer run need not have one at step 2. Use another folder; there,"
+        f" --config.resume_from={tmp_path} continues this run."
     )
 
 
