@@ -1,4 +1,4 @@
-"""Layer normalisation whose gradient is its closed form.
+"""Layer normalisation with its gradient in closed form.
 
 y = layers.LayerNormalization(epsilon=1e-6)(x)              # [..., width], over the last dimension
 """
@@ -12,10 +12,11 @@ _HALF = ("float16", "bfloat16")
 
 
 class LayerNormalization(keras.layers.LayerNormalization):
-    """`tf_keras.layers.LayerNormalization` in fewer passes over memory; values are the same but for rounding.
+    """Normalises the last dimension, as `keras.layers.LayerNormalization`, in fewer passes over memory.
 
+    Values are those of Keras but for rounding. Over other dimensions than the last alone, the layer is that of Keras.
     Sources: Ba et al., 2016, "Layer normalization"; the gradient is that of Ioffe & Szegedy, 2015, "Batch
-    normalization", section 3, over the width. Over other dimensions than the last alone, it is that of tf_keras.
+    normalization", section 3, over the width.
 
     Call: x, floating [..., width] -> the same shape and dtype; computed in the dtype of the variables.
     """
@@ -33,7 +34,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 def _normalized(x: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """x without its mean, divided by its standard deviation, over the last dimension."""
+    """Returns x without its mean, divided by its standard deviation, over the last dimension."""
 
     def forward(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         centred = x - tf.reduce_mean(x, -1, keepdims=True)
@@ -43,7 +44,7 @@ def _normalized(x: tf.Tensor, epsilon: float) -> tf.Tensor:
     @tf.custom_gradient
     def fn(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            normalized, scale = forward(x)  # again, so that it can be differentiated; compilers see it is the same
+            normalized, scale = forward(x)  # again, for second derivatives; compilers see that it is the same
             along = tf.reduce_mean(upstream * normalized, -1, keepdims=True)
             return scale * (upstream - tf.reduce_mean(upstream, -1, keepdims=True) - normalized * along)
 

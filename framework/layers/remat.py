@@ -1,4 +1,4 @@
-"""Layers that compute their activations again in the backward pass instead of keeping them.
+"""Makes layers compute their activations again in the backward pass instead of keeping them.
 
     rematerialise(model, "encoder/block_.*")
 
@@ -17,21 +17,22 @@ from framework.errors import UserError, near
 
 
 def rematerialise(root: Any, pattern: str) -> list[str]:
-    """Makes layers of a model keep nothing but their inputs for the backward pass of a step.
+    """Makes layers keep only their inputs for the backward pass of a step, which computes the rest again.
 
-    The second computation draws what the first drew and leaves moving averages as the first left them.
+    The second computation draws the words that the first drew, and leaves moving averages as the first left them.
 
     Args:
       root: a model, or a dict of models; built or not.
-      pattern: regex of whole layer paths. Of matching layers inside one another, the outermost is meant.
+      pattern: regex that must match the whole path of a layer. Layers inside a matching one need no match.
 
     Returns:
-      the paths of the layers.
+      The paths of the layers.
 
     Raises:
       UserError: no layer matches.
     """
-    layers = {path: part for path, part in paths.objects(root).items() if path and isinstance(part, keras.layers.Layer)}
+    objects = paths.objects(root)
+    layers = {path: layer for path, layer in objects.items() if path and isinstance(layer, keras.layers.Layer)}
     matching = [path for path in layers if re.fullmatch(pattern, path)]
     if not matching:
         raise UserError(
@@ -50,7 +51,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
         if not rng.is_open():  # outside of a step nothing is differentiated: an export stays as it would be
             return call(*args, **kwargs)
         flat = tf.nest.flatten((args, kwargs))
-        # Only what can have a gradient goes through the tape; masks and flags are the same the second time.
+        # The tape takes only the tensors that can have a gradient; masks and flags are the same the second time.
         places = [i for i, value in enumerate(flat) if tf.is_tensor(value) and value.dtype.is_floating]
         start = rng.save_counters()
         structures: list[Any] = []
@@ -70,7 +71,7 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
             return tf.nest.flatten(outputs)
 
         if not layer.built or not places:
-            return call(*args, **kwargs)  # variables are not made inside the recomputed function
+            return call(*args, **kwargs)  # a recomputed function cannot make variables
         own = len(compat.call_losses(layer))
         outputs = tf.recompute_grad(run)(*(flat[place] for place in places))
         _refuse_losses(layer, path, own)
@@ -80,14 +81,16 @@ def _recomputing(layer: keras.layers.Layer, path: str) -> Callable[..., Any]:
 
 
 def _refuse_losses(layer: keras.layers.Layer, path: str, own: int) -> None:
-    """What is added to the loss inside would be cut off from the gradient; the layer had `own` losses before."""
-    parts = [part for part in layer.submodules if isinstance(part, keras.layers.Layer)]
-    adds = [
-        part for part in parts if compat.symbolic_losses(part) or compat.call_losses(part) or part.activity_regularizer
+    """Raises UserError if a layer inside adds a loss, which would lose its gradient; `own` losses were there before."""
+    inner = [child for child in layer.submodules if isinstance(child, keras.layers.Layer)]
+    adding = [
+        child
+        for child in inner
+        if compat.symbolic_losses(child) or compat.call_losses(child) or child.activity_regularizer
     ]
-    adds += [layer] * (len(compat.call_losses(layer)) > own)
-    if adds:
+    adding += [layer] * (len(compat.call_losses(layer)) > own)
+    if adding:
         raise UserError(
-            f"train.remat: layer '{path}' adds a loss of its activations inside ('{adds[0].name}'), whose gradient"
+            f"train.remat: layer '{path}' adds a loss of its activations inside ('{adding[0].name}'), whose gradient"
             " would be lost. Leave the layer out of train.remat."
         )
