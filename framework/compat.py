@@ -16,7 +16,9 @@ import tf_keras as keras
 from tensorflow.python.framework import config as tf_config
 from tensorflow.python.ops import handle_data_util, lookup_ops
 from tf_keras.src import backend
+from tf_keras.src.engine import base_layer
 from tf_keras.src.engine.functional import Functional
+from tf_keras.src.layers.rnn.dropout_rnn_cell_mixin import DropoutRNNCellMixin
 
 # Traces
 
@@ -56,6 +58,11 @@ def user_frames(operation: Any) -> Sequence[Any]:
 def is_scratch(graph: Any) -> bool:
     """Returns whether Keras traces `graph` only to learn shapes, and never runs it."""
     return graph.name.endswith("_scratch_graph")
+
+
+def is_loop_body(graph: Any) -> bool:
+    """Returns whether `graph` is the body of a `tf.while_loop`."""
+    return type(graph).__name__ == "WhileBodyFuncGraph"
 
 
 # Lookup tables
@@ -157,6 +164,43 @@ def replace_activity(layer: keras.layers.Layer, method: Callable[[Any, Any, Any]
 def add_activity(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> None:
     """Adds the activity regularization of `layer`, as Keras does."""
     type(layer)._handle_activity_regularization(layer, inputs, outputs)
+
+
+# Layers that draw random numbers
+
+RandomLayer, RandomGenerator = base_layer.BaseRandomLayer, backend.RandomGenerator
+
+
+def generator_of(layer: Any) -> Any:
+    """Returns what a layer draws random numbers with; None if it has no generator."""
+    return getattr(layer, "_random_generator", None)
+
+
+def set_generator(layer: keras.layers.Layer, generator: Any) -> None:
+    """Makes a layer draw with another generator, which Keras, as its own, does not track."""
+    layer.__dict__["_random_generator"] = generator
+
+
+def given_seed(layer: keras.layers.Layer) -> int | None:
+    """Returns the seed that a layer with a generator of Keras was given."""
+    return generator_of(layer)._seed
+
+
+def wrap_masks(layer: keras.layers.Layer, make: Callable[[Callable[..., Any]], Any]) -> None:
+    """Makes a recurrent layer or cell keep its dropout masks in make(draw), with `clear` and `setdefault(kwargs=)`."""
+    if isinstance(layer, DropoutRNNCellMixin):
+        layer._dropout_mask_cache = make(layer._create_dropout_mask)
+        layer._recurrent_dropout_mask_cache = make(layer._create_recurrent_dropout_mask)
+
+
+def forget_masks(layer: keras.layers.RNN) -> None:
+    """Makes the cell of a recurrent layer draw new masks, as most layers do in each call."""
+    layer._maybe_reset_cell_dropout_mask(layer.cell)
+
+
+def reshape_always(layer: keras.layers.TimeDistributed) -> None:
+    """Makes TimeDistributed call its layer once, with all times of all examples, and never in a loop over time."""
+    layer._always_use_reshape = True
 
 
 class MultiHeadAttention(keras.layers.MultiHeadAttention):

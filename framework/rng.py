@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -33,7 +33,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _Words = tuple[tf.Tensor, tf.Tensor]  # low and high word of a uint64
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Scope:
     """What an open scope draws with; `calls` counts the draws of each stream."""
 
@@ -41,6 +41,7 @@ class _Scope:
     step: tf.Tensor
     first_example: Any
     calls: Counter[str]
+    graph: Any  # in which it was opened; None outside of a trace
 
 
 _local = threading.local()
@@ -61,7 +62,7 @@ def scope(key: Any, step: Any, first_example: Any = 0) -> Iterator[None]:
       first_example: int scalar, index in the global batch of the first example of this replica or micro-batch.
     """
     outer = current()
-    _local.scope = _Scope(_uint64(key), _uint64(step), first_example, Counter())
+    _local.scope = _Scope(_uint64(key), _uint64(step), first_example, Counter(), _graph())
     try:
         yield
     finally:
@@ -99,20 +100,42 @@ def _counter(stream: str, counts: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
             f"'{stream}' draws random numbers outside of rng.scope. The step opens one; in a test, write"
             " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
         )
+    _refuse_loop(stream, opened)
     call = opened.calls[stream]
-    if not _is_shape_inference():
+    if not is_shape_inference():
         opened.calls[stream] += 1
     digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
     stream_key = tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))
     return stream_key, _uint64(opened.first_example) * tf.constant(counts, tf.uint64), opened.step
 
 
-def _is_shape_inference() -> bool:
+def _refuse_loop(stream: str, opened: _Scope) -> None:
+    """Raises RuntimeError in a loop inside of the scope: all turns would get the words of the one draw in its trace."""
+    graph = _graph()
+    while graph is not opened.graph and hasattr(graph, "outer_graph"):
+        if compat.is_loop_body(graph):
+            raise RuntimeError(
+                f"'{stream}' draws random numbers in a loop of TensorFlow (tf.while_loop, tf.map_fn, TimeDistributed),"
+                " each turn of which would get the same. Draw before the loop, for all turns."
+            )
+        graph = graph.outer_graph
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def is_shape_inference() -> bool:
     """Returns whether Keras traces only to learn shapes, as Sequential does for each new batch size.
 
     Such draws are never used. Counting them would make the draws that are used depend on what ran before.
     """
-    return not tf.executing_eagerly() and compat.is_scratch(tf.compat.v1.get_default_graph())
+    graph = _graph()
+    while hasattr(graph, "outer_graph"):  # the branches of a condition are graphs in the graph
+        if compat.is_scratch(graph):
+            return True
+        graph = graph.outer_graph
+    return False
 
 
 def current() -> Any:
@@ -174,12 +197,25 @@ def at_example(first_example: Any) -> Iterator[None]:
     Args:
       first_example: int scalar, index of the first of them among the examples of the scope.
     """
+    with _beginning_at(lambda first: first + _uint64(first_example)):
+        yield
+
+
+@contextlib.contextmanager
+def of_rows(rows: int) -> Iterator[None]:
+    """Turns the open scope into one whose examples are rows: `rows` for each example, those of one in a row."""
+    with _beginning_at(lambda first: first * tf.constant(rows, tf.uint64)):
+        yield
+
+
+@contextlib.contextmanager
+def _beginning_at(place: Callable[[tf.Tensor], tf.Tensor]) -> Iterator[None]:
     outer = current()
     if outer is None:
         yield
         return
-    first = _uint64(outer.first_example) + _uint64(first_example)
-    _local.scope = dataclasses.replace(outer, first_example=first, calls=outer.calls.copy())
+    first = place(_uint64(outer.first_example))
+    _local.scope = dataclasses.replace(outer, first_example=first, calls=outer.calls.copy(), graph=_graph())
     try:
         yield
     finally:
@@ -262,10 +298,12 @@ def threshold(rate: float) -> int:
 
 
 def name_streams(paths: dict[str, Any]) -> None:
-    """Sets `rng_stream` of each object that draws, one that has this attribute, to the object's path in its model."""
+    """Sets `rng_stream` of each object that draws, or of its generator, to the object's path in its model."""
     for path, layer in paths.items():
-        if hasattr(layer, "rng_stream"):
-            layer.rng_stream = path
+        drawing: Any
+        for drawing in (layer, compat.generator_of(layer)):
+            if hasattr(drawing, "rng_stream"):
+                drawing.rng_stream = path
 
 
 def _uint64(value: Any) -> tf.Tensor:

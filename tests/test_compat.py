@@ -368,6 +368,80 @@ def test_mesh():
 # No other file uses a private name.
 
 
+def test_is_loop_body():
+    bodies = []
+
+    def body(i):
+        bodies.append(compat.is_loop_body(tf.compat.v1.get_default_graph()))
+        return i + 1
+
+    graph = traced(lambda: tf.while_loop(lambda i: i < 3, body, (0,)))
+    assert bodies == [True] and not compat.is_loop_body(graph)
+
+
+def test_generator_of():
+    layer = keras.layers.Dropout(0.5, seed=3)
+    assert isinstance(layer, compat.RandomLayer)
+    assert isinstance(compat.generator_of(layer), compat.RandomGenerator)
+    assert compat.generator_of(keras.layers.Dense(1)) is None
+    assert compat.given_seed(layer) == 3 and compat.given_seed(keras.layers.LSTM(1)) is None
+
+
+def test_set_generator():
+    class Half(compat.RandomGenerator):
+        def dropout(self, inputs, rate, noise_shape=None):
+            return inputs / 2
+
+    layer = keras.layers.Dropout(0.5)
+    children = set(tf.train.TrackableView.children(layer))
+    compat.set_generator(layer, Half())
+    assert layer(tf.ones([1]), training=True).numpy().tolist() == [0.5]
+    assert set(tf.train.TrackableView.children(layer)) == children
+
+
+class Kept(list):
+    """Masks of a cell that are all 2."""
+
+    def clear(self):
+        self.append("cleared")
+
+    def setdefault(self, *, kwargs):
+        return [tf.fill(tf.shape(kwargs["inputs"]), 2.0)] * kwargs["count"]
+
+
+def test_wrap_masks():
+    cells = keras.layers.LSTMCell(1, dropout=0.5), keras.layers.LSTMCell(1)
+    state = [tf.zeros([1, 1])] * 2
+    for cell in cells:
+        cell.build([None, 1])
+        cell.set_weights([np.ones([1, 4]), np.ones([1, 4]), np.zeros(4)])
+    compat.wrap_masks(cells[0], lambda draw: Kept())
+    compat.wrap_masks(keras.layers.Dense(1), lambda draw: Kept())
+    doubled = cells[1](tf.fill([1, 1], 2.0), state)[0]
+    np.testing.assert_allclose(cells[0](tf.ones([1, 1]), state, training=True)[0], doubled, rtol=1e-6)
+
+
+def test_forget_masks():
+    layer, made = keras.layers.SimpleRNN(1, dropout=0.5), []
+    compat.wrap_masks(layer.cell, lambda draw: made.append(Kept()) or made[-1])
+    compat.forget_masks(layer)
+    assert made == [["cleared"], ["cleared"]]
+
+
+def test_reshape_always():
+    shapes = []
+
+    class Looking(keras.layers.Layer):
+        def call(self, inputs):
+            shapes.append(inputs.shape.as_list())
+            return inputs
+
+    layer = keras.layers.TimeDistributed(Looking())
+    compat.reshape_always(layer)
+    layer(tf.zeros([2, 3, 4]))
+    assert shapes == [[6, 4]]
+
+
 def private_uses(source: str, classes: dict[str, type] | None = None) -> list[str]:
     """Returns 'line N: name' of each private name of a library that a file uses.
 

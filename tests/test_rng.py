@@ -300,3 +300,60 @@ def test_name_streams_names_only_what_draws():
     first, second, other = Drawing(), Drawing(), object()
     rng.name_streams({"": other, "a/dropout": first, "b": second})
     assert (first.rng_stream, second.rng_stream) == ("a/dropout", "b")
+
+
+# --- graphs in graphs -------------------------------------------------------------------------------------------------
+
+
+def drawn_in(loop):
+    def call():
+        with rng.scope(rng.key(0), 0):
+            return loop(lambda: tf.reduce_sum(rng.uniform("noise", 2, 3)))
+
+    return tf.function(call, autograph=False).get_concrete_function
+
+
+LOOPS = {
+    "while_loop": lambda draw: tf.while_loop(lambda i, _: i < 3, lambda i, total: (i + 1, total + draw()), (0, 0.0)),
+    "map_fn": lambda draw: tf.map_fn(lambda x: x + draw(), tf.ones([3])),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_draw_that_every_turn_of_a_loop_would_repeat_is_refused(name):
+    with pytest.raises(RuntimeError, match=r"^'noise' draws random numbers in a loop of TensorFlow .* Draw before"):
+        drawn_in(LOOPS[name])()
+
+
+def test_a_loop_whose_turns_are_steps_or_parts_draws():
+    def step(i, total):
+        with rng.scope(rng.key(0), i):
+            return i + 1, total + rng.uniform("noise", 1, 1)[0, 0]
+
+    def part(i, total):
+        with rng.at_example(i):
+            return i + 1, total + rng.uniform("noise", 1, 1)[0, 0]
+
+    @tf.function(autograph=False)
+    def run():
+        _, steps = tf.while_loop(lambda i, _: i < 3, step, (tf.constant(0, tf.int64), 0.0))
+        with rng.scope(rng.key(0), 5):
+            _, parts = tf.while_loop(lambda i, _: i < 3, part, (tf.constant(0, tf.int64), 0.0))
+        return steps, parts
+
+    def once(step, examples):
+        with rng.scope(rng.key(0), step):
+            return float(tf.reduce_sum(rng.uniform("noise", examples, 1)))
+
+    steps, parts = run()
+    assert abs(float(steps) - sum(once(i, 1) for i in range(3))) < 1e-6
+    assert abs(float(parts) - once(5, 3)) < 1e-6
+
+
+def test_a_branch_draws_what_a_step_without_it_draws():
+    def call():
+        with rng.scope(rng.key(0), 0):
+            return tf.cond(tf.constant(True), lambda: rng.uniform("noise", 2, 3), lambda: tf.zeros([2, 3]))
+
+    with rng.scope(rng.key(0), 0):
+        assert np.array_equal(tf.function(call, autograph=False)(), rng.uniform("noise", 2, 3))
