@@ -1,17 +1,76 @@
-"""Layers that tf_keras lacks or has without the framework's guarantees."""
+"""Layers that Keras lacks, or has without the framework's guarantees.
 
-from framework.layers.attention import MultiHeadAttention
-from framework.layers.dropout import Dropout
+All that draw do so by (seed, path of the layer, step, example): the same masks in every compile mode, on any number of
+replicas, in micro-batches, and in a run that was stopped. Arguments and weights are those of `keras.layers`.
+
+| layer | what it does |
+|---|---|
+| `Dropout`, `SpatialDropout1D`, `SpatialDropout2D`, `SpatialDropout3D` | zeroes elements, or whole channels |
+| `AlphaDropout` | drops to the saturation of SELU, keeping mean and variance |
+| `GaussianDropout`, `GaussianNoise` | multiplies by, or adds, normal noise |
+| `LSTM`, `GRU`, `SimpleRNN` and `LSTMCell`, `GRUCell`, `SimpleRNNCell` | recurrent, with dropout of inputs and states |
+| `ConvLSTM1D`, `ConvLSTM2D`, `ConvLSTM3D` | recurrent over rows, pictures, volumes |
+| `TimeDistributed` | applies a layer to every time of a sequence |
+| `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
+| `EncoderLayer`, `DecoderLayer` | one layer of a Transformer |
+| `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
+
+`sinusoidal` makes fixed positions, `rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers
+of a model that other code makes, such as `keras.applications`, the same draws.
+"""
+
+from framework.layers.attention import AdditiveAttention, Attention, MultiHeadAttention
+from framework.layers.dropout import (
+    AlphaDropout,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+)
+from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.normalization import LayerNormalization
+from framework.layers.recurrent import (
+    GRU,
+    LSTM,
+    ConvLSTM1D,
+    ConvLSTM2D,
+    ConvLSTM3D,
+    GRUCell,
+    LSTMCell,
+    SimpleRNN,
+    SimpleRNNCell,
+    TimeDistributed,
+)
 from framework.layers.remat import rematerialise
 from framework.layers.transformer import DecoderLayer, EncoderLayer, sinusoidal
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "AdditiveAttention",
+    "AlphaDropout",
+    "Attention",
+    "ConvLSTM1D",
+    "ConvLSTM2D",
+    "ConvLSTM3D",
     "DecoderLayer",
     "Dropout",
     "EncoderLayer",
+    "GRUCell",
+    "GaussianDropout",
+    "GaussianNoise",
+    "LSTMCell",
     "LayerNormalization",
     "MultiHeadAttention",
+    "SimpleRNN",
+    "SimpleRNNCell",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "TimeDistributed",
     "rematerialise",
     "sinusoidal",
+    "with_repeatable_draws",
 ]

@@ -1,48 +1,91 @@
-"""Dropout whose masks depend on (seed, layer, step, example) alone.
+"""Dropout and noise whose draws depend on (seed, layer, step, example) alone.
 
     keras.Sequential([keras.layers.Dense(128), layers.Dropout(0.2), keras.layers.Dense(10)])
 
-tf_keras's own draws from a process-wide generator that is in no checkpoint: a resumed run would see other masks.
+Arguments and calls are those of the layers of the same name in Keras, but for `seed`, which is the run's.
 """
 
 from typing import Any
 
-import tensorflow as tf
 import tf_keras as keras
 
-from framework import rng
+from framework.layers.draws import KeyedDraws, check_rate
 
 
-class Dropout(keras.layers.Layer):
+class Dropout(KeyedDraws, keras.layers.Dropout):
     """Zeroes each element with probability `rate` in training and scales the others so that the mean stays.
 
     Source: Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from overfitting".
 
     Args:
       rate: 0 <= rate < 1; the nearest multiple of 2**-16 is what is drawn and scaled by.
+      noise_shape: shape of the mask, if it is not that of the inputs: `(None, 1, 1, None)` drops whole channels of
+        pictures. None stands for the dimension of the inputs, and is first.
 
     Call: x, floating, [batch, ...] with all but the batch dimension static -> same shape and dtype. `training=True`
     needs an open `rng.scope` (the step opens one), else RuntimeError.
     """
 
-    def __init__(self, rate: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate={rate} must be at least 0 and below 1")
-        self.rate = rate
-        self.rng_stream = ""  # set to the layer's path when the state is created
+    def __init__(self, rate: float, noise_shape: Any = None, **kwargs: Any) -> None:
+        check_rate("rate", rate)
+        super().__init__(rate, noise_shape=noise_shape, **kwargs)
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        if not training or self.rate == 0:
-            return inputs
-        shape = tf.shape(inputs)
-        per_example = inputs.shape[1:].num_elements()
-        if per_example is None:
-            raise ValueError(f"Dropout needs static dimensions after the first, but its input is {inputs.shape}")
-        examples = inputs.shape[0] or shape[0]
-        keep = tf.reshape(rng.keep_mask(self.rng_stream or "dropout", examples, per_example, self.rate), shape)
-        scale = tf.constant(2**16 / (2**16 - rng.threshold(self.rate)), inputs.dtype)
-        return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate}
+class SpatialDropout1D(KeyedDraws, keras.layers.SpatialDropout1D):
+    """Zeroes whole features of sequences in training, each with probability `rate`.
+
+    Source: Tompson et al., 2015, "Efficient object localization using convolutional networks".
+
+    Call: x, floating [batch, time, features] -> same shape and dtype.
+    """
+
+
+class SpatialDropout2D(KeyedDraws, keras.layers.SpatialDropout2D):
+    """Zeroes whole channels of pictures in training, each with probability `rate`.
+
+    Source: Tompson et al., 2015, "Efficient object localization using convolutional networks".
+
+    Call: x, floating [batch, height, width, channels], or as `data_format` says -> same shape and dtype.
+    """
+
+
+class SpatialDropout3D(KeyedDraws, keras.layers.SpatialDropout3D):
+    """Zeroes whole channels of volumes in training, each with probability `rate`.
+
+    Source: Tompson et al., 2015, "Efficient object localization using convolutional networks".
+
+    Call: x, floating [batch, depth, height, width, channels], or as `data_format` says -> same shape and dtype.
+    """
+
+
+class AlphaDropout(KeyedDraws, keras.layers.AlphaDropout):
+    """Sets elements to the value at which SELU saturates, with probability `rate`, and keeps mean and variance.
+
+    Source: Klambauer et al., 2017, "Self-normalizing neural networks".
+
+    Args:
+      rate: 0 <= rate < 1.
+
+    Call: x, floating [batch, ...] -> same shape and dtype.
+    """
+
+    def __init__(self, rate: float, noise_shape: Any = None, **kwargs: Any) -> None:
+        if noise_shape is not None:
+            raise ValueError(f"noise_shape={noise_shape}: an AlphaDropout drops single elements. Leave noise_shape out")
+        super().__init__(rate, **kwargs)
+
+
+class GaussianDropout(KeyedDraws, keras.layers.GaussianDropout):
+    """Multiplies each element by a normal number of mean 1 and variance rate / (1 - rate) in training.
+
+    Source: Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from overfitting", section 10.
+
+    Call: x, floating [batch, ...] -> same shape and dtype.
+    """
+
+
+class GaussianNoise(KeyedDraws, keras.layers.GaussianNoise):
+    """Adds a normal number of mean 0 and standard deviation `stddev` to each element in training.
+
+    Call: x, floating [batch, ...] -> same shape and dtype.
+    """

@@ -1,0 +1,120 @@
+"""One case or more for each public layer: how it is made and called, for tests that run over all of them.
+
+A public layer without a case fails `test_every_public_layer_has_a_case`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import layers, paths, rng
+
+BATCH = 4
+RATES = ("rate", "stddev", "dropout", "recurrent_dropout")
+
+
+def _call(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer(*inputs, training=training)
+
+
+def _call_listed(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer([*inputs], training=training)
+
+
+def _call_cell(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer(inputs[0], [*inputs[1:]], training=training)[0]
+
+
+def _call_plain(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer(*inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A public layer, as tests make and call it.
+
+    Attributes:
+      name: of the layer in `framework.layers`, and in `keras.layers` if that has it.
+      arguments: of the constructor, rates above 0 included; a case stands for the layer that a wrapper gets.
+      shapes: of the tensors of a call, without the batch.
+      call: how it is called with them.
+      title: what tells several cases of a layer apart.
+      is_slow: tracing and compiling it takes seconds.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+    call: Callable[[keras.layers.Layer, Sequence[tf.Tensor], bool], Any] = _call
+    title: str = ""
+    is_slow: bool = False
+
+    @property
+    def id(self) -> str:
+        """The name that pytest shows."""
+        return f"{self.name} {self.title}".strip()
+
+    @property
+    def draws(self) -> bool:
+        """Whether a call in training draws random numbers."""
+        inner = [value for value in self.arguments.values() if isinstance(value, Case)]
+        return any(self.arguments.get(name) for name in RATES) or any(case.draws for case in inner)
+
+    def inputs(self, dtype: str = "float64") -> list[tf.Tensor]:
+        """Normal numbers, the same at every call."""
+        random = np.random.default_rng(0)
+        return [tf.constant(random.normal(size=(BATCH, *shape)), dtype) for shape in self.shapes]
+
+    def make(self, module: ModuleType = layers, rates: bool = True, dtype: str = "float64") -> keras.layers.Layer:
+        """The layer of `framework.layers` or `keras.layers`, not built; `rates=False` makes them all 0."""
+        arguments = {}
+        for name, value in self.arguments.items():
+            value = value.make(module, rates, dtype) if isinstance(value, Case) else value
+            arguments[name] = value if rates or name not in RATES else 0
+        return getattr(module, self.name)(**arguments, dtype=dtype)
+
+    def build(self, module: ModuleType = layers, rates: bool = True, dtype: str = "float64") -> keras.layers.Layer:
+        """The same, built from a seed, its streams named."""
+        keras.utils.set_random_seed(0)
+        keras.backend.reset_uids()  # names begin anew, as in another process
+        layer = self.make(module, rates, dtype)
+        self.call(layer, self.inputs(dtype), False)
+        rng.name_streams(paths.objects({"layer": layer}))
+        return layer
+
+
+BOTH = {"dropout": 0.3, "recurrent_dropout": 0.4}
+
+CASES = (
+    Case("Dropout", {"rate": 0.3}, ((3, 5),)),
+    Case("Dropout", {"rate": 0.3, "noise_shape": (None, 1, 5)}, ((3, 5),), title="of a noise shape"),
+    Case("SpatialDropout1D", {"rate": 0.3}, ((3, 5),)),
+    Case("SpatialDropout2D", {"rate": 0.3}, ((3, 2, 5),)),
+    Case("SpatialDropout3D", {"rate": 0.3, "data_format": "channels_first"}, ((5, 3, 2, 2),)),
+    Case("AlphaDropout", {"rate": 0.3}, ((3, 5),)),
+    Case("GaussianDropout", {"rate": 0.3}, ((3, 5),)),
+    Case("GaussianNoise", {"stddev": 0.5}, ((3, 5),)),
+    Case("LSTM", {"units": 2, "dropout": 0.3}, ((3, 4),), is_slow=True),
+    Case("LSTM", {"units": 2, "return_sequences": True, **BOTH}, ((3, 4),), title="of gates", is_slow=True),
+    Case("GRU", {"units": 2, "dropout": 0.3}, ((3, 4),), is_slow=True),
+    Case("GRU", {"units": 2, **BOTH}, ((3, 4),), title="of gates", is_slow=True),
+    Case("SimpleRNN", {"units": 2, **BOTH}, ((3, 4),)),
+    Case("LSTMCell", {"units": 2, **BOTH}, ((4,), (2,), (2,)), _call_cell, is_slow=True),
+    Case("GRUCell", {"units": 2, **BOTH}, ((4,), (2,)), _call_cell, is_slow=True),
+    Case("SimpleRNNCell", {"units": 2, **BOTH}, ((4,), (2,)), _call_cell),
+    Case("ConvLSTM1D", {"filters": 2, "kernel_size": 2, **BOTH}, ((2, 4, 1),), is_slow=True),
+    Case("ConvLSTM2D", {"filters": 2, "kernel_size": 2, **BOTH}, ((2, 3, 3, 1),), is_slow=True),
+    Case("ConvLSTM3D", {"filters": 2, "kernel_size": 2, **BOTH}, ((2, 3, 3, 2, 1),), is_slow=True),
+    Case("TimeDistributed", {"layer": Case("SpatialDropout1D", {"rate": 0.3}, ())}, ((3, 2, 5),)),
+    Case("Attention", {"dropout": 0.3, "use_scale": True}, ((3, 4), (5, 4)), _call_listed),
+    Case("AdditiveAttention", {"dropout": 0.3}, ((3, 4), (5, 4)), _call_listed, is_slow=True),
+    Case("MultiHeadAttention", {"num_heads": 2, "key_dim": 3, "dropout": 0.3}, ((3, 4), (5, 4)), is_slow=True),
+    Case("LayerNormalization", {}, ((3, 5),), _call_plain),
+    Case("EncoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4),), is_slow=True),
+    Case("DecoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4), (2, 4)), is_slow=True),
+)
