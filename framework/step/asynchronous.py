@@ -119,7 +119,7 @@ class AsynchronousBlock(TrainBlock):
             "empty_terms": tf.where(result.is_taken, result.empty_terms, 0),
             VIOLATIONS: result.violations,
         }
-        check_draws(tf.compat.v1.get_default_graph(), self._config)
+        check_draws(tf.compat.v1.get_default_graph(), self._config, self._state)
         return self.layout.pack(scalars, result.terms, result.metrics, self._dtype)
 
     def _column(self, rows: np.ndarray, name: str) -> np.ndarray:

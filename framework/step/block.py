@@ -223,7 +223,7 @@ class TrainBlock:
         start = (tf.constant(0), steps, self._norms(self._trained()))
         _, steps, norms = tf.while_loop(lambda last, *_: last < 2, segment, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
-            check_draws(tf.compat.v1.get_default_graph(), self._config)
+            check_draws(tf.compat.v1.get_default_graph(), self._config, self._state)
             coverage.check(tf.compat.v1.get_default_graph(), self._state, list(self._kept_batch.values()))
         is_finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(norms.values()))))
         return steps.rows, steps.count, steps.is_halted | ~is_finite, norms

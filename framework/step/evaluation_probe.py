@@ -72,7 +72,7 @@ def probe_evaluation(
 
     graph = tf.function(trace, autograph=False).get_concrete_function().graph
     where = f"evaluation of '{split}'"
-    check_draws(graph, config)
+    check_draws(graph, config, state)
     assigned_variables = assigned(graph, state.model)
     _check_moved(state, assigned_variables, split)
     coverage.check_data(graph, state, where)

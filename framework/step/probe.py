@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from framework.data.batches import Batches
 from framework.data.fields import check_batch
 from framework.errors import UserError
+from framework.layers import keras_draws
 from framework.metrics import Metric
 from framework.state import TrainState
 from framework.step import coverage
@@ -108,7 +109,8 @@ def probe(
     check_counted(numbers, lambda: numbers_of(loss, model, metrics), trace_again)
     check_called(model)
     check_draws(data.graph, config)
-    check_draws(function.graph, config)
+    keras_draws.refuse_rows(model)
+    check_draws(function.graph, config, model)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     check_terms(terms, function.graph.inputs[: len(batch)])
     communicates = has_collectives(loss, model)
@@ -156,7 +158,7 @@ def probe_step(
         terms.extend(returned)
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch)
-    check_draws(function.graph, config)
+    check_draws(function.graph, config, state)
     coverage.check(function.graph, state)
     return tuple(terms)
 

@@ -1,7 +1,6 @@
 """A block of K steps is K steps: same bits for any split, one trace, one compilation, a row of numbers for each."""
 
 import dataclasses
-import re
 import time
 
 import numpy as np
@@ -309,10 +308,9 @@ def refusal(functions, **overrides):
 
 def test_draws_that_a_resumed_run_would_not_repeat_are_refused():
     layer = with_model(lambda: [keras.layers.Dropout(0.2)])
-    assert re.fullmatch(
-        r"'.*dropout.*' draws random numbers \(RandomUniform\) that a resumed run would not draw again\. Use"
-        r" framework\.layers\.Dropout or framework\.rng, or --config\.runtime\.deterministic=False\.",
-        refusal(layer),
+    assert refusal(layer).startswith(
+        "'dropout' (keras.layers.Dropout) draws random numbers that a resumed run would not draw again. Write"
+        " framework.layers.Dropout; "
     )
 
 
