@@ -73,6 +73,12 @@ class Seen:
         return float(np.sum(state))
 
 
+class Total(Seen):
+    """The numbers of the examples of all steps, which the step adds up."""
+
+    logged = "interval"
+
+
 def words(bad_label=None):
     """Three words of eleven an example, so that a batch has each of them several times; a table and a linear layer.
 
@@ -109,7 +115,7 @@ def words(bad_label=None):
         return loss
 
     functions = {"make_data": make_data, "make_model": make_table, "make_loss": make_loss}
-    return {**functions, "make_metrics": lambda cfg: {"seen": Seen()}}
+    return {**functions, "make_metrics": lambda cfg: {"seen": Seen(), "total": Total()}}
 
 
 def on_servers(functions, heat=None, **settings):
@@ -215,7 +221,10 @@ def two(folder):
         name: build(functions=words(), **SETTINGS | settings | {"runtime.strategy": strategy})
         for name, strategy in (("served", "parameter_server"), ("alone", "one_device"))
     }
-    blocks = {name: [run.train_block(50) for _ in range(3)] for name, run in runs.items()}
+    blocks = {name: [] for name in runs}
+    for name, run in runs.items():
+        for _ in range(3):
+            blocks[name].append(run.train_block(50, blocks[name][-1].sums if blocks[name] else None))
     served = runs["served"]
     seen = [
         served.train_block.layout.unpack(row)["seen"].astype(int).tolist()
@@ -224,6 +233,7 @@ def two(folder):
     ]
     return {
         "seen": seen,
+        "totals": {name: found[-1].sums["total"].tolist() for name, found in blocks.items()},
         "planned": [served.data.indices(step)["index"].tolist() for step in range(150)],
         "losses": {name: [row["loss"] for b in found for row in rows_of(b)] for name, found in blocks.items()},
         "evaluations": {name: run.eval_blocks["test"]()["loss"] for name, run in runs.items()},

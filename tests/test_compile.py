@@ -23,9 +23,9 @@ def make_block(variable, data):
     def step(index):
         row = tf.gather(data, variable % tf.shape(data)[0])
         variable.assign_add(1)
-        return tf.stack([tf.reduce_sum(row), tf.cast(index, tf.float32)]), tf.constant(False)
+        return tf.stack([tf.reduce_sum(row), tf.cast(index, tf.float32)]), tf.constant(False), {}
 
-    return lambda k: repeat(step, k, SIZE, 2, tf.float32).rows
+    return lambda k: repeat(step, k, SIZE, 2, tf.float32, {}).rows
 
 
 @pytest.mark.parametrize("mode", module.MODES)

@@ -60,6 +60,7 @@ ROWS = (
     ("losses.classification",),
     ("losses",),
     ("metrics.base",),
+    ("metrics.results",),
     ("metrics.classification",),
     ("metrics",),
     ("precision",),

@@ -101,6 +101,8 @@ def test_a_run_changes_over_to_servers_and_back(one):
 def test_two_workers_take_each_batch_once_and_end_where_one_device_does(tmp_path):
     found = served("two", tmp_path)
     assert found["seen"] == found["planned"]
+    totals = np.sum(found["planned"], axis=0).tolist()
+    assert found["totals"] == {"served": totals, "alone": totals}
     assert (found["step"], found["updates"]) == (150, 150)
     losses = {name: np.array(values) for name, values in found["losses"].items()}
     assert losses["served"][-10:].mean() < 0.9 * losses["served"][:10].mean()

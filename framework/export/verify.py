@@ -20,7 +20,7 @@ import tensorflow as tf
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, ExportHook, Signature
 from framework.export.difference import Difference, add
-from framework.metrics import Metric
+from framework.metrics import Metric, Picture, results
 
 LATENCY_BATCHES = (1, 32)
 _WARM_UP_CALLS = 5
@@ -82,8 +82,10 @@ def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -
         findings.outputs[name] = difference.summary(hook.bound)
         findings.failures += difference.failures(name, hook.bound)
     for name, metric in metrics.items():
-        findings.metrics[name] = {kind: _finite(metric.result(state)) for kind, state in states[name].items()}
-        findings.failures += _metric_failures(name, **findings.metrics[name])
+        numbers = {kind: _numbers(name, metric, state) for kind, state in states[name].items()}
+        for full in numbers["trained"]:
+            findings.metrics[full] = {kind: of_kind[full] for kind, of_kind in numbers.items()}
+            findings.failures += _metric_failures(full, **findings.metrics[full])
     agrees = not findings.failures
     for size in LATENCY_BATCHES:
         probe = {
@@ -169,6 +171,12 @@ def _latency(call: Call, batch: Arrays) -> dict[str, float]:
         call(batch)
         milliseconds.append((time.perf_counter() - start) * 1e3)
     return {"p50": float(np.percentile(milliseconds, 50)), "p99": float(np.percentile(milliseconds, 99))}
+
+
+def _numbers(name: str, metric: Metric, state: Any) -> dict[str, float | None]:
+    """Returns the numbers of a metric by name, None if not finite; pictures are not compared."""
+    shown = results.of(metric, name, np.asarray(state, np.float64))
+    return {full: _finite(value) for full, value in shown.items() if not isinstance(value, Picture)}
 
 
 def _finite(value: Any) -> float | None:

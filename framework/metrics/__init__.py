@@ -8,7 +8,7 @@
 The same states come out of training steps, evaluation passes and exported models.
 """
 
-from framework.metrics.base import Mean, Metric
+from framework.metrics.base import Mean, Metric, Picture, Sums
 from framework.metrics.classification import Accuracy
 
-__all__ = ["Accuracy", "Mean", "Metric"]
+__all__ = ["Accuracy", "Mean", "Metric", "Picture", "Sums"]

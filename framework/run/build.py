@@ -25,7 +25,8 @@ from framework.experiment import user_code
 from framework.experiment.load import Experiment
 from framework.experiment.returns import check_split, checked
 from framework.layers import rematerialise
-from framework.metrics import Metric
+from framework.metrics import Metric, results
+from framework.metrics.base import in_training
 from framework.optim import Schedule
 from framework.run import continuity
 from framework.run.arguments import check_build
@@ -108,10 +109,11 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
     constants = check_covered(made.probe, train_state, data)
 
     with precision.scope(resolved.train.precision):
-        tools = Tools(StepParts(train_state, made.metrics, resolved, replicas, made.probe.has_collectives))
+        trained = in_training(made.metrics)
+        tools = Tools(StepParts(train_state, trained, resolved, replicas, made.probe.has_collectives))
         step, terms, rollback_variables = _make_step(functions, made, train_state, tools, resolved)
-    row = MetricRow(scalars_of(train_state), terms, made.metrics)
-    row.check_results()
+    row = MetricRow(scalars_of(train_state), terms, trained)
+    results.check(made.metrics)
     evaluators = functions["make_evaluators"](resolved) if "make_evaluators" in functions else {}
     check_names(evaluators, resolved.eval.splits)
     check_metric_names(resolved, made.metrics, row, evaluators)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from framework.config import AVERAGED
@@ -53,6 +54,7 @@ def report(run: Run) -> Report:
             found = block()
         _warn_unless_finite(split, found, block.problem or "the sums are finite, such as those of no example")
         whole["scalars"] |= {f"{split}/{name}": value for name, value in found.items()}
+        whole["images"] |= {f"{split}/{name}": picture.pixels[np.newaxis] for name, picture in block.pictures.items()}
     for name, evaluator in run.evaluators.items():
         own = report_of(run, name, evaluator)
         _warn_unless_finite(name, own.scalars, "as its evaluator computes")

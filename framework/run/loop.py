@@ -148,7 +148,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
         while status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
             length = everywhere(_block_length(run, hooks, step, progress), most=False)
             try:
-                block = progress.timed(run.train_block, length)
+                block = progress.timed(lambda k: run.train_block(k, interval.sums), length)
             except DataError as error:  # the block has not begun: the state is the one after the last block
                 save()
                 raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error

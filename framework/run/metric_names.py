@@ -6,7 +6,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework.errors import UserError, near
 from framework.evaluators import Evaluator, modes_of
-from framework.metrics import Metric
+from framework.metrics import Metric, results
 from framework.step.metric_row import MetricRow, term_key
 from framework.step.penalties import shown
 
@@ -15,7 +15,8 @@ def check_metric_names(
     resolved: FrozenConfigDict, metrics: Mapping[str, Metric], layout: MetricRow, evaluators: Mapping[str, Evaluator]
 ) -> None:
     """Raises UserError if a metric has the name of another number of a row, or a config key names no metric."""
-    for name in {*metrics} & {"step", "examples_per_second", *layout.scalars}:
+    numbers = results.modes(metrics)
+    for name in {*metrics, *numbers} & {"step", "examples_per_second", *layout.scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )
@@ -24,7 +25,7 @@ def check_metric_names(
             f"make_metrics names a metric '{name}', but rows of metrics.jsonl have names of their own below"
             f" '{name[:5]}'. Leave that out."
         )
-    known = ["loss", *(term_key(name) for name in shown(layout.terms) if len(layout.terms) > 1), *metrics]
+    known = ["loss", *(term_key(name) for name in shown(layout.terms) if len(layout.terms) > 1), *numbers]
     for key, chosen in (
         ("early_stopping.metric", resolved.early_stopping.metric),
         ("checkpoint.best_metric", resolved.checkpoint.best_metric),
@@ -50,7 +51,7 @@ def modes(splits: Iterable[str], terms: Sequence[str], metrics: Mapping[str, Met
       metrics: of the experiment, by name.
     """
     of_each = {"loss": "min", **{f"loss/{term}": "min" for term in terms}}
-    of_each |= {name: metric.mode for name, metric in metrics.items()}
+    of_each |= results.modes(metrics)
     return {f"{split}/{name}": mode for split in splits for name, mode in of_each.items()}
 
 

@@ -8,6 +8,7 @@ Each worker takes one step at a time, so with a single worker this is training o
 `step.py`; the chief counts the steps, in their order.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from framework.step.forward import total
 from framework.step.metric_row import VIOLATIONS
 from framework.step.parts import StepTrace
 from framework.step.probe import Probe
+from framework.step.repeat import MetricSums
 from framework.step.scopes import scopes
 from framework.step.step import take_step
 
@@ -57,8 +59,8 @@ class AsynchronousBlock(TrainBlock):
         self._coordinator = self._replicas.coordinator
         self._examples = self._on_workers()
 
-    def __call__(self, k: int) -> Block:
-        """Runs `k` steps from `state.step` on the workers and waits for their numbers.
+    def __call__(self, k: int, sums: Mapping[str, np.ndarray] | None = None) -> Block:
+        """Runs `k` steps from `state.step` on the workers and waits for their numbers; see `TrainBlock`.
 
         Raises:
           UserError: an id or label is out of range, or an assertion does not hold.
@@ -68,7 +70,9 @@ class AsynchronousBlock(TrainBlock):
         first = int(self._state.step)
         plan = {} if self._batches.is_resident else self._batches.plan(first, k, k)
         try:
-            rows = [self._schedule(first + i, {name: rows[i : i + 1] for name, rows in plan.items()}) for i in range(k)]
+            taken = [
+                self._schedule(first + i, {name: rows[i : i + 1] for name, rows in plan.items()}) for i in range(k)
+            ]
             with self._explained(first, k):
                 self._coordinator.join()
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
@@ -76,19 +80,24 @@ class AsynchronousBlock(TrainBlock):
                 f"a parameter server is lost, and with it the weights after step {first}: {error.message} The same"
                 " command goes on from the last checkpoint, once all are there again."
             ) from error
-        numbers = np.stack([row.fetch() for row in rows])
+        steps = [step.fetch() for step in taken]
+        numbers = np.stack([row for row, _ in steps])
         is_suspect = self._column(numbers, VIOLATIONS) != 0
         if self._config.train.on_nonfinite == "stop":
             is_suspect |= ~np.isfinite(self._column(numbers, "loss"))
         for index in np.flatnonzero(is_suspect):
             self._check_violations(first + int(index), numbers[index])
-        return self._count(first, numbers)
+        block = self._count(first, numbers)
+        totals = dict(sums or self.layout.empty_sums())
+        for _, added in steps[: len(block.rows)]:
+            totals = {name: total + added[name] for name, total in totals.items()}
+        return dataclasses.replace(block, sums=totals)
 
     def _compile(self, mode: str) -> Compiled:
         return Compiled(self._take_on_worker, "graph", "train")
 
     def _schedule(self, step: int, plan: Batch) -> Any:
-        """Hands a step to the next worker that is free; returns its row, to be fetched."""
+        """Hands a step to the next worker that is free; returns its row and what it adds to the sums, to be fetched."""
         return self._coordinator.schedule(
             self.compiled.function, args=(tf.constant(step, tf.int64), plan, self._examples)
         )
@@ -102,8 +111,11 @@ class AsynchronousBlock(TrainBlock):
             self._coordinator.create_per_worker_dataset(lambda: tf.data.Dataset.from_tensors(examples).repeat())
         )
 
-    def _take_on_worker(self, step: tf.Tensor, plan: Batch, examples: Any) -> tf.Tensor:
-        """Takes one step: its row, in which 'skipped' and 'empty_terms' are those of this step alone."""
+    def _take_on_worker(self, step: tf.Tensor, plan: Batch, examples: Any) -> tuple[tf.Tensor, MetricSums]:
+        """Takes one step: its row, and what it adds to the sums.
+
+        'skipped' and 'empty_terms' of the row are those of this step alone.
+        """
         rate = self._parts.schedules["model"](self._state.updates.read_value())
         batches = self._batches.with_examples(next(examples)) if isinstance(self._batches, Resident) else self._batches
         with scopes(self._config.train.precision, self._key, step):
@@ -120,7 +132,8 @@ class AsynchronousBlock(TrainBlock):
             VIOLATIONS: result.violations,
         }
         check_draws(tf.compat.v1.get_default_graph(), self._config, self._state)
-        return self.layout.pack(scalars, result.terms, result.metrics, self._dtype)
+        row = self.layout.pack(scalars, result.terms, result.metrics, self._dtype)
+        return row, self.layout.additions(row, result.metrics)
 
     def _column(self, rows: np.ndarray, name: str) -> np.ndarray:
         return rows[:, self.layout.scalars.index(name)]

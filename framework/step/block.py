@@ -32,7 +32,7 @@ from framework.step.forward import total
 from framework.step.gradients import Gradients
 from framework.step.metric_row import VIOLATIONS, MetricRow
 from framework.step.parts import StepFunction, StepTrace
-from framework.step.repeat import Steps, advance, no_steps
+from framework.step.repeat import MetricSums, Steps, advance, no_steps
 from framework.step.scopes import scopes
 from framework.step.shards import shards_of, steps_per_call, take_shards
 from framework.step.step import count_step, take_step
@@ -79,6 +79,8 @@ class Block:
         policy is not to skip it: then it is not counted, and the state is that before it. Or too many steps in a row
         were skipped. Or a weight is not finite, which may leave no trace in the loss: fused kernels of some CPUs make
         relu(NaN) 0.
+      sums: {metric: float64 [n]} of the metrics without a place in the row: what the call was given, plus the states of
+        its finite steps.
       norms: {'parameter_norm': of the trained weights before the last step, 'update_norm': of what the step added to
         them}; with several models 'parameter_norm/generator', ….
     """
@@ -87,6 +89,7 @@ class Block:
     rows: np.ndarray
     layout: MetricRow
     is_halted: bool = False
+    sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def row(self, index: int) -> dict[str, float]:
@@ -130,8 +133,12 @@ class TrainBlock:
         self.layout = parts.layout
         self.compiled = self._compile(settings.compile)
 
-    def __call__(self, k: int) -> Block:
+    def __call__(self, k: int, sums: Mapping[str, np.ndarray] | None = None) -> Block:
         """Runs `k` steps from `state.step` and waits for their numbers.
+
+        Args:
+          k: how many.
+          sums: of the steps so far, see `Block.sums`; None for zeros.
 
         Raises:
           UserError: an id or label is out of range, or an assertion does not hold: named, the step is not taken.
@@ -141,13 +148,15 @@ class TrainBlock:
         with self._explained(first, k), named_shapes():
             resident = self._batches.is_resident
             plans = [] if resident else [shard.plan(first, k, self.block_steps) for shard in self._shards]
-            rows, count, is_halted, norms = self.compiled(tf.constant(k), plans)
+            so_far = {name: tf.constant(value) for name, value in (sums or self.layout.empty_sums()).items()}
+            rows, count, is_halted, norms, totals = self.compiled(tf.constant(k), plans, so_far)
         rows = rows.numpy()[: int(count)]
         self._is_halted = bool(is_halted)
         if self._is_halted:
             self._check_violations(first + len(rows) - 1, rows[-1])
         norms = {name: float(norm) for name, norm in norms.items()}
-        return Block(first, rows, self.layout, self._is_halted, norms)
+        totals = {name: total.numpy() for name, total in totals.items()}
+        return Block(first, rows, self.layout, self._is_halted, totals, norms)
 
     @property
     def state(self) -> TrainState:
@@ -209,8 +218,10 @@ class TrainBlock:
     def _compile(self, mode: str) -> Compiled:
         return Compiled(self._run, mode, "train", in_parts=self._replicas.strategy is not None)
 
-    def _run(self, k: tf.Tensor, plans: list[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """Takes `k` steps: (rows, how many of them, whether the last halted, norms of the weights at the last)."""
+    def _run(
+        self, k: tf.Tensor, plans: list[Batch], sums: MetricSums
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor], MetricSums]:
+        """Takes `k` steps: (rows, their number, whether the last halted, norms of the weights at the last, sums)."""
         plans = plans or [shard.plan(self._state.step, k, self.block_steps) for shard in self._shards]
 
         def segment(last: tf.Tensor, steps: Steps, norms: dict[str, tf.Tensor]) -> tuple[tf.Tensor, Any, Any]:
@@ -219,17 +230,17 @@ class TrainBlock:
             return last + 1, steps, self._norms(before)
 
         # All steps but the last, then the last: to compare weights around each step, XLA would copy them each time.
-        steps = no_steps(self.block_steps, self.layout.width, self._dtype)
+        steps = no_steps(self.block_steps, self.layout.width, self._dtype, sums)
         start = (tf.constant(0), steps, self._norms(self._trained()))
         _, steps, norms = tf.while_loop(lambda last, *_: last < 2, segment, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
             check_draws(tf.compat.v1.get_default_graph(), self._config, self._state)
             coverage.check(tf.compat.v1.get_default_graph(), self._state, list(self._kept_batch.values()))
         is_finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(norms.values()))))
-        return steps.rows, steps.count, steps.is_halted | ~is_finite, norms
+        return steps.rows, steps.count, steps.is_halted | ~is_finite, norms, steps.sums
 
-    def _take(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes step `index` of a block: (row, whether to halt)."""
+    def _take(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, MetricSums]:
+        """Takes step `index` of a block: (row, whether to halt, what it adds to the sums)."""
         state = self._state
         updates = state.updates.read_value()
         with guards.watched({}) as watch:
@@ -256,7 +267,8 @@ class TrainBlock:
         scalars[VIOLATIONS] = result.violations
         if scale is not None:
             scalars["loss_scale"] = scale
-        return self.layout.pack(scalars, result.terms, result.metrics, self._dtype), halts
+        row = self.layout.pack(scalars, result.terms, result.metrics, self._dtype)
+        return row, halts, self.layout.additions(row, result.metrics)
 
     def _gradients(self, programs: Sequence[str], batch: Batch) -> dict[str, tf.Tensor]:
         return self.dry_run(batch or self.batch(), programs).gradients

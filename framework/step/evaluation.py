@@ -22,7 +22,7 @@ from framework.data.fields import named_shapes
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
 from framework.losses import Term
-from framework.metrics import Metric
+from framework.metrics import Metric, Picture
 from framework.step.blame import explained, first_problem
 from framework.step.block import UNKNOWN
 from framework.step.evaluation_probe import EvaluationProbe
@@ -30,7 +30,7 @@ from framework.step.forward import Loss, forward
 from framework.step.metric_row import VIOLATIONS, MetricRow, mean, term_key
 from framework.step.penalties import PENALTY
 from framework.step.penalty_checks import weight_problem
-from framework.step.repeat import repeat
+from framework.step.repeat import MetricSums, repeat
 from framework.step.scopes import scopes
 from framework.step.shards import shards_of, steps_per_call, take_shards
 from framework.trace import guards
@@ -47,6 +47,7 @@ class EvalBlock:
     Attributes:
       compiled: counts traces and compilations.
       problem: why the last pass was not finite, a sentence that names a variable or batch; '' if it was.
+      pictures: {metric: picture} that metrics made of the last pass.
       steps: batches of a pass.
     """
 
@@ -72,6 +73,8 @@ class EvalBlock:
         self._dtype = precision.master_dtype(self._precision)
         self._key = tf.constant(rng.key(config.seed), tf.uint64)
         self.problem = ""
+        self.pictures: dict[str, Picture] = {}
+        self._sums: dict[str, Any] = {}
         self._compile(config.train.compile)
 
     def __call__(self) -> dict[str, float]:
@@ -79,16 +82,21 @@ class EvalBlock:
 
         Changes nothing: what the forward pass moves is put back.
         """
-        totals = {term_key(name): np.zeros(2) for name in self._layout.terms}
-        totals |= {name: metric.empty() for name, metric in self._layout.metrics.items()}
-        self.problem = self._bad_weight()
+        totals: dict[str, np.ndarray] = {term_key(name): np.zeros(2) for name in self._layout.terms}
+        totals |= {name: metric.empty() for name, metric in self._layout.row_metrics.items()}
+        self.problem, self.pictures = self._bad_weight(), {}
         if self.problem:  # fused kernels of some CPUs make relu(NaN) 0
-            return dict.fromkeys(["loss", *self._layout.results(totals)], math.nan)
+            return dict.fromkeys(["loss", *self._layout.results(totals | self._layout.empty_sums())], math.nan)
         with untouched(self._found.assigned_variables):
             for step, row in enumerate(self._rows()):
                 if not self.problem and not np.isfinite(row).all():
                     self.problem = self._bad_batch(step)
                 totals = self._merge(totals, self._layout.unpack(row))
+        sums = {name: total.numpy() for name, total in self._sums.items()}
+        if bad := [name for name, values in sums.items() if not np.isfinite(values).all()]:
+            self.problem = self.problem or f"the state of the metric '{bad[0]}' is not finite"
+        totals |= sums
+        self.pictures = self._layout.pictures(totals)
         loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
         return {"loss": loss, **self._layout.results(totals)}
 
@@ -124,20 +132,21 @@ class EvalBlock:
             yield
 
     def _rows(self) -> Iterator[np.ndarray]:
-        """Of each batch, in order."""
+        """Yields the row of each batch, in order; `self._sums` are those of the batches so far."""
+        self._sums = {name: tf.constant(value) for name, value in self._layout.empty_sums().items()}
         for first in range(0, self._steps, self._block_steps):
             k = min(self._block_steps, self._steps - first)
             with explained(functools.partial(self._problem, first, k)), named_shapes():
                 plans = []
                 if not self._batches.is_resident:
                     plans = [shard.plan(first, k, self._block_steps) for shard in self._shards]
-                rows = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans).numpy()[:k]
-            yield from (self._sound(first + index, row) for index, row in enumerate(rows))
+                rows, self._sums = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans, self._sums)
+            yield from (self._sound(first + index, row) for index, row in enumerate(rows.numpy()[:k]))
         if self._found.rest:
             with explained(functools.partial(self._problem, self._steps)):
                 batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
-                row = self._compiled_rest(tf.constant(self._steps, tf.int64), batch).numpy()
-            yield self._sound(self._steps, row)
+                row, self._sums = self._compiled_rest(tf.constant(self._steps, tf.int64), batch, self._sums)
+            yield self._sound(self._steps, row.numpy())
 
     def _sound(self, step: int, row: np.ndarray) -> np.ndarray:
         """The row of a batch of which nothing is out of range."""
@@ -210,26 +219,30 @@ class EvalBlock:
     def _mode(self) -> str:
         return "xla" if "gradients" in self.compiled.programs and not self._has_collectives else "graph"
 
-    def _run(self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch]) -> tf.Tensor:
+    def _run(
+        self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch], sums: MetricSums
+    ) -> tuple[tf.Tensor, MetricSums]:
         plans = plans or [shard.plan(first, k, self._block_steps) for shard in self._shards]
 
-        def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, MetricSums]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch, found = take_shards(self._replicas, self._shards, plans, index)
-                row = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
+                row, states = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
                 if found:  # a transform of the split has guards too
                     row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
-                return row, tf.constant(False)
+                return row, tf.constant(False), states
 
-        return repeat(step, k, self._block_steps, self._layout.width, self._dtype).rows
+        steps = repeat(step, k, self._block_steps, self._layout.width, self._dtype, sums)
+        return steps.rows, steps.sums
 
-    def _run_rest(self, step: tf.Tensor, batch: Batch) -> tf.Tensor:
+    def _run_rest(self, step: tf.Tensor, batch: Batch, sums: MetricSums) -> tuple[tf.Tensor, MetricSums]:
         """The row of the last batch without its padding; each replica has all of it, because it need not divide."""
         size = self._batches.batch_size
         with scopes(self._precision, self._key, step):
             whole = batch or self._batches.at(step)
             rest = {name: x[: self._found.rest] if x.shape[:1] == [size] else x for name, x in whole.items()}
-            return self._replicas.redundant().all_reduce_sum(self._row, rest, mode=self._mode)
+            row, states = self._replicas.redundant().all_reduce_sum(self._row, rest, mode=self._mode)
+        return row, {name: total + states[name] for name, total in sums.items()}
 
     def _run_outputs(self, step: tf.Tensor, batch: Batch) -> tuple[Batch, Batch]:
         """The batch of a step and the outputs for it, of which each replica computes the whole."""
@@ -241,18 +254,19 @@ class EvalBlock:
             whole = batch or dict(self._batches.at(step))
             return whole, self._replicas.redundant().run(forward_pass, whole, mode=self._mode)
 
-    def _row(self, index: int, batch: Batch) -> tf.Tensor:
-        """Sums over the examples of one replica."""
+    def _row(self, index: int, batch: Batch) -> tuple[tf.Tensor, MetricSums]:
+        """Returns the sums over the examples of one replica: the row, and the states without a place in it."""
         with guards.watched(batch) as watch:
             terms, outputs = forward(self._loss, self._model, batch, training=False)
             watch.batch |= outputs
             states = {name: metric.update(outputs, batch) for name, metric in self._layout.metrics.items()}
         if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
             terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
-        return self._layout.pack({VIOLATIONS: watch.violations(self._dtype)}, terms, states, self._dtype)
+        row = self._layout.pack({VIOLATIONS: watch.violations(self._dtype)}, terms, states, self._dtype)
+        return row, self._layout.additions(row, states)
 
     def _merge(self, totals: Mapping[str, np.ndarray], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        metrics = self._layout.metrics
+        metrics = self._layout.row_metrics
         return {
             name: metrics[name].merge(value, row[name]) if name in metrics else value + row[name]
             for name, value in totals.items()

@@ -12,6 +12,7 @@ import tensorflow as tf
 from framework.errors import UserError, near
 from framework.losses import BatchDependent, Term
 from framework.metrics import Metric
+from framework.metrics.base import empty_states
 from framework.step.penalties import is_penalty, sum_of, with_penalties
 
 Terms = Mapping[str, Term]
@@ -94,8 +95,7 @@ def check_step(returned: Any, metrics: Mapping[str, Metric], dtype: tf.DType) ->
     terms, states = returned
     for name in states.keys() - metrics.keys():
         raise UserError(f"the step returned a metric '{name}' that make_metrics does not have.{near(name, metrics)}")
-    empty = {name: tf.zeros([len(metric.empty())], dtype) for name, metric in metrics.items()}
-    return terms, {**empty, **states}
+    return terms, {**empty_states(metrics, dtype), **states}
 
 
 def _checked(returned: Any) -> tuple[Terms, Mapping[str, Any]]:

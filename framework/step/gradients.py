@@ -18,6 +18,7 @@ from framework.distribute.replicas import Replicas
 from framework.errors import UserError
 from framework.losses import Term
 from framework.metrics import Metric
+from framework.metrics.base import cast_state, empty_states
 from framework.step.forward import Batch, ForwardPass, check_batch_dependent, total
 from framework.step.micro_batches import MicroBatches, add_up
 from framework.step.normalizers import term_normalizers
@@ -38,7 +39,7 @@ class Objective:
       forward_pass: batch -> (terms, outputs).
       variables: {path: variable}.
       metrics: {name: metric}, computed from the outputs if there are any.
-      dtype: of term sums and metric states.
+      dtype: of term sums and metric states; states that are summed on the device are float64.
       loss_scale: scalar that the loss is multiplied by; None for 1.
       comm_dtype: dtype in which gradients travel between replicas; None for their own.
       keeps_rows: gradients of tables stay the rows that were looked up, each row once (tf.IndexedSlices), instead of
@@ -167,14 +168,14 @@ def _differentiate(objective: Objective, batch: Batch, normalizers: Normalizing)
             loss *= tf.cast(objective.loss_scale, loss.dtype)
     gradients = tape.gradient(loss, dict(variables))
     _check_used(gradients)
-    metrics = {name: tf.zeros([len(metric.empty())], dtype) for name, metric in objective.metrics.items()}
+    metrics = empty_states(objective.metrics, dtype)
     with guards.watched({**batch, **outputs}) as metrics_watch:
         if outputs:
             metrics = {name: metric.update(outputs, batch) for name, metric in objective.metrics.items()}
     shaped = _each_row_once if objective.keeps_rows else _dense
     return Gradients(
         {name: Term(tf.cast(term.sum, dtype), tf.cast(term.weight, dtype)) for name, term in terms.items()},
-        {name: tf.cast(state, dtype) for name, state in metrics.items()},
+        {name: cast_state(objective.metrics[name], state, dtype) for name, state in metrics.items()},
         {path: shaped(gradient, variables[path].shape) for path, gradient in gradients.items()},
         loss_watch.violations(dtype, nan_too=not objective.nan_tells) + metrics_watch.violations(dtype),
     )
@@ -195,7 +196,7 @@ def _zeros(objective: Objective, terms: Normalizers) -> Gradients:
     dtype = objective.dtype
     return Gradients(
         {name: Term(tf.zeros([], dtype), tf.zeros([], dtype)) for name in terms},
-        {name: tf.zeros([len(metric.empty())], dtype) for name, metric in objective.metrics.items()},
+        empty_states(objective.metrics, dtype),
         {path: tf.zeros(variable.shape, variable.dtype) for path, variable in objective.variables.items()},
         tf.zeros([], dtype),
     )

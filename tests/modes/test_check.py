@@ -11,6 +11,7 @@ import tf_keras as keras
 from framework.config import UserError, base_config, flatten, resolve
 from framework.config.overrides import override
 from framework.losses import Term
+from framework.metrics import results
 from framework.modes import check
 from framework.step.metric_row import MetricRow
 from tests.small import HOT, build, differing, snapshot
@@ -150,7 +151,7 @@ def test_any_number_is_the_result_of_a_metric():
     found = layout.results(dict.fromkeys(layout.metrics, np.array([3.5, 2.0])))
     assert found == {"0": 3.5, "1": 2.0, "2": 3.5, "3": 3.5, "4": 7.0}
     assert {type(value) for value in found.values()} == {float}
-    layout.check_results()
+    results.check(layout.metrics)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +159,17 @@ def test_any_number_is_the_result_of_a_metric():
     [
         (lambda s: s, "of shape (2,)"),
         (lambda s: None, "of type NoneType"),
-        (lambda s: {"a": 1.0}, "of type dict"),
+        (lambda s: {"a": 1.0}.keys(), "of type dict_keys"),
         (lambda s: f"{s[0]:.3f}", "of type str"),
         (lambda s: [s[0]], "of type list"),
     ],
 )
 def test_a_result_that_is_no_number_is_refused(result, kind):
     with pytest.raises(UserError) as error:
-        MetricRow((), (), {"own": Metric(result)}).check_results()
+        results.check({"own": Metric(result)})
     assert str(error.value) == (
-        f"metric 'own': result returned a value {kind}. It must return a float, e.g. float(state[0] / state[1])."
+        f"metric 'own': result returned a value {kind}. It must return a float, e.g. float(state[0] / state[1]),"
+        " a dict of floats or a metrics.Picture."
     )
 
 

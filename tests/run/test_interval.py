@@ -30,6 +30,25 @@ class Peak:
         return float(state[0] + 100 * state[1])
 
 
+class Shares(metrics.Sums):
+    """The mean softmax of each class, by keys: a state that is summed on the device."""
+
+    logged = "interval"
+
+    def empty(self):
+        return np.zeros(4)
+
+    def update(self, outputs, batch):
+        weight = small.tf.cast(batch["weight"], small.tf.float32)
+        shares = small.tf.reduce_sum(
+            small.tf.nn.softmax(small.tf.cast(outputs["logits"], weight.dtype)) * weight[:, np.newaxis], axis=0
+        )
+        return small.tf.concat([small.tf.cast(shares, small.tf.float32), [small.tf.reduce_sum(weight)]], axis=0)
+
+    def result(self, state):
+        return {"first": float(state[0] / state[3]), "last": float(state[2] / state[3])}
+
+
 LAYOUT = MetricRow(
     ("loss", "learning_rate", "gradient_norm", "skipped"),
     ("ce", "l2"),
@@ -92,6 +111,44 @@ def test_sums_of_other_terms_are_dropped():
     assert interval.note()["interval"] == Interval(other, {}).note()["interval"]
 
 
+def summed(steps, cuts=()):
+    """An interval over blocks of `steps` states, which a train block adds one after the other to what it is given."""
+    layout = MetricRow(LAYOUT.scalars, ("ce",), {"shares": Shares()})
+    interval = Interval(layout, {})
+    for part in np.split(steps, cuts):
+        total = interval.sums["shares"]
+        for state in part:
+            total = total + state
+        interval.add(Block(0, np.ones([len(part), layout.width]), layout, sums={"shares": total}))
+    return layout, interval
+
+
+def test_the_sums_of_the_device_continue_across_a_checkpoint_to_the_last_bit():
+    steps = np.random.default_rng(1).uniform(0.1, 1.0, [40, 4])
+    layout, whole = summed(steps)
+    assert summed(steps, (3, 17))[1].note() == whole.note()
+    note = json.loads(json.dumps(whole.note()))
+    again = Interval(layout, note)
+    assert again.sums["shares"].tobytes() == whole.sums["shares"].tobytes()
+    assert again.means() == whole.means()
+    total = np.add.accumulate(steps)[-1]
+    assert whole.means()["mean/shares/last"] == total[2] / total[3]
+    again.begin()
+    assert not again.sums["shares"].any() and math.isnan(again.means()["mean/shares/first"])
+    other = MetricRow(LAYOUT.scalars, ("ce",), {"shares": metrics.Accuracy()})
+    assert Interval(other, note).note() == Interval(other, {}).note()
+
+
+def test_a_note_keeps_a_large_state_in_few_bytes():
+    class Large(Shares):
+        def empty(self):
+            return np.zeros(1000 * 1000)
+
+    interval = Interval(MetricRow((), (), {"large": Large()}), {})
+    interval.sums["large"][::1001] = np.arange(1000.0)
+    assert len(json.dumps(interval.note())) < 100_000
+
+
 # In runs
 
 
@@ -114,7 +171,8 @@ def with_metric(**more):
 
         return loss
 
-    return {"make_loss": make_loss, "make_metrics": lambda cfg: {"accuracy": metrics.Accuracy()}, **more}
+    made = {"accuracy": metrics.Accuracy(), "shares": Shares()}
+    return {"make_loss": make_loss, "make_metrics": lambda cfg: made, **more}
 
 
 def test_a_row_has_the_means_of_all_steps_since_the_last(tmp_path):
@@ -132,6 +190,8 @@ def test_a_row_has_the_means_of_all_steps_since_the_last(tmp_path):
             total = {name: value + state[name] for name, value in total.items()}
         means = {f"mean/{name}": value[0] / value[1] for name, value in total.items()}
         means["mean/loss"] = means["mean/loss/cross_entropy"] + means["mean/loss/square"]
+        sums = sum(block.sums["shares"] for block in blocks[first:last])
+        means |= {"mean/shares/first": sums[0] / sums[3], "mean/shares/last": sums[2] / sums[3]}
         assert {name: value for name, value in row.items() if name.startswith("mean/")} == means
     shown = replay_step(built, 8)
     assert shown.differing == [] and "loss" in shown.logged
@@ -157,6 +217,8 @@ def test_rows_after_a_kill_are_the_same_bits(tmp_path, monkeypatch, log, save, b
     whole = rows_of(tmp_path / "whole")
     assert [row["skipped"] for row in whole if "loss" in row][-1] == 2  # of two epochs
     assert all(row["mean/loss"] is not None for row in whole if "loss" in row)
+    assert not any("shares/first" in row for row in whole)
+    assert len({row["mean/shares/first"] for row in whole if "loss" in row}) > 2
     for kill in (8, 13):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "_block_length", _dying_at(kill))

@@ -58,9 +58,9 @@ def before_blocks(built, action):
         block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
         layout = train_block.layout
 
-        def __call__(self, k):
+        def __call__(self, k, sums=None):
             action(int(built.state.step), k)
-            return train_block(k)
+            return train_block(k, sums)
 
         def compiled_by(self, mode):
             built.train_block = train_block.compiled_by(mode)
@@ -409,9 +409,9 @@ def test_a_block_takes_no_longer_than_a_signal_may_wait(tmp_path, monkeypatch):
         block_steps, compiled, inspect = train_block.block_steps, train_block.compiled, train_block.inspect
         layout = train_block.layout
 
-        def __call__(self, k):
+        def __call__(self, k, sums=None):
             lengths.append(k)
-            return train_block(k)
+            return train_block(k, sums)
 
     built.train_block = Slow()
     monkeypatch.setattr(loop.Progress, "step_seconds", property(lambda self: 0.5 if lengths else 0.0))

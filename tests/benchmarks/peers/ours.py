@@ -55,8 +55,8 @@ class GatedBlock:
                 raise RuntimeError(f"the state is at step {step} after {self._made} steps")
         return min(self._train_block.block_steps, self._gate.allowed())
 
-    def __call__(self, k: int) -> Block:
-        self.last = self._train_block(k)
+    def __call__(self, k: int, sums: Any = None) -> Block:
+        self.last = self._train_block(k, sums)
         self._made += k
         self._gate.made(k)
         return self.last
