@@ -3,13 +3,42 @@
     terms = {'cross_entropy': sparse_cross_entropy(logits, batch['label'], batch['weight'])}
 
 The step divides each sum by the weight of the *whole* global batch, which is what makes padding, micro-batches and
-replicas change nothing.
+replicas change nothing. Each loss takes (logits or predictions, targets, weight, …); `mean(values, weight)` makes a
+term of your own values.
 """
 
 from framework import moved
-from framework.losses.base import BatchDependent, Term, all_gather, gather_offset
-from framework.losses.classification import sparse_cross_entropy
+from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, mean
+from framework.losses.classification import (
+    binary_cross_entropy,
+    categorical_cross_entropy,
+    focal,
+    hinge,
+    sparse_cross_entropy,
+    sparse_hinge,
+)
+from framework.losses.distribution import kl_divergence
+from framework.losses.regression import cosine_distance, huber, mean_absolute_error, mean_squared_error
+from framework.losses.sequence import ctc
 
-__all__ = ["BatchDependent", "Term", "all_gather", "gather_offset", "sparse_cross_entropy"]
+__all__ = [
+    "BatchDependent",
+    "Term",
+    "all_gather",
+    "binary_cross_entropy",
+    "categorical_cross_entropy",
+    "cosine_distance",
+    "ctc",
+    "focal",
+    "gather_offset",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "mean",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "sparse_cross_entropy",
+    "sparse_hinge",
+]
 
 __getattr__ = moved.former_names(__name__)

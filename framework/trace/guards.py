@@ -19,7 +19,7 @@ import tensorflow as tf
 from framework.compile import is_in_xla
 from framework.errors import UserError
 from framework.trace.graphs import ancestors, called, imported
-from framework.trace.indices import BOUNDS, CLAIM, below
+from framework.trace.indices import BOUNDS, CLAIM, RANGE, below
 
 _local = threading.local()
 _WATCHES = "_framework_watches"  # attribute of a graph: its watches, read by the code that traced it, in any thread
@@ -128,6 +128,15 @@ def claim_classes(labels: tf.Tensor, classes: int) -> None:
         tf.raw_ops.PreventGradient(input=labels, message=f"{CLAIM}{classes}")
     elif watches:
         watches[-1].claim(below(labels, classes)[0])
+
+
+def claim_range(values: tf.Tensor, low: float, high: float) -> None:
+    """Demands numbers from low to high; the caller makes the result of others NaN."""
+    watches = getattr(_local, "watches", [])
+    if not tf.executing_eagerly():  # a mark, as in claim_classes
+        tf.raw_ops.PreventGradient(input=values, message=f"{RANGE}{low} to {high}")
+    elif watches:
+        watches[-1].claim(~((values >= low) & (values <= high)))
 
 
 def note_batch(batch: Mapping[str, Any]) -> None:

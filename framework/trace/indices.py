@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from framework.compat import handle_shape
 
-CLAIM = "framework: a label below "
+CLAIM, RANGE = "framework: a label below ", "framework: a number from "
 
 # (bool: where an index is out of range; the index)
 Outside = tuple[tf.Tensor, tf.Tensor]
@@ -108,10 +108,19 @@ def _labels(operation: Any) -> list[Bound]:
 
 def _claimed(operation: Any) -> list[Bound]:
     message = tf.compat.as_str(operation.get_attr("message"))
+    if message.startswith(RANGE):
+        low, high = (float(number) for number in message.removeprefix(RANGE).split(" to "))
+        problem = f"which is not from {low:g} to {high:g}"
+        return [Bound((operation.inputs[0],), lambda found: (_beyond(found, low, high), found), problem)]
     if not message.startswith(CLAIM):
         return []
     classes = int(message.removeprefix(CLAIM))
     return [Bound((operation.inputs[0],), lambda labels: below(labels, classes), _range(classes, "classes"))]
+
+
+def _beyond(values: tf.Tensor, low: float, high: float) -> tf.Tensor:
+    values = tf.cast(values, tf.float64)
+    return ~((values >= low) & (values <= high))
 
 
 def _segments(operation: Any) -> list[Bound]:

@@ -234,8 +234,7 @@ def test_a_single_logit_has_no_softmax():
         sparse_cross_entropy(np.ones((4, 1)), np.zeros(4, np.int32), np.ones(4))
     assert str(error.value) == (
         "sparse_cross_entropy: logits have shape (4, 1) and labels (4,). The softmax of a single logit is always 1:"
-        " write tf.nn.sigmoid_cross_entropy_with_logits(labels=…, logits=logits[..., 0]), or give the model"
-        " two classes."
+        " write losses.binary_cross_entropy(logits[..., 0], labels, weight), or give the model two classes."
     )
 
 
