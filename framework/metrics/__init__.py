@@ -8,7 +8,28 @@
 The same states come out of training steps, evaluation passes and exported models.
 """
 
+from framework.metrics.accuracy import Accuracy, BinaryAccuracy, TopKAccuracy
 from framework.metrics.base import Mean, Metric, Picture, Sums
-from framework.metrics.classification import Accuracy
+from framework.metrics.classification import AUC, F1, CalibrationError, ConfusionMatrix, Precision, Recall
+from framework.metrics.regression import R2, MeanAbsoluteError, RootMeanSquaredError
+from framework.metrics.text import Perplexity
 
-__all__ = ["Accuracy", "Mean", "Metric", "Picture", "Sums"]
+__all__ = [
+    "AUC",
+    "F1",
+    "R2",
+    "Accuracy",
+    "BinaryAccuracy",
+    "CalibrationError",
+    "ConfusionMatrix",
+    "Mean",
+    "MeanAbsoluteError",
+    "Metric",
+    "Perplexity",
+    "Picture",
+    "Precision",
+    "Recall",
+    "RootMeanSquaredError",
+    "Sums",
+    "TopKAccuracy",
+]

@@ -1,61 +1,252 @@
-"""Metrics of class numbers."""
+"""Metrics of classes that are made of counts: precision, recall, F1, area under a curve, calibration, confusions.
+
+States are sums in float64, added on the device (`logged`), so they may be large. A label that is no class, or a logit
+that is NaN, makes a metric NaN; where the weight is 0, logits and labels may be anything.
+"""
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from framework.errors import UserError
-from framework.metrics.base import Mean, Tensors
+from framework.metrics.base import Picture, Sums, Tensors
+from framework.metrics.inputs import binary, histogram, labelled
+
+_LARGEST_LOGIT = 16.0  # beyond, the sigmoid is within 1e-7 of 0 or 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Accuracy(Mean):
-    """Share of examples whose class the logits say: of several the largest, of a single one whether it is above 0.
-
-    A label that is no class, such as 2 beside one logit or 0.9, makes the accuracy NaN; so does a logit that is NaN.
+class _ByClass(Sums):
+    """Base of metrics of true and false predictions of each class; the state is (hits, predicted, labelled) by class.
 
     Attributes:
-      logits: key in outputs: [..., classes], or of two classes [..., 1] or [batch]; not probabilities.
-      label: key in batch: class numbers [...]; beside a single logit [..., 1] too.
+      classes: how many. 2 makes a number, that of class 1 (yes); more make {'macro', 'micro'}.
+      logits: key in outputs: [..., classes]; of two classes also [...], the logit of yes.
+      label: key in batch: class numbers [...].
+      weight: key in batch: [...], or [batch].
+      logged: see `Metric`.
     """
 
+    classes: int = 2
     logits: str = "logits"
     label: str = "label"
+    weight: str = "weight"
+    logged: str = "interval"
 
-    def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
-        logits, label = tf.convert_to_tensor(outputs[self.logits]), tf.convert_to_tensor(batch[self.label])
-        logits, label, classes = self._matched(logits, label)
-        if classes == 2 and logits.shape[-1] == 1:
-            guess = tf.cast(logits[..., 0] > 0, tf.int64)
-        else:
-            guess = tf.argmax(logits, axis=-1)
-        # Counted in float32 at least: sums of ones are exact up to 2**24 examples a batch.
-        dtype = tf.float64 if logits.dtype == tf.float64 else tf.float32
-        number = tf.cast(label, tf.int64)
-        is_class = (number >= 0) & (number < classes)
-        if label.dtype.is_floating:
-            is_class &= tf.cast(number, label.dtype) == label
-        if logits.dtype.is_floating:
-            is_class &= ~tf.reduce_any(tf.math.is_nan(logits), axis=-1)
-        hits = tf.where(is_class, tf.cast(guess == number, dtype), tf.constant(float("nan"), dtype))
-        return hits, batch["weight"]
+    def empty(self) -> np.ndarray:
+        return np.zeros(3 * self.classes)
 
-    def _matched(self, logits: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
-        """Logits [..., classes or 1], their labels [...], and how many classes there are."""
-        shape = f"logits '{self.logits}' have shape {logits.shape} and labels '{self.label}' {label.shape}"
-        if not (label.dtype.is_floating or label.dtype.is_integer or label.dtype.is_bool):
-            raise UserError(
-                f"Accuracy: labels '{self.label}' are of dtype {label.dtype.name}, but labels are class numbers."
-            )
-        if not logits.shape.rank or logits.shape[-1] is None:
-            raise UserError(f"Accuracy: {shape}. Logits are [batch, classes], or [batch, 1] or [batch] of two classes.")
-        logits = logits[:, tf.newaxis] if logits.shape.rank == 1 else logits
-        is_single = logits.shape[-1] == 1
-        if is_single and label.shape.rank == logits.shape.rank and label.shape[-1] == 1:
-            label = label[..., 0]
-        if not (label.shape.rank == logits.shape.rank - 1 and label.shape.is_compatible_with(logits.shape[:-1])):
-            raise UserError(
-                f"Accuracy: {shape}, but each row of logits has one label, the number of its class. Write e.g."
-                " tf.argmax(labels, -1) of one-hot labels, labels[:, 0] of a column."
-            )
-        return logits, label, 2 if is_single else logits.shape[-1]
+    def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
+        guess, label, weight = _guesses(self, self.classes, outputs, batch)
+        hits = histogram(label, self.classes, tf.where(tf.equal(guess, label), weight, 0))
+        return tf.concat([hits, histogram(guess, self.classes, weight), histogram(label, self.classes, weight)], 0)
+
+    def ratio(self, hits: np.ndarray, predicted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+        """Returns the metric of each class; 0 of a class that was only predicted or only labelled."""
+        raise NotImplementedError
+
+    def result(self, state: np.ndarray) -> float | dict[str, float]:
+        hits, predicted, labels = np.reshape(state, [3, self.classes])
+        if np.isnan(state).any() or not labels.sum():
+            return float("nan") if self.classes == 2 else {"macro": float("nan"), "micro": float("nan")}
+        ratios = self.ratio(hits, predicted, labels)
+        if self.classes == 2:
+            return float(ratios[1])
+        seen = (predicted > 0) | (labels > 0)
+        micro = self.ratio(*(np.sum(numbers, keepdims=True) for numbers in (hits, predicted, labels)))
+        return {"macro": float(ratios[seen].mean()), "micro": float(micro[0])}
+
+
+class Precision(_ByClass):
+    """Share of the predictions of a class that are right: of class 1, or {'macro', 'micro'} of more than two classes.
+
+    'macro' is the mean over the classes that were predicted or labelled at all, 'micro' that over all predictions.
+    """
+
+    def ratio(self, hits: np.ndarray, predicted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+        return _share(hits, predicted)
+
+
+class Recall(_ByClass):
+    """Share of the examples of a class that are predicted as such; of several classes as `Precision`."""
+
+    def ratio(self, hits: np.ndarray, predicted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+        return _share(hits, labelled)
+
+
+class F1(_ByClass):
+    """Harmonic mean of precision and recall; of several classes as `Precision`."""
+
+    def ratio(self, hits: np.ndarray, predicted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+        return _share(2 * hits, predicted + labelled)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfusionMatrix(Sums):
+    """A picture of which class is taken for which: a row for each label, a column for each prediction.
+
+    The darker a field, the larger its share of its row; `counts(state)` returns the numbers.
+
+    Attributes:
+      classes: how many.
+      logits: key in outputs: [..., classes]; of two classes also [...], the logit of yes.
+      label: key in batch: class numbers [...].
+      weight: key in batch: [...], or [batch].
+    """
+
+    classes: int
+    logits: str = "logits"
+    label: str = "label"
+    weight: str = "weight"
+    logged: str = "evaluation"
+
+    def empty(self) -> np.ndarray:
+        return np.zeros(self.classes**2)
+
+    def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
+        guess, label, weight = _guesses(self, self.classes, outputs, batch)
+        return histogram(label * self.classes + guess, self.classes**2, weight)
+
+    def counts(self, state: np.ndarray) -> np.ndarray:
+        """Returns the weights of the examples by label and prediction: [classes, classes]."""
+        return np.reshape(state, [self.classes, self.classes])
+
+    def result(self, state: np.ndarray) -> Picture:
+        counts = np.nan_to_num(self.counts(state))
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+        field = max(1, 256 // self.classes)  # pixels
+        return Picture(np.kron(1 - np.clip(shares, 0, 1), np.ones([field, field]))[..., np.newaxis])
+
+
+@dataclasses.dataclass(frozen=True)
+class AUC(Sums):
+    """Area under the ROC curve, or under the precision-recall curve (average precision), of a binary classifier.
+
+    Logits from -16 to 16 are put into bins of equal width, and count as equal within a bin; those beyond are in the
+    outermost bins. `error(state)` bounds the distance to the area of the logits as they are. It is the sum over bins of
+    the chance that a yes and a no share one, halved: about 1 / (2 * bins) for logits that are spread evenly.
+
+    Attributes:
+      curve: 'ROC' or 'PR'.
+      bins: how many.
+      logits: key in outputs: [batch, ...].
+      label: key in batch: 0 or 1, of the same shape.
+      weight: key in batch: of the same shape, or [batch].
+      logged: see `Metric`.
+    """
+
+    curve: str = "ROC"
+    bins: int = 1024
+    logits: str = "logits"
+    label: str = "label"
+    weight: str = "weight"
+    logged: str = "interval"
+
+    def __post_init__(self) -> None:
+        if self.curve not in ("ROC", "PR") or self.bins < 2:
+            raise UserError(f"AUC: curve={self.curve!r}, bins={self.bins}. It is 'ROC' or 'PR', of 2 bins or more.")
+
+    def empty(self) -> np.ndarray:
+        return np.zeros(2 * self.bins)
+
+    def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
+        logits, target, weight = binary(self, outputs, batch)
+        is_nan = tf.math.is_nan(logits)
+        weight = _or_nan(weight, ~(is_nan | tf.math.is_nan(target)))
+        place = (tf.where(is_nan, tf.zeros_like(logits), logits) / (2 * _LARGEST_LOGIT) + 0.5) * self.bins
+        place = tf.cast(tf.clip_by_value(place, 0, self.bins - 1), tf.int32)
+        yes = tf.cast(target, tf.float64) * weight
+        return histogram(place, self.bins, weight - yes, yes)
+
+    def result(self, state: np.ndarray) -> float:
+        no, yes = self._falling(state)
+        if np.isnan(state).any() or not yes.sum() or (self.curve == "ROC" and not no.sum()):
+            return float("nan")
+        if self.curve == "ROC":
+            return float(np.dot(no, np.cumsum(yes) - yes / 2) / (no.sum() * yes.sum()))
+        return float(np.dot(yes, _share(np.cumsum(yes), np.cumsum(yes + no))) / yes.sum())
+
+    def error(self, state: np.ndarray) -> float:
+        """Returns how far the result may be from the area of the logits without bins."""
+        no, yes = self._falling(state)
+        if self.curve == "ROC":
+            return float(np.dot(no, yes) / 2 / (no.sum() * yes.sum()))
+        hits, wrong = np.cumsum(yes), np.cumsum(no)
+        best, worst = _share(hits, hits + wrong - no), _share(hits - yes, hits - yes + wrong)
+        middle = _share(hits, hits + wrong)
+        return float(np.dot(yes, np.maximum(best - middle, middle - worst)) / yes.sum())
+
+    def _falling(self, state: np.ndarray) -> np.ndarray:
+        """Returns weights of no and yes by bin, the largest logits first: [2, bins]."""
+        return np.reshape(state, [2, self.bins])[:, ::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationError(Sums):
+    """Expected calibration error (Guo et al. 2017): how far the confidence is from the share of right predictions.
+
+    Confidences, the probabilities of the predicted classes, are put into bins of equal width; the result is the mean
+    over examples of the distance in their bin.
+
+    Attributes:
+      bins: how many.
+      logits: key in outputs: [..., classes].
+      label: key in batch: class numbers [...].
+      weight: key in batch: [...], or [batch].
+      logged: see `Metric`.
+    """
+
+    bins: int = 15
+    logits: str = "logits"
+    label: str = "label"
+    weight: str = "weight"
+    logged: str = "interval"
+    mode = "min"
+
+    def empty(self) -> np.ndarray:
+        return np.zeros(3 * self.bins)
+
+    def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
+        logits, label, weight = labelled(self, outputs, batch)
+        confidence = tf.reduce_max(tf.nn.softmax(logits), -1)
+        is_good = (label >= 0) & ~tf.reduce_any(tf.math.is_nan(logits), -1)
+        weight = _or_nan(weight, is_good)
+        confidence = tf.where(is_good, confidence, tf.zeros_like(confidence))
+        # A confidence on an edge belongs to the bin below: (0, 1/bins], …
+        place = tf.cast(tf.math.ceil(confidence * self.bins), tf.int32) - 1
+        hits = tf.where(tf.equal(tf.argmax(logits, -1), label), weight, tf.zeros_like(weight))
+        place = tf.clip_by_value(place, 0, self.bins - 1)
+        return histogram(place, self.bins, weight, weight * tf.cast(confidence, tf.float64), hits)
+
+    def result(self, state: np.ndarray) -> float:
+        weight, confidence, hits = np.reshape(state, [3, self.bins])
+        return float(np.abs(confidence - hits).sum() / weight.sum()) if weight.sum() else float("nan")
+
+
+def _guesses(
+    metric: _ByClass | ConfusionMatrix, classes: int, outputs: Tensors, batch: Tensors
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns predicted classes, labels and float64 weights; NaN weights where a label or logit is none."""
+    logits, label = tf.convert_to_tensor(outputs[metric.logits]), tf.convert_to_tensor(batch[metric.label])
+    if classes == 2 and logits.shape.rank == label.shape.rank:
+        scores, target, weight = binary(metric, outputs, batch)
+        is_good = ~(tf.math.is_nan(scores) | tf.math.is_nan(target))
+        return tf.cast(scores > 0, tf.int64), tf.cast(target > 0.5, tf.int64), _or_nan(weight, is_good)
+    scores, label, weight = labelled(metric, outputs, batch)
+    if scores.shape[-1] != classes:
+        raise UserError(
+            f"{type(metric).__name__}: logits '{metric.logits}' have shape {scores.shape}, but classes={classes}."
+        )
+    is_good = (label >= 0) & ~tf.reduce_any(tf.math.is_nan(scores), -1)
+    return tf.argmax(scores, -1), tf.maximum(label, 0), _or_nan(weight, is_good)
+
+
+def _or_nan(weight: tf.Tensor, is_good: tf.Tensor) -> tf.Tensor:
+    """Returns the weight in float64, NaN where something is not good."""
+    return tf.where(is_good, tf.cast(weight, tf.float64), tf.constant(float("nan"), tf.float64))
+
+
+def _share(numbers: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Returns numbers / of, and 0 of nothing."""
+    return np.divide(numbers, of, out=np.zeros_like(numbers, dtype=np.float64), where=of > 0)
