@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from framework.checkpoint import checkpoints, storage
+from framework.checkpoint import checkpoints, directory, storage
 from framework.checkpoint.checkpoints import digest
 from framework.run import loop
 from tests import small
@@ -79,14 +79,14 @@ def in_the_middle_of_pruning():
 
 
 PHASES = {
-    "during the copy": lambda: when(lambda state, memory: int(state.step) == STEP, checkpoints, "_copied"),
+    "during the copy": lambda: when(lambda state, memory: int(state.step) == STEP, checkpoints, "copy_of"),
     "before the write": lambda: when(
         lambda folder, arrays, facts, _: facts["step"] == STEP, checkpoints, "write_arrays"
     ),
     "in the middle of the arrays": lambda: at_the_second_part(kill),
     "before the manifest": lambda: when(lambda path, value: value["step"] == STEP, storage, "write_json"),
     "before the rename": lambda: when(lambda path, target: f"step-{STEP:08d}" == target.name, Path, "rename"),
-    "before the pointer": lambda: when(lambda path, value: value["step"] == STEP, checkpoints, "write_json"),
+    "before the pointer": lambda: when(lambda path, value: value["step"] == STEP, directory, "write_json"),
     "in the middle of pruning": in_the_middle_of_pruning,
     "SIGTERM twice": lambda: twice(signal.SIGTERM),
     "SIGINT twice": lambda: twice(signal.SIGINT),
