@@ -34,7 +34,8 @@ from framework import config
 from framework.experiment import load
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "BUILD.md", "framework/README.md", "experiments/README.md"]
+PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
+PAGES += ["framework/README.md", "framework/CONTRACTS.md", "framework/NOTES.md"]
 PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "GROWTH", "ROOFLINE", "SCALING")]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
@@ -60,6 +61,7 @@ LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 FURTHER_FLAGS = {
     "devices",
     "help",
+    "help_config",
     "json",
     "logdir",
     "modes",
