@@ -107,3 +107,15 @@ def test_the_hook_counts_on_after_a_resume(trained):
     assert counts == [
         sum(loss >= min(losses[:place]) for place, loss in enumerate(losses[:end], 0) if place) for end in range(1, 5)
     ]
+
+
+def test_the_rate_is_halved_at_each_evaluation_without_a_gain(trained):
+    rows = [json.loads(line) for line in (trained.workdir / "metrics.jsonl").read_text().splitlines()]
+    recalls = [row["eval/digits/worst_recall"] for row in rows if "eval/digits/worst_recall" in row]
+    best, halvings = -1.0, 0
+    for recall in recalls:
+        if recall > best + 0.2:
+            best = recall
+        else:
+            halvings += 1
+    assert 0 < halvings < 4 and float(trained.state.schedule.scale) == 0.5**halvings
