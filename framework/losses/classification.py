@@ -146,6 +146,7 @@ def hinge(logits: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor, margin: floa
     if margin <= 0:
         raise UserError(f"hinge: margin={margin} is not above 0.")
     logits, targets, weight = _checked_binary("hinge", logits, targets, weight)
+    targets = tf.where(tf.floor(targets) == targets, targets, tf.constant(float("nan"), targets.dtype))
     return mean(tf.nn.relu(margin - (2 * targets - 1) * logits), weight)
 
 

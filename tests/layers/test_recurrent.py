@@ -145,7 +145,7 @@ def test_masks_in_wrappers_of_keras_are_the_same_eager_and_traced_and_in_parts(n
         with rng.scope(KEY, STEP, first):
             return layer(x, training=True)
 
-    bound = 1e-6 if name == "masked" else 1e-13
+    bound = 1e-6  # float32 rounds differently in a graph; another mask would change a tenth
     eager = call(x).numpy()
     assert not np.allclose(eager, layer(x))
     np.testing.assert_allclose(tf.function(call, autograph=False)(x), eager, rtol=0, atol=bound)

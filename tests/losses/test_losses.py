@@ -255,6 +255,11 @@ def test_targets_of_other_sums_or_between_make_the_loss_nan():
     assert np.isnan(losses.focal(*given("logit bits", tf.float64, arrays)).sum)
 
 
+def test_hinge_takes_no_target_between_no_and_yes():
+    assert np.isnan(losses.hinge([2.0, 1.0], [1.0, 0.5], [1.0, 1.0]).sum)
+    assert float(losses.hinge([2.0, 1.0], [1.0, 0.5], [1.0, 0.0]).sum) == 0
+
+
 @pytest.mark.parametrize("function", [losses.focal, losses.binary_cross_entropy, losses.hinge])
 @pytest.mark.parametrize("logit", [-1e4, 1e4, 0.0])
 @pytest.mark.parametrize("target", [0.0, 1.0])
