@@ -193,7 +193,7 @@ def weights_of(arrays: Mapping[str, np.ndarray], which: str, name: str) -> dict[
 
     Args:
       arrays: all arrays of the checkpoint, by path in the state.
-      which: 'model'; or 'ema' for the averaged weights of the variables that have some.
+      which: 'model' for the weights; 'ema' for the averaged weights, and the weights of variables without an average.
       name: the name of the checkpoint, for messages.
 
     Raises:

@@ -270,9 +270,17 @@ def _check_rows(name: str, tensor: tf.Tensor, given: Batch, places: int) -> None
 
 
 def own_weight(weight: tf.Tensor, padding: tf.Tensor) -> tf.Tensor:
-    """Returns the weight that a transform made: 0 for padding, and NaN if it is negative, which stops the step.
+    """Returns the weight that a transform or a replay buffer gives, with 0 for padding and NaN for what is negative.
 
-    float64 stays float64, for runs that compute in float64; every other dtype becomes float32.
+    NaN makes the loss not finite, so the step stops. float64 stays float64, for runs that compute in float64; every
+    other dtype becomes float32.
+
+    Args:
+      weight: [batch].
+      padding: [batch]; above 0 for an example, 0 for padding.
+
+    Raises:
+      UserError: `weight` is not a number.
     """
     if not _is_number(weight.dtype):
         raise UserError(

@@ -238,7 +238,11 @@ class _Proof:
             self._middle = step
 
     def _resume_from(self, workdir: Path) -> None:
-        """Continues from the middle, by resume_from, in a new run folder, and compares."""
+        """Trains a new run in `workdir`, by resume_from, from the kept checkpoint near the middle of a killed run.
+
+        Raises:
+          outcome.DifferentError: the new run fails, or its state, result or rows after that step are other ones.
+        """
         arguments = [f"--config.resume_from={self._folder / 'middle'}"]
         if self._run.config.init_from:
             arguments += ["--config.init_from=", "--config.init_map=()", "--config.init_weights=model"]

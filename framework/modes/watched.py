@@ -74,7 +74,7 @@ def is_running_after(process: lifeline.Process, seconds: float) -> bool:
 
 
 def has_ended(workdir: Path) -> bool:
-    """Returns whether the run came to its end; a process may also end by an error, or a failed export."""
+    """Returns whether result.json says that training is over: finished or stopped early, even if an export failed."""
     result = workdir / RESULT
     return result.exists() and json.loads(result.read_text())["status"] != "interrupted"
 

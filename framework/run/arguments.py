@@ -32,10 +32,15 @@ LOOK_BACK = {
 
 
 def check_build(name: Any, overrides: Any, workdir: Any) -> tuple[str, Mapping[str, Any] | tuple[str, ...]]:
-    """Checks the arguments of `framework.build`, which come from Python; returns experiment and overrides.
+    """Checks the arguments of `framework.build`; returns the path of the experiment file as text, and the overrides.
+
+    Args:
+      name: path of the experiment file, a str or os.PathLike.
+      overrides: {key: value}, or texts such as '--config.train.compile=graph', which are returned as a tuple.
+      workdir: path of the run folder, or None.
 
     Raises:
-      UserError: an argument of another type, or text that no path or message can hold.
+      UserError: an argument has another type, or a path has a NUL character or bytes that are not UTF-8.
     """
     if not isinstance(name, str | os.PathLike):
         kind = type(name).__name__

@@ -77,7 +77,7 @@ class StoredConfig:
         return "train.duration" in differing and differing <= {*DURATIONS, "schedule.boundaries"}
 
     def hashes(self) -> list[str]:
-        """Returns the hash of the values, then of the values before each change, newest first."""
+        """Returns the hash of the values, then of the values before each change, newest first; without MAY_DIFFER."""
         values = flatten(ConfigDict(self.values))
         hashes = [_hash(values)]
         for change in reversed(self.history):

@@ -249,7 +249,7 @@ class _Candidates:
         return chosen
 
     def table(self) -> dict[str, float | None]:
-        """Returns {mode: milliseconds of a step}; None if XLA cannot compile it."""
+        """Returns {mode: milliseconds of a step in its fastest run}; None for one that XLA cannot compile: logs why."""
         for mode, why in self._failed.items():
             logging.info("train.compile=auto: %s: %s", mode, why)
         timed = {mode: round(1e3 * min(runs), 4) for mode, runs in self._runs.items() if runs}

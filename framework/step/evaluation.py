@@ -245,7 +245,12 @@ class EvalBlock:
         return row, {name: total + states[name] for name, total in sums.items()}
 
     def _run_outputs(self, step: tf.Tensor, batch: Batch) -> tuple[Batch, Batch]:
-        """The batch of a step and the outputs for it, of which each replica computes the whole."""
+        """Returns a whole batch and the outputs of the loss for it; every replica computes all of them.
+
+        Args:
+          step: number of the batch in the pass.
+          batch: the batch; {} to read it here, inside of the compiled call.
+        """
 
         def forward_pass(index: int, whole: Batch) -> Batch:
             return dict(forward(self._loss, self._model, whole, training=False)[1])

@@ -137,7 +137,11 @@ class StepTrace:
 
     @property
     def is_masked(self) -> bool:
-        """Whether XLA programs write the weights: a conditional around them would copy what it may change."""
+        """Whether the XLA program that writes the weights chooses itself between new and old ones.
+
+        Otherwise a conditional around the update decides, which would copy all variables that an XLA program may
+        change. False under a strategy.
+        """
         return self.replicas.strategy is None and bool({"whole", "update"} & set(self.programs))
 
     def program(self, stage: str, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,13 +1,14 @@
 """The order of a training step: all of its stages, top to bottom.
 
-    0  normalizers           the weight of each loss term, summed over micro-batches and replicas
+    0  normalizers           the divisor of each loss term: its weight, summed over micro-batches and replicas
     1  forward and backward  each replica differentiates its shard of the batch, one micro-batch after the other
     2  all-reduce            gradients, loss terms and metric states are summed over replicas
     3  unscale               gradients are divided by the loss scale
-    4  finite                if the loss or a gradient is not finite on any replica, none of them applies the update
+    4  finite                if the loss or a gradient is not finite on any replica, or a guard of an index, label or
+                             assertion fails (a violation), no replica applies the update
     5  clip                  gradients are clipped as `config.clip` says
     6  apply                 the optimizer changes the weights
-    7  count                 steps, updates and skipped steps; the average of the weights; the loss scale
+    7  count                 once a step: the counters, the average of the weights, the loss scale
 
 A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
 `apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:
@@ -17,10 +18,12 @@ A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below)
         tools.apply(result.gradients)
         return result.terms, result.metrics
 
-An experiment's own step function may call them several times, for several models. `take_step` calls the step function
-and rolls back what it changed if anything was not finite; `count_step` moves the counters. `block` calls both for each
-step, on one device or several; on parameter servers, `asynchronous` calls `take_step` on a worker and counts on the
-chief. Both pack the numbers of a step into a row for the log.
+An experiment's own step function may call them several times, for several models. `take_step` calls the step function.
+If all was finite, it adds 1 to `updates` and averages the weights; otherwise it restores `rollback_variables`.
+`count_step` moves `step`, the counts of skipped steps and the loss scale, and says whether the block halts. A block is
+the steps of one compiled call: `block.py` calls both functions for each of them, on one device or several. On parameter
+servers, `asynchronous.py` calls `take_step` on a worker and counts on the chief. Both pack the numbers of a step into a
+row for the log.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,14 +67,15 @@ def batch_gradients(
       batch: {name: [batch, ...]}; on several replicas, the shards that `replicas.run` returned.
       micro_batches: number of pieces into which each replica cuts its shard.
       mode: 'xla' compiles what each replica does.
-      has_collectives: the forward pass communicates between replicas, so it is neither compiled nor in a loop.
+      has_collectives: the forward pass communicates between replicas, so it is not compiled; on several replicas,
+        `micro_batches` is 1.
     """
-    counters = rng.save_counters()  # each micro-batch draws as its examples do in a pass over the whole batch
+    counters = rng.save_counters()  # an example draws the same random numbers in whichever micro-batch it is
 
     def cut(replica: int, shard: Batch) -> MicroBatches:
         return split(shard, replica, micro_batches, counters)
 
-    # 0. Normalizers: losses are additive, so a term is divided by its weight over the whole batch, not over a piece.
+    # 0. Normalizers: each term is divided by its weight over the global batch, which needs no forward pass.
     normalizers: Normalizing
     if has_collectives and replicas.count > 1:
         normalizers = all_reduce_weights  # replicas exchange their weights in stage 1
@@ -102,14 +106,14 @@ def apply_update(
 
     Args:
       gradients: {path: gradient} of the global batch, as `batch_gradients` returns them.
-      allowed: bool scalar; False if an earlier stage of this step was not finite.
+      allowed: bool scalar; False if this step is left out, or a loss, a gradient or a guard was bad earlier in it.
       clipping: config.clip.
-      is_masked: see `update.apply_if`.
+      is_masked: the new weights are chosen inside of the XLA program that computes them, see `update.apply_if`.
 
     Returns:
       whether all gradients are finite, and their norm before clipping: scalars.
     """
-    # 4. Finite: if any gradient is not finite, neither is the norm, which is the same on every replica.
+    # 4. Finite: the norm is not finite if any gradient is not. `tools.gradients` has checked the loss, see `allowed`.
     values = {path: rows_of(gradient) for path, gradient in gradients.items()}
     norm = global_norm(values.values())
     is_finite = tf.math.is_finite(norm)
@@ -126,11 +130,12 @@ def apply_update(
 def take_step(
     trace: StepTrace, step: StepFunction, batch: Batch, rollback_variables: Sequence[tf.Variable]
 ) -> StepResult:
-    """Takes a step as a whole or not at all: stages 0 to 6, and the part of stage 7 that follows each update.
+    """Takes a step as a whole or not at all: stages 0 to 6, and what of stage 7 depends on whether it was taken.
 
     Args:
       step: called while `tools.tracing(trace)` is open.
-      rollback_variables: what the step changes beside weights and slots, such as moving averages.
+      rollback_variables: what `apply_update` does not protect: statistics of BatchNormalization; of an experiment's own
+        step function all weights, slots and research state, because it may apply several updates.
     """
     state, replicas = trace.parts.state, trace.replicas
     before = [(copy, copy.read_value()) for variable in rollback_variables for copy in paths.copies(variable)]
@@ -138,7 +143,7 @@ def take_step(
     # 0 to 6. The step function calls `batch_gradients` and `apply_update`: the weights are changed here, if at all.
     terms, metrics = trace.call(step, batch)
 
-    # 7. Count the update and average the weights; or roll back what the step changed beside the weights.
+    # 7. Count the update and average the weights; or roll back. A violation counts as not finite.
     is_finite = trace.checks.is_finite()
     is_taken = is_finite & trace.allowed
     state.updates.assign_add(tf.cast(is_taken, tf.int64))
@@ -163,9 +168,11 @@ def take_step(
 def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
     """Stage 7, after `take_step`: moves the counters and the loss scale; returns whether the block halts here.
 
-    A step that is not finite is counted as skipped under `train.on_nonfinite=skip`, and under a dynamic loss scale,
-    which may be the cause. Otherwise the block halts, and the step is not counted. A step that is not allowed is
-    skipped.
+    A violation halts the block, and the step is not counted. So does a step that is not finite, unless
+    `train.on_nonfinite` is 'skip' or the loss scale is dynamic, which may be the cause: then the step is counted as
+    skipped, and the block halts when the scale is stuck at its floor or, without a dynamic scale, when
+    `train.nonfinite_limit` steps in a row were skipped. A step that a rewound run leaves out (`trace.allowed` is False)
+    is counted as skipped.
     """
     state, settings = trace.parts.state, trace.parts.config.train
     loss_scale = state.loss_scale if state.loss_scale is not None and state.loss_scale.is_dynamic else None

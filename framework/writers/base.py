@@ -56,7 +56,12 @@ class Writer:
         return type(self).__name__
 
     def open(self, folder: Path, step: int) -> None:
-        """Begins to write to the run folder, of a run that goes on at `step`; 0 is a start from scratch."""
+        """Begins to write; called once, before all other methods.
+
+        Args:
+          folder: the run folder.
+          step: where the run continues; 0 for a new run. Drop what is stored of later steps: the run writes them again.
+        """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a row of numbers; an evaluation names its numbers 'eval/<split>/<metric>'."""
