@@ -40,7 +40,7 @@ def refuse_constant_draws(name: str, function: Callable[[Any], Any], batch: Mapp
     def trace() -> list[_Traced]:
         def run(step: tf.Tensor, given: dict[str, tf.Tensor]) -> None:
             with rng.scope(0, step):
-                function(given)
+                function(dict(given))  # a transform may assign to its batch
 
         with tf.init_scope():
             traced = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64), specs)

@@ -107,6 +107,16 @@ def test_what_is_the_same_in_each_trace_passes(kind):
         np.testing.assert_array_equal(x[step], batches.at(step)["x"])
 
 
+@pytest.mark.parametrize("placement", ["resident", "stream"])
+def test_a_transform_that_assigns_to_its_batch_passes(placement):
+    def doubled(batch):
+        batch["x"] = 2 * batch["x"]
+        return batch
+
+    plain, twice = (traced(batches_of(transform, placement)) for transform in (None, doubled))
+    np.testing.assert_array_equal(twice, 2 * plain)
+
+
 def test_draws_of_rng_differ_from_step_to_step():
     x = traced(batches_of(with_x(lambda x: 0 * x + rng.uniform("noise", x.shape[0], 1)[:, 0])), steps=8)
     assert len(np.unique(x)) == x.size
