@@ -14,7 +14,7 @@ import tensorflow as tf
 from framework import paths
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.run import build as run
-from framework.run import built_in, loop
+from framework.run import evaluation, loop
 from framework.step.block import TrainBlock
 
 SETTINGS = {
@@ -102,7 +102,7 @@ def happen(patch, event, what):
         (TrainBlock, "__call__"),
         (loop.MultiWriter, "scalars"),
         (loop.MultiWriter, "histograms"),
-        (built_in, "evaluate"),
+        (evaluation, "report"),
         (Checkpoints, "save"),
     ):
         patch.setattr(place, name, around(getattr(place, name)))
