@@ -8,7 +8,7 @@
     framework.export_run(run)
     framework.replay_step(run, 120)
 
-`launch.py` does the same from a command line; README.md of this folder is the way through the house.
+`launch.py` does the same from a command line; README.md of this folder describes the rooms.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The house: a room is one folder and one stretch of the import order, files are short, the root holds few of them."""
+"""The layout: a room is one folder and one stretch of the import order, files are short, the root holds few of them."""
 
 import ast
 from itertools import groupby

@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import compat, rng
+from framework.errors import UserError
 
 _RATES = ("rate", "dropout", "recurrent_dropout")
 
@@ -131,17 +132,15 @@ class KeyedGenerator(compat.RandomGenerator):
         normal = tf.reshape(pairs[..., 0] + pairs[..., 1], shape)
         return tf.cast(normal + mean if mean else normal, dtype)
 
-    def truncated_normal(self, *args: Any, **kwargs: Any) -> tf.Tensor:
-        """Refuses; no layer of Keras draws it."""
-        return self._refuse()
+    def refuse(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+        """Raises UserError: the draws of these methods belong to a whole batch, not to an example each."""
+        raise UserError(
+            f"'{self._stream}' draws for a whole batch, which would depend on how it is cut into replicas and"
+            " micro-batches. Write a layer that draws for each example, by framework.rng:"
+            " rng.uniform(self.rng_stream, examples, per_example)."
+        )
 
-    def make_seed_for_stateless_op(self) -> tf.Tensor:
-        """Refuses: draws that begin with a seed are the same for a batch, not for an example."""
-        return self._refuse()
-
-    def make_legacy_seed(self) -> tf.Tensor:
-        """Refuses, as `make_seed_for_stateless_op` does."""
-        return self._refuse()
+    truncated_normal = make_seed_for_stateless_op = make_legacy_seed = refuse  # no layer of framework.layers needs them
 
     @property
     def _stream(self) -> str:
@@ -152,9 +151,6 @@ class KeyedGenerator(compat.RandomGenerator):
         if size is None:
             raise ValueError(f"'{self._stream}' needs static dimensions after the first, but draws {static}")
         return int(size)
-
-    def _refuse(self) -> tf.Tensor:
-        raise NotImplementedError(f"'{self._stream}' draws for a whole batch, which framework.rng does not")
 
 
 class _Masks:

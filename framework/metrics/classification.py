@@ -4,6 +4,7 @@ States are sums in float64, added on the device (`logged`), so they may be large
 that is NaN, makes a metric NaN; where the weight is 0, logits and labels may be anything.
 """
 
+import abc
 import dataclasses
 
 import numpy as np
@@ -17,7 +18,7 @@ _LARGEST_LOGIT = 16.0  # beyond, the sigmoid is within 1e-7 of 0 or 1
 
 
 @dataclasses.dataclass(frozen=True)
-class _ByClass(Sums):
+class _ByClass(Sums, abc.ABC):
     """Base of metrics of true and false predictions of each class; the state is (hits, predicted, labelled) by class.
 
     Attributes:
@@ -42,9 +43,9 @@ class _ByClass(Sums):
         hits = histogram(label, self.classes, tf.where(tf.equal(guess, label), weight, 0))
         return tf.concat([hits, histogram(guess, self.classes, weight), histogram(label, self.classes, weight)], 0)
 
+    @abc.abstractmethod
     def ratio(self, hits: np.ndarray, predicted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
         """Returns the metric of each class; 0 of a class that was only predicted or only labelled."""
-        raise NotImplementedError
 
     def result(self, state: np.ndarray) -> float | dict[str, float]:
         hits, predicted, labels = np.reshape(state, [3, self.classes])

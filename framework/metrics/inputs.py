@@ -49,10 +49,7 @@ def binary(metric: Any, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf
     Raises:
       UserError: shapes that do not fit.
     """
-    name = type(metric).__name__
-    logits, target = pair(name, "logits", outputs[metric.logits], batch[metric.label])
-    weight = weight_of_each(name, "logits", logits, tf.convert_to_tensor(batch[metric.weight]))
-    logits, target = where_weighted(weight, logits, target)
+    logits, target, weight = _weighted(metric, "logits", outputs[metric.logits], batch[metric.label], batch)
     is_target = tf.equal(target, 0) | tf.equal(target, 1)
     return logits, tf.where(is_target, target, tf.constant(float("nan"), target.dtype)), weight
 
@@ -66,11 +63,18 @@ def predicted(metric: Any, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor,
     Raises:
       UserError: shapes that do not fit.
     """
+    return _weighted(metric, "predictions", outputs[metric.predictions], batch[metric.target], batch)
+
+
+def _weighted(
+    metric: Any, kind: str, values: tf.Tensor, targets: tf.Tensor, batch: Tensors
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns values, targets and weights of one shape; where a weight is 0, values and targets are 0."""
     name = type(metric).__name__
-    predictions, targets = pair(name, "predictions", outputs[metric.predictions], batch[metric.target])
-    weight = weight_of_each(name, "predictions", predictions, tf.convert_to_tensor(batch[metric.weight]))
-    predictions, targets = where_weighted(weight, predictions, targets)
-    return predictions, targets, weight
+    values, targets = pair(name, kind, values, targets)
+    weight = weight_of_each(name, kind, values, tf.convert_to_tensor(batch[metric.weight]))
+    values, targets = where_weighted(weight, values, targets)
+    return values, targets, weight
 
 
 def histogram(bins: tf.Tensor, count: int, *numbers: tf.Tensor) -> tf.Tensor:

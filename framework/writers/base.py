@@ -29,6 +29,7 @@ Errors: an OSError, such as of a full disk, does what `checkpoint.on_error` says
 one line that names the writer. NaN and infinity are values like others.
 """
 
+import abc
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +86,7 @@ class Writer:
         """Flushes and ends; nothing is written afterwards."""
 
 
-class _Relay(Writer):
+class _Relay(Writer, abc.ABC):
     """A writer that passes each call on."""
 
     def open(self, folder: Path, step: int) -> None:
@@ -112,8 +113,9 @@ class _Relay(Writer):
     def close(self) -> None:
         self._pass("close")
 
+    @abc.abstractmethod
     def _pass(self, method: str, *arguments: Any) -> None:
-        raise NotImplementedError
+        """Passes a call of `method` on."""
 
 
 class MultiWriter(_Relay):

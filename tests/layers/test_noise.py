@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from framework import layers, rng
+from framework.errors import UserError
 from framework.layers.draws import KeyedGenerator
 
 KEY = rng.key(1)
@@ -108,5 +109,7 @@ def test_noise_of_no_deviation_draws_nothing():
 def test_what_begins_with_a_seed_is_refused():
     generator = KeyedGenerator("layer")
     for draw in (generator.make_seed_for_stateless_op, generator.make_legacy_seed, generator.truncated_normal):
-        with pytest.raises(NotImplementedError, match=r"^'layer' draws for a whole batch"):
+        with pytest.raises(
+            UserError, match=r"^'layer' draws for a whole batch.*Write a layer that draws for each example"
+        ):
             draw()
