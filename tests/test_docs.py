@@ -35,7 +35,9 @@ from framework.experiment import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
-PAGES += ["framework/README.md", "framework/CONTRACTS.md", "framework/NOTES.md"]
+PAGES += [
+    f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES", "distribute/README", "config/README")
+]
 PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "GROWTH", "ROOFLINE", "SCALING")]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
@@ -437,9 +439,10 @@ def table(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
 
 
-def test_to_change_x_edit_y_names_what_is_there() -> None:
+@pytest.mark.parametrize("page", ["BUILD.md", "framework/ENGINE.md"])
+def test_to_change_x_edit_y_names_what_is_there(page: str) -> None:
     functions = read("framework/experiment/returns.py")
-    rows = table("BUILD.md", "To change X, edit Y")
+    rows = table(page, "To change X, edit Y")
     wrong = []
     for row in rows:
         words = re.findall(r"`([^`]+)`", " ".join(row[1:]))
@@ -477,7 +480,7 @@ def test_versions_are_those_pinned(page: str) -> None:
 def test_gpu_numbers_are_those_of_the_installed_tensorflow() -> None:
     import tensorflow as tf
 
-    page = read("BUILD.md")
+    page = read("framework/distribute/README.md")
     wheels = dict(re.findall(r"wheels? `(nvidia-[\w-]+)` (\S+)", page))
     required = dict(
         re.findall(r"^(nvidia-[\w-]+?)([<>=][^;]*); extra == \"and-cuda\"", "\n".join(requirements()), re.MULTILINE)

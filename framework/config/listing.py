@@ -2,7 +2,9 @@
 
 print(listing())                # --help_config: every key with default, meaning and legal values
 print(listing("schedule"))      # --help_config=schedule: one section; a key lists itself alone
-print(markdown())               # one table a section
+print(markdown())               # the page framework/config/README.md
+
+`python -m framework.config.listing > framework/config/README.md` writes that page again.
 """
 
 import textwrap
@@ -15,6 +17,12 @@ from framework.errors import UserError, near
 
 _COLUMNS = 100
 _DURATION = "A duration is a number of steps, epochs, examples or %, e.g. '2 epochs'; '' is never."
+
+_PAGE = f"""# All config keys
+
+Type `--config.KEY=VALUE`, or set `cfg.KEY` in `get_config`. `python launch.py --help_config=SECTION` prints the same.
+{_DURATION}
+`python -m framework.config.listing` prints this page from `framework/config/keys/`."""
 
 
 def listing(name: str = "") -> str:
@@ -34,16 +42,17 @@ def listing(name: str = "") -> str:
 
 
 def markdown() -> str:
-    """Returns one Markdown table a section: key, default, legal values, meaning."""
-    tables = []
+    """Returns the page of all keys: for each section a table of key, default, legal values, meaning."""
+    parts = [_PAGE]
     for section, module in SECTIONS.items():
         rows = [
             f"| `{dotted(section, name)}` | `{_default(key)}` | {legal(section, key)} | {key.doc} |"
             for name, key in module.KEYS.items()
         ]
         head = ["| key | default | legal values | meaning |", "|---|---|---|---|"]
-        tables.append("\n".join([_title(section), "", *((*head, *rows) if rows else ())]).rstrip())
-    return "\n\n".join([*tables, _DURATION])
+        parts += [f"## {section or 'Outside of the sections'}", _title(section)]
+        parts += ["\n".join([*head, *rows])] if rows else []
+    return "\n\n".join(parts)
 
 
 def legal(section: str, key: Key) -> str:
@@ -107,3 +116,7 @@ def _rows(keys: Mapping[str, Key]) -> Iterator[str]:
         first, *rest = textwrap.wrap(text, _COLUMNS - wide - deep - 6, break_on_hyphens=False)
         yield f"  {name:<{wide}}  {_default(key):<{deep}}  {first}"
         yield from (" " * (wide + deep + 6) + line for line in rest)
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -1,6 +1,7 @@
 """framework/config/listing.py: --help_config and the docs' table, from the lines of the keys."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,10 @@ def test_the_table_of_the_docs():
         in rows
     )
     assert all(row.count("|") == 5 for row in rows)
+
+
+def test_the_page_is_that_of_the_keys():
+    page = Path(__file__).resolve().parents[2] / "framework" / "config" / "README.md"
+    assert page.read_text() == f"{markdown()}\n", (
+        "type: python -m framework.config.listing > framework/config/README.md"
+    )
