@@ -151,7 +151,9 @@ def report(one: Running, status: int, most: int, ended: Counter[str], failed: li
     for count, kind in counts:
         ended[kind] += int(count)
     if status not in (0, NO_TESTS) or (status == 0 and not counts):  # the second: a test ended the process
-        failed.append(f"{one.job.name} (status {status})")
+        # pytest's lines of what failed are repeated at the end, where a log that was cut still has them.
+        lines = [f"\n  {line}" for line in said.splitlines() if re.match(r"(FAILED|ERROR) ", line)]
+        failed.append(f"{one.job.name} (status {status}){''.join(lines)}")
         print(said)
     if counts or status != NO_TESTS:
         seconds, shown = time.monotonic() - one.started, ", ".join(f"{count} {kind}" for count, kind in counts)

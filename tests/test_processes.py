@@ -45,7 +45,8 @@ def test_every_test_runs_once(run):
 def test_a_failure_is_shown_and_counts(run):
     status, said = run(**{"test_bad.py": "def test_bad():\n    assert 1 == 2\n"})
     assert status == 1
-    assert "assert 1 == 2" in said and "1 failed, 6 passed" in said and "FAILED: tests/test_bad.py (status 1)" in said
+    assert "assert 1 == 2" in said and "1 failed, 6 passed" in said
+    assert said.endswith("FAILED: tests/test_bad.py (status 1)\n  FAILED tests/test_bad.py::test_bad - assert 1 == 2\n")
 
 
 def test_a_process_that_dies_is_a_failure(run):
