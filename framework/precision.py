@@ -102,8 +102,13 @@ class LossScale(tf.Module):
         self.good = tf.Variable(0, trainable=False, dtype=tf.int64)
         self.stuck = tf.Variable(0, trainable=False, dtype=tf.int64)
 
-    def update(self, finite: tf.Tensor) -> None:
-        """Adapts the scale to one update: whether all of its gradients were finite (bool scalar)."""
+    def update(self, finite: tf.Tensor, counted: Any = True) -> None:
+        """Adapts the scale to one update.
+
+        Args:
+          finite: bool scalar; whether all of its gradients were finite.
+          counted: bool scalar; False leaves the scale as it is.
+        """
         if not self.is_dynamic:
             return
         settings = self._settings
@@ -111,9 +116,9 @@ class LossScale(tf.Module):
         grows = finite & (good + 1 >= settings.growth_interval)
         larger = tf.minimum(scale * settings.growth_factor, settings.ceiling)
         smaller = tf.maximum(scale * settings.backoff_factor, settings.floor)
-        self.scale.assign(tf.where(finite, tf.where(grows, larger, scale), smaller))
-        self.good.assign(tf.where(finite & ~grows, good + 1, 0))
-        self.stuck.assign(tf.where(~finite & (scale <= settings.floor), stuck + 1, 0))
+        self.scale.assign(tf.where(counted, tf.where(finite, tf.where(grows, larger, scale), smaller), scale))
+        self.good.assign(tf.where(counted, tf.where(finite & ~grows, good + 1, 0), good))
+        self.stuck.assign(tf.where(counted, tf.where(~finite & (scale <= settings.floor), stuck + 1, 0), stuck))
 
     @property
     def is_stuck(self) -> tf.Tensor:

@@ -55,7 +55,7 @@ class Best(tf.Module):
 
 
 class TrainState(tf.Module):
-    """All that a checkpoint holds.
+    """All variables that a checkpoint holds; what hooks and the log remember is in its note.
 
     Attributes:
       step: int64 scalar; global batches consumed: the data cursor, the randomness key, the log index, the end.
@@ -71,8 +71,8 @@ class TrainState(tf.Module):
       schedule: learning-rate schedules with variables, or a dict of them by model; None without one.
       data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
       skip_list: int64 [train.nonfinite_limit]; steps to leave out, -1 for a free place; None unless the run rewinds.
-      best: the best value of `checkpoint.best_metric`.
-      early: the best value of `early_stopping.metric`.
+      best: the best value of `checkpoint.best_metric`, its step and the evaluations since.
+      early: the same of `early_stopping.metric`.
     """
 
     def __init__(

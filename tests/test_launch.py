@@ -475,8 +475,8 @@ def test_arguments_that_are_no_names(refused, arguments, said):
         ),
         (("x.py", [3]), "overrides=(3,) is neither {'train.compile': 'graph'} nor ['--config.train.compile=graph']."),
         (("x.py", {}, 3), "workdir is a folder, e.g. 'runs/first', not a value of type int."),
-        (("a\0b",), "the experiment's name has a NUL character. Type it anew."),
-        (("x.py", {}, "a\udce9"), "workdir has bytes that are not UTF-8. Type it anew."),
+        (("a\0b",), "the experiment's name has a NUL character. Type it again."),
+        (("x.py", {}, "a\udce9"), "workdir has bytes that are not UTF-8. Type it again."),
     ],
 )
 def test_what_build_cannot_take(arguments, said):

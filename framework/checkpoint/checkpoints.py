@@ -267,7 +267,7 @@ class Checkpoints:
             self._writer = None
 
     def _finish_write(self, continues: bool) -> None:
-        """Waits for the present write and raises its error, unless the disk failed and the run is to continue."""
+        """Waits for the write under way and raises its error, unless the disk failed and the run is to continue."""
         self._join()
         error = self._error
         if error is not None and not (continues and isinstance(error, RunError)):

@@ -50,7 +50,7 @@ def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
 
 
 def write_state(state: TrainState, note: dict[str, Any], folder: Path) -> None:
-    """Writes the state into an empty folder in the form of a checkpoint; returns when it is on disk."""
+    """Writes the state and a note (see `Checkpoints.save`) as a checkpoint; returns once it is on disk."""
     write_arrays(folder, dict(_arrays(state)), {"step": int(state.step), "note": note, "named": paths.ambiguous(state)})
 
 

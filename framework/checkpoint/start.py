@@ -58,7 +58,7 @@ def begin(
     if int(state.step):
         raise UserError(
             f"the state in memory is at step {int(state.step)}, but {workdir} has no checkpoint of that step."
-            " Build the run anew."
+            " Build the run again."
         )
     if writes:
         folder.refuse_lost(workdir, config.checkpoint.every)

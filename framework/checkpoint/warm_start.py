@@ -115,8 +115,8 @@ def match(
             sources[new] = path
     if not sources:
         raise UserError(
-            f"no variable of init_from={name} has the name of one of the model. There: {', '.join(source)}; here:"
-            f" {', '.join(target)}. {_EXAMPLE}"
+            f"init_from={name} and the model have no variable name in common. In init_from: {', '.join(source)}; in the"
+            f" model: {', '.join(target)}. {_EXAMPLE}"
         )
     sources = {path: sources[path] for path in target if path in sources}
     _check_ambiguous([path for path in sources if renamed.get(path) == (-1, path)], ambiguous, rules, name)

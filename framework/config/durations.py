@@ -14,7 +14,7 @@ from framework.config.keys import KEYS
 from framework.errors import UserError
 
 DURATIONS = tuple(name for name, key in KEYS.items() if key.duration)
-# The largest number of each unit; products of these still fit an int64.
+# The largest number of each unit: small enough that the duration in steps fits an int64.
 UNITS = {"step": 1e15, "epoch": 1e6, "example": 1e15, "%": 100, "percent": 100}
 
 _DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(UNITS)})s?\s*", re.IGNORECASE)

@@ -49,7 +49,9 @@ def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -
         pairs = [_parsed(argument, known) for argument in overrides]
     for key, text in pairs:
         if not _is_utf8(text):
-            raise UserError(f"--config.{key}={text!r} is not text in UTF-8, which config.json is. Type it anew.")
+            raise UserError(
+                f"--config.{key}={text!r} is not valid UTF-8, the encoding of config.json. Type the value again."
+            )
     argv = ["build", *(f"--config.{key}={text}" for key, text in pairs)]
     values = flags.FlagValues()
     try:

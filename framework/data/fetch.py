@@ -120,11 +120,11 @@ def read_file(path: Path, problem: Callable[[bytes], str]) -> bytes:
 
 
 def from_environment(name: str, read: Callable[[Path, str], Source]) -> Source:
-    """Returns the source in the folder that $DATA_DIR names.
+    """Returns the source that `read` finds in the folder $DATA_DIR.
 
     Args:
-      name: the data set.
-      read: (folder, origin) -> source.
+      name: the data set, for the message about a damaged file.
+      read: (folder, origin) -> source; origin is '$DATA_DIR=…'.
 
     Raises:
       UnavailableError: the variable is not set, or its folder does not have the data set.

@@ -106,7 +106,7 @@ class ReplayBuffer(tf.Module):
         return tf.ensure_shape(tensor, [None, *variable.shape[1:]])
 
     def at(self, step: Any) -> dict[str, tf.Tensor]:
-        """Returns the batch that a step would draw from the present rows."""
+        """Returns the batch that step `step` draws from the current rows."""
         with rng.scope(self._key, tf.cast(step, tf.int64)):
             return self.take({}, tf.constant(0))
 

@@ -66,9 +66,10 @@ class OwnModules:
         return self._read[file]
 
     def files(self) -> dict[str, tuple[Path, bytes]]:
-        """Returns {'helpers.py': (file, bytes)} for every module imported until `close`, by its path in the folder.
+        """Returns {'helpers.py': (path, content)} of each module imported before `close`.
 
-        The user's modules of other folders are listed by their names, 'package/module.py'.
+        The keys are paths relative to the experiment's folder. A module of another folder of the user's has the key
+        'package/module.py'.
         """
         files = {}
         for name, module in {**self._modules, **self._others}.items():

@@ -133,7 +133,7 @@ def check_text(name: str, text: str) -> None:
     """Raises UserError if `text`, called `name`, cannot be part of a path or of a message."""
     is_broken = any("\ud800" <= letter <= "\udfff" for letter in text)  # from bytes of an argument that are not UTF-8
     if is_broken or "\0" in text:
-        raise UserError(f"{name} has {'bytes that are not UTF-8' if is_broken else 'a NUL character'}. Type it anew.")
+        raise UserError(f"{name} has {'bytes that are not UTF-8' if is_broken else 'a NUL character'}. Type it again.")
 
 
 def is_own(file: str) -> bool:

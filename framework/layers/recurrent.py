@@ -108,7 +108,7 @@ class ConvLSTM1D(_Convolutional, keras.layers.ConvLSTM1D):
 class ConvLSTM2D(_Convolutional, keras.layers.ConvLSTM2D):
     """Runs an LSTM whose products are convolutions over sequences of pictures.
 
-    Source: as of `ConvLSTM1D`.
+    Source: as in `ConvLSTM1D`.
 
     Call: x, floating [batch, time, height, width, channels] -> [batch, new height, new width, filters], or as
     `return_sequences` says.
@@ -118,7 +118,7 @@ class ConvLSTM2D(_Convolutional, keras.layers.ConvLSTM2D):
 class ConvLSTM3D(_Convolutional, keras.layers.ConvLSTM3D):
     """Runs an LSTM whose products are convolutions over sequences of volumes.
 
-    Source: as of `ConvLSTM1D`.
+    Source: as in `ConvLSTM1D`.
 
     Call: x, floating [batch, time, depth, height, width, channels] -> the same without time and with new sizes, or as
     `return_sequences` says.

@@ -91,6 +91,6 @@ def _refuse_losses(layer: keras.layers.Layer, path: str, own: int) -> None:
     adding += [layer] * (len(compat.call_losses(layer)) > own)
     if adding:
         raise UserError(
-            f"train.remat: layer '{path}' adds a loss of its activations inside ('{adding[0].name}'), whose gradient"
-            " would be lost. Leave the layer out of train.remat."
+            f"train.remat: during the call of layer '{path}', layer '{adding[0].name}' adds a loss, by add_loss or an"
+            f" activity_regularizer; the gradient of this loss would be lost. Leave '{path}' out of train.remat."
         )

@@ -1,4 +1,4 @@
-"""Losses of classes: cross-entropy of class numbers, of class probabilities and of yes or no, focal and hinge.
+"""Losses of classes: cross-entropy of class numbers, of class probabilities and of binary targets, focal and hinge.
 
 Each takes logits, never probabilities. Where the weight is 0, logits and labels may be anything; elsewhere a label that
 is no class, or a probability that is none, makes the loss NaN, and the step stops and names it.
@@ -88,14 +88,14 @@ def binary_cross_entropy(
     smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
 ) -> Term:
-    """Returns the cross-entropy of the sigmoid of logits against yes or no, in at least float32.
+    """Returns the binary cross-entropy of the sigmoid of logits, in at least float32.
 
     Args:
       logits: floating [batch, ...]; several a row are labels that do not exclude each other.
       targets: of the same shape: 0 or 1, or probabilities; others make the loss NaN.
       weight: of the same shape, or [batch].
       smoothing: share of the targets that is replaced by 1/2.
-      class_weights: (of no, of yes); a weight is multiplied by their mean under its target.
+      class_weights: (negative class, positive class); a weight is multiplied by their mean under its target.
     """
     logits, targets, weight = _checked_binary("binary_cross_entropy", logits, targets, weight)
     if class_weights is not None:
@@ -115,7 +115,7 @@ def focal(
     It is -a * (1 - p)**gamma * log(p), with p the probability of the target, and a = alpha for 1 and 1 - alpha for 0.
 
     Args:
-      logits, weight: as of `binary_cross_entropy`.
+      logits, weight: as in `binary_cross_entropy`.
       targets: of the same shape, 0 or 1; others make the loss NaN.
       gamma: 0, which is cross-entropy, or at least 1.
       alpha: from 0 to 1; None leaves a out.
@@ -135,10 +135,10 @@ def focal(
 
 
 def hinge(logits: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor, margin: float = 1.0) -> Term:
-    """Returns the hinge loss of a binary classifier: max(0, margin - logit) of yes, max(0, margin + logit) of no.
+    """Returns the hinge loss: max(0, margin - logit) for a positive example, max(0, margin + logit) for a negative one.
 
     Args:
-      logits: floating [batch, ...], scores of yes.
+      logits: floating [batch, ...], scores of the positive class.
       targets: of the same shape, 0 or 1, not -1; others make the loss NaN.
       weight: of the same shape, or [batch].
       margin: above 0.
@@ -156,7 +156,7 @@ def sparse_hinge(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor, margin
     It is max(0, margin + the largest logit of another class - the label's logit).
 
     Args:
-      logits, labels, weight: as of `sparse_cross_entropy`.
+      logits, labels, weight: as in `sparse_cross_entropy`.
       margin: above 0.
     """
     if margin <= 0:

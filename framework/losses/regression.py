@@ -23,7 +23,7 @@ def mean_squared_error(predictions: tf.Tensor, targets: tf.Tensor, weight: tf.Te
 
 
 def mean_absolute_error(predictions: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor) -> Term:
-    """Returns the weighted mean of |prediction - target|; arguments as of `mean_squared_error`."""
+    """Returns the weighted mean of |prediction - target|; arguments as in `mean_squared_error`."""
     difference, weight = _difference("mean_absolute_error", predictions, targets, weight)
     return mean(tf.abs(difference), weight)
 
@@ -32,7 +32,7 @@ def huber(predictions: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor, delta: 
     """Returns the weighted mean of Huber's loss (1964): d**2 / 2 up to |d| = delta, delta * (|d| - delta / 2) beyond.
 
     Args:
-      predictions, targets, weight: as of `mean_squared_error`; d is prediction - target.
+      predictions, targets, weight: as in `mean_squared_error`; d is prediction - target.
       delta: above 0, in the unit of the targets.
     """
     if delta <= 0:

@@ -41,7 +41,7 @@ def ctc(
     logits, label_lengths = where_weighted(weight, logits, label_lengths)
     logit_lengths = tf.where(tf.not_equal(weight, 0), logit_lengths, frames)
     counts = tf.range(places) < label_lengths[:, tf.newaxis]  # [batch, places]
-    other = 0 if blank else 1  # a class that is not the blank, for places that do not count
+    other = 0 if blank else 1  # any class but the blank; it fills the places beyond `label_lengths`
     labels = tf.where(counts, labels, other)
     repeats = tf.reduce_sum(tf.cast(tf.equal(labels[:, 1:], labels[:, :-1]) & counts[:, 1:], tf.int32), -1)
     spare = logit_lengths - label_lengths - repeats

@@ -22,8 +22,8 @@ class _ByClass(Sums, abc.ABC):
     """Base of metrics of true and false predictions of each class; the state is (hits, predicted, labelled) by class.
 
     Attributes:
-      classes: how many. 2 makes a number, that of class 1 (yes); more make {'macro', 'micro'}.
-      logits: key in outputs: [..., classes]; of two classes also [...], the logit of yes.
+      classes: how many. 2 makes a number, that of class 1 (positive); more make {'macro', 'micro'}.
+      logits: key in outputs: [..., classes]; of two classes also [...], the logit of the positive class.
       label: key in batch: class numbers [...].
       weight: key in batch: [...], or [batch].
       logged: see `Metric`.
@@ -91,7 +91,7 @@ class ConfusionMatrix(Sums):
 
     Attributes:
       classes: how many.
-      logits: key in outputs: [..., classes]; of two classes also [...], the logit of yes.
+      logits: key in outputs: [..., classes]; of two classes also [...], the logit of the positive class.
       label: key in batch: class numbers [...].
       weight: key in batch: [...], or [batch].
     """
@@ -126,7 +126,7 @@ class AUC(Sums):
 
     Logits from -16 to 16 are put into bins of equal width, and count as equal within a bin; those beyond are in the
     outermost bins. `error(state)` bounds the distance to the area of the logits as they are. It is the sum over bins of
-    the chance that a yes and a no share one, halved: about 1 / (2 * bins) for logits that are spread evenly.
+    the chance that a positive and a negative example share one, halved: about 1 / (2 * bins) for evenly spread logits.
 
     Attributes:
       curve: 'ROC' or 'PR'.
@@ -157,29 +157,29 @@ class AUC(Sums):
         weight = _or_nan(weight, ~(is_nan | tf.math.is_nan(target)))
         place = (tf.where(is_nan, tf.zeros_like(logits), logits) / (2 * _LARGEST_LOGIT) + 0.5) * self.bins
         place = tf.cast(tf.clip_by_value(place, 0, self.bins - 1), tf.int32)
-        yes = tf.cast(target, tf.float64) * weight
-        return histogram(place, self.bins, weight - yes, yes)
+        positive = tf.cast(target, tf.float64) * weight
+        return histogram(place, self.bins, weight - positive, positive)
 
     def result(self, state: np.ndarray) -> float:
-        no, yes = self._falling(state)
-        if np.isnan(state).any() or not yes.sum() or (self.curve == "ROC" and not no.sum()):
+        negative, positive = self._falling(state)
+        if np.isnan(state).any() or not positive.sum() or (self.curve == "ROC" and not negative.sum()):
             return float("nan")
         if self.curve == "ROC":
-            return float(np.dot(no, np.cumsum(yes) - yes / 2) / (no.sum() * yes.sum()))
-        return float(np.dot(yes, _share(np.cumsum(yes), np.cumsum(yes + no))) / yes.sum())
+            return float(np.dot(negative, np.cumsum(positive) - positive / 2) / (negative.sum() * positive.sum()))
+        return float(np.dot(positive, _share(np.cumsum(positive), np.cumsum(positive + negative))) / positive.sum())
 
     def error(self, state: np.ndarray) -> float:
         """Returns how far the result may be from the area of the logits without bins."""
-        no, yes = self._falling(state)
+        negative, positive = self._falling(state)
         if self.curve == "ROC":
-            return float(np.dot(no, yes) / 2 / (no.sum() * yes.sum()))
-        hits, wrong = np.cumsum(yes), np.cumsum(no)
-        best, worst = _share(hits, hits + wrong - no), _share(hits - yes, hits - yes + wrong)
+            return float(np.dot(negative, positive) / 2 / (negative.sum() * positive.sum()))
+        hits, wrong = np.cumsum(positive), np.cumsum(negative)
+        best, worst = _share(hits, hits + wrong - negative), _share(hits - positive, hits - positive + wrong)
         middle = _share(hits, hits + wrong)
-        return float(np.dot(yes, np.maximum(best - middle, middle - worst)) / yes.sum())
+        return float(np.dot(positive, np.maximum(best - middle, middle - worst)) / positive.sum())
 
     def _falling(self, state: np.ndarray) -> np.ndarray:
-        """Returns weights of no and yes by bin, the largest logits first: [2, bins]."""
+        """Returns the weights of negative and positive examples by bin, the largest logits first: [2, bins]."""
         return np.reshape(state, [2, self.bins])[:, ::-1]
 
 

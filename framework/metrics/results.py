@@ -97,7 +97,7 @@ def _trials(metric: Metric) -> Iterator[Any]:
         try:
             with np.errstate(all="ignore"):
                 result = metric.result(state)
-        except Exception:  # a state that is none of this metric's; the results of its own are looked at as they come
+        except Exception:  # the metric cannot have this made-up state; its real results are checked as they come
             continue
         yield result
 

@@ -31,7 +31,7 @@ hook that is not due costs nothing.
 Order: all hooks due at a step act one after the other: log, histograms, evaluate, then the experiment's in the order of
 the list. After them at most one checkpoint is saved, so no checkpoint stands between two hooks of its step.
 
-Resume: `make_hooks` is called anew when a run starts, resumes or goes back before a non-finite step. Then each hook
+Resume: `make_hooks` is called again when a run starts, resumes or goes back before a non-finite step. Then each hook
 with a `load` gets its state from the checkpoint. A hook without an entry there starts fresh, and an entry without a
 hook is kept; the log says so. What a hook without `state` remembers is lost.
 

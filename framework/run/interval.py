@@ -36,7 +36,7 @@ class Interval:
     Args:
       layout: of a step's row.
       note: of the checkpoint that the run continues from; if its sums are of other terms or metrics than those of
-        `layout`, the interval starts anew.
+        `layout`, the interval starts again.
 
     Attributes:
       sums: {metric: float64 [n]} of metrics without a place in the row, for the next block to add to.

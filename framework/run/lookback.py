@@ -15,7 +15,7 @@ _NUMBERS = ("train.precision",)
 
 
 def lines(run: Run) -> list[str]:
-    """Returns a line if the data are not those of the run, and one if the arithmetic is not.
+    """Returns one line if the data differ from the run's, and one if the precision or a key of the experiment differs.
 
     Args:
       run: with a state that was just restored.

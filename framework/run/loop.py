@@ -77,7 +77,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     start = int(run.state.step)
     ended = run.workdir / RESULT
     if status(run) != "interrupted":
-        result = read_json(ended, whole_result, None, "it is written anew")
+        result = read_json(ended, whole_result, None, "it is written again")
         if result and (result["status"], result["step"]) == (status(run), start):  # not of an earlier interruption
             return result
     if run.replicas.is_chief:
@@ -157,7 +157,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
                 return Ended.TO_REWIND
             step += len(block.rows)
             interval.add(block)
-            if not is_shown:  # after the first step, which people wait for
+            if not is_shown:  # not before the first step, because users wait for it
                 is_shown = True
                 show_inputs(run, writer)
                 warn_unless_additive(run)
@@ -181,7 +181,7 @@ def _recompiles(run: Run) -> RunError:
     return RunError(
         f"the training step keeps being compiled: {compiled.traces} traces and {compiled.compilations} compilations in"
         f" {compiled.calls} calls (train.compile='{compiled.mode}'). In a compiled step x[i], with i read from a"
-        " variable, compiles anew for every i: write tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU,"
+        " variable, compiles again for each i: write tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU,"
         f" needs --config.train.compile=graph, in another folder. Step {int(run.state.step)} is saved."
     )
 

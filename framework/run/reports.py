@@ -49,7 +49,7 @@ def report_of(run: Run, name: str, evaluator: Evaluator) -> Report:
 
 @contextlib.contextmanager
 def _put_back(run: Run, where: str) -> Iterator[None]:
-    """Puts back what changes in the state, bit for bit, and says so; also when an exception leaves the context."""
+    """Restores all variables of the state that the context changes, bit for bit, and warns; also after an exception."""
     variables = paths.variables(run.state)
     before = [(path, copy, copy.read_value()) for path, whole in variables.items() for copy in paths.copies(whole)]
     changed: dict[str, None] = {}
@@ -64,7 +64,10 @@ def _put_back(run: Run, where: str) -> Iterator[None]:
             names = ", ".join(f"'{path}'" for path in list(changed)[:_SHOWN])
             more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
             logging.warning(
-                "%s changes %s%s of the state; they are put back: an evaluation changes nothing", where, names, more
+                "%s changed %s%s of the state; the old values are restored: an evaluation must not change the state",
+                where,
+                names,
+                more,
             )
 
 

@@ -2,7 +2,7 @@
 
     status(run)                                  # 'finished', 'stopped early' or 'interrupted'
     write_json(path, make_result(run, progress))
-    read_json(path, whole_result, None, "it is written anew")
+    read_json(path, whole_result, None, "it is written again")
 
 It holds the newest and the best numbers, and what the run was trained with.
 """

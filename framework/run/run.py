@@ -182,7 +182,7 @@ class Run:
             return
         # The note is covered by a hash; before the first checkpoint there is only the file.
         kept = CompileChoice.of(self.note["tuning"]) if self.note.get("tuning") else None
-        kept = kept or read_json(self.workdir / folder.TUNING, CompileChoice.of, None, "the step is timed anew")
+        kept = kept or read_json(self.workdir / folder.TUNING, CompileChoice.of, None, "the step is timed again")
         if kept is not None and kept.mode in compile_choice.candidates(self.resolved, self.probe, self.replicas):
             self.compile_by(kept)
 

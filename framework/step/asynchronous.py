@@ -63,7 +63,8 @@ class AsynchronousBlock(TrainBlock):
         """Runs `k` steps from `state.step` on the workers and waits for their numbers; see `TrainBlock`.
 
         Raises:
-          UserError: an id or label is out of range, or an assertion does not hold.
+          UserError: an id or label is out of range, or an assertion does not hold. The weights then hold the updates of
+            the block's other steps: go on from the last checkpoint, in a new process.
           RunError: a parameter server is lost, and with it the weights.
         """
         self._check_k(k)
@@ -97,7 +98,10 @@ class AsynchronousBlock(TrainBlock):
         return Compiled(self._take_on_worker, "graph", "train")
 
     def _schedule(self, step: int, plan: Batch) -> Any:
-        """Hands a step to the next worker that is free; returns its row and what it adds to the sums, to be fetched."""
+        """Schedules a step on a free worker; returns a handle.
+
+        The handle's `fetch` returns the metric row of the step and what the step adds to the metric sums.
+        """
         return self._coordinator.schedule(
             self.compiled.function, args=(tf.constant(step, tf.int64), plan, self._examples)
         )

@@ -87,7 +87,7 @@ def first_problem(
     roots: Sequence[Any],
     sentence: Callable[[int, str], str],
 ) -> str:
-    """Returns a sentence about the first of `steps` in whose batch something is out of range; '' if nothing is.
+    """Returns a sentence about the first of `steps` in which a guard fails, in its batch or in `look`; else ''.
 
     Args:
       look: see `Blame`.

@@ -76,7 +76,8 @@ class Block:
       rows: floating [n, width]; n is less than K if the block halted.
       layout: of a row.
       is_halted: whether training must not simply continue after the last row. Either its step was not finite and the
-        policy is not to skip it: then it is not counted, and the state is that before it. Or too many steps in a row
+        policy is not to skip it: then it is not counted, and the state is that before it (but on parameter servers,
+        where later steps of the block are applied). Or too many steps in a row
         were skipped. Or a weight is not finite, which may leave no trace in the loss: fused kernels of some CPUs make
         relu(NaN) 0.
       sums: {metric: float64 [n]} of the metrics without a place in the row: what the call was given, plus the states of
@@ -200,7 +201,7 @@ class TrainBlock:
             return {path: gradient.numpy() for path, gradient in self._inspect[mode](batch).items()}
 
     def dry_run(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
-        """Returns what the next step would report and apply on `batch`; eagerly, if called eagerly.
+        """Returns the terms, metrics and unclipped gradients of the next step on `batch`; eagerly, if called eagerly.
 
         Args:
           programs: which stages are XLA programs of their own, see `compile.programs`.

@@ -260,7 +260,7 @@ class _Candidates:
         return [mode for mode in self.blocks if not self._recompiles(mode)] or list(self.blocks)
 
     def _is_far(self, mode: str) -> bool:
-        """Returns whether a candidate is so slow that even runs of one step show it."""
+        """Returns whether one-step runs already show that a mode is more than _FAR times as slow as the fastest one."""
         return min(self._runs.get(mode, [0.0])) > _FAR * self.best() + _LAUNCH_SECONDS
 
     def _recompiles(self, mode: str) -> bool:

@@ -165,7 +165,7 @@ def _unsaved(
 
 
 def _graphs(graph: Any) -> list[Any]:
-    """Returns a trace and the functions that it calls."""
+    """Returns the graph of a trace and the graphs of the functions that it knows."""
     return [graph, *compat.function_graphs(graph)]
 
 

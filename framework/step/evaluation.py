@@ -121,7 +121,7 @@ class EvalBlock:
         return whole, outputs
 
     def forget(self) -> None:
-        """Makes the next pass trace anew: what was traced computes with constants that are others now."""
+        """Makes the next pass trace again, because constants of the traced one have changed."""
         for compiled in (self.compiled, self._compiled_rest, self._compiled_outputs):
             compiled.forget()
 
@@ -228,7 +228,7 @@ class EvalBlock:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch, found = take_shards(self._replicas, self._shards, plans, index)
                 row, states = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
-                if found:  # a transform of the split has guards too
+                if found:  # `found` counts the guards of the split's transform that fail
                     row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
                 return row, tf.constant(False), states
 

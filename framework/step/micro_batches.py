@@ -62,7 +62,7 @@ def examples_of(nest: Any) -> int:
     sizes = [int(tensor.shape[0]) for tensor in tensors if tensor.shape[0] is not None]
     if not sizes:
         raise UserError(
-            "a step was given a batch in which no tensor has a known number of examples: hand on its 'weight', or set"
+            "a step was given a batch in which no tensor has a known number of examples: pass on its 'weight', or set"
             " the shape of one, e.g. tf.ensure_shape(x, [examples, None])."
         )
     return sizes[0]

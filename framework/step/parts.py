@@ -1,4 +1,4 @@
-"""The values that the stages of a step hand on: what a step is computed with, what it has found, what it returns."""
+"""The values that the stages of a step pass on: what a step is computed with, what it has found, what it returns."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -145,7 +145,7 @@ class StepTrace:
         return self.replicas.strategy is None and bool({"whole", "update"} & set(self.programs))
 
     def program(self, stage: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns `fn`, as an XLA program of its own if `stage` is to be one."""
+        """Returns `fn`, compiled as an XLA program of its own if `stage` is one of `programs`."""
         return jit(fn) if stage in self.programs else fn
 
     def call(self, step: StepFunction, batch: Batch) -> tuple[Terms, Mapping[str, tf.Tensor]]:
@@ -170,15 +170,15 @@ class StepTrace:
 
 
 class DryRun(StepTrace):
-    """A step that is computed in one piece, as on one device, and applies nothing.
+    """A step that a single device computes, in the micro-batches of the config, and that applies nothing.
 
     Args:
       parts: of the run.
       programs: see `StepTrace`.
-      is_whole: in one micro-batch, whatever the config says.
+      is_whole: compute it in one micro-batch, whatever the config says.
 
     Attributes:
-      gradients: {path: gradient} that the step would apply; with several models {'model/path': gradient}.
+      gradients: {path: gradient} before clipping; with several models {'model/path': gradient}.
     """
 
     def __init__(self, parts: StepParts, programs: Sequence[str] = (), is_whole: bool = False) -> None:

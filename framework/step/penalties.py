@@ -54,7 +54,7 @@ def of_model(terms: Mapping[str, Term], name: str) -> dict[str, Term]:
 def sum_of(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the sum of scalars, in float64 if one of them is (layers may differ in dtype)."""
     dtype = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
-    # Not tf.add_n, whose order hangs on what memory is free when it is called.
+    # Not tf.add_n: its order depends on which memory is free when it is called.
     return tf.reduce_sum(tf.stack([tf.cast(value, dtype) for value in values]))
 
 

@@ -1,14 +1,18 @@
 """The order of a training step: all of its stages, top to bottom.
 
-    0  normalizers           the divisor of each loss term: its weight, summed over micro-batches and replicas
-    1  forward and backward  each replica differentiates its shard of the batch, one micro-batch after the other
+    0  normalizers           the divisor of each loss term: its weight of examples, summed over micro-batches and
+                             replicas
+    1  forward and backward  each replica differentiates its shard of the batch, one micro-batch after the other, by the
+                             trained weights: (sum of terms, penalties of layers among them, each divided by its
+                             normalizer) * loss scale; metric states are computed from the outputs, outside of the tape
     2  all-reduce            gradients, loss terms and metric states are summed over replicas
-    3  unscale               gradients are divided by the loss scale
-    4  finite                if the loss or a gradient is not finite on any replica, or a guard of an index, label or
-                             assertion fails (a violation), no replica applies the update
+    3  unscale               gradients return to the dtype of their weights and are divided by the loss scale
+    4  finite                if the loss or the norm of the gradients is not finite, or a check of an index, label or
+                             assertion fails on any replica (a violation), no replica applies the update
     5  clip                  gradients are clipped as `config.clip` says
     6  apply                 the optimizer changes the weights
-    7  count                 once a step: the counters, the average of the weights, the loss scale
+    7  count                 once a step: the counters, the moving average of the weights (EMA), the loss scale; the
+                             statistics of BatchNormalization become their mean over replicas
 
 A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
 `apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:
@@ -19,11 +23,16 @@ A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below)
         return result.terms, result.metrics
 
 An experiment's own step function may call them several times, for several models. `take_step` calls the step function.
-If all was finite, it adds 1 to `updates` and averages the weights; otherwise it restores `rollback_variables`.
-`count_step` moves `step`, the counts of skipped steps and the loss scale, and says whether the block halts. A block is
-the steps of one compiled call: `block.py` calls both functions for each of them, on one device or several. On parameter
-servers, `asynchronous.py` calls `take_step` on a worker and counts on the chief. Both pack the numbers of a step into a
-row for the log.
+If all was finite, and the step is not one that a rewound run leaves out, it adds 1 to `updates` and updates the EMA;
+otherwise it restores `rollback_variables`. `count_step` moves `step`, the counts of skipped steps and the loss scale,
+and returns whether the block halts, that is, ends before its last step. A block is the steps of one compiled call:
+`block.py` calls both functions for each of them, on one device or several, and packs the numbers of a step into a row
+for the log.
+
+Three paths differ. On parameter servers, workers call `take_step` (`asynchronous.py`), which moves `updates`; the chief
+moves the other counters when all steps of the block are done, and there is no EMA and no loss scale. A dry run
+(`tools.dry_run`) stops after stage 3. An evaluation (`evaluation.py`) has a forward pass of its own, with
+training=False; its sums over replicas and batches are float64, and the variables that it moves are restored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,15 +76,16 @@ def batch_gradients(
       batch: {name: [batch, ...]}; on several replicas, the shards that `replicas.run` returned.
       micro_batches: number of pieces into which each replica cuts its shard.
       mode: 'xla' compiles what each replica does.
-      has_collectives: the forward pass communicates between replicas, so it is not compiled; on several replicas,
-        `micro_batches` is 1.
+      has_collectives: the forward pass communicates between replicas. On several replicas it is then not compiled by
+        XLA, and `micro_batches` is 1.
     """
     counters = rng.save_counters()  # an example draws the same random numbers in whichever micro-batch it is
 
     def cut(replica: int, shard: Batch) -> MicroBatches:
         return split(shard, replica, micro_batches, counters)
 
-    # 0. Normalizers: each term is divided by its weight over the global batch, which needs no forward pass.
+    # 0. Normalizers: the weight of each term over the global batch, by the operations of the loss that lead to it,
+    # without the model. On one replica without micro-batches this is the term's own weight, and nothing is computed.
     normalizers: Normalizing
     if has_collectives and replicas.count > 1:
         normalizers = all_reduce_weights  # replicas exchange their weights in stage 1
@@ -87,7 +97,7 @@ def batch_gradients(
     def shard_gradients(replica: int, shard: Batch) -> Gradients:
         return accumulate(objective, cut(replica, shard), normalizers)
 
-    # 2. All-reduce: the sums over replicas, the same numbers on each.
+    # 2. All-reduce, in `runtime.all_reduce_dtype`: the sums over replicas, the same numbers on each.
     sums = replicas.all_reduce_sum(shard_gradients, batch, mode=mode)
 
     # 3. Unscale: the loss scale, which keeps small gradients from vanishing in half precision, is divided out.
@@ -111,9 +121,10 @@ def apply_update(
       is_masked: the new weights are chosen inside of the XLA program that computes them, see `update.apply_if`.
 
     Returns:
-      whether all gradients are finite, and their norm before clipping: scalars.
+      whether the norm is finite, and the norm, before clipping: scalars.
     """
-    # 4. Finite: the norm is not finite if any gradient is not. `tools.gradients` has checked the loss, see `allowed`.
+    # 4. Finite: the norm is not finite if any gradient is not, or if the squares overflow. `tools.gradients` has
+    # checked the loss and the guards, see `allowed`.
     values = {path: rows_of(gradient) for path, gradient in gradients.items()}
     norm = global_norm(values.values())
     is_finite = tf.math.is_finite(norm)
@@ -130,12 +141,12 @@ def apply_update(
 def take_step(
     trace: StepTrace, step: StepFunction, batch: Batch, rollback_variables: Sequence[tf.Variable]
 ) -> StepResult:
-    """Takes a step as a whole or not at all: stages 0 to 6, and what of stage 7 depends on whether it was taken.
+    """Takes a step, stages 0 to 6, then counts the update and updates the EMA; or rolls all of it back.
 
     Args:
       step: called while `tools.tracing(trace)` is open.
-      rollback_variables: what `apply_update` does not protect: statistics of BatchNormalization; of an experiment's own
-        step function all weights, slots and research state, because it may apply several updates.
+      rollback_variables: what `apply_update` does not protect: the moving statistics of BatchNormalization. For an
+        experiment's own step function: all weights, slots and research state, because it may apply several updates.
     """
     state, replicas = trace.parts.state, trace.replicas
     before = [(copy, copy.read_value()) for variable in rollback_variables for copy in paths.copies(variable)]
@@ -143,7 +154,7 @@ def take_step(
     # 0 to 6. The step function calls `batch_gradients` and `apply_update`: the weights are changed here, if at all.
     terms, metrics = trace.call(step, batch)
 
-    # 7. Count the update and average the weights; or roll back. A violation counts as not finite.
+    # 7. Count the update and update the EMA; or roll back. A violation counts as not finite.
     is_finite = trace.checks.is_finite()
     is_taken = is_finite & trace.allowed
     state.updates.assign_add(tf.cast(is_taken, tf.int64))
@@ -168,7 +179,7 @@ def take_step(
 def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
     """Stage 7, after `take_step`: moves the counters and the loss scale; returns whether the block halts here.
 
-    A violation halts the block, and the step is not counted. So does a step that is not finite, unless
+    A violation halts the block; neither the counters nor the loss scale move. So does a step that is not finite, unless
     `train.on_nonfinite` is 'skip' or the loss scale is dynamic, which may be the cause: then the step is counted as
     skipped, and the block halts when the scale is stuck at its floor or, without a dynamic scale, when
     `train.nonfinite_limit` steps in a row were skipped. A step that a rewound run leaves out (`trace.allowed` is False)
@@ -188,7 +199,7 @@ def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
     state.empty_terms.assign_add(tf.cast(result.is_taken, tf.int64) * result.empty_terms)
 
     if loss_scale is not None:
-        loss_scale.update(result.is_finite | ~trace.allowed)
+        loss_scale.update(result.is_finite | ~trace.allowed, tf.equal(result.violations, 0))
         halts |= loss_scale.is_stuck
     elif settings.on_nonfinite == "skip":
         halts |= state.skipped_in_row >= settings.nonfinite_limit

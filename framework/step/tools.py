@@ -95,7 +95,7 @@ class Tools:
         if gradients.keys() != optimizer.trained.keys():
             raise UserError(
                 f"tools.apply got gradients of {', '.join(gradients)}, but '{to}' trains"
-                f" {', '.join(optimizer.trained)}. Hand on what tools.gradients returned, with the same keys."
+                f" {', '.join(optimizer.trained)}. Pass result.gradients of tools.gradients, with the same keys."
             )
         if isinstance(trace, DryRun):
             trace.gradients |= {path if to == "model" else f"{to}/{path}": value for path, value in gradients.items()}
@@ -153,7 +153,7 @@ class Tools:
 def dry_run(
     tools: Tools, step: StepFunction, batch: Batch, programs: Sequence[str] = (), is_whole: bool = False
 ) -> Gradients:
-    """Returns what a step would report and apply. It applies nothing; what the step itself assigns stays assigned.
+    """Returns the terms, metrics and unclipped gradients of a step, and applies none; its own assignments stay.
 
     Args:
       batch: {name: [batch, ...]}, all of it, as a single device takes it.

@@ -143,7 +143,10 @@ def _check_differences(what: str, products: Callable[[Named], tf.Tensor], probin
 
 
 def _probes(shape: Any, random: np.random.Generator, samples: int) -> list[tuple[str, np.ndarray]]:
-    """Returns (place, direction) of each element of a small tensor; of a larger one some elements and unit vectors."""
+    """Returns (place, direction) pairs: a one-hot direction for each element of a small tensor.
+
+    For a larger tensor: one-hot directions of `samples` elements, and as many random unit vectors.
+    """
     size = int(np.prod(shape))
     every = size <= 2 * samples
     chosen = range(size) if every else sorted(random.choice(size, samples, replace=False).tolist())

@@ -117,8 +117,8 @@ def test_rules_that_do_nothing_or_too_much():
 
 def test_nothing_in_common():
     assert refusal(matched, model(x=[1], y=[2])) == (
-        "no variable of init_from=runs/a has the name of one of the model. There: encoder/a/kernel, encoder/a/bias,"
-        f" head/kernel, count; here: x, y. {EXAMPLE}"
+        "init_from=runs/a and the model have no variable name in common. In init_from: encoder/a/kernel,"
+        f" encoder/a/bias, head/kernel, count; in the model: x, y. {EXAMPLE}"
     )
 
 

@@ -377,7 +377,7 @@ def test_a_value_that_cannot_is_refused_in_one_line_with_key_and_type(key, value
 
 def test_what_is_no_text_is_refused():
     half = "a\udcff"  # as an argument that is not UTF-8 reaches Python
-    expected = "--config.model.name='a\\udcff' is not text in UTF-8, which config.json is. Type it anew."
+    expected = "--config.model.name='a\\udcff' is not valid UTF-8, the encoding of config.json. Type the value again."
     assert message(override, own(**OWN), [f"--config.model.name={half}"]) == expected
     assert "is not of type str" in message(override, own(**OWN), {"model.name": half})
 

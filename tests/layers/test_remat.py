@@ -144,7 +144,9 @@ def test_a_loss_inside_is_refused(mode):
         with rng.scope(rng.key(0), 0):
             return net(tf.ones([2, 3]), training=True)
 
-    with pytest.raises(UserError, match=r"train\.remat: layer 'sequential' adds a loss of its activations inside"):
+    with pytest.raises(
+        UserError, match=r"during the call of layer 'sequential', layer '\w+' adds a loss"
+    ):
         MODES[mode](step)()
 
 
@@ -157,7 +159,10 @@ def test_a_loss_of_the_layer_itself_is_refused():
     net = keras.Sequential([keras.layers.Dense(4), Adds(), keras.layers.Dense(1)])
     net.build((None, 3))
     layers.rematerialise(net, "adds")
-    with rng.scope(rng.key(0), 0), pytest.raises(UserError, match="layer 'adds' adds a loss of its activations inside"):
+    with (
+        rng.scope(rng.key(0), 0),
+        pytest.raises(UserError, match="during the call of layer 'adds', layer 'adds' adds a loss"),
+    ):
         net(tf.ones([2, 3]), training=True)
 
 

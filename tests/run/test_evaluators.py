@@ -180,7 +180,7 @@ def test_what_an_evaluator_changes_is_put_back_on_every_replica(caplog):
         found = framework.evaluate(built)
     assert found["meddles/sum"] == pytest.approx(kernel.sum(dtype=np.float64) + kernel.size, rel=1e-6)
     assert values_of_copies() == before
-    told = "evaluator 'meddles' changes 'step', 'model/first/kernel', 'model/norm/moving_mean' of the state; they are"
+    told = "evaluator 'meddles' changed 'step', 'model/first/kernel', 'model/norm/moving_mean' of the state; the old"
     assert told in caplog.text
     wrong = logits_of(built).argmax(1) != np.concatenate([batch["label"] for batch, _ in predictions(built)])
     assert found["errors/share"] == wrong.mean()

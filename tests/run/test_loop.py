@@ -468,7 +468,7 @@ def test_a_state_that_no_checkpoint_holds_is_not_trained_on(tmp_path):
     with pytest.raises(UserError) as caught:
         loop.train(built)
     assert str(caught.value) == (
-        f"the state in memory is at step 2, but {tmp_path / 'run'} has no checkpoint of that step. Build the run anew."
+        f"the state in memory is at step 2, but {tmp_path / 'run'} has no checkpoint of that step. Build the run again."
     )
 
 
@@ -594,7 +594,7 @@ def test_a_run_that_keeps_compiling_is_stopped_and_saved(tmp_path):
     assert step < 20
     assert str(error.value) == (
         f"the training step keeps being compiled: 1 traces and {calls} compilations in {calls} calls"
-        " (train.compile='xla'). In a compiled step x[i], with i read from a variable, compiles anew for every i: write"
+        " (train.compile='xla'). In a compiled step x[i], with i read from a variable, compiles again for each i: write"
         " tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU, needs --config.train.compile=graph, in"
         f" another folder. Step {step} is saved."
     )

@@ -148,6 +148,17 @@ def test_a_dynamic_loss_scale_skips_what_is_not_finite_and_halves():
     assert float(built.state.loss_scale.scale) == 128.0
 
 
+def test_a_violation_leaves_a_dynamic_loss_scale_as_it_is():
+    built = build(**{"train.precision": "float16", "loss_scale.initial": 256.0, "loss_scale.growth_interval": 3})
+    assert [counted(built, finite, violations=found) for finite, found in ((True, 0), (True, 1), (False, 1))] == [
+        (1, 0, 0, False),
+        (1, 0, 0, True),
+        (1, 0, 0, True),
+    ]
+    scale = built.state.loss_scale
+    assert (float(scale.scale), int(scale.good), int(scale.stuck)) == (256.0, 1, 0)
+
+
 @pytest.mark.parametrize("name", ["gradients", "apply", "each", "gather", "all_reduce", "is_finite"])
 def test_tools_are_refused_outside_of_a_step(name):
     tools = build().train_block._tools
