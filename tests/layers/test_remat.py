@@ -144,9 +144,7 @@ def test_a_loss_inside_is_refused(mode):
         with rng.scope(rng.key(0), 0):
             return net(tf.ones([2, 3]), training=True)
 
-    with pytest.raises(
-        UserError, match=r"during the call of layer 'sequential', layer '\w+' adds a loss"
-    ):
+    with pytest.raises(UserError, match=r"during the call of layer 'sequential', layer '\w+' adds a loss"):
         MODES[mode](step)()
 
 
