@@ -4,7 +4,7 @@ A public layer without a case fails `test_every_public_layer_has_a_case`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +45,9 @@ class Case:
       call: how it is called with them.
       title: what tells several cases of a layer apart.
       is_slow: tracing and compiling it takes seconds.
+      is_random: it draws in training although no rate says so.
+      normalizes: training and inference differ beyond draws, as by the statistics of a batch.
+      exempt: {check of `testing.check_layer`: why the layer cannot pass it}.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Case:
     call: Callable[[keras.layers.Layer, Sequence[tf.Tensor], bool], Any] = _call
     title: str = ""
     is_slow: bool = False
+    is_random: bool = False
+    normalizes: bool = False
+    exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -63,7 +69,12 @@ class Case:
     def draws(self) -> bool:
         """Whether a call in training draws random numbers."""
         inner = [value for value in self.arguments.values() if isinstance(value, Case)]
-        return any(self.arguments.get(name) for name in RATES) or any(case.draws for case in inner)
+        return self.is_random or any(self.arguments.get(name) for name in RATES) or any(case.draws for case in inner)
+
+    @property
+    def training_differs(self) -> bool:
+        """Whether a call in training and one in inference give different outputs."""
+        return self.draws or self.normalizes
 
     def inputs(self, dtype: str = "float64") -> list[tf.Tensor]:
         """Normal numbers, the same at every call."""
