@@ -42,8 +42,8 @@ test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones; 
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) $(ARGS)
 
-test-slow: $(DEV_STAMP)  ## the tests marked slow
-	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) -m slow $(ARGS)
+test-slow: $(DEV_STAMP)  ## the tests marked slow, and those of the benchmarks
+	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) -m 'slow or benchmarks' $(ARGS)
 
 docs: $(DEV_STAMP)  ## pages of every docstring in .docs/index.html
 	@$(BIN)/python -m pdoc --docformat google -o .docs framework

@@ -22,6 +22,7 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "tests" / "benchmarks"
 SETTLE_SECONDS = 5.0  # for threads and files that are being closed when a test ends
 
 # Set by pytest, or by importing TensorFlow, h5py or tensorflow_model_optimization, which whichever test is first does.
@@ -46,7 +47,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the tests of other shards out."""
+    """Marks the tests of the benchmarks, and leaves the tests of other shards out."""
+    for item in items:
+        if BENCHMARKS in item.path.parents:
+            item.add_marker("benchmarks")
     shard, shards = (int(number) for number in config.getoption("--shard").split("/"))
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % shards != shard])
     items[:] = items[shard::shards]

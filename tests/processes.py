@@ -118,7 +118,7 @@ def main() -> int:
     paths = [argument for argument in rest if (ROOT / argument.partition("::")[0]).exists()]
     arguments = [argument for argument in rest if argument not in paths]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up notes of TensorFlow's C++
-    queue = jobs(paths or ["tests"], SHARDS | SLOW_SHARDS if "slow" in arguments else SHARDS)
+    queue = jobs(paths or ["tests"], SHARDS | SLOW_SHARDS if "slow" in " ".join(arguments) else SHARDS)
     for module in PREPARED.split():
         __import__(module)
     # Collections in the forked processes need not look at what was imported before. This and hypothesis: 2 s a file.

@@ -55,6 +55,8 @@ NOT_RUN = {
     r"curl .*:predict": "asks the server that `docker run` starts",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
 }
+# What a user does not type first: their commands run in `make test-slow`.
+SLOW_PAGES = ("framework/CONTRACTS.md",)
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 
@@ -242,7 +244,9 @@ def tensorboard(command: str, folder: Path) -> None:
 
 
 @pytest.mark.timeout(PAGE_SECONDS)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW_PAGES else ()) for page in PAGES]
+)
 def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
     folder = checkout(tmp_path / "checkout")
     for block in saved(page):

@@ -145,6 +145,7 @@ def test_a_killed_worker_costs_a_restart_and_no_bit(cluster, tmp_path):
     assert rows(workdir) == rows(cluster[0])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_without_restarts_ends_the_run_with_its_status(tmp_path):
     workdir = tmp_path / "run"
     process = launch(workdir, "--local_workers=2")
@@ -154,6 +155,7 @@ def test_a_killed_worker_without_restarts_ends_the_run_with_its_status(tmp_path)
     assert status == 128 + signal.SIGKILL, output
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_workers_and_saves(cluster, tmp_path):
     workdir = tmp_path / "run"
     process = launch(workdir, "--local_workers=2")

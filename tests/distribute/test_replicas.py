@@ -245,7 +245,7 @@ def test_resumed_on_fewer_replicas_it_goes_on_within_rounding(tmp_path):
     assert distance(weights(part), weights(whole)) <= 1e-12
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.slow), "xla"])
 def test_stopped_on_replicas_and_resumed_on_as_many_it_ends_in_the_same_bits(mode, tmp_path):
     norm = model_with(lambda: keras.layers.BatchNormalization(name="norm"))
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)

@@ -107,8 +107,12 @@ def test_an_op_that_fails_while_it_runs(source, compiled, message):
 
 @pytest.mark.parametrize(
     "call",
-    [lambda: np.ones(10**15), lambda: tf.random.stateless_uniform([10**7, 10**7], [0, 0])],
-    ids=["NumPy", "TensorFlow"],
+    [
+        pytest.param(lambda: np.ones(10**15), id="NumPy"),
+        pytest.param(
+            lambda: tf.random.stateless_uniform([10**7, 10**7], [0, 0]), id="TensorFlow", marks=pytest.mark.slow
+        ),  # TensorFlow waits ten seconds for memory
+    ],
 )
 def test_memory_that_is_not_there(call):
     found = line(call)

@@ -127,6 +127,7 @@ def test_what_is_masked_or_to_come_changes_no_bit(dtype):
     assert not np.array_equal(decoded[:, 3:], same_decoded[:, 3:])
 
 
+@pytest.mark.slow
 def test_gradients_and_compile_modes_agree_with_dropout_on():
     layer = made(layers.DecoderLayer, 0.3)
     for variable in layer.trainable_variables:

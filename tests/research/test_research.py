@@ -30,7 +30,7 @@ def build(name, mode, **overrides):
     return framework.build(f"tests/research/{name}.py", {"train.compile": mode, **QUIET, **overrides})
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph"])
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_run_that_was_stopped_ends_in_the_same_bits(name, mode, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
@@ -141,7 +141,10 @@ def gan_reference(run, steps):
     return w
 
 
-@pytest.mark.parametrize(("mode", "micro_batches"), [("xla", 1), ("graph", 1), ("graph", 4), ("xla", 4), ("eager", 1)])
+@pytest.mark.parametrize(
+    ("mode", "micro_batches"),
+    [pytest.param("xla", 1, marks=pytest.mark.slow), ("graph", 1), ("graph", 4), ("xla", 4), ("eager", 1)],
+)
 def test_gradient_penalty_is_that_of_plain_eager_code(mode, micro_batches):
     run = build("gan", mode, **{"train.precision": "float64", "train.micro_batches": micro_batches})
     run.train_block(12)
@@ -151,7 +154,10 @@ def test_gradient_penalty_is_that_of_plain_eager_code(mode, micro_batches):
     assert set(run.train_block.layout.widths) >= {"loss/critic", "loss/slope", "gradient_norm/generator"}
 
 
-@pytest.mark.parametrize(("name", "mode"), [("sam", "xla"), ("gan", "graph"), ("moco", "graph"), ("moco", "xla")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [pytest.param("sam", "xla", marks=pytest.mark.slow), ("gan", "graph"), ("moco", "graph"), ("moco", "xla")],
+)
 def test_on_two_replicas_it_is_the_step_of_one_device(name, mode):
     mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
     one = build(name, mode, **{"train.precision": "float64"})

@@ -574,6 +574,7 @@ class Turning(keras.layers.Layer):
         return x + self.take(self.table, self.row.read_value())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compilations cannot be seen without /proc")
 def test_a_run_that_keeps_compiling_is_stopped_and_saved(tmp_path):
     def turning(workdir, take):
