@@ -34,6 +34,7 @@ SHARDS = {
 SLOW_SHARDS = {"tests/test_equivalence.py": 12, "tests/test_oracle.py": 6}
 PREPARED = "numpy pytest hypothesis tensorflow tf_keras framework.testing framework.run.loop framework.run.replay"
 NO_TESTS = 5  # pytest's exit status
+LOOK_SECONDS = 4.0  # between two looks at the memory
 
 
 class Job(NamedTuple):
@@ -125,6 +126,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     began, most, ended = time.monotonic(), 0, Counter[str]()
+    looked = began
     failed: list[str] = []
     running: dict[int, Running] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -132,8 +134,10 @@ def main() -> int:
             while running and (len(running) == options.jobs or number >= len(queue)):
                 process, status, usage = os.wait4(-1, os.WNOHANG)
                 if not process:
-                    most = max(most, resident_bytes([os.getpid()]))
-                    time.sleep(0.5)
+                    if time.monotonic() > looked + LOOK_SECONDS:  # often would take a tenth of a core
+                        most = max(most, resident_bytes([os.getpid()]))
+                        looked = time.monotonic()
+                    time.sleep(0.1)
                     continue
                 one = running.pop(process)
                 report(one, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, ended, failed)
