@@ -63,6 +63,7 @@ PAGE_SECONDS = 1200
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
 FURTHER_FLAGS = {
+    "before",
     "devices",
     "help",
     "help_config",

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/compare.py                                       # everything: about an hour
     python tests/benchmarks/compare.py --workloads=mlp --peers=bare,torch --quick --json=ratios.json
+    python tests/benchmarks/compare.py --before=../older --repetitions=11
 
 Each peer builds and compiles in a process of its own (`peers/`), takes the fastest of its ways to run, and stays. In
 each repetition all make the same number of steps in turn, ours next to each peer, in an order that is reversed from
@@ -13,6 +14,7 @@ Examples are shuffled, and dropout is on where the model has it.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -44,6 +46,7 @@ PEERS = {
     "orbit": ("orbit_loop.py", "", True),
 }
 OURS = "ours"
+BEFORE = "before"  # ours of another checkout, see --before
 HALF = ("cnn", "transformer")  # what is trained in half precision too
 # Steps of a turn: some two seconds, and less in a hurry.
 STEPS = {"mlp": 4000, "cnn": 12, "transformer": 12, "two_tower": 1500}
@@ -156,11 +159,12 @@ def machine() -> str:
     )
 
 
-def start_peer(name: str, workload: str, precision: str) -> Process:
-    """The process of ours or of a peer."""
+def start_peer(name: str, workload: str, precision: str, before: Path = ROOT) -> Process:
+    """The process of ours or of a peer; `before` is the checkout of the peer of that name."""
     script, option, is_foreign = PEERS.get(name, ("ours.py", "", False))
-    command = [str(ENVIRONMENT) if is_foreign else sys.executable, str(ROOT / "tests/benchmarks/peers" / script)]
-    return Process([*command, f"--workload={workload}", f"--precision={precision}", f"--option={option}"])
+    root = before if name == BEFORE else ROOT
+    command = [str(ENVIRONMENT) if is_foreign else sys.executable, str(root / "tests/benchmarks/peers" / script)]
+    return Process([*command, f"--workload={workload}", f"--precision={precision}", f"--option={option}"], root)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -192,9 +196,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=0, help="of each; 7, or 5 with --quick")
     parser.add_argument("--quick", action="store_true", help="shorter turns")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--before", type=Path, help="another checkout of the project, to compare its steps with ours")
     options = parser.parse_args(arguments)
     options.workloads = _names("workloads", options.workloads, WORKLOADS)
     options.peers = [name for name in _names("peers", options.peers, (OURS, *PEERS)) if name != OURS]
+    if options.before:
+        if not (options.before / "tests/benchmarks/peers/ours.py").is_file():
+            raise UserError(
+                f"--before={options.before} is no checkout of the project. Type: git worktree add FOLDER HEAD~1"
+            )
+        options.before = options.before.resolve()
+        options.peers = [BEFORE]
     precisions = _names("precisions", options.precisions, PRECISIONS)
     options.work = [(w, p) for w in options.workloads for p in precisions if p == "float32" or w in HALF]
     if not options.work:
@@ -218,11 +230,12 @@ def compare(options: argparse.Namespace) -> list[str]:
         "| workload | precision | peer | how | peer, ms | ours, how | ours, ms | ratio |\n" + "|---" * 8 + "|",
         flush=True,
     )
+    start = functools.partial(start_peer, before=options.before) if options.before else start_peer
     results: list[Result] = []
     failures: list[str] = []
     for workload, precision in options.work:
         steps = (QUICK_STEPS if options.quick else STEPS)[workload]
-        found, failed = measure(workload, precision, options.peers, start_peer, steps, options.repetitions)
+        found, failed = measure(workload, precision, options.peers, start, steps, options.repetitions)
         for result in found:
             print(result.line(), flush=True)
         results += found

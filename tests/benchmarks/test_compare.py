@@ -158,6 +158,10 @@ def test_table_file_and_status(start, tmp_path, capsys, monkeypatch):
         (["--repetitions=-1"], "--repetitions=-1 is negative. Use e.g. --repetitions=7."),
         (["--json=nowhere/rows.json"], "--json=nowhere/rows.json: there is no folder nowhere. Make it first."),
         (["--peers=bare,torch,jax"], "nowhere/python is missing, which torch, jax need. Type: make peers"),
+        (
+            ["--before=nowhere"],
+            "--before=nowhere is no checkout of the project. Type: git worktree add FOLDER HEAD~1",
+        ),
         (["--repetitions=many"], "argument --repetitions: invalid int value: 'many'."),
     ],
 )
@@ -177,6 +181,16 @@ def test_what_is_asked_for_without_flags(monkeypatch):
     ]
     assert options.peers == list(compare.PEERS) and options.repetitions == 7
     assert compare.parse(["--peers=ours,bare", "--quick"]).peers == ["bare"]
+
+
+def test_another_checkout_is_measured_from_its_own_files(tmp_path):
+    script = tmp_path / "tests" / "benchmarks" / "peers" / "ours.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import json, os, sys\nprint(json.dumps([os.getcwd(), sys.argv[1:], os.environ['PYTHONPATH']]))")
+    assert compare.parse([f"--before={tmp_path}", "--peers=bare"]).peers == ["before"]
+    with compare.start_peer("before", "mlp", "float32", tmp_path) as process:
+        arguments = ["--workload=mlp", "--precision=float32", "--option="]
+        assert process.ready() == [str(tmp_path), arguments, str(tmp_path)]
 
 
 def test_turns_of_ours_are_next_to_each_peer():

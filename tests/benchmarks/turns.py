@@ -33,15 +33,16 @@ class Process:
     """Starts at once; stopped but for the time of a call.
 
     Args:
-      command: of the process, which runs in the project's root, imports from it, and has a session of its own.
+      command: of the process, which has a session of its own.
+      root: the checkout in which it runs and from which it imports.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], root: Path = ROOT) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — closed by __exit__
         self._process = subprocess.Popen(
             command,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},  # Python looks in a script's folder, not in the working one
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(root)},  # Python looks in a script's folder, not in the working one
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
