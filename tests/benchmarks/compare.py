@@ -216,7 +216,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.repetitions = options.repetitions or (5 if options.quick else 7)
     if options.json and not options.json.absolute().parent.is_dir():
         raise UserError(f"--json={options.json}: there is no folder {options.json.parent}. Make it first.")
-    foreign = [name for name in options.peers if PEERS[name][2]]
+    foreign = [name for name in options.peers if name in PEERS and PEERS[name][2]]
     if foreign and not ENVIRONMENT.exists():
         raise UserError(f"{ENVIRONMENT} is missing, which {', '.join(foreign)} need. Type: make peers")
     return options
