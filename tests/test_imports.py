@@ -45,9 +45,11 @@ ROWS = (
     ("distribute.replicas",),
     ("distribute",),
     # what an experiment is made of
-    ("data.sources",),
-    ("data.fetch", "data.reading", "data.draws", "data.order"),
+    ("data.draws", "data.order"),
     ("data.fields",),
+    ("data.sources",),
+    ("data.fetch", "data.reading", "data.items"),
+    ("data.mixture",),
     ("data.sets/*",),
     ("data.sets",),
     ("data.resident", "data.streaming"),

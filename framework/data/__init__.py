@@ -4,12 +4,14 @@
     return data.make_batches(source, cfg, training=split == "train", transform=to_float)
 
 A `Source` is read by index, `make_batches` orders its examples, `ReplayBuffer` is filled by the step itself, and
-`Batches` is the protocol of all of them. `data/sets/` has the data sets that come by name.
+`Batches` is the protocol of all of them. `IndexedSource` is the protocol of sources; a map-style data set of another
+library is a source as it is, and `from_items` gives it a name. `data/sets/` has the data sets that come by name.
 """
 
 from framework.data.batches import Batches, make_batches
+from framework.data.items import from_items
 from framework.data.replay_buffer import ReplayBuffer
 from framework.data.sets.mnist import load_mnist
-from framework.data.sources import Source
+from framework.data.sources import IndexedSource, Source
 
-__all__ = ["Batches", "ReplayBuffer", "Source", "load_mnist", "make_batches"]
+__all__ = ["Batches", "IndexedSource", "ReplayBuffer", "Source", "from_items", "load_mnist", "make_batches"]

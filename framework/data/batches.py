@@ -19,11 +19,12 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
-from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked, fields_of
+from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked
+from framework.data.mixture import fingerprint_of, origin_of, shares_of
 from framework.data.order import Order, check_order, cycle_of
 from framework.data.reading import RetryingReader
 from framework.data.resident import Resident
-from framework.data.sources import Source, shares_of
+from framework.data.sources import IndexedSource, arrays_of, element_spec_of
 from framework.data.streaming import Streamed
 from framework.distribute.memory import host_memory
 from framework.errors import UserError
@@ -74,7 +75,7 @@ class Batches(Protocol):
 
 
 def make_batches(
-    sources: Source | Sequence[tuple[Source, float]],
+    sources: Any,
     config: ConfigDict,
     *,
     training: bool,
@@ -83,7 +84,8 @@ def make_batches(
     """Returns the batches of a source, or of a weighted mixture of sources with the same fields.
 
     Args:
-      sources: one source, or (source, weight) pairs; the weights are the shares of the examples that are seen.
+      sources: one source or map-style data set (`data/items.py`), or (source, weight) pairs; the weights are the shares
+        of the examples that are seen.
       config: a finalized config; reads `seed` and `data.*`, and `eval.batch_size` when not training.
       training: True for shuffled batches without end, False for file order with a padded last batch.
       transform: {field: [batch, ...]} -> the same with other tensors; it is traced and compiled, and draws by `rng`.
@@ -114,58 +116,59 @@ def make_batches(
     )
     check_order(order)
     batches: Resident | Streamed
-    if _is_resident(members, config):
-        batches = Resident(members, order, transform, [_whole(member, fields, make_reader) for member in members])
+    is_resident = _is_resident(members, config)
+    origin = origin_of(members, "resident" if is_resident else "stream", fingerprint_of(members, make_reader()))
+    if is_resident:
+        batches = Resident(origin, order, transform, [_whole(member, fields, make_reader) for member in members])
     else:
         ahead = _ahead(members, order, config)
-        batches = Streamed(members, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
+        batches = Streamed(members, origin, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
     batches.training = training
     return batches
 
 
-def _fields(sources: Sequence[Source], make_reader: Callable[[], RetryingReader]) -> Fields:
-    """Returns the fields that all sources have; a source that overrides `take` is read once to learn its fields."""
+def _fields(sources: Sequence[IndexedSource], make_reader: Callable[[], RetryingReader]) -> Fields:
+    """Returns the fields that all sources have."""
     fields: list[Fields] = []
     for source in sources:
         what = f"'{source.origin}'"
         if len(source) == 0 or len(source) >= 2**31:
             raise UserError(f"{what} has {len(source)} examples; a source has between 1 and 2**31 - 1.")
-        if source.has_own_take:
-            first = make_reader().read(source, np.zeros(1, np.int64), 0)
-            fields.append(fields_of(checked(first, None, 1, what), what))
-        else:
-            fields.append(fields_of(source.arrays, what))
-            if "weight" in source.arrays:
-                check_weights(source.arrays["weight"], source.origin)
+        fields.append(make_reader().learn(source, element_spec_of))
+        if "weight" in (arrays := arrays_of(source) or {}):
+            check_weights(arrays["weight"], source.origin)
         check_same(fields[0], f"'{sources[0].origin}'", fields[-1], what)
     return fields[0]
 
 
-def _whole(source: Source, fields: Fields, make_reader: Callable[[], RetryingReader]) -> Mapping[str, np.ndarray]:
+def _whole(
+    source: IndexedSource, fields: Fields, make_reader: Callable[[], RetryingReader]
+) -> Mapping[str, np.ndarray]:
     """Returns all examples of a source."""
-    if not source.has_own_take:
-        return source.arrays
+    arrays = arrays_of(source)
+    if arrays is not None:
+        return arrays
     arrays = checked(make_reader().read(source, np.arange(len(source)), 0), fields, len(source), f"'{source.origin}'")
     if "weight" in arrays:
         check_weights(arrays["weight"], source.origin)
     return arrays
 
 
-def _ahead(sources: Sequence[Source], order: Order, config: ConfigDict) -> int:
+def _ahead(sources: Sequence[IndexedSource], order: Order, config: ConfigDict) -> int:
     """Returns how many batches to read ahead; if a block of them is small, the whole block, to save calls."""
     size = order.batch_size * sum(source.nbytes for source in sources) / sum(len(source) for source in sources)
     return max(config.data.prefetch_batches, min(config.train.block_steps, int(_READ_AHEAD_BYTES / max(1, size))))
 
 
-def _is_resident(sources: Sequence[Source], config: ConfigDict) -> bool:
+def _is_resident(sources: Sequence[IndexedSource], config: ConfigDict) -> bool:
     """Returns whether the examples are to lie on the device; 'auto' decides by size and memory, and logs the decision.
 
     The decision is the same at each start on a machine.
     """
     if config.data.placement != "auto":
         return config.data.placement == "resident"
-    if any(source.has_own_take for source in sources):
-        return False  # `take` may give far more than the arrays
+    if any(arrays_of(source) is None for source in sources):
+        return False  # `take` may be slow, and give far more than `nbytes`
     size, memory, limit = sum(source.nbytes for source in sources), host_memory(), config.data.resident_limit_mb
     if size > limit * 2**20:
         why = f"streamed: more than data.resident_limit_mb={limit}"

@@ -75,7 +75,7 @@ def checked(taken: Any, fields: Fields | None, rows: int, what: str) -> dict[str
 
     Args:
       taken: the value that `take` returned: {field: array [rows, ...]}.
-      fields: the fields of the source; None for its first read, which defines them.
+      fields: the `element_spec` of the source; None for the read that defines it.
       rows: how many rows `take` was asked for.
       what: names the read in errors: "batch 12 of 'north'".
 
@@ -86,9 +86,9 @@ def checked(taken: Any, fields: Fields | None, rows: int, what: str) -> dict[str
         raise UserError(f"{what}: take returned {type(taken).__name__}, not {{field: array [rows, ...]}}.")
     if fields is not None and taken.keys() != fields.keys():
         name = min(map(str, taken.keys() ^ fields.keys()))
-        was, now = ("missing from", "returned it") if name in taken else ("in", "left it out")
+        is_in, did = ("is not in", "returned it") if name in taken else ("is in", "left it out")
         raise UserError(
-            f"{what}: field '{name}' was {was} the first read, but now take {now}. Return the same fields each time."
+            f"{what}: field '{name}' {is_in} element_spec, but take {did}. Return the same fields each time."
         )
     arrays = {}
     for name, array in taken.items():
@@ -99,7 +99,7 @@ def checked(taken: Any, fields: Fields | None, rows: int, what: str) -> dict[str
         spec = tf.TensorSpec(array.shape[1:], tf.as_dtype(array.dtype))
         if fields is not None and spec != fields[name]:
             raise UserError(
-                f"{what}: '{name}' is {_shown(spec, rows)}, but was {_shown(fields[name], 'rows')} in the first read."
+                f"{what}: '{name}' is {_shown(spec, rows)}, but {_shown(fields[name], 'rows')} in element_spec."
                 " Every read gives the same dtypes and shapes: cast and pad in take."
             )
         # TensorFlow reads the bytes of a NumPy function's result in the order of this machine.

@@ -11,12 +11,15 @@ tf.data iterator.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
 
-from framework.data.sources import Source
+from framework.data.sources import IndexedSource
 from framework.errors import DataError
+
+T = TypeVar("T")
 
 
 class RetryingReader:
@@ -35,14 +38,22 @@ class RetryingReader:
         self._wait = wait or self._stopped.wait
         self._failures: dict[int, BaseException] = {}
 
-    def read(self, source: Source, indices: np.ndarray, step: int) -> dict[str, np.ndarray]:
+    def read(self, source: IndexedSource, indices: np.ndarray, step: int) -> dict[str, np.ndarray]:
         """Returns `source.take(indices)` for the batch of a step.
 
         Raises:
           DataError: every try failed. Exceptions other than OSError pass through.
         """
         with self.noting(step):
-            return self._read(source, indices, step)
+            return self._retried(lambda: source.take(indices), f"batch {step} of '{source.origin}'")
+
+    def learn(self, source: IndexedSource, read: Callable[[IndexedSource], T]) -> T:
+        """Returns what `read` says of a source before its first batch.
+
+        Raises:
+          DataError: every try failed. Exceptions other than OSError pass through.
+        """
+        return self._retried(lambda: read(source), f"'{source.origin}'")
 
     @contextlib.contextmanager
     def noting(self, step: int) -> Iterator[None]:
@@ -53,12 +64,12 @@ class RetryingReader:
             self._failures[step] = error
             raise
 
-    def _read(self, source: Source, indices: np.ndarray, step: int) -> dict[str, np.ndarray]:
+    def _retried(self, read: Callable[[], T], what: str) -> T:
+        shown = f"{what} could not be read"
         for retry in range(self._retries + 1):
             try:
-                return source.take(indices)
+                return read()
             except OSError as error:
-                shown = f"batch {step} of '{source.origin}' could not be read"
                 if retry == self._retries or self._stopped.is_set():
                     raise DataError(f"{shown} in {retry + 1} tries: {type(error).__name__}: {error}.") from error
                 seconds = self._wait_seconds * 2**retry

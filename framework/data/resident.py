@@ -11,7 +11,6 @@ import tensorflow as tf
 from framework import rng
 from framework.data.fields import Batch, Finish, Transform
 from framework.data.order import Order, indices_of
-from framework.data.sources import Source, origin_of
 
 
 class Resident:
@@ -23,14 +22,14 @@ class Resident:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        origin: dict[str, Any],
         order: Order,
         transform: Transform | None,
         arrays: Sequence[Mapping[str, np.ndarray]],
     ) -> None:
         self.batch_size = order.batch_size
         self.steps_per_epoch = order.steps_per_epoch
-        self.origin = origin_of(sources, "resident")
+        self.origin = origin
         self._order = order
         self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
         self._key = rng.key(order.seed)

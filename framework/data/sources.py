@@ -3,28 +3,67 @@
     source = Source({"x": np.memmap("x.npy", np.float32, shape=(10_000_000, 32))}, origin="simulation of June")
     source.take(np.array([3, 1, 4]))                  # {"x": float32 [3, 32]}
 
-`data/sets/` has functions that return the source of a data set; `data/batches.py` makes batches of sources.
+`IndexedSource` is the protocol of all sources, and `Source` the source of arrays. `data/items.py` makes sources of the
+data sets of other libraries; `data/sets/` has functions that return the source of a data set; `data/batches.py` makes
+batches of sources.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import tensorflow as tf
 
+from framework.data.fields import Fields, check_weight_field, checked, fields_of
 from framework.errors import UserError
 
 _SAMPLED = 16  # examples that are hashed to recognise a source
 
 
+class IndexedSource(Protocol):
+    """Gives examples by their index: the protocol of every source. A class of your own need not inherit from it.
+
+    Streamed batches call `take` from several threads (`data.parallel_calls`).
+
+    Attributes:
+      origin: a name for logs and result.json that says where the examples come from.
+      is_subset: True if the source is only a part of the data set that it is named after.
+      nbytes: the size of all examples in bytes; an estimate decides how far to read ahead.
+      element_spec: {field: tf.TensorSpec} of one example; every `take` returns these fields, dtypes and shapes.
+    """
+
+    @property
+    def origin(self) -> str: ...
+
+    @property
+    def is_subset(self) -> bool: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def element_spec(self) -> Fields: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the examples at `indices` (int64 [n]) as {field: array [n, ...]}, in that order."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """Returns a text that is another one if the examples are others; None if a run cannot recognise its data."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Holds examples that can be read by index, in any order.
+    """Holds examples as arrays; implements `IndexedSource`.
 
-    A subclass may override `take`, to read from files for instance. It is then streamed, or read as a whole under
-    `data.placement=resident`. Every call of its `take` must return the same fields, dtypes and shapes.
+    A subclass may override `take`, to read from files for instance. Its `element_spec` is then that of its first
+    example, and it has no fingerprint unless it overrides `fingerprint` too.
 
     Attributes:
       arrays: {field: array [examples, ...]}, all with the same first dimension; `np.memmap` is fine. A field `weight`
@@ -44,7 +83,7 @@ class Source:
         if not isinstance(self.arrays, Mapping):
             raise UserError(f"a source was given {instead(self.arrays)}")
         for field, array in self.arrays.items():
-            if problem := _problem(array):
+            if problem := problem_of(array):
                 raise UserError(f"'{field}' of a source is {problem}")
         shapes = {field: np.shape(array) for field, array in self.arrays.items()}
         if len({shape[:1] for shape in shapes.values()} - {()}) != 1 or () in shapes.values():
@@ -59,55 +98,64 @@ class Source:
         return sum(array.nbytes for array in self.arrays.values())
 
     @property
-    def has_own_take(self) -> bool:
-        """Returns whether a subclass overrides `take`: it may give other fields than `arrays`, take long, or fail."""
-        return type(self).take is not Source.take
+    def element_spec(self) -> Fields:
+        what = f"'{self.origin}'"
+        arrays = arrays_of(self)
+        return fields_of(checked(self.take(np.zeros(1, np.int64)), None, 1, what) if arrays is None else arrays, what)
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns a copy of the examples at `indices` (int [n]) as {field: array [n, ...]}, in that order."""
         return {field: np.asarray(array)[indices] for field, array in self.arrays.items()}
 
+    def fingerprint(self) -> str | None:
+        """Returns the SHA-256 of some examples; None if a subclass overrides `take`, which may be slow."""
+        return None if arrays_of(self) is None else hash_of_sample([self])
 
-def shares_of(sources: Any) -> list[tuple[Source, float]]:
-    """Returns [(source, share)] of one source, or of a mixture [(source, share), …].
+
+def is_source(given: Any) -> bool:
+    """Returns whether a value follows the protocol of sources.
 
     Raises:
-      UserError: `sources` is something else; the message says how to make a source of it.
+      UserError: a class with `take` and `origin` lacks another member of the protocol.
     """
-    if isinstance(sources, Source):
-        return [(sources, 1.0)]
-    if not isinstance(sources, list | tuple) or not sources:
-        raise UserError(f"make_batches was given {instead(sources)}")
-    for pair in sources:
-        if isinstance(pair, Source):
-            raise UserError(
-                f"make_batches was given a list with '{pair.origin}' alone. A mixture is [(source, share), …]."
-            )
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Source)):
-            raise UserError(f"make_batches was given a list with {instead(pair)}")
-        if isinstance(pair[1], bool) or not isinstance(pair[1], int | float | np.integer | np.floating):
-            raise UserError(f"make_batches: the share of '{pair[0].origin}' in a mixture is {pair[1]!r}, not a number.")
-    return [(source, share) for source, share in sources]
+    if not (hasattr(type(given), "take") and hasattr(given, "origin")):
+        return False  # data sets of other libraries have a `take` of another meaning, and no `origin`
+    known = dir(given)
+    missing = [name for name in ("__len__", "fingerprint", "element_spec", "nbytes", "is_subset") if name not in known]
+    if missing:
+        raise UserError(
+            f"'{given.origin}' is a source without {', '.join(missing)}. Add what framework.data.IndexedSource lists."
+        )
+    return True
 
 
-def origin_of(sources: Sequence[Source], placement: str) -> dict[str, Any]:
-    """Returns what result.json says of the data of a split: where it comes from, its size and a hash of a sample."""
-    return {
-        "placement": placement,
-        "source": " + ".join(source.origin for source in sources),
-        "examples": sum(len(source) for source in sources),
-        "bytes": sum(source.nbytes for source in sources),
-        "subset": any(source.is_subset for source in sources),
-        "sample": sample_of(sources),
-    }
+def arrays_of(source: IndexedSource) -> Mapping[str, np.ndarray] | None:
+    """Returns the arrays in memory that hold all examples of a source; None if `take` reads the examples elsewhere."""
+    return source.arrays if isinstance(source, Source) and type(source).take is Source.take else None
 
 
-def sample_of(sources: Sequence[Source]) -> str | None:
-    """Returns the SHA-256 of some examples, by which a run recognises its data; None if a source overrides `take`."""
+def element_spec_of(source: IndexedSource) -> Fields:
+    """Returns the `element_spec` of a source.
+
+    Raises:
+      UserError: it is not {field: TensorSpec} with shapes that are known.
+    """
+    spec = source.element_spec
+    fields = spec.items() if isinstance(spec, Mapping) else []
+    is_known = [isinstance(field, tf.TensorSpec) and field.shape.is_fully_defined() for _, field in fields]
+    if not is_known or not all(is_known):
+        raise UserError(
+            f"element_spec of '{source.origin}' is {spec!r}, not {{field: tf.TensorSpec}} of one example with a known"
+            " shape. Return e.g. {'x': tf.TensorSpec([28, 28], tf.uint8)}."
+        )
+    check_weight_field(spec, f"'{source.origin}'")
+    return {name: tf.TensorSpec(field.shape, field.dtype) for name, field in spec.items()}
+
+
+def hash_of_sample(sources: Sequence[IndexedSource]) -> str:
+    """Returns the SHA-256 of some examples of each source, of the fields' names, dtypes and shapes and of the sizes."""
     digest = hashlib.sha256()
     for source in sources:
-        if source.has_own_take:
-            return None
         rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(np.int64))
         for name, array in sorted(source.take(rows).items()):
             digest.update(f"{name} {array.dtype} {array.shape} {len(source)} ".encode())
@@ -125,7 +173,7 @@ def instead(given: Any) -> str:
             " rows = list(dataset.as_numpy_iterator()) and Source({'x': np.stack([row['x'] for row in rows])},"
             " origin='…'); else a subclass of Source whose take(indices) reads them."
         )
-    if _is_frame(given):
+    if is_frame(given):
         return (
             f"a {kind}. Write Source({{name: frame[name].to_numpy() for name in frame.columns}}, origin='…'), of the"
             " columns that hold numbers."
@@ -143,12 +191,12 @@ def instead(given: Any) -> str:
     return f"a value of type {kind}. It takes arrays by name: Source({{'x': array, …}}, origin='…')."
 
 
-def _is_frame(given: Any) -> bool:
+def is_frame(given: Any) -> bool:
     """Returns whether the value is a table with named columns, such as one of pandas or polars."""
     return hasattr(given, "columns") and hasattr(given, "to_numpy")
 
 
-def _problem(array: Any) -> str:
+def problem_of(array: Any) -> str:
     """Returns what is wrong with a field of a source and what to write instead; '' if nothing is wrong."""
     what = f"of type {type(array).__name__}, not an array"
     if isinstance(array, np.ma.MaskedArray):
@@ -156,7 +204,7 @@ def _problem(array: Any) -> str:
     if isinstance(array, np.ndarray | np.generic):
         return _problem_of_dtype(np.asarray(array))
     if isinstance(array, list | tuple):
-        return f"{what}. {_RAGGED}" if _is_ragged(array) else f"{what}. Write np.asarray(…)."
+        return f"{what}. {RAGGED}" if _is_ragged(array) else f"{what}. Write np.asarray(…)."
     if hasattr(array, "row_splits"):
         return f"{what}. Pad its rows to one length: ragged.to_tensor().numpy()."
     if hasattr(array, "as_numpy_iterator") or isinstance(array, Iterator):
@@ -166,7 +214,7 @@ def _problem(array: Any) -> str:
     return f"{what}. Write np.asarray(…)."
 
 
-_RAGGED = "Its rows have different lengths: pad them to one length, e.g. with np.pad, and mask the padding in the loss."
+RAGGED = "Its rows have different lengths: pad them to one length, e.g. with np.pad, and mask the padding in the loss."
 
 
 def _is_ragged(rows: Any) -> bool:
@@ -183,6 +231,6 @@ def _problem_of_dtype(array: np.ndarray) -> str:
     if array.dtype == object:
         for value in array.flat:
             if not isinstance(value, str | bytes):
-                how = _RAGGED if isinstance(value, list | tuple | np.ndarray) else "Write array.astype(np.float32)."
+                how = RAGGED if isinstance(value, list | tuple | np.ndarray) else "Write array.astype(np.float32)."
                 return f"an array of Python objects, such as a value of type {type(value).__name__}. {how}"
     return ""

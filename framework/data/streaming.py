@@ -12,7 +12,7 @@ from framework import rng
 from framework.data.fields import Batch, Fields, Finish, Transform, check_weights, checked, named_shapes
 from framework.data.order import Order, indices_of
 from framework.data.reading import RetryingReader
-from framework.data.sources import Source, origin_of
+from framework.data.sources import IndexedSource
 
 
 class Streamed:
@@ -20,6 +20,7 @@ class Streamed:
 
     Args:
       sources: what to read from.
+      origin: where the examples come from, for result.json.
       order: says which examples a step has.
       transform: applied to each batch, or None.
       fields: the fields of the sources.
@@ -33,7 +34,8 @@ class Streamed:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[IndexedSource],
+        origin: dict[str, Any],
         order: Order,
         transform: Transform | None,
         fields: Fields,
@@ -43,7 +45,7 @@ class Streamed:
     ) -> None:
         self.batch_size = order.batch_size
         self.steps_per_epoch = order.steps_per_epoch
-        self.origin = origin_of(sources, "stream")
+        self.origin = origin
         self.ahead: int | None = prefetch
         self._sources = sources
         self._order = order

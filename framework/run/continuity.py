@@ -94,7 +94,7 @@ def refuse_other_data(workdir: Path, samples: Mapping[str, str | None], facts: M
 
     Args:
       workdir: the run folder.
-      samples: {split: SHA-256 of some examples}; None for batches that are not made of arrays.
+      samples: {split: fingerprint of its examples}; None for batches of a source without a fingerprint.
       facts: what the newest checkpoint records.
     """
     begun = facts.get("data", {})

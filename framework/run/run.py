@@ -153,7 +153,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Returns what each checkpoint records about this run, as JSON; a resumed run must have the same.
 
-        'data' holds a SHA-256 of some examples of each split, 'goals' the metrics that decide which checkpoint is the
+        'data' holds the fingerprint of each split, 'goals' the metrics that decide which checkpoint is the
         best, 'constants' hashes of the tables and constants of the traces, 'code' hashes of the experiment's files,
         'config' the hash of the config.
         """
@@ -166,7 +166,7 @@ class Run:
         }
 
     def _samples(self) -> dict[str, str | None]:
-        """Returns {split: SHA-256 of some examples}; None for batches that are not made of arrays."""
+        """Returns {split: fingerprint of its examples}; None for batches of a source without a fingerprint."""
         return {split: data.origin.get("sample") for split, data in {"train": self.data, **self.eval_data}.items()}
 
     def compile_by(self, choice: CompileChoice, block: TrainBlock | None = None) -> None:

@@ -200,13 +200,13 @@ def test_fields_go_by_name_whatever_their_order(is_mixture):
 @pytest.mark.parametrize(
     ("origin", "line"),
     [
-        ("less", "field 'y' was in the first read, but now take left it out. Return the same fields each time."),
+        ("less", "field 'y' is in element_spec, but take left it out. Return the same fields each time."),
         (
             "more",
-            "field 'z' was missing from the first read, but now take returned it. Return the same fields",
+            "field 'z' is not in element_spec, but take returned it. Return the same fields",
         ),
-        ("wide", "'x' is float64 [4], but was float32 [rows] in the first read. Every read gives the same dtypes"),
-        ("deep", "'x' is float32 [4, 1], but was float32 [rows] in the first read. Every read gives the same dtypes"),
+        ("wide", "'x' is float64 [4], but float32 [rows] in element_spec. Every read gives the same dtypes"),
+        ("deep", "'x' is float32 [4, 1], but float32 [rows] in element_spec. Every read gives the same dtypes"),
         ("short", "take returned 'x' of shape (3,), but 4 rows were asked for."),
         ("listed", "take returned 'x' as list. Return an np.ndarray."),
         ("masked", "take returned 'x' as MaskedArray. Return an np.ndarray."),

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from framework.config import UserError
-from framework.data.sources import Source, shares_of
+from framework.data.mixture import shares_of
+from framework.data.sources import Source
 
 
 def test_take_follows_the_indices_and_copies():

@@ -1,0 +1,83 @@
+"""Mixtures: what make_batches is given, one source or several with shares, and what a run records of them.
+
+shares_of([(north, 3), (list_of_dicts, 1)])             # [(north, 3), (Items, 1)]
+fingerprint_of([north, south], reader)                  # a text by which a run recognises its data, or None
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from framework.data.items import from_items, is_map_style
+from framework.data.reading import RetryingReader
+from framework.data.sources import IndexedSource, Source, hash_of_sample, instead, is_source
+from framework.errors import UserError
+
+
+def shares_of(sources: Any) -> list[tuple[IndexedSource, float]]:
+    """Returns [(source, share)] of one source, or of a mixture [(source, share), …].
+
+    Raises:
+      UserError: `sources` is something else; the message says how to make a source of it.
+    """
+    is_list = isinstance(sources, list | tuple)
+    if not is_list or (sources and isinstance(sources[0], Mapping)):
+        return [(_source_of(sources, ""), 1.0)]
+    if not sources:
+        raise UserError(f"make_batches was given {instead(sources)}")
+    return [_pair_of(pair) for pair in sources]
+
+
+def _pair_of(pair: Any) -> tuple[IndexedSource, Any]:
+    """Returns (source, share) of one entry of a mixture."""
+    if is_source(pair):
+        raise UserError(f"make_batches was given a list with '{pair.origin}' alone. A mixture is [(source, share), …].")
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise UserError(f"make_batches was given a list with {instead(pair)}")
+    source = _source_of(pair[0], "a list with ")
+    share: Any = pair[1]
+    if isinstance(share, bool) or not isinstance(share, int | float | np.integer | np.floating):
+        raise UserError(f"make_batches: the share of '{source.origin}' in a mixture is {share!r}, not a number.")
+    return source, share
+
+
+def _source_of(given: Any, where: str) -> IndexedSource:
+    """Returns a value that is a source, or the source of a map-style data set."""
+    if is_source(given):
+        return given
+    if is_map_style(given):
+        return from_items(given)
+    raise UserError(f"make_batches was given {where}{instead(given)}")
+
+
+def origin_of(sources: Sequence[IndexedSource], placement: str, fingerprint: str | None) -> dict[str, Any]:
+    """Returns what result.json says of the data of a split: where it comes from, its size and its fingerprint."""
+    return {
+        "placement": placement,
+        "source": " + ".join(source.origin for source in sources),
+        "examples": sum(len(source) for source in sources),
+        "bytes": sum(source.nbytes for source in sources),
+        "subset": any(source.is_subset for source in sources),
+        "sample": fingerprint,
+    }
+
+
+def fingerprint_of(sources: Sequence[IndexedSource], reader: RetryingReader) -> str | None:
+    """Returns the text by which a run recognises its data; None, with a log line, if a source has no fingerprint."""
+    if len(sources) > 1 and all(type(source) is Source for source in sources):
+        return hash_of_sample(sources)  # checkpoints of mixtures hold this hash
+    fingerprints = [reader.learn(source, lambda source: source.fingerprint()) for source in sources]
+    for source, fingerprint in zip(sources, fingerprints, strict=True):
+        if fingerprint is None:
+            logging.info(
+                "'%s' has no fingerprint(): a resumed run does not check that its examples are those of before",
+                source.origin,
+            )
+        elif not isinstance(fingerprint, str) or not fingerprint:
+            raise UserError(f"fingerprint() of '{source.origin}' returned {fingerprint!r}. Return a text, or None.")
+    if None in fingerprints:
+        return None
+    return fingerprints[0] if len(sources) == 1 else hashlib.sha256(repr(fingerprints).encode()).hexdigest()
