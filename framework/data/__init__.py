@@ -11,7 +11,17 @@ library is a source as it is, and `from_items` gives it a name. `data/sets/` has
 from framework.data.batches import Batches, make_batches
 from framework.data.items import from_items
 from framework.data.replay_buffer import ReplayBuffer
+from framework.data.sets.cifar import load_cifar10
 from framework.data.sets.mnist import load_mnist
 from framework.data.sources import IndexedSource, Source
 
-__all__ = ["Batches", "IndexedSource", "ReplayBuffer", "Source", "from_items", "load_mnist", "make_batches"]
+__all__ = [
+    "Batches",
+    "IndexedSource",
+    "ReplayBuffer",
+    "Source",
+    "from_items",
+    "load_cifar10",
+    "load_mnist",
+    "make_batches",
+]

@@ -190,7 +190,7 @@ def keep(name: str, files: Mapping[str, bytes]) -> None:
 # ---- Downloads ----
 
 
-def download(load: Callable[[Path], T]) -> T:
+def download(load: Callable[[Path], T], seconds: float | None = None) -> T:
     """Returns what `load` returns; gives up if it writes nothing at first, or does not finish in time.
 
     `load` runs in a thread, which is left behind when it is given up: name look-ups and connections to several
@@ -198,10 +198,12 @@ def download(load: Callable[[Path], T]) -> T:
 
     Args:
       load: downloads into the folder that it is given.
+      seconds: how long a download that has begun may take; DOWNLOAD_SECONDS by default.
 
     Raises:
       UnavailableError: the download was given up. Exceptions of `load` pass through.
     """
+    limit = DOWNLOAD_SECONDS if seconds is None else seconds
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _socket_timeout(SOCKET_SECONDS):
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -215,8 +217,8 @@ def download(load: Callable[[Path], T]) -> T:
         start = time.monotonic()
         while not concurrent.futures.wait([future], timeout=0.1).done:
             waited = time.monotonic() - start
-            if waited > DOWNLOAD_SECONDS:
-                raise UnavailableError(f"not finished in {DOWNLOAD_SECONDS:g} s")
+            if waited > limit:
+                raise UnavailableError(f"not finished in {limit:g} s")
             if waited > ANSWER_SECONDS and not any(path.is_file() for path in Path(folder).rglob("*")):
                 raise UnavailableError(f"no answer in {ANSWER_SECONDS:g} s")
         return future.result()
