@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
-SETTLE_SECONDS = 5.0  # for threads and files that are being closed when a test ends
+SETTLE_SECONDS = 60.0  # for threads and files that are being closed when a test ends, on a disk that others use
 
 # Set by pytest, or by importing TensorFlow, h5py or tensorflow_model_optimization, which whichever test is first does.
 IMPORT_ENVIRONMENT = {
