@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import layers, losses, paths, precision
+from framework import layers, losses, optim, paths, precision
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.cli.server import serve
 from framework.data.batches import make_batches
@@ -169,9 +169,28 @@ def one(folder):
     report["stopped"] = {"rows": len(block.rows), "halted": block.is_halted, "step": int(stopped.state.step)}
     report["bad_label"] = bad_label(17)
     report["elastic"] = elastic(dense, folder)
+    report["plateau"] = plateau(dense)
     run = runs.on_one_device(served)
     report["alone"] = max(distances(run, served).values())
     return report
+
+
+def plateau(functions):
+    """A rate halved by two of three evaluations: the rates, and how far apart the states are."""
+
+    def make_schedule(cfg, total_steps):
+        return optim.ReduceOnPlateau(optim.make_schedule(cfg, total_steps), "test/loss", factor=0.5, patience=1)
+
+    functions = functions | {"make_schedule": make_schedule}
+    constant = {"schedule.name": "constant", "schedule.warmup": ""}
+    both, rates = [make(functions, **constant) for make in (on_servers, on_one_device)], []
+    for run in both:
+        rows = rows_of(run.train_block(STEPS // 2))
+        for _ in range(3):
+            optim.observe(run.state.schedule, {"test/loss": 1.0})
+        rows += rows_of(run.train_block(STEPS // 2))
+        rates.append([row["learning_rate"] for row in rows])
+    return {"rates": rates, "distance": max(distances(*both).values())}
 
 
 def bad_label(example):

@@ -93,6 +93,13 @@ def test_the_gradient_of_a_table_stays_the_rows_of_its_batch(one):
     assert len(found["added"]) == 2 and all(device.startswith("/job:ps/") for device in found["added"])  # two slots
 
 
+def test_a_rate_that_follows_evaluations_does_so_on_servers(one):
+    served, alone = one["plateau"]["rates"]
+    assert served == alone and len(served) == 24
+    assert served[-1] == pytest.approx(served[0] / 4, rel=1e-6)  # the first evaluation is the best one
+    assert one["plateau"]["distance"] <= 1e-12
+
+
 def test_a_run_changes_over_to_servers_and_back(one):
     assert one["elastic"]["to_one"] <= 1e-12 and one["elastic"]["to_servers"] <= 1e-12
     assert one["alone"] == 0

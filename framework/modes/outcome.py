@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from framework.checkpoint import other_runs, read_arrays
+from framework.checkpoint.storage import read_manifest
+from framework.run.own_hooks import NOTE_KEY
 
 _COMPARED = ("status", "step", "updates", "skipped", "empty_terms", "final", "final_step", "best")  # of result.json
 
@@ -24,16 +26,19 @@ class Outcome:
       state: {path: value} of its last checkpoint.
       rows: the rows of its metrics.jsonl, without the speed.
       result: the entries of its result.json that do not depend on time.
+      hooks: {name: state} of the experiment's hooks in its last checkpoint.
     """
 
     state: dict[str, np.ndarray]
     rows: list[dict[str, Any]]
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hooks: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(workdir: Path) -> Outcome:
     """Returns the outcome of a run; raises DifferentError if its checkpoint is not of its last step."""
-    state = read_arrays(other_runs.find("resume_from", str(workdir)))
+    checkpoint = other_runs.find("resume_from", str(workdir))
+    state = read_arrays(checkpoint)
     result = json.loads((workdir / "result.json").read_text())
     if int(state["step"]) != result["step"]:
         raise DifferentError(f"{workdir} ended at step {result['step']}, but its checkpoint is of {int(state['step'])}")
@@ -42,11 +47,12 @@ def read(workdir: Path) -> Outcome:
         state,
         [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows],
         {name: result.get(name) for name in _COMPARED},
+        read_manifest(checkpoint)["note"].get(NOTE_KEY, {}),
     )
 
 
 def difference(whole: Outcome, ended: Outcome) -> str:
-    """Returns the first variables, row or result that differ, as text; '' if nothing differs."""
+    """Returns the first variables, row, result or hook that differ, as text; '' if nothing differs."""
     if whole.state.keys() != ended.state.keys():
         return f"the variables {', '.join(sorted(whole.state.keys() ^ ended.state.keys()))} are in one state alone"
     differing = [path for path, value in whole.state.items() if value.tobytes() != ended.state[path].tobytes()]
@@ -61,6 +67,10 @@ def difference(whole: Outcome, ended: Outcome) -> str:
     for name, value in whole.result.items():
         if ended.result[name] != value:
             return f"result.json has {name}={value} uninterrupted, {ended.result[name]} after kills"
+    for name in sorted(whole.hooks.keys() | ended.hooks.keys()):
+        state, other = whole.hooks.get(name), ended.hooks.get(name)
+        if state != other:
+            return f"hook '{name}' has the state {state} uninterrupted, {other} after kills"
     return ""
 
 

@@ -20,7 +20,7 @@ from framework.experiment.returns import checked, shown, takes
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.run import Run
 
-_KEY = "hooks"  # in the note of a checkpoint
+NOTE_KEY = "hooks"  # in the note of a checkpoint: {name of a hook: its state}
 _NAMELESS = ("<lambda>", "partial")
 
 
@@ -43,7 +43,7 @@ class OwnHooks:
     def note(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps of the hooks; {} if that is nothing."""
         states = {name: self._state(name) for name in self.stateful}
-        return {_KEY: {**self.kept, **states}} if self.kept or states else {}
+        return {NOTE_KEY: {**self.kept, **states}} if self.kept or states else {}
 
     def load(self, name: str, state: Any) -> None:
         """Gives a hook the state that a checkpoint has of it."""
@@ -70,7 +70,7 @@ def own_hooks(run: Run) -> OwnHooks:
             raise UserError(f"two hooks are called '{hook.name}' ({whose}). Write Hook({hook.every!r}, …, name='…').")
         hooks.append(hook)
     stateful = {hook.name: hook.action for hook in hooks if _has_state(hook)}
-    saved = run.note.get(_KEY, {})
+    saved = run.note.get(NOTE_KEY, {})
     kept = {name: state for name, state in saved.items() if name not in stateful}
     guarded = [dataclasses.replace(hook, action=_guarded(hook, run.workdir)) for hook in hooks]
     own = OwnHooks(guarded, stateful, kept, run.workdir)

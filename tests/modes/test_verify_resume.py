@@ -270,6 +270,14 @@ def test_what_differs_is_named(other, expected):
     assert outcome.difference(whole, other) == expected
 
 
+def test_a_hook_that_differs_is_named():
+    whole, ended = (outcome.Outcome({}, [], hooks={"count": {"seen": seen}, "same": 1}) for seen in (4, 3))
+    assert outcome.difference(whole, whole) == ""
+    expected = "hook 'count' has the state {'seen': 4} uninterrupted, {'seen': 3} after kills"
+    assert outcome.difference(whole, ended) == expected
+    assert outcome.difference(whole, outcome.Outcome({}, [])) == expected.replace("{'seen': 3}", "None")
+
+
 def test_zeros_of_another_sign_are_other_bits():
     problem = outcome.difference(left([], kernel=np.float32([0.0])), left([], kernel=np.float32([-0.0])))
     assert problem == "1 of 1 variables differ, first kernel (1 of 1 elements, by 0 at most)"
