@@ -1,6 +1,7 @@
 """framework/rng.py against Philox written out in Python, its published known answers, and statistics."""
 
 import hashlib
+import statistics
 import threading
 
 import numpy as np
@@ -209,6 +210,30 @@ def test_uniform_has_the_moments_and_the_spread_of_a_uniform(seed):
     counts = np.bincount((drawn * 256).astype(int), minlength=256)
     chi_square = ((counts - n / 256) ** 2).sum() / (n / 256)
     assert abs(chi_square - 255) < 4.5 * np.sqrt(2 * 255)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_normal_is_the_sum_of_two_quantiles(mode):
+    def fn():
+        with rng.scope(KEY, 0):
+            return rng.normal("n", 6, 5, 2.0, tf.float64)
+
+    words = reference("n", 6, 5).astype(np.int64)
+    probability = (np.stack([words % 2**16, words // 2**16]) + 0.5) / 2**16
+    quantiles = np.vectorize(statistics.NormalDist().inv_cdf)(probability)
+    np.testing.assert_allclose(MODES[mode](fn)().numpy(), 2.0 * quantiles.sum(0) / 2**0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_normal_has_the_moments_and_the_spread_of_a_normal(seed):
+    n = 250_000
+    with rng.scope(rng.key(seed), 11):
+        drawn = rng.normal("n", n // 250, 250).numpy().astype(np.float64).ravel()
+    for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((drawn**power).mean() - expected) < 4.5 * np.sqrt(variance / n) + (0.01 if power == 4 else 0)
+    edges = [statistics.NormalDist().inv_cdf(share / 64) for share in range(1, 64)]
+    counts = np.bincount(np.searchsorted(edges, drawn), minlength=64)
+    assert abs(((counts - n / 64) ** 2).sum() / (n / 64) - 63) < 4.5 * np.sqrt(2 * 63)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 1 / 3, 0.999, 1 - 2.0**-16, 1 - 1e-15])

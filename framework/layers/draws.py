@@ -8,12 +8,9 @@
 tf_keras's own layers draw from a process-wide generator that is in no checkpoint: a resumed run would see other masks.
 """
 
-import functools
-import statistics
 import weakref
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -117,19 +114,13 @@ class KeyedGenerator(compat.RandomGenerator):
     def random_normal(
         self, shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, nonce: None = None
     ) -> tf.Tensor:
-        """Draws normal numbers, [batch, …]: sums of two quantiles, looked up by the halves of a word.
-
-        Logarithms and cosines have other bits in XLA than in a graph; additions have the same.
-        """
+        """Draws normal numbers, [batch, …], by `rng.normal`."""
         dtype, static = tf.as_dtype(dtype or keras.backend.floatx()), _static(shape)
         if rng.is_shape_inference() or not stddev:
             return tf.fill(shape, tf.cast(mean, dtype))
         per_example = self._per_example(static)
-        halves = rng.random_bits16(self._stream, static[0] or shape[0], 2 * per_example)
         wide = dtype if dtype == tf.float64 else tf.float32
-        table = tf.constant(_quantiles() * (stddev / 2**0.5), wide)
-        pairs = tf.reshape(tf.gather(table, tf.cast(halves, tf.int32)), [-1, per_example, 2])
-        normal = tf.reshape(pairs[..., 0] + pairs[..., 1], shape)
+        normal = tf.reshape(rng.normal(self._stream, static[0] or shape[0], per_example, stddev, wide), shape)
         return tf.cast(normal + mean if mean else normal, dtype)
 
     def refuse(self, *args: Any, **kwargs: Any) -> tf.Tensor:
@@ -175,14 +166,3 @@ class _Masks:
 def _static(shape: Any) -> tf.TensorShape:
     """Returns as much of a shape as a trace knows."""
     return tf.zeros(shape, tf.bool).shape
-
-
-@functools.cache
-def _quantiles() -> np.ndarray:
-    """Returns the quantiles of a normal distribution of variance 1 at 2**16 equal steps, float64.
-
-    All are multiples of 2**-20: a machine whose logarithm rounds otherwise gets the same.
-    """
-    lower = [statistics.NormalDist().inv_cdf((i + 0.5) / 2**16) for i in range(2**15)]
-    table = np.concatenate([lower, -np.array(lower[::-1])])
-    return np.asarray(np.round(table / table.std() * 2**20) / 2**20)

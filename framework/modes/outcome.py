@@ -68,9 +68,9 @@ def difference(whole: Outcome, ended: Outcome) -> str:
         if ended.result[name] != value:
             return f"result.json has {name}={value} uninterrupted, {ended.result[name]} after kills"
     for name in sorted(whole.hooks.keys() | ended.hooks.keys()):
-        state, other = whole.hooks.get(name), ended.hooks.get(name)
-        if state != other:
-            return f"hook '{name}' has the state {state} uninterrupted, {other} after kills"
+        expected, kept = whole.hooks.get(name), ended.hooks.get(name)
+        if kept != expected:
+            return f"hook '{name}' has the state {expected} uninterrupted, {kept} after kills"
     return ""
 
 
