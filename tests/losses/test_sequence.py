@@ -77,7 +77,9 @@ def test_a_run_trains_with_it_and_names_what_is_out_of_range(tmp_path, mode):
         return loss
 
     run = small.build(tmp_path / "run", functions={"make_loss": make_loss}, **{"train.compile": mode})
-    with pytest.raises(UserError, match="'label' of the batch"):  # some labels are 2, the blank
+    with pytest.raises(
+        UserError, match="it comes from 'label' and 'weight' of the batch"
+    ):  # some labels are 2, the blank
         run.train_block(1)
 
 

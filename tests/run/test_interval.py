@@ -39,11 +39,10 @@ class Shares(metrics.Sums):
         return np.zeros(4)
 
     def update(self, outputs, batch):
-        weight = small.tf.cast(batch["weight"], small.tf.float32)
-        shares = small.tf.reduce_sum(
-            small.tf.nn.softmax(small.tf.cast(outputs["logits"], weight.dtype)) * weight[:, np.newaxis], axis=0
-        )
-        return small.tf.concat([small.tf.cast(shares, small.tf.float32), [small.tf.reduce_sum(weight)]], axis=0)
+        logits = outputs["logits"]
+        weight = small.tf.cast(batch["weight"], logits.dtype)
+        shares = small.tf.reduce_sum(small.tf.nn.softmax(logits) * weight[:, np.newaxis], axis=0)
+        return small.tf.concat([shares, [small.tf.reduce_sum(weight)]], axis=0)
 
     def result(self, state):
         return {"first": float(state[0] / state[3]), "last": float(state[2] / state[3])}

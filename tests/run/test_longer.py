@@ -173,7 +173,7 @@ def test_an_experiment_that_reads_its_duration_elsewhere_is_refused(tmp_path):
     )
     loop.train(run.build(str(file), SHORT, tmp_path / "run"))
     with pytest.raises(
-        UserError, match=r"make_loss of .*annealed\.py reads cfg\.train\.duration, so steps may have been"
+        UserError, match=r"make_loss of .*annealed\.py reads cfg\.train\.duration, so the steps so far may have been"
     ):
         loop.train(run.build(str(file), {**SHORT, "train.duration": "12 steps"}, tmp_path / "run"))
 
