@@ -14,12 +14,16 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
 | `EncoderLayer`, `DecoderLayer` | one layer of a Transformer |
 | `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
+| `BasicBlock`, `BottleneckBlock` | residual blocks of pictures, with a shortcut that fits |
+| `StochasticDepth`, `SqueezeExcite` | drops the branch of an example; scales channels by their means |
 
+`cifar_resnet` makes the residual networks of He et al. for CIFAR, `make_normalization` a normalisation by its name.
 `sinusoidal` makes fixed positions, `rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers
 of a model that other code makes, such as `keras.applications`, the same draws.
 """
 
 from framework.layers.attention import AdditiveAttention, Attention, MultiHeadAttention
+from framework.layers.cifar_resnet import cifar_resnet
 from framework.layers.dropout import (
     AlphaDropout,
     Dropout,
@@ -28,9 +32,10 @@ from framework.layers.dropout import (
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
+    StochasticDepth,
 )
 from framework.layers.keras_draws import with_repeatable_draws
-from framework.layers.normalization import LayerNormalization
+from framework.layers.normalization import LayerNormalization, make_normalization
 from framework.layers.recurrent import (
     GRU,
     LSTM,
@@ -44,6 +49,7 @@ from framework.layers.recurrent import (
     TimeDistributed,
 )
 from framework.layers.remat import rematerialise
+from framework.layers.residual import BasicBlock, BottleneckBlock, SqueezeExcite
 from framework.layers.transformer import DecoderLayer, EncoderLayer, sinusoidal
 
 __all__ = [
@@ -52,6 +58,8 @@ __all__ = [
     "AdditiveAttention",
     "AlphaDropout",
     "Attention",
+    "BasicBlock",
+    "BottleneckBlock",
     "ConvLSTM1D",
     "ConvLSTM2D",
     "ConvLSTM3D",
@@ -69,7 +77,11 @@ __all__ = [
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
+    "SqueezeExcite",
+    "StochasticDepth",
     "TimeDistributed",
+    "cifar_resnet",
+    "make_normalization",
     "rematerialise",
     "sinusoidal",
     "with_repeatable_draws",

@@ -2,7 +2,8 @@
 
     keras.Sequential([keras.layers.Dense(128), layers.Dropout(0.2), keras.layers.Dense(10)])
 
-Arguments and calls are those of the layers of the same name in Keras, but for `seed`, which is the run's.
+Arguments and calls are those of the layers of the same name in Keras, but for `seed`, which is the run's. Keras has no
+`StochasticDepth`.
 """
 
 from typing import Any
@@ -56,6 +57,29 @@ class SpatialDropout3D(KeyedDraws, keras.layers.SpatialDropout3D):
 
     Call: x, floating [batch, depth, height, width, channels], or as `data_format` says -> same shape and dtype.
     """
+
+
+class StochasticDepth(Dropout):
+    """Zeroes whole examples with probability `rate` in training and scales the others so that the mean stays.
+
+    For the branch of a residual block: x + StochasticDepth(0.1)(branch). Source: Huang et al., 2016, "Deep networks
+    with stochastic depth"; they scale in inference instead, which leads to the same means.
+
+    Args:
+      rate: 0 <= rate < 1; the nearest multiple of 2**-16 is what is drawn and scaled by.
+
+    Call: x, floating [batch, ...] -> same shape and dtype.
+    """
+
+    def __init__(self, rate: float, **kwargs: Any) -> None:
+        super().__init__(rate, noise_shape=None, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        self.noise_shape = (None, *[1] * (len(input_shape) - 1))
+        super().build(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {name: value for name, value in super().get_config().items() if name != "noise_shape"}
 
 
 class AlphaDropout(KeyedDraws, keras.layers.AlphaDropout):

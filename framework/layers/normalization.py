@@ -1,14 +1,58 @@
-"""Layer normalisation with its gradient in closed form.
+"""Normalisations by name, and layer normalisation with its gradient in closed form.
 
 y = layers.LayerNormalization(epsilon=1e-6)(x)              # [..., width], over the last dimension
+y = layers.make_normalization("group", groups=8)(x)         # [batch, height, width, channels]
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
+NORMALIZATIONS = ("batch", "sync_batch", "group", "layer", "none")
+
 _HALF = ("float16", "bfloat16")
+_MOMENTUM = 0.9
+_EPSILON = 1e-5
+
+
+def make_normalization(
+    kind: str, groups: int | None = None, gamma_initializer: Any = "ones", **kwargs: Any
+) -> keras.layers.Layer | None:
+    """Returns a new layer that normalises pictures, channels last.
+
+    Moving averages have momentum 0.9, and variances an epsilon of 1e-5, as in most published ResNets.
+
+    Args:
+      kind: 'batch' normalises each channel over the examples and pixels of its replica, 'sync_batch' over those of all
+        replicas; 'group' each group of channels over the pixels of an example; 'layer' the channels of each pixel;
+        'none' returns None.
+      groups: number of groups, a divisor of the channels; 'group' needs it, and no other takes it.
+      gamma_initializer: of the scale.
+      kwargs: `dtype` and `name` of the layer. In half precision 'group' computes in, and returns, the dtype of its
+        variables.
+
+    Sources: Ioffe & Szegedy, 2015, "Batch normalization"; Wu & He, 2018, "Group normalization"; Ba et al., 2016, "Layer
+    normalization".
+    """
+    if kind not in NORMALIZATIONS:
+        raise ValueError(f"normalization='{kind}' is none of {', '.join(NORMALIZATIONS)}")
+    if kind == "group" and groups is None:
+        raise ValueError("normalization='group' needs groups=N, a divisor of the channels")
+    if kind != "group" and groups is not None:
+        raise ValueError(f"normalization='{kind}' takes no groups, but groups={groups}")
+    if groups is not None and groups < 1:
+        raise ValueError(f"groups={groups} must be at least 1")
+    if kind == "none":
+        return None
+    kwargs = {"epsilon": _EPSILON, "gamma_initializer": gamma_initializer, **kwargs}
+    if kind == "layer":
+        return LayerNormalization(**kwargs)
+    if kind == "group":  # Keras would sum in half precision
+        kwargs["dtype"] = keras.layers.Layer(dtype=kwargs.get("dtype")).dtype  # that of variables
+        return keras.layers.GroupNormalization(groups, **kwargs)
+    return keras.layers.BatchNormalization(momentum=_MOMENTUM, synchronized=kind == "sync_batch", **kwargs)
 
 
 class LayerNormalization(keras.layers.LayerNormalization):

@@ -15,7 +15,7 @@ import tf_keras as keras
 from framework import layers, paths, rng
 
 BATCH = 4
-RATES = ("rate", "stddev", "dropout", "recurrent_dropout")
+RATES = ("rate", "stddev", "dropout", "recurrent_dropout", "stochastic_depth")
 
 
 def _call(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
@@ -128,4 +128,33 @@ CASES = (
     Case("LayerNormalization", {}, ((3, 5),), _call_plain),
     Case("EncoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4),), is_slow=True),
     Case("DecoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4), (2, 4)), is_slow=True),
+    Case("StochasticDepth", {"rate": 0.72}, ((3, 2, 5),)),
+    Case("SqueezeExcite", {"ratio": 2}, ((3, 2, 4),), _call_plain),
+    Case(
+        "BasicBlock",
+        {"filters": 4, "stride": 2, "shortcut": "padded", "zero_last": False},
+        ((5, 4, 2),),
+        title="of BatchNorm",
+        normalizes=True,
+    ),
+    Case(
+        "BasicBlock",
+        {"filters": 4, "normalization": "none", "squeeze_ratio": 2, "stochastic_depth": 0.5, "zero_last": False},
+        ((3, 4, 2),),
+        title="that draws",
+    ),
+    Case(
+        "BottleneckBlock",
+        {
+            "filters": 4,
+            "expansion": 2,
+            "pre_activation": True,
+            "normalization": "group",
+            "groups": 2,
+            "stochastic_depth": 0.5,
+            "zero_last": False,
+        },
+        ((3, 4, 4),),
+        is_slow=True,
+    ),
 )

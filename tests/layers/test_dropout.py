@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import optim, paths, rng, state
+from framework import layers, optim, paths, rng, state
 from framework.compile import Compiled
 from framework.layers import Dropout
 
@@ -208,3 +208,19 @@ def test_masks_do_not_depend_on_the_batch_sizes_a_model_has_seen(mode):
         return [run(size).numpy() for size in sizes][-1]
 
     assert masks(8).tobytes() == masks(16, 8).tobytes() == masks(16, 8, 8).tobytes()
+
+
+def test_stochastic_depth_drops_whole_examples_and_keeps_their_mean():
+    layer = layers.StochasticDepth(0.2)
+    x = np.random.default_rng(0).normal(size=(20_000, 2, 1, 3)).astype(np.float32)
+    assert np.array_equal(layer(x), x)
+    with rng.scope(rng.key(0), 0):
+        found = layer(x, training=True).numpy()
+    dropped = np.all(found == 0, axis=(1, 2, 3))
+    assert dropped.mean() == pytest.approx(0.2, abs=4 * np.sqrt(0.2 * 0.8 / len(x)))
+    threshold = rng.threshold(0.2)
+    assert np.array_equal(found[~dropped], x[~dropped] * np.float32(2**16 / (2**16 - threshold)))
+    again = layers.StochasticDepth.from_config(layer.get_config())
+    assert again.rate == 0.2 and "noise_shape" not in layer.get_config()
+    with pytest.raises(TypeError, match="noise_shape"):
+        layers.StochasticDepth(0.2, noise_shape=(None, 1))
