@@ -16,8 +16,10 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
 | `BasicBlock`, `BottleneckBlock` | residual blocks of pictures, with a shortcut that fits |
 | `StochasticDepth`, `SqueezeExcite` | drops the branch of an example; scales channels by their means |
+| `WhiteningConv2D` | convolves with a kernel that whitens windows, computed of data |
 
-`cifar_resnet` makes the residual networks of He et al. for CIFAR, `make_normalization` a normalisation by its name.
+`cifar_resnet` makes the residual networks of He et al. for CIFAR, `make_normalization` a normalisation by its name,
+`Dirac` initial kernels that copy channels and `whitening_kernel` those of `WhiteningConv2D`.
 `sinusoidal` makes fixed positions, `rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers
 of a model that other code makes, such as `keras.applications`, the same draws.
 """
@@ -34,6 +36,7 @@ from framework.layers.dropout import (
     SpatialDropout3D,
     StochasticDepth,
 )
+from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.normalization import LayerNormalization, make_normalization
 from framework.layers.recurrent import (
@@ -51,6 +54,7 @@ from framework.layers.recurrent import (
 from framework.layers.remat import rematerialise
 from framework.layers.residual import BasicBlock, BottleneckBlock, SqueezeExcite
 from framework.layers.transformer import DecoderLayer, EncoderLayer, sinusoidal
+from framework.layers.whitening import WhiteningConv2D, whitening_kernel
 
 __all__ = [
     "GRU",
@@ -64,6 +68,7 @@ __all__ = [
     "ConvLSTM2D",
     "ConvLSTM3D",
     "DecoderLayer",
+    "Dirac",
     "Dropout",
     "EncoderLayer",
     "GRUCell",
@@ -80,9 +85,11 @@ __all__ = [
     "SqueezeExcite",
     "StochasticDepth",
     "TimeDistributed",
+    "WhiteningConv2D",
     "cifar_resnet",
     "make_normalization",
     "rematerialise",
     "sinusoidal",
+    "whitening_kernel",
     "with_repeatable_draws",
 ]

@@ -157,4 +157,5 @@ CASES = (
         ((3, 4, 4),),
         is_slow=True,
     ),
+    Case("WhiteningConv2D", {}, ((3, 4, 1),), _call_plain),
 )
