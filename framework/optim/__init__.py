@@ -14,7 +14,8 @@ from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
-from framework.optim.optimizers import Lamb, Optimizer, make_optimizer
+from framework.optim.lamb import Lamb
+from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
 from framework.optim.stateful import observe, prepare_schedules, schedule_state
 

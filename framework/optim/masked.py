@@ -1,0 +1,11 @@
+"""Writes a variable or leaves it, as a tensor says: how an optimizer that `is_maskable` leaves out a step.
+
+assign_if(variable, value, allowed)
+"""
+
+import tensorflow as tf
+
+
+def assign_if(variable: tf.Variable, value: tf.Tensor, allowed: tf.Tensor) -> None:
+    """Assigns `value` if `allowed`, a bool scalar, is True; else writes what is there already."""
+    variable.assign(tf.where(allowed, value, variable))

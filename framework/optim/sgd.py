@@ -1,0 +1,57 @@
+"""Gradient descent with momentum and decoupled weight decay, which can leave out a step.
+
+optimizer = Sgd(learning_rate=rate, momentum=0.9, nesterov=True, decay=5e-4)
+"""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from framework import compat
+from framework.optim.masked import assign_if
+
+
+class Sgd(keras.optimizers.SGD):
+    """The SGD of tf_keras, which reads each weight and slot once; a step that is not allowed leaves them alone.
+
+    A `decay` is decoupled, as in AdamW: weights lose `decay` times the learning rate of themselves before each step
+    (Loshchilov and Hutter, 2019). The gradient, and so the momentum, does not see it.
+
+    Attributes:
+      allowed: see `Optimizer.apply`.
+    """
+
+    allowed: tf.Tensor | None = None
+
+    def __init__(self, decay: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.decay = decay
+
+    def update_step(self, gradient: Any, variable: tf.Variable) -> None:
+        """Changes `variable`, of any shape, and its momentum by one gradient."""
+        average = self.momentums[compat.slot_index(self, variable)]
+        rate, momentum = (tf.cast(x, variable.dtype) for x in (self.learning_rate, self.momentum))
+        decays = self.decay and compat.is_decayed(self, variable)
+        if self.allowed is not None:
+            gradient, weights = tf.convert_to_tensor(gradient), variable.read_value()
+            if decays:
+                weights -= weights * tf.cast(self.decay, variable.dtype) * rate
+            step = gradient * rate
+            assign_if(average, average * momentum - step, self.allowed)
+            moved = average * momentum - step if self.nesterov else average
+            assign_if(variable, weights + moved, self.allowed)
+            return
+        if decays:
+            variable.assign_sub(variable * tf.cast(self.decay, variable.dtype) * rate)
+        if isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+        else:
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=variable.handle,
+                accum=average.handle,
+                lr=rate,
+                grad=gradient,
+                momentum=momentum,
+                use_nesterov=self.nesterov,
+            )
