@@ -69,6 +69,7 @@ ROWS = (
     ("precision",),
     ("optim.groups", "optim.options", "optim.masked"),
     ("optim.sgd", "optim.adam", "optim.lamb"),
+    ("optim.muon",),
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average"),
     ("optim.checked", "optim.freezing", "optim.stateful"),
     ("optim.building",),

@@ -15,17 +15,21 @@ from framework.optim.clipping import clip, global_norm
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.lamb import Lamb
+from framework.optim.muon import Muon
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
+from framework.optim.sgd import Sgd
 from framework.optim.stateful import observe, prepare_schedules, schedule_state
 
 __all__ = [
     "ExponentialMovingAverage",
     "Group",
     "Lamb",
+    "Muon",
     "Optimizer",
     "ReduceOnPlateau",
     "Schedule",
+    "Sgd",
     "assign_groups",
     "build_optimizers",
     "checked_schedule",

@@ -6,6 +6,6 @@ assign_if(variable, value, allowed)
 import tensorflow as tf
 
 
-def assign_if(variable: tf.Variable, value: tf.Tensor, allowed: tf.Tensor) -> None:
-    """Assigns `value` if `allowed`, a bool scalar, is True; else writes what is there already."""
-    variable.assign(tf.where(allowed, value, variable))
+def assign_if(variable: tf.Variable, value: tf.Tensor, allowed: tf.Tensor | None) -> None:
+    """Assigns `value` if `allowed`, a bool scalar, is None or True; else writes what is there already."""
+    variable.assign(value if allowed is None else tf.where(allowed, value, variable))

@@ -19,6 +19,7 @@ from framework.config import check_effects, flatten
 from framework.errors import UserError
 from framework.optim.adam import Adam
 from framework.optim.lamb import Lamb
+from framework.optim.muon import Muon
 from framework.optim.options import numbers_of
 from framework.optim.sgd import Sgd
 
@@ -38,8 +39,13 @@ def make_optimizer(
     # tf_keras would compile its own update; ours is part of a compiled step already.
     common: dict[str, Any] = {"learning_rate": learning_rate, "jit_compile": False}
     epsilon, decay = number(settings.epsilon), number(settings.weight_decay)
+    if settings.name in ("sgd", "muon"):
+        common |= {"decay": decay, "momentum": number(settings.momentum), "nesterov": settings.nesterov}
     if settings.name == "sgd":
-        return Sgd(decay=decay, momentum=number(settings.momentum), nesterov=settings.nesterov, **common)
+        return Sgd(**common)
+    if settings.name == "muon":
+        dtype = settings.newton_schulz_dtype.replace("full", "")
+        return Muon(settings.newton_schulz_steps, dtype, settings.rescale_weights, **common)
     common |= {name: number(settings[name]) for name in ("beta_1", "beta_2")}
     if settings.name == "adam":
         return Adam(epsilon=epsilon, **common)

@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "adamw": {"name": "adamw", "weight_decay": 0.05, "beta_1": 0.7},
     "lamb": {"name": "lamb", "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "weight_decay": 0.05},
     "lion": {"name": "lion", "beta_1": 0.8, "beta_2": 0.95, "weight_decay": 0.05},
+    "muon": {"name": "muon", "momentum": 0.8, "nesterov": True, "weight_decay": 0.05, "newton_schulz_steps": 3},
 }
 PEAK = 0.03
 
@@ -88,6 +89,20 @@ class Reference:
         self.w -= rate * (direction + s.weight_decay * self.w)
         self.m = s.beta_2 * self.m + (1 - s.beta_2) * g
 
+    def muon(self, g, rate, s):
+        """As written down for a matrix [out, in]; the kernel is its transpose."""
+        if self.w.ndim < 2:
+            self.sgd(g, rate, s)
+            return
+        self.w -= rate * s.weight_decay * self.w
+        self.m = s.momentum * self.m + g
+        x = (g + s.momentum * self.m).T if s.nesterov else self.m.T
+        x = x / (np.linalg.norm(x) + 1e-7)
+        for _ in range(s.newton_schulz_steps):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        self.w -= rate * x.T
+
 
 def make_weights(dtype):
     rng = np.random.default_rng(2)
@@ -102,7 +117,7 @@ def distance(variable, reference):
 
 BOUND = {"float32": 2e-6, "float64": 1e-14}
 # tf_keras takes 1 - beta_2**t of a float32 0.999, which makes the rate of the first updates 6e-6 too small.
-BOUND_OF = {"adamw": {"float32": 6e-6, "float64": 1e-14}}
+BOUND_OF = {"adamw": {"float32": 6e-6, "float64": 1e-14}, "muon": {"float32": 6e-6, "float64": 1e-14}}
 
 
 @pytest.mark.parametrize("precision", BOUND)
@@ -184,6 +199,10 @@ KINDS = {
         {"beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon", "decay": "weight_decay"},
     ),
     "lamb": (optim.Lamb, {"beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon", "decay": "weight_decay"}),
+    "muon": (
+        optim.Muon,
+        {"momentum": "momentum", "nesterov": "nesterov", "decay": "weight_decay", "steps": "newton_schulz_steps"},
+    ),
     "lion": (keras.optimizers.Lion, {"beta_1": "beta_1", "beta_2": "beta_2", "weight_decay": "weight_decay"}),
 }
 
