@@ -6,6 +6,7 @@ resolved = resolve(config, steps_per_epoch)                      # every duratio
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -17,6 +18,7 @@ DURATIONS = tuple(name for name, key in KEYS.items() if key.duration)
 # The largest number of each unit: small enough that the duration in steps fits an int64.
 UNITS = {"step": 1e15, "epoch": 1e6, "example": 1e15, "%": 100, "percent": 100}
 
+_UNTIL = re.compile(r"(?<=\buntil=)\S+")  # of a group of parameters, see optimizer.groups
 _DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(UNITS)})s?\s*", re.IGNORECASE)
 
 
@@ -65,7 +67,7 @@ def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
       steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=wrap`.
 
     Raises:
-      UserError: a warm-up or boundary past the end of the run, or boundaries that do not increase.
+      UserError: a warm-up, boundary or group's end past the end of the run, or boundaries that do not increase.
     """
     batch_size = config.data.batch_size
     total = to_steps(config.train.duration, steps_per_epoch, batch_size)
@@ -79,6 +81,9 @@ def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
         resolved[section][name] = steps(config[section][name])
     boundaries = tuple(steps(value) for value in config.schedule.boundaries)
     resolved["schedule"]["boundaries"] = boundaries
+    resolved["optimizer"]["groups"] = tuple(
+        _group_in_steps(str(group), steps, total) for group in config.optimizer.groups
+    )
     if any(later <= earlier for earlier, later in zip(boundaries, boundaries[1:], strict=False)):
         raise UserError(f"schedule.boundaries={config.schedule.boundaries} are steps {boundaries}: they must increase.")
     for key, last in (("warmup", resolved["schedule"]["warmup"]), ("boundaries", max(boundaries, default=0))):
@@ -88,3 +93,15 @@ def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
                 f"'{config.train.duration}' ends at step {total}. Shorten schedule.{key}."
             )
     return FrozenConfigDict(resolved)
+
+
+def _group_in_steps(group: str, steps: Callable[[str], int], total: int) -> str:
+    """Returns a group of `optimizer.groups` whose 'until' is a number of steps."""
+    pattern, colon, settings = group.rpartition(":")
+    for until in _UNTIL.findall(settings):
+        if steps(until) > total:
+            raise UserError(
+                f"optimizer.groups: '{group}' ends at step {steps(until)}, but train.duration ends at step {total}."
+                " Leave until out, or shorten it."
+            )
+    return pattern + colon + _UNTIL.sub(lambda match: f"{steps(match[0])}steps", settings)

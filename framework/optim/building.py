@@ -3,26 +3,27 @@
     optimizer = build_optimizers(make_optimizer, model, schedule, updates, config)
     optimizer.trained                      # {'dense/kernel': <Variable>, …}
 
-`make_optimizer(cfg, learning_rate)` is called once for each parameter group, with the group's factors in its arguments,
+`make_optimizer(cfg, learning_rate)` is called once for each parameter group, with the group's settings in `cfg`,
 so every optimizer can be grouped, an experiment's own too.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import compat, paths, precision
+from framework.config import to_steps
 from framework.errors import UserError, near
 from framework.experiment.returns import check_optimizer
 from framework.optim.freezing import Grouped, group_parameters
-from framework.optim.groups import Group, parse_groups
+from framework.optim.groups import Group, parse_groups, settings_of
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.options import check_groups, check_options, numbers_of
-from framework.optim.schedules import Schedule, learning_rate
+from framework.optim.schedules import Schedule, compressed, learning_rate
 
 
 def build_optimizers(
@@ -62,10 +63,8 @@ def build_optimizers(
     pairs_of: dict[str, list[tuple[Any, dict[str, tf.Variable]]]] = {}
     for group, members in grouped:
         made = {} if group.frozen else _make(make, model, schedules, updates, config, group)
-        if group.decay != 1 and make is not make_optimizer:
-            _check_decay(
-                made, _make(make, model, schedules, updates, config, dataclasses.replace(group, decay=1.0)), group
-            )
+        for setting, without in _without_each(group) if make is not make_optimizer else ():
+            _check_heeded(made, _make(make, model, schedules, updates, config, without), group, setting)
         for name, optimizer in made.items():
             prefix = f"{name}/" if isinstance(model, Mapping) else ""
             own = {path.removeprefix(prefix): v for path, v in members.items() if path.startswith(prefix)}
@@ -116,14 +115,25 @@ def _make(
 ) -> dict[str, Any]:
     """Returns {model: keras optimizer} for the parameters of one group."""
     dtype = precision.master_dtype(config.train.precision)
+    if group.until:
+        steps = to_steps(group.until, steps_per_epoch=0, batch_size=1)
+        schedules = {name: compressed(schedule, steps, config.train.duration) for name, schedule in schedules.items()}
     rates = {name: learning_rate(schedule, updates, dtype, group.lr) for name, schedule in schedules.items()}
     scaled = ConfigDict(config.to_dict())
-    scaled.optimizer.weight_decay = config.optimizer.weight_decay * group.decay
+    scaled.optimizer = ConfigDict(settings_of(config.to_dict()["optimizer"], group))
     several = isinstance(model, Mapping)
-    if make is make_optimizer and several:
-        made = {name: make(scaled, rate) for name, rate in rates.items()}
-    else:
-        made = paths.models(make(FrozenConfigDict(scaled), rates if several else rates["model"]))
+    try:
+        if make is make_optimizer and several:
+            made = {name: make(scaled, rate) for name, rate in rates.items()}
+        else:
+            made = paths.models(make(FrozenConfigDict(scaled), rates if several else rates["model"]))
+    except UserError as error:
+        if not group.keys:
+            raise
+        raise UserError(
+            f"optimizer.groups: '{group.pattern}': {error} For this group alone, type in it e.g."
+            " 'name=sgd' or 'decay=0'."
+        ) from error
     _check_names("make_optimizer", made, schedules)
     for name, optimizer in made.items():
         check_optimizer(optimizer)
@@ -142,14 +152,28 @@ def _trace(optimizer: Optimizer) -> None:
     tf.function(lambda gradients: optimizer.apply(gradients), autograph=False).get_concrete_function(gradients)
 
 
-def _check_decay(made: Mapping[str, Any], plain: Mapping[str, Any], group: Group) -> None:
-    """Raises UserError if an experiment's optimizer is the same whatever the group's factor of the weight decay."""
+def _without_each(group: Group) -> Iterator[tuple[str, Group]]:
+    """Yields each setting of a group that the optimizer must heed, 'decay=2', and the group without it.
+
+    Without an update rule of its own, a group has no keys of that rule either.
+    """
+    if group.decay != 1:
+        yield f"decay={group.decay:g}", dataclasses.replace(group, decay=1.0)
+    for name, value in group.keys.items():
+        others = {} if name == "name" else {other: group.keys[other] for other in group.keys if other != name}
+        yield f"{name}={value}", dataclasses.replace(group, keys=others)
+
+
+def _check_heeded(made: Mapping[str, Any], without: Mapping[str, Any], group: Group, setting: str) -> None:
+    """Raises UserError if an experiment's optimizer is the same without a setting of its group."""
+    key = "weight_decay" if setting.startswith("decay=") else setting.partition("=")[0]
+    holds = "holds the factor of the group" if key == "weight_decay" else "holds the value of the group"
     for name, optimizer in made.items():
-        if numbers_of(optimizer) == numbers_of(plain[name]):
+        if (type(optimizer), numbers_of(optimizer)) == (type(without[name]), numbers_of(without[name])):
             raise UserError(
-                f"optimizer.groups: '{group.pattern}: decay={group.decay:g}' has no effect: {type(optimizer).__name__}"
-                " of make_optimizer is the same for any cfg.optimizer.weight_decay. Pass it on, e.g."
-                " weight_decay=cfg.optimizer.weight_decay, which holds the factor of the group."
+                f"optimizer.groups: '{group.pattern}: {setting}' has no effect: {type(optimizer).__name__}"
+                f" of make_optimizer is the same for any cfg.optimizer.{key}. Pass it on, e.g."
+                f" {key}=cfg.optimizer.{key}, which {holds}."
             )
 
 

@@ -163,6 +163,17 @@ def warmed_up(after: Schedule, peak: float, steps: int, start_fraction: float = 
     return schedule
 
 
+def compressed(schedule: Schedule, steps: int, total: int) -> Schedule:
+    """Returns a schedule that passes through the `total` updates of `schedule` in `steps` updates, and then is 0."""
+
+    def fast(update: Any) -> tf.Tensor:
+        update = tf.cast(update, tf.int64)
+        rate = tf.convert_to_tensor(schedule(tf.minimum(update, steps - 1) * total // steps))
+        return tf.where(update < steps, rate, tf.zeros([], rate.dtype))
+
+    return fast
+
+
 class ReduceOnPlateau(tf.Module):
     """Multiplies the rate by `factor` each time that `patience` evaluations in a row have not been better.
 

@@ -540,6 +540,11 @@ def test_ints_do_for_floats():
             "export.weights='ema', but no average is kept: ema.decay=0. Type e.g. --config.ema.decay=0.999.",
         ),
         (
+            {"optimizer.rescale_weights": True},
+            "optimizer.rescale_weights=True has no effect with optimizer.name='adam'."
+            " Use --config.optimizer.name=muon or --config.optimizer.rescale_weights=False.",
+        ),
+        (
             {"schedule.start_fraction": 0.1},
             "schedule.start_fraction=0.1 has no effect without a warm-up. Type e.g. --config.schedule.warmup=5%.",
         ),
@@ -717,9 +722,26 @@ def test_resolve():
         resolved.seed = 1
 
 
+def test_resolve_turns_the_ends_of_groups_into_steps():
+    groups = ("until=9epochs/.*: lr=2 until=3epochs", "a:b: until=40%", "head/.*: frozen", "c: until=100steps decay=0")
+    resolved = resolve(final(optimizer__groups=groups), steps_per_epoch=468.75)
+    ends = (
+        "until=9epochs/.*: lr=2 until=1407steps",
+        "a:b: until=938steps",
+        "head/.*: frozen",
+        "c: until=100steps decay=0",
+    )
+    assert resolved.optimizer.groups == ends
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (
+            {"optimizer.groups": ("whiten/bias: until=6epochs",)},
+            "optimizer.groups: 'whiten/bias: until=6epochs' ends at step 2813, but train.duration ends at step 2344."
+            " Leave until out, or shorten it.",
+        ),
         (
             {"schedule.warmup": "5 epochs"},
             "schedule.warmup='5 epochs' reaches step 2344, but train.duration='5 epochs' ends at step 2344."

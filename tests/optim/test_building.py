@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import optim, paths, precision
+from framework import compat, optim, paths, precision
 from framework.config import UserError, base_config, resolve
 
 STEPS = 20
@@ -187,6 +187,50 @@ def test_an_experiments_optimizers_are_grouped_too_and_may_leave_a_model_out():
     assert rates == pytest.approx([0.5 * PEAK, PEAK], rel=1e-15)
 
 
+def test_a_group_may_have_an_update_rule_and_an_end_of_its_own():
+    """Muon for the kernel of the body, SGD at half the rate for the head, AdamW for a quarter of the run for biases."""
+    config = make_config("muon", ("head/kernel: name=sgd momentum=0.8 lr=0.5", ".*/bias: name=adamw until=25% decay=0"))
+    model, updates = make_model(), counter()
+    optimizer = optim.build_optimizers(optim.make_optimizer, model, falling, updates, config)
+    sgd, adamw, muon = optimizer.groups
+    assert [type(group).__name__ for group in optimizer.groups] == ["Sgd", "Adam", "Muon"]
+    assert list(optimizer.trained) == ["head/kernel", "body/bias", "head/bias", "body/kernel"]
+    assert (sgd.momentum, muon.momentum, sgd.decay, adamw.decay, muon.decay) == (0.8, 0.0, DECAY, 0.0, DECAY)
+
+    def rate_of(group):
+        return float(compat.learning_rate_of(group)(0))
+
+    for update in range(8):
+        updates.assign(update)
+        wanted = PEAK * (1 - update / STEPS)
+        assert rate_of(sgd) == pytest.approx(0.5 * wanted, rel=1e-14)
+        ending = PEAK * (1 - 4 * update / STEPS) if update < 5 else 0  # four updates of the run in one
+        assert rate_of(adamw) == pytest.approx(ending, rel=1e-14)
+        assert rate_of(muon) == pytest.approx(wanted, rel=1e-14)
+
+
+@pytest.mark.parametrize("setting", ["momentum=0.5", "name=sgd momentum=0.5", "name=lamb"])
+def test_a_setting_of_a_group_that_an_experiments_optimizer_does_not_read_is_refused(setting):
+    with pytest.raises(UserError) as error:
+        optim.build_optimizers(make_sgd, make_model(), falling, counter(), make_config(groups=(f".*/bias: {setting}",)))
+    first = setting.partition(" ")[0]
+    key = first.partition("=")[0]
+    assert str(error.value) == (
+        f"optimizer.groups: '.*/bias: {first}' has no effect: SGD of make_optimizer is the same for any"
+        f" cfg.optimizer.{key}. Pass it on, e.g. {key}=cfg.optimizer.{key}, which holds the value of the group."
+    )
+
+
+def test_layers_may_have_rates_that_fall_with_their_depth():
+    layers = {f"block_{depth}": 3 for depth in range(4)}
+    groups = tuple(f"block_{depth}/.*: lr={0.75 ** (3 - depth)}" for depth in range(4))
+    optimizer = optim.build_optimizers(
+        optim.make_optimizer, make_model(**layers), falling, counter(), make_config("sgd", groups)
+    )
+    rates = [float(group.learning_rate) for group in optimizer.groups]
+    assert rates == pytest.approx([PEAK * 0.75**3, PEAK * 0.75**2, PEAK * 0.75, PEAK], rel=1e-15)
+
+
 def test_a_model_of_its_own_optimizer_gets_the_rate_itself():
     optimizer = optim.build_optimizers(
         lambda cfg, learning_rate: keras.optimizers.RMSprop(learning_rate),
@@ -240,7 +284,21 @@ SINGLE = {
         optim.make_optimizer,
         make_config(groups=(".*",)),
         "optimizer.groups: '.*' is not a regex, ':' and settings."
-        " Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2' or 'head/.*: frozen'.",
+        " Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2', 'head/.*: name=adamw' or 'head/.*: frozen'.",
+    ),
+    "a key of another rule": (
+        optim.make_optimizer,
+        make_config(groups=(".*/bias: momentum=0.9",)),
+        "optimizer.groups: '.*/bias': optimizer.momentum=0.9 has no effect with optimizer.name='adamw'."
+        " Use --config.optimizer.name=sgd or --config.optimizer.momentum=0.0. For this group alone, type"
+        " in it e.g. 'name=sgd' or 'decay=0'.",
+    ),
+    "a decay that the rule of the group does not have": (
+        optim.make_optimizer,
+        make_config(groups=(".*/bias: name=adam",)),
+        "optimizer.groups: '.*/bias': optimizer.weight_decay=0.2 has no effect with optimizer.name='adam'."
+        " Use --config.optimizer.name=adamw or --config.optimizer.weight_decay=0.0. For this group alone, type"
+        " in it e.g. 'name=sgd' or 'decay=0'.",
     ),
     "a pattern of nothing": (
         optim.make_optimizer,

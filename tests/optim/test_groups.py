@@ -2,10 +2,12 @@
 
 import pytest
 
-from framework.config import UserError
-from framework.optim.groups import Group, assign_groups, parse_groups
+from framework.config import UserError, base_config
+from framework.optim.groups import Group, assign_groups, parse_groups, settings_of
 
-EXAMPLE = " Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2' or 'head/.*: frozen'."
+EXAMPLE = " Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2', 'head/.*: name=adamw' or 'head/.*: frozen'."
+SETTINGS = "lr, decay, until, frozen, name, momentum, nesterov, beta_1, beta_2, epsilon, newton_schulz_steps"
+SETTINGS += ", newton_schulz_dtype, rescale_weights"
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,13 @@ EXAMPLE = " Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2' or 'head/.
         ("dense/.*:decay=0", Group("dense/.*", decay=0.0)),
         ("  dense/.* :  lr=1e-2   decay=2 ", Group("dense/.*", lr=0.01, decay=2.0)),
         ("(?:a|b)/kernel: decay=3 lr=0", Group("(?:a|b)/kernel", lr=0.0, decay=3.0)),
+        ("whiten/bias: until=3epochs lr=2", Group("whiten/bias", lr=2.0, until="3epochs")),
+        ("whiten/bias: until=12.5%", Group("whiten/bias", until="12.5%")),
+        (
+            "head/.*: name=sgd momentum=0.85 nesterov=True",
+            Group("head/.*", keys={"name": "sgd", "momentum": 0.85, "nesterov": True}),
+        ),
+        ("a: newton_schulz_steps=3", Group("a", keys={"newton_schulz_steps": 3})),
     ],
 )
 def test_a_text_is_a_group(text, group):
@@ -38,9 +47,21 @@ def test_without_groups_there_is_one_of_everything():
         (3, "is not a regex, ':' and settings."),
         ("dense(: lr=1", "has a bad regex (missing ), unterminated subpattern at position 5)."),
         ("a{99999999999}: lr=1", "has a bad regex (the repetition number is too large)."),
-        ("a: lrs=1", "has the setting 'lrs', which is not one of lr, decay, frozen. Did you mean 'lr'?"),
-        ("a: frosen", "has the setting 'frosen', which is not one of lr, decay, frozen. Did you mean 'frozen'?"),
-        ("a: x=1", "has the setting 'x', which is not one of lr, decay, frozen."),
+        ("a: lrs=1", "has the setting 'lrs', which is not one of " + SETTINGS + ". Did you mean 'lr'?"),
+        ("a: frosen", "has the setting 'frosen', which is not one of " + SETTINGS + ". Did you mean 'frozen'?"),
+        ("a: x=1", "has the setting 'x', which is not one of " + SETTINGS + "."),
+        ("a: weight_decay=1", "has the setting 'weight_decay', which is not one of " + SETTINGS + "."),
+        ("a: until=3", "has until='3', which is not a duration such as 3epochs or 40%."),
+        ("a: until=3 epochs", "has until='3', which is not a duration such as 3epochs or 40%."),
+        (
+            "a: name=adamax",
+            "has name='adamax'; legal: sgd, adam, adamw, lamb, lion, muon.",
+        ),
+        ("a: momentum=2", "has momentum='2'; legal: 0 to 1; only with optimizer.name=sgd or muon."),
+        ("a: momentum=nan", "has momentum='nan'; legal: 0 to 1; only with optimizer.name=sgd or muon."),
+        ("a: nesterov=yes", "has nesterov='yes'; legal: True or False; only with optimizer.name=sgd or muon."),
+        ("a: epsilon=inf", "has epsilon='inf'; legal: at least 1e-30; only with optimizer.name=adam, adamw or lamb."),
+        ("a: newton_schulz_steps=2.5", "has newton_schulz_steps='2.5'; legal: 1 to 20; only with optimizer.name=muon."),
         ("a: lr=-1", "has lr='-1', which is not a finite number of at least 0."),
         ("a: decay=inf", "has decay='inf', which is not a finite number of at least 0."),
         ("a: decay=nan", "has decay='nan', which is not a finite number of at least 0."),
@@ -101,3 +122,15 @@ def test_every_path_that_is_not_in_one_group_is_named(texts, problem):
     with pytest.raises(UserError) as error:
         assign_groups(parse_groups(texts), PATHS)
     assert str(error.value) == f"optimizer.groups: {problem}{END}"
+
+
+def test_a_group_has_the_keys_of_the_run_but_for_its_own():
+    """Of another rule it has no keys of the rule of the run; its factor of the weight decay counts in any case."""
+    section = base_config().optimizer.to_dict()
+    section |= {"name": "muon", "momentum": 0.6, "nesterov": True, "newton_schulz_steps": 3, "weight_decay": 0.1}
+    (own, other, plain) = parse_groups(("a: momentum=0.85 decay=2", "b: name=adamw beta_1=0.8", "c: name=sgd"))
+    assert settings_of(section, own) == {**section, "momentum": 0.85, "weight_decay": 0.2}
+    wanted = {**base_config().optimizer.to_dict(), "name": "adamw", "beta_1": 0.8, "weight_decay": 0.1}
+    assert settings_of(section, other) == wanted
+    assert settings_of(section, plain) == {**section, "name": "sgd", "newton_schulz_steps": 5}
+    assert settings_of(section, Group(".*")) == section

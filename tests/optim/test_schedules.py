@@ -106,6 +106,13 @@ SCHEDULES = {
         {**POLYNOMIAL, "schedule__warmup": "20 steps", "schedule__start_fraction": 0.2},
         lambda u: polynomial(u, 20),
     ),
+    "a line up from a fifth and a line down": (
+        {
+            **{"schedule__name": "polynomial", "schedule__final_fraction": 0.07},
+            **{"schedule__warmup": "23%", "schedule__start_fraction": 0.2},
+        },
+        lambda u: 0.3 * float(np.interp(u, [0, 46, STEPS], [0.2, 1, 0.07])),
+    ),
     "restarts": (EQUAL, lambda u: restarts(u, [30] * 99, 1, 0)),
     "restarts, growing": (GROWING, lambda u: restarts(u, [100, 110, 121], 1, 0)),
     "restarts, doubling and lower": (
@@ -191,6 +198,17 @@ def test_a_cycle_starts_at_its_peak_far_into_a_run():
         assert float(peaks(tf.constant(start, tf.int64))) == pytest.approx(0.3, rel=1e-6), start
         assert float(peaks(tf.constant(start + length - 1, tf.int64))) < 0.3 * 0.06, start
         start, length = start + length, length * 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_compressed_schedule_passes_through_all_of_it_and_then_is_0(mode):
+    schedule = optim.make_schedule(make_config(schedule__name="polynomial", schedule__learning_rate=0.3), STEPS)
+    for steps in (50, 60, STEPS):
+        fast = MODES[mode](optim.schedules.compressed(schedule, steps, STEPS))
+        for update in (0, 1, 7, 48, 49, 50, 59, 60, 199, 200, 300):
+            at = update * STEPS // steps
+            wanted = 0.3 * (1 - at / STEPS) if update < steps else 0
+            assert float(fast(tf.constant(update, tf.int64))) == pytest.approx(wanted, rel=1e-14), (steps, update)
 
 
 MISSING = {

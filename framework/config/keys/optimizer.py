@@ -29,10 +29,12 @@ KEYS = {
     ),
     "rescale_weights": Key(
         False,
-        "before each update, bring each matrix to the norm sqrt(outputs), if normalisation follows",
+        "before each update, bring each matrix to the norm sqrt(outputs); for weights before normalisation",
         only_with=_MUON,
     ),
     "groups": Key(
-        (), "'REGEX: decay=0', 'REGEX: lr=0.1 decay=2', 'REGEX: frozen'; other parameters form the last group"
+        (),
+        "'REGEX: lr=0.1 decay=0', 'REGEX: name=sgd momentum=0.9', 'REGEX: until=3epochs', 'REGEX: frozen'; other"
+        " parameters form the last group",
     ),
 }
