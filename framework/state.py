@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths, rng
-from framework.optim import ExponentialMovingAverage, Optimizer
+from framework.optim import ExponentialMovingAverage, Lookahead, Optimizer
 from framework.precision import LossScale
 
 
@@ -67,6 +67,7 @@ class TrainState(tf.Module):
       optimizer: with its slots, or a dict of them by model.
       loss_scale: None without one.
       ema: moving average of the weights; None without one.
+      lookahead: slow weights that replace the trained ones now and then; None without them.
       extra: what the experiment's `make_state` returned; None without one.
       schedule: learning-rate schedules with variables, or a dict of them by model; None without one.
       data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
@@ -86,6 +87,7 @@ class TrainState(tf.Module):
         data: tf.Module | None = None,
         skip_list: int = 0,
         schedule: Any = None,
+        lookahead: Lookahead | None = None,
     ) -> None:
         super().__init__("state")
         self.step = new_counter()
@@ -97,6 +99,7 @@ class TrainState(tf.Module):
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.ema = ema
+        self.lookahead = lookahead
         self.extra = extra
         self.data = data
         self.schedule = schedule
@@ -113,6 +116,24 @@ class TrainState(tf.Module):
     def optimizers(self) -> dict[str, Optimizer]:
         """{name: optimizer} of the models that are trained."""
         return paths.models(self.optimizer)
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether `average` does anything."""
+        return self.ema is not None or self.lookahead is not None
+
+    def average(self, count: tf.Tensor, step: tf.Tensor, allowed: tf.Tensor | None = None) -> None:
+        """After an update, replaces the weights by the slow ones of Lookahead if that is due; then updates the EMA.
+
+        Args:
+          count: int64 scalar; updates made, including this one.
+          step: int64 scalar; steps counted before this one.
+          allowed: bool scalar; False leaves all as it is, as in `Optimizer.apply`.
+        """
+        if self.lookahead is not None:
+            self.lookahead.update(count, step, allowed)
+        if self.ema is not None:
+            self.ema.update(count, allowed)
 
     @property
     def learned(self) -> dict[str, tf.Variable]:

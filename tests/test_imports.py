@@ -70,7 +70,7 @@ ROWS = (
     ("optim.groups", "optim.options", "optim.masked"),
     ("optim.sgd", "optim.adam", "optim.lamb"),
     ("optim.muon",),
-    ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average"),
+    ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average", "optim.lookahead"),
     ("optim.checked", "optim.freezing", "optim.stateful"),
     ("optim.building",),
     ("optim",),

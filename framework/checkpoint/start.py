@@ -196,6 +196,7 @@ def _take_weights(state: TrainState, config: FrozenConfigDict) -> _Weights:
     ambiguous = warm_start.Ambiguous(snapshot.named_in(source), paths.ambiguous(state.model))
     match = warm_start.match(arrays, target, warm_start.parse_map(config.init_map), str(source), ambiguous)
     warm_start.assign(match, arrays, target)
-    if state.ema is not None:
-        state.ema.restart()
+    for average in (state.ema, state.lookahead):
+        if average is not None:
+            average.restart()
     return _Weights(source, match, len(target))

@@ -30,6 +30,7 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
         _check_watched(flat)
     _check_origin(flat)
     _check_evaluation(flat)
+    _check_lookahead(flat)
     check_effects({key: value for key, value in flat.items() if key.partition(".")[0] not in own})
     _check_micro_batches(flat)
     _check_replicas(flat)
@@ -101,6 +102,15 @@ def _check_evaluation(flat: Mapping[str, Any]) -> None:
         )
 
 
+def _check_lookahead(flat: Mapping[str, Any]) -> None:
+    for key in ("lookahead.alpha", "lookahead.power"):
+        if flat[key] != KEYS[key].default and not flat["lookahead.every"]:
+            raise UserError(
+                f"{key}={flat[key]!r} has no effect with lookahead.every=0."
+                f" Type e.g. --config.lookahead.every=5, or --config.{key}={typed(KEYS[key].default)}."
+            )
+
+
 def _check_micro_batches(flat: Mapping[str, Any]) -> None:
     batch_size = flat["data.batch_size"]
     micro_batches = flat["train.micro_batches"]
@@ -142,6 +152,7 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
     for key, legal, why in (
         ("train.compile", ("graph", "auto"), "XLA cannot read weights that lie on another device"),
         ("ema.decay", (0,), "an average would read all weights after every update"),
+        ("lookahead.every", (0,), "slow weights would replace weights that other workers are reading"),
         ("train.on_nonfinite", ("stop", "skip"), "what other workers did meanwhile cannot be undone"),
         ("loss_scale.name", ("auto", "none"), "updates are not in the order that a loss scale counts"),
         ("train.precision", _without("train.precision", "float16"), "float16 needs a loss scale"),

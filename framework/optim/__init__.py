@@ -15,6 +15,7 @@ from framework.optim.clipping import clip, global_norm
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.lamb import Lamb
+from framework.optim.lookahead import Lookahead
 from framework.optim.muon import Muon
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
@@ -25,6 +26,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "Group",
     "Lamb",
+    "Lookahead",
     "Muon",
     "Optimizer",
     "ReduceOnPlateau",

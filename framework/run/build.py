@@ -231,17 +231,19 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
 
 def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> TrainState:
     """Returns all that a checkpoint of the run holds."""
-    decay = resolved.ema.decay
+    decay, slow = resolved.ema.decay, resolved.lookahead.every
+    variables = paths.variables(made.model)
     return state.create(
         made.model,
         made.optimizer,
         made.updates,
         loss_scale=precision.make_loss_scale(resolved),
-        ema=optim.ExponentialMovingAverage(decay, paths.variables(made.model)) if decay else None,
+        ema=optim.ExponentialMovingAverage(decay, variables) if decay else None,
         extra=made.extra,
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
         schedule=made.schedule_state,
+        lookahead=optim.Lookahead(resolved.lookahead, resolved.train.duration, variables) if slow else None,
     )
 
 

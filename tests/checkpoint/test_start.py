@@ -11,6 +11,7 @@ import pytest
 import tf_keras as keras
 
 import launch
+from framework import testing
 from framework.checkpoint import start, storage
 from framework.config import UserError
 from framework.run import loop
@@ -267,6 +268,13 @@ def test_init_from_takes_weights_and_nothing_else(tmp_path, source, which, caplo
     names = {f"{kind}/{path}" for kind in ("model", "ema/averages") for path in taken}
     assert differing(snapshot(built), snapshot(fresh)) == names
     assert int(built.state.step) == int(built.state.updates) == 0
+
+
+def test_slow_weights_start_from_the_weights_that_are_taken(tmp_path, source):
+    built = build(tmp_path / "run", init_from=str(source.workdir), **{"lookahead.every": 5})
+    built.open()
+    slow = {path.removeprefix("slow/"): value for path, value in testing.bits(built.state.lookahead).items()}
+    assert slow == weights(built) == weights(source)
 
 
 def test_init_from_with_another_head(tmp_path, source, caplog):

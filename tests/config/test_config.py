@@ -138,6 +138,8 @@ NEEDS = {
     "schedule.period_factor": {"schedule.period": "1 epoch"},
     "schedule.peak_factor": {"schedule.period": "1 epoch"},
     "runtime.parameter_servers": {"train.compile": "graph"},
+    "lookahead.alpha": {"lookahead.every": 1},
+    "lookahead.power": {"lookahead.every": 1},
 }
 
 
@@ -538,6 +540,16 @@ def test_ints_do_for_floats():
         (
             {"export.weights": "ema"},
             "export.weights='ema', but no average is kept: ema.decay=0. Type e.g. --config.ema.decay=0.999.",
+        ),
+        (
+            {"lookahead.alpha": 0.8},
+            "lookahead.alpha=0.8 has no effect with lookahead.every=0."
+            " Type e.g. --config.lookahead.every=5, or --config.lookahead.alpha=0.5.",
+        ),
+        (
+            {"lookahead.power": 3.0},
+            "lookahead.power=3.0 has no effect with lookahead.every=0."
+            " Type e.g. --config.lookahead.every=5, or --config.lookahead.power=0.0.",
         ),
         (
             {"optimizer.rescale_weights": True},
