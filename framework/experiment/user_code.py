@@ -60,6 +60,7 @@ _ADVICE = (
         r"XLA has no operation \1.",
         "Use --config.train.compile=graph, or write it with other functions of tf.",
     ),
+    (r"A KerasTensor cannot be used as input to a TensorFlow", "a layer of tf_keras got a KerasTensor.", KERAS_3),
     (r"<class 'keras\.|keras\.src\.", "", KERAS_3),
     (r"No module named '([\w.]+)'", "", "Install it, or put the file beside the experiment."),
     (r"attempted relative import", "", "The experiment is a file, not a package: write `import helpers`."),

@@ -3,7 +3,7 @@
 return {"error": losses.mean(tf.abs(predictions - batch["y"]), batch["weight"])}, {}
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -12,7 +12,7 @@ from framework.errors import UserError
 
 
 class Term(NamedTuple):
-    """One part of a loss: `sum` / `weight` is its mean.
+    """One part of a loss: `sum` / `weight` is its mean. `0.5 * term` is the same part with half of its sum.
 
     Attributes:
       sum: scalar, float32 or float64, sum of weighted values. If values of weight 0 may be NaN or infinite, write
@@ -25,6 +25,17 @@ class Term(NamedTuple):
 
     sum: tf.Tensor
     weight: tf.Tensor
+
+    def __mul__(self, factor: Any) -> "Term":  # a tuple would be repeated
+        if isinstance(factor, tuple | list):
+            raise UserError("a Term is multiplied by a number or a scalar tensor, not by a Term: write 0.5 * term.")
+        return type(self)(self.sum * tf.cast(factor, self.sum.dtype), self.weight)
+
+    def __rmul__(self, factor: Any) -> "Term":
+        return self * factor
+
+    def __add__(self, other: Any) -> "Term":  # a tuple would be made longer
+        raise UserError("Terms are not added, because each has a weight of its own. Return {'a': one, 'b': another}.")
 
 
 class BatchDependent(Term):

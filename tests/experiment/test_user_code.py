@@ -201,3 +201,11 @@ def test_a_message_of_any_length_is_one_line():
 def test_whose_a_file_is(monkeypatch, file, is_own):
     monkeypatch.undo()
     assert user_code.is_own(file) == is_own
+
+
+def test_a_tensor_of_keras_3_in_a_layer_of_tf_keras():
+    source = "import keras, tf_keras\n\ndef f():\n    return tf_keras.layers.Dropout(0.1)(keras.Input([3]))\n"
+    assert line(own(source)["f"]) == (
+        "x.py:4: f: ValueError: a layer of tf_keras got a KerasTensor. It is of Keras 3, whose layers, models and"
+        f" optimizers are others: write `import tf_keras as keras`. {DEBUG}"
+    )

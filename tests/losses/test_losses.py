@@ -399,3 +399,17 @@ def test_a_run_stops_at_a_target_that_is_no_probability_and_names_it(mode):
     problem = str(error.value)
     assert problem.startswith("step 1 cannot be taken:") and "takes 2.0, which is not from 0 to 1" in problem
     assert "'label'" in problem
+
+
+def test_a_term_times_a_number_is_the_same_part_of_a_loss():
+    term = losses.Term(tf.constant(3.0, tf.float64), tf.constant(2.0))
+    for scaled in (0.5 * term, term * 0.5, term * np.float32(0.5), term * tf.constant(0.5)):
+        assert type(scaled) is losses.Term and scaled.sum.dtype == tf.float64
+        assert (float(scaled.sum), float(scaled.weight)) == (1.5, 2.0)
+    assert type(2 * losses.BatchDependent(*term)) is losses.BatchDependent
+    with pytest.raises(UserError, match=r"^Terms are not added, .* Return \{'a': one, 'b': another\}\.$"):
+        term + term
+    with pytest.raises(
+        UserError, match=r"multiplied by a number or a scalar tensor, not by a Term: write 0\.5 \* term"
+    ):
+        term * term
