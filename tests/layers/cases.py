@@ -142,6 +142,7 @@ CASES = (
         {"filters": 4, "normalization": "none", "squeeze_ratio": 2, "stochastic_depth": 0.5, "zero_last": False},
         ((3, 4, 2),),
         title="that draws",
+        is_slow=True,
     ),
     Case(
         "BottleneckBlock",
