@@ -32,7 +32,7 @@ SETTINGS = {
     "early_stopping.min_delta": 0.3,
     "early_stopping.patience": 2,
 }
-TIMES = {"examples_per_second"}
+TIMES = {"examples_per_second", "data_wait"}
 
 
 class Crash(BaseException):

@@ -116,7 +116,7 @@ ROWS = (
     ("evaluators",),
     # a run
     ("run.arguments", "run.interval", "run.stored_config", "run.code_copies"),
-    ("run.environment", "run.interrupt"),
+    ("run.environment", "run.interrupt", "run.progress"),
     ("run.continuity", "run.metric_names"),
     ("run.run", "run.request"),
     ("run.build",),
@@ -124,8 +124,7 @@ ROWS = (
     ("run.evaluation",),
     ("run.exporting", "run.preview"),
     ("run.nonfinite",),
-    ("run.progress",),
-    ("run.hooks", "run.outputs", "run.result"),
+    ("run.hooks", "run.outputs", "run.result", "run.waiting"),
     ("run.built_in", "run.own_hooks"),
     ("run.loop",),
     ("run.replay",),

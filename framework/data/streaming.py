@@ -57,6 +57,15 @@ class Streamed:
         self._make_reader = make_reader
         self._open()
 
+    @property
+    def advice(self) -> str:
+        """Returns what to change if training waits for these batches."""
+        return (
+            f"Prepare more batches at a time (--config.data.parallel_calls={2 * self._parallel_calls}), keep the"
+            " examples on the device if they fit (--config.data.placement=resident), or do less in `take` and"
+            " `transform`: decode once, and store the result."
+        )
+
     def shard(self, first: int, count: int) -> "Streamed":
         """Returns the batches of one replica, which read the examples of its places alone."""
         shard = copy.copy(self)

@@ -10,6 +10,7 @@ import numpy as np
 from framework.checkpoint import other_runs, read_arrays
 from framework.checkpoint.storage import read_manifest
 from framework.run.own_hooks import NOTE_KEY
+from framework.run.progress import TIMES
 
 _COMPARED = ("status", "step", "updates", "skipped", "empty_terms", "final", "final_step", "best")  # of result.json
 
@@ -45,7 +46,7 @@ def read(workdir: Path) -> Outcome:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return Outcome(
         state,
-        [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows],
+        [{name: value for name, value in row.items() if name not in TIMES} for row in rows],
         {name: result.get(name) for name in _COMPARED},
         read_manifest(checkpoint)["note"].get(NOTE_KEY, {}),
     )

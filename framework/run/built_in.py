@@ -23,7 +23,11 @@ def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
 
     def write_row(context: Context) -> None:
         row, means = context.block.row(len(context.block.rows) - 1), interval.means()
-        context.writer.scalars(context.step, {**row, **means, "examples_per_second": context.progress.lap()})
+        lap = context.progress.lap()
+        times = {"examples_per_second": context.progress.examples_per_second(lap)}
+        if not run.data.is_resident:
+            times["data_wait"] = lap.data_wait
+        context.writer.scalars(context.step, {**row, **means, **times})
         context.progress.logged(context.step, {name.removeprefix(MEAN): value for name, value in means.items()})
         interval.begin()
 

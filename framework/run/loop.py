@@ -34,6 +34,7 @@ from framework.run.preview import show_inputs, warn_unless_additive
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
+from framework.run.waiting import warn_of_waiting
 from framework.step import compile_choice
 from framework.writers import MultiWriter
 
@@ -135,7 +136,8 @@ class Ended(enum.Enum):
 def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) -> Ended:
     """Trains from the current state to the end, or until the run goes back to a checkpoint."""
     step = int(run.state.step)
-    is_warned, is_shown = False, step > 0
+    is_warned = False
+    is_shown = step > 0
     interval = Interval(run.train_block.layout, run.note)
     hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], step, run.total_steps)
     with writers_of(run, step) as writer:
@@ -164,6 +166,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
+            warn_of_waiting(run, progress)
             context = Context(step, block, run, writer, progress)
             hooks.act(context)
             if context.is_save_due:

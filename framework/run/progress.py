@@ -2,19 +2,49 @@
 
     progress = Progress(batch_size=128, started=time.monotonic(), note=run.note, modes={'test/loss': 'min'})
     block = progress.timed(train_block, k)
-    progress.lap()                   # examples per second since the last lap
+    progress.lap()                   # speed and share of waiting since the last lap
     progress.observe(469, {'test/loss': 0.07})
     checkpoints.save(state, progress.note())
 
 Times are in seconds; the time of a run is the sum over its starts.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
+
+# Numbers of a row that no two runs share.
+TIMES = ("examples_per_second", "data_wait")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """The time that some training steps took, in seconds.
+
+    Attributes:
+      steps: how many.
+      seconds: of all of them.
+      waited: of these, seconds in which the devices waited for streamed batches.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the time that was waited for data, from 0 to 1; NaN if there was no time."""
+        return self.waited / self.seconds if self.seconds else math.nan
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.steps + other.steps, self.seconds + other.seconds, self.waited + other.waited)
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.steps - other.steps, self.seconds - other.seconds, self.waited - other.waited)
 
 
 class Progress:
@@ -32,6 +62,7 @@ class Progress:
       evaluations: {'split/metric': value} of the newest evaluation, which is of step `evaluated_step`.
       best: {'split/metric': the best value so far}; best_steps: {'split/metric': the step of that value}.
       time_to_first_step: seconds from `started` to the end of the first step; None before it.
+      is_wait_told: whether the run has warned that training waits for its data.
     """
 
     def __init__(
@@ -46,9 +77,9 @@ class Progress:
         self.time_to_first_step: float | None = None
         self._batch_size, self._started, self._modes, self._clock = batch_size, started, modes, clock
         self._before = float(note.get("wall_seconds", 0.0))
-        self._lap_start = self._seconds = 0.0
-        self._lap_first = self._steps = 0
+        self._total = self._lap_start = Spent()
         self._phases: dict[str, float] = {}
+        self.is_wait_told = False
 
     def go_back(self, note: Mapping[str, Any]) -> None:
         """Takes rows and evaluations as the note of a checkpoint has them, and forgets later ones; time goes on."""
@@ -80,24 +111,28 @@ class Progress:
             shares = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
             logging.info("first step after %.1f s, of which %s", self.time_to_first_step, shares)
         else:
-            self._seconds += self._clock() - start
-            self._steps += k
+            self._total += Spent(k, self._clock() - start, block.waited)
         return block
 
     @property
     def step_seconds(self) -> float:
         """Seconds of a step, over all blocks but the first; 0 before the second block."""
-        return self._seconds / self._steps if self._steps else 0.0
+        return self._total.seconds / self._total.steps if self._total.steps else 0.0
 
-    def lap(self) -> float:
-        """Returns examples per second since the last lap, without evaluations and saves; NaN if there were no steps."""
-        seconds, steps = self._seconds - self._lap_start, self._steps - self._lap_first
-        self._lap_start, self._lap_first = self._seconds, self._steps
-        return self._rate(seconds, steps)
+    @property
+    def total(self) -> "Spent":
+        """The steps of this process but those of the first block, without evaluations and saves."""
+        return self._total
 
-    def examples_per_second(self) -> float:
-        """Returns examples per second over all blocks of this process but the first; NaN if there were none."""
-        return self._rate(self._seconds, self._steps)
+    def lap(self) -> "Spent":
+        """Returns the steps since the last lap and their time, without evaluations and saves."""
+        lap = self._total - self._lap_start
+        self._lap_start = self._total
+        return lap
+
+    def examples_per_second(self, spent: "Spent") -> float:
+        """Returns examples per second of some steps; NaN if there were none."""
+        return spent.steps * self._batch_size / spent.seconds if spent.steps else math.nan
 
     def observe(self, step: int, evaluations: Mapping[str, float]) -> None:
         """Takes the evaluation of a step; a value that is not finite, or has no mode, is never the best."""
@@ -129,6 +164,3 @@ class Progress:
     def wall_seconds(self) -> float:
         """Returns the seconds of the run, over this process and those before it."""
         return self._before + self._clock() - self._started
-
-    def _rate(self, seconds: float, steps: int) -> float:
-        return steps * self._batch_size / seconds if steps else math.nan

@@ -31,7 +31,7 @@ def status(run: Run) -> str:
 def make_result(run: Run, progress: Progress) -> dict[str, Any]:
     """Returns the content of result.json."""
     compiled = run.train_block.compiled
-    rate = progress.examples_per_second()
+    spent = progress.total
     start = ([{}, *starts(run.workdir)])[-1]  # the commits that trained; the checkouts may have moved on
     return {
         "status": status(run),
@@ -54,7 +54,8 @@ def make_result(run: Run, progress: Progress) -> dict[str, Any]:
         "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
         "wall_seconds": progress.wall_seconds(),
         "time_to_first_step_seconds": progress.time_to_first_step,
-        "examples_per_second": _or_none(rate),
+        "examples_per_second": _or_none(progress.examples_per_second(spent)),
+        "data_wait": None if run.data.is_resident else _or_none(spent.data_wait),
         "replicas": run.replicas.count,
         "compile": compiled.mode,
         "tuning": None if run.choice is None else dataclasses.asdict(run.choice),

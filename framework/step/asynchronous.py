@@ -9,6 +9,7 @@ Each worker takes one step at a time, so with a single worker this is training o
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,9 @@ class AsynchronousBlock(TrainBlock):
         """
         self._check_k(k)
         first = int(self._state.step)
+        start = time.perf_counter()
         plan = {} if self._batches.is_resident else self._batches.plan(first, k, k)
+        waited = 0.0 if self._batches.is_resident else time.perf_counter() - start
         try:
             taken = [
                 self._schedule(first + i, {name: rows[i : i + 1] for name, rows in plan.items()}) for i in range(k)
@@ -92,7 +95,7 @@ class AsynchronousBlock(TrainBlock):
         totals = dict(sums or self.layout.empty_sums())
         for _, added in steps[: len(block.rows)]:
             totals = {name: total + added[name] for name, total in totals.items()}
-        return dataclasses.replace(block, sums=totals)
+        return dataclasses.replace(block, sums=totals, waited=waited)
 
     def _compile(self, mode: str) -> Compiled:
         return Compiled(self._take_on_worker, "graph", "train")

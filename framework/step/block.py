@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,7 @@ class Block:
         its finite steps.
       norms: {'parameter_norm': of the trained weights before the last step, 'update_norm': of what the step added to
         them}; with several models 'parameter_norm/generator', ….
+      waited: seconds until streamed batches were there; the devices had nothing to do meanwhile.
     """
 
     first_step: int
@@ -92,6 +94,7 @@ class Block:
     is_halted: bool = False
     sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    waited: float = 0.0
 
     def row(self, index: int) -> dict[str, float]:
         """Returns the numbers of step `first_step + index + 1`; with `norms` if it is the last."""
@@ -147,8 +150,10 @@ class TrainBlock:
         self._check_k(k)
         first = int(self._state.step)
         with self._explained(first, k), named_shapes():
+            start = time.perf_counter()
             resident = self._batches.is_resident
             plans = [] if resident else [shard.plan(first, k, self.block_steps) for shard in self._shards]
+            waited = 0.0 if resident else time.perf_counter() - start
             so_far = {name: tf.constant(value) for name, value in (sums or self.layout.empty_sums()).items()}
             rows, count, is_halted, norms, totals = self.compiled(tf.constant(k), plans, so_far)
         rows = rows.numpy()[: int(count)]
@@ -157,7 +162,7 @@ class TrainBlock:
             self._check_violations(first + len(rows) - 1, rows[-1])
         norms = {name: float(norm) for name, norm in norms.items()}
         totals = {name: total.numpy() for name, total in totals.items()}
-        return Block(first, rows, self.layout, self._is_halted, totals, norms)
+        return Block(first, rows, self.layout, self._is_halted, totals, norms, waited)
 
     @property
     def state(self) -> TrainState:

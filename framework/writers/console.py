@@ -19,8 +19,9 @@ _COLUMNS, _BAR = 80, 11  # of a line of the console; of these, percentage and ba
 _SPACE = "  "
 _SHORTEST = 4  # characters of a name that is cut
 _MEAN = "mean/"
+_SHOWN_WAIT = 0.01  # a smaller share of waiting for data is left out
 _COUNTS = ("skipped", "empty_terms")
-_NOT_METRICS = {"loss", "learning_rate", "examples_per_second", *_COUNTS}
+_NOT_METRICS = {"loss", "learning_rate", "examples_per_second", "data_wait", *_COUNTS}
 
 
 class Console(Writer):
@@ -99,7 +100,8 @@ class Console(Writer):
 def _fitted(begin: Sequence[str], values: Mapping[str, float], end: Sequence[str], width: int) -> str:
     """Returns a line of at most `width` columns: step, loss, counts above zero, time left, and what else fits.
 
-    Metrics come first, with shortened names if need be, then speed, learning rate, and the terms of the loss.
+    Metrics come first, with shortened names if need be, then the wait for data, speed, learning rate, and the terms of
+    the loss.
     """
     means = {name.removeprefix(_MEAN): value for name, value in values.items() if name.startswith(_MEAN)}
     shown = means or values
@@ -112,7 +114,9 @@ def _fitted(begin: Sequence[str], values: Mapping[str, float], end: Sequence[str
     if len(names) < len(metrics):
         middle.append(f"+{len(metrics) - len(names)}")
     rate = values.get("examples_per_second", math.nan)
-    further = [f"{rate:,.0f} examples/s"] if math.isfinite(rate) else []
+    wait = values.get("data_wait", 0.0)
+    further = [f"{100 * wait:.0f} % waiting for data"] if wait >= _SHOWN_WAIT else []
+    further += [f"{rate:,.0f} examples/s"] if math.isfinite(rate) else []
     further += [_item(name, value) for name, value in values.items() if name.startswith("learning_rate")]
     further += [_item(name, value) for name, value in shown.items() if "loss/" in name]
     for text in further:

@@ -51,7 +51,7 @@ def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path, key, 
     assert refusal(lambda: build.build(TINY, {**GRAPH, key: value}, tmp_path / "run")) == message
 
 
-@pytest.mark.parametrize("name", ["loss", "learning_rate", "gradient_norm", "step", "examples_per_second"])
+@pytest.mark.parametrize("name", ["loss", "learning_rate", "gradient_norm", "step", "examples_per_second", "data_wait"])
 def test_a_metric_must_not_hide_a_number_of_the_step(name):
     loaded = load.load(TINY)
     functions = {**loaded.functions, "make_metrics": lambda cfg: {name: metrics.Accuracy()}}

@@ -278,6 +278,7 @@ def test_result_says_what_happened(uninterrupted):
     assert (result["compile"], result["traces"], result["compilations"]) == ("graph", 1, 0)
     assert 0 < result["time_to_first_step_seconds"] < result["wall_seconds"]
     assert result["examples_per_second"] > 0
+    assert result["data_wait"] is None  # resident data are not waited for
 
 
 def test_run_folder_has_everything(uninterrupted):

@@ -1,5 +1,6 @@
 """framework/run/progress.py with an injected clock: every second is accounted for."""
 
+import dataclasses
 import math
 import time
 
@@ -23,12 +24,24 @@ def make_progress(note=None, started=100.0, now=100.0):
     return Progress(batch_size=32, started=started, note=note or {}, modes=MODES, clock=clock), clock
 
 
-def run(progress, clock, k, seconds):
+@dataclasses.dataclass
+class Timed:
+    """A block, as far as progress knows one."""
+
+    steps: int
+    waited: float
+
+
+def run(progress, clock, k, seconds, waited=0.0):
     def train_block(steps):
         clock.now += seconds
-        return f"{steps} steps"
+        return Timed(steps, waited)
 
-    assert progress.timed(train_block, k) == f"{k} steps"
+    assert progress.timed(train_block, k) == Timed(k, waited)
+
+
+def lap_speed(progress):
+    return progress.examples_per_second(progress.lap())
 
 
 def test_speed_leaves_out_the_first_block_and_what_is_between_blocks():
@@ -36,18 +49,31 @@ def test_speed_leaves_out_the_first_block_and_what_is_between_blocks():
     clock.now += 7  # building the run
     run(progress, clock, 1, 20)  # compiles
     assert progress.time_to_first_step == 27
-    assert math.isnan(progress.examples_per_second())
-    assert math.isnan(progress.lap())
+    assert math.isnan(progress.examples_per_second(progress.total))
+    assert math.isnan(lap_speed(progress))
     run(progress, clock, 10, 2)
     clock.now += 50  # an evaluation
     run(progress, clock, 30, 3)
-    assert progress.lap() == 40 * 32 / 5
-    assert math.isnan(progress.lap())
+    assert lap_speed(progress) == 40 * 32 / 5
+    assert math.isnan(lap_speed(progress))
     run(progress, clock, 5, 4)
-    assert progress.lap() == 5 * 32 / 4
-    assert progress.examples_per_second() == 45 * 32 / 9
+    assert lap_speed(progress) == 5 * 32 / 4
+    assert progress.examples_per_second(progress.total) == 45 * 32 / 9
     assert progress.time_to_first_step == 27
     assert progress.wall_seconds() == 7 + 20 + 2 + 50 + 3 + 4
+
+
+def test_waiting_is_a_share_of_the_time_of_the_blocks():
+    progress, clock = make_progress()
+    run(progress, clock, 1, 20, waited=19)  # compiles
+    assert math.isnan(progress.lap().data_wait) and math.isnan(progress.total.data_wait)
+    run(progress, clock, 10, 4, waited=1)
+    run(progress, clock, 10, 4)
+    clock.now += 50  # an evaluation
+    assert progress.lap().data_wait == 1 / 8
+    run(progress, clock, 10, 2, waited=1.5)
+    assert progress.lap().data_wait == 1.5 / 2
+    assert progress.total.data_wait == 2.5 / 10
 
 
 def test_a_note_carries_time_and_evaluations_across_an_interruption():
@@ -119,7 +145,7 @@ def test_a_block_that_fails_is_not_counted():
 
     with pytest.raises(ArithmeticError):
         progress.timed(fail, 5)
-    assert math.isnan(progress.examples_per_second())
+    assert math.isnan(progress.examples_per_second(progress.total))
 
 
 def test_by_default_it_reads_the_clock_of_started():
