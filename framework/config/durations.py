@@ -64,11 +64,15 @@ def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
 
     Args:
       config: as returned by `finalize`.
-      steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=wrap`.
+      steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=wrap`, and
+        infinite if the length of the data is not known.
 
     Raises:
-      UserError: a warm-up, boundary or group's end past the end of the run, or boundaries that do not increase.
+      UserError: epochs of data whose length is not known; a warm-up, boundary or group's end past the end of the run,
+        or boundaries that do not increase.
     """
+    if math.isinf(steps_per_epoch):
+        _refuse_epochs(config)
     batch_size = config.data.batch_size
     total = to_steps(config.train.duration, steps_per_epoch, batch_size)
 
@@ -105,3 +109,16 @@ def _group_in_steps(group: str, steps: Callable[[str], int], total: int) -> str:
                 " Leave until out, or shorten it."
             )
     return pattern + colon + _UNTIL.sub(lambda match: f"{steps(match[0])}steps", settings)
+
+
+def _refuse_epochs(config: ConfigDict) -> None:
+    """Raises UserError for the durations that count epochs."""
+    values = {key: config[key.partition(".")[0]][key.partition(".")[2]] for key in DURATIONS}
+    values["schedule.boundaries"] = ",".join(config.schedule.boundaries)
+    values["optimizer.groups"] = ",".join(map(str, config.optimizer.groups))
+    if counted := [key for key, value in values.items() if re.search(r"\d\s*epoch", value, re.IGNORECASE)]:
+        raise UserError(
+            f"{counted[0]}='{values[counted[0]]}' counts epochs, but the length of the training data is not known. Type"
+            f" steps, such as {' '.join(f'--config.{key}=…' for key in counted)}; or leave out repeat(), and write"
+            " dataset.apply(tf.data.experimental.assert_cardinality(…))."
+        )

@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
+from framework.data.dataset import from_dataset
 from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked
 from framework.data.mixture import fingerprint_of, origin_of, shares_of
 from framework.data.order import Order, check_order, cycle_of
@@ -38,15 +39,17 @@ class Batches(Protocol):
 
     Attributes:
       batch_size: examples of the global batch.
-      steps_per_epoch: steps in which each example is seen once.
+      steps_per_epoch: steps in which each example is seen once; infinity if their number is not known.
       is_resident: whether `plan` may be called inside a compiled function.
       origin: where the examples come from, for result.json.
     """
 
     batch_size: int
-    steps_per_epoch: float
     is_resident: bool
     origin: dict[str, Any]
+
+    @property
+    def steps_per_epoch(self) -> float: ...
 
     @property
     def ahead(self) -> int | None:
@@ -85,7 +88,7 @@ def make_batches(
 
     Args:
       sources: one source or map-style data set (`data/items.py`), or (source, weight) pairs; the weights are the shares
-        of the examples that are seen.
+        of the examples that are seen. Or a tf.data.Dataset of batches (`data/dataset.py`).
       config: a finalized config; reads `seed` and `data.*`, and `eval.batch_size` when not training.
       training: True for shuffled batches without end, False for file order with a padded last batch.
       transform: {field: [batch, ...]} -> the same with other tensors; it is traced and compiled, and draws by `rng`.
@@ -94,9 +97,11 @@ def make_batches(
       UserError: a batch is larger than the data, weights cannot be met, a mixture cannot have the remainder, or a
         mixture is not for training.
     """
-    pairs = shares_of(sources)
     if transform is not None and not callable(transform):
         raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
+    if isinstance(sources, tf.data.Dataset):
+        return from_dataset(sources, config, training, transform)
+    pairs = shares_of(sources)
     members = [source for source, _ in pairs]
     make_reader = functools.partial(RetryingReader, config.data.retries, config.data.retry_seconds)
     fields = _fields(members, make_reader)

@@ -169,9 +169,8 @@ def instead(given: Any) -> str:
     kind = type(given).__name__
     if hasattr(given, "as_numpy_iterator"):
         return (
-            "a tf.data.Dataset, which cannot be read by index. If its examples fit memory, write"
-            " rows = list(dataset.as_numpy_iterator()) and Source({'x': np.stack([row['x'] for row in rows])},"
-            " origin='…'); else a subclass of Source whose take(indices) reads them."
+            "a tf.data.Dataset, which cannot be read by index. make_batches takes one alone, with batches as elements;"
+            " of several, tf.data.Dataset.sample_from_datasets makes one."
         )
     if is_frame(given):
         return (

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from framework import optim, paths
 from framework.config import flatten
 from framework.config.keys import KEYS
+from framework.data.batches import Batches
 from framework.export.runner import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe
@@ -48,7 +49,7 @@ def _config(run: Run) -> Iterator[str]:
 
 def _batch(run: Run) -> Iterator[str]:
     placement = "resident on the device" if run.data.is_resident else "streamed"
-    yield f"Training data: {run.data.origin['examples']:,} examples from {run.data.origin['source']}, {placement}"
+    yield f"Training data: {_examples(run.data)} from {run.data.origin['source']}, {placement}"
     for name, tensor in run.data.at(0).items():
         values = tensor.numpy()
         is_number = np.issubdtype(values.dtype, np.number)
@@ -58,7 +59,13 @@ def _batch(run: Run) -> Iterator[str]:
     for name, spec in run.probe.outputs.items():
         yield f"  {name:<24} {spec.dtype.name:<8} {spec.shape.as_list()}"
     for split, batches in run.eval_data.items():
-        yield f"Evaluation split '{split}': {batches.origin['examples']:,} examples from {batches.origin['source']}"
+        yield f"Evaluation split '{split}': {_examples(batches)} from {batches.origin['source']}"
+
+
+def _examples(batches: Batches) -> str:
+    """Returns the number of examples as text; a pipeline may not know how many it has."""
+    count = batches.origin["examples"]
+    return "examples" if count is None else f"{count:,} examples"
 
 
 def _first_step(run: Run) -> int:

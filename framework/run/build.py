@@ -4,6 +4,7 @@ run = build('experiments/mnist_mlp.py', {'train.compile': 'graph'}, workdir='run
 """
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from framework import config, optim, paths, precision, state
 from framework.checkpoint import warm_start
 from framework.data.batches import Batches
+from framework.data.dataset import DatasetBatches
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas, make_replicas
 from framework.errors import UserError
@@ -195,6 +197,9 @@ def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches
     eval_data = {split: functions["make_data"](final, split) for split in splits}
     for split, batches in {"train": data, **eval_data}.items():
         check_split(batches, split)
+        if isinstance(batches, DatasetBatches):
+            again = functools.partial(functions["make_data"], final, split)
+            batches.check_repeatable(split, again, final.runtime.deterministic)
     return data, eval_data
 
 

@@ -107,6 +107,24 @@ def refuse_other_data(workdir: Path, samples: Mapping[str, str | None], facts: M
             )
 
 
+def refuse_other_batch(workdir: Path, step: int, last: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Raises UserError if a tf.data pipeline does not give the batch that a checkpoint was last trained on.
+
+    Args:
+      workdir: the run folder.
+      step: of the checkpoint.
+      last: {'last_batch': hash of the batch before that step}, as the pipeline gives it now; {} of other data.
+      facts: what the checkpoint records.
+    """
+    for name, sample in last.items():
+        if sample != facts.get(name, sample):
+            raise UserError(
+                f"batch {step - 1} of the tf.data pipeline is not the one that step {step} of {workdir} was trained on,"
+                " so the run cannot resume exactly. Did files or the code of make_data change? Use another folder;"
+                f" there, --config.resume_from={workdir} continues this run."
+            )
+
+
 def refuse_other_constants(workdir: Path, constants: Mapping[str, str], facts: Mapping[str, Any]) -> None:
     """Raises UserError if a table or constant of the traces is not that of the newest checkpoint, as its facts say."""
     begun = facts.get("constants")

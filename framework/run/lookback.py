@@ -39,6 +39,6 @@ def _other_examples(run: Run) -> list[str]:
     begun = run.checkpoints.facts(int(run.state.step)).get("data", {})
     return [
         f"other examples of '{split}'"
-        for split, sample in run.facts()["data"].items()
+        for split, sample in run.samples().items()
         if None not in (sample, begun.get(split)) and sample != begun[split]
     ]

@@ -5,6 +5,8 @@ with writers_of(run, start) as writer:
     writer.scalars(400, {'loss': 0.2134})
 """
 
+import math
+
 from framework.errors import UserError
 from framework.experiment import user_code
 from framework.experiment.returns import checked, shown
@@ -23,10 +25,11 @@ def writers_of(run: Run, start: int) -> MultiWriter:
     if not run.replicas.is_chief:
         return MultiWriter([])
     own = _own_writers(run)
+    epoch = run.data.steps_per_epoch
     return MultiWriter(
         [
             Jsonl(run.workdir / METRICS, start),
-            Console(run.total_steps, start, steps_per_epoch=run.data.steps_per_epoch),
+            Console(run.total_steps, start, steps_per_epoch=epoch if math.isfinite(epoch) else None),
             *own,
             # Last, or its thread would hold the interpreter while the others need it.
             AsyncWriter(TensorBoard(run.workdir / CURVES, start)),

@@ -111,7 +111,7 @@ def _period(hook: Hook, name: str, run: Run) -> int:
     if isinstance(every, str):
         try:
             every = to_steps(every, run.data.steps_per_epoch, run.data.batch_size, run.total_steps)
-        except UserError as error:
+        except (UserError, OverflowError) as error:  # infinite: epochs of data whose length is not known
             raise UserError(f"hook '{name}': every={hook.every!r} is no duration. {wanted}") from error
     if type(every) is not int or every < 0:
         raise UserError(f"hook '{name}': every={hook.every!r} is no duration. {wanted}")

@@ -39,7 +39,7 @@ def make_result(run: Run, progress: Progress) -> dict[str, Any]:
         "updates": int(run.state.updates),
         "skipped": int(run.state.skipped),
         "empty_terms": int(run.state.empty_terms),
-        "epochs": int(run.state.step) / run.data.steps_per_epoch,
+        "epochs": None if math.isinf(epoch := run.data.steps_per_epoch) else int(run.state.step) / epoch,
         "train": {name: _or_none(value) for name, value in progress.trained.items()},
         "train_step": progress.trained_step,
         "final": {name: _or_none(value) for name, value in progress.evaluations.items()},

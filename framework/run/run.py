@@ -21,6 +21,7 @@ from framework import folder, state
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.checkpoint.start import begin, goals
 from framework.data.batches import Batches
+from framework.data.dataset import DatasetBatches
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
 from framework.evaluators import Evaluator, modes_of
@@ -128,15 +129,17 @@ class Run:
         """
         continuity.refuse_other_run(self.workdir, self.experiment, self.config)
         metric_names.check_watched(self.config, [*self.eval_blocks], [*self.evaluators])
-        continuity.refuse_other_data(self.workdir, self._samples(), self.checkpoints.facts())
+        continuity.refuse_other_data(self.workdir, self.samples(), self.checkpoints.facts())
         continuity.refuse_other_constants(self.workdir, self.constants, self.checkpoints.facts())
         code_copies.refuse_damaged(self.workdir, self.experiment, self.checkpoints.facts().get("code", {}))
         chief = self.replicas.is_chief
         note = begin(self.state, self.checkpoints, self.resolved, self.workdir, chief, self.facts())
         self.note = self.note if note is None else note
         self.refuse_altered()
+        step = int(self.state.step)
+        continuity.refuse_other_batch(self.workdir, step, self._last_batch(step), self.checkpoints.facts(step))
         self.refresh()
-        return int(self.state.step)
+        return step
 
     def refuse_altered(self) -> None:
         """Raises UserError if config.json changed since the checkpoint that was just restored."""
@@ -155,17 +158,23 @@ class Run:
 
         'data' holds the fingerprint of each split, 'goals' the metrics that decide which checkpoint is the
         best, 'constants' hashes of the tables and constants of the traces, 'code' hashes of the experiment's files,
-        'config' the hash of the config.
+        'config' the hash of the config. 'last_batch' is the hash of the batch that a tf.data pipeline gave last.
         """
         return {
-            "data": self._samples(),
+            "data": self.samples(),
             "goals": goals(self.resolved, self.modes),
             "constants": dict(self.constants),
             "code": code_copies.hashes(self.experiment),
             stored_config.FACT: stored_config.of(self.config).hashes()[0],
+            **self._last_batch(int(self.state.step)),
         }
 
-    def _samples(self) -> dict[str, str | None]:
+    def _last_batch(self, step: int) -> dict[str, str]:
+        """Returns {'last_batch': SHA-256 of the batch before a step}, of a tf.data pipeline alone."""
+        known = self.data.hash_at(step - 1) if isinstance(self.data, DatasetBatches) and step else None
+        return {} if known is None else {"last_batch": known}
+
+    def samples(self) -> dict[str, str | None]:
         """Returns {split: fingerprint of its examples}; None for batches of a source without a fingerprint."""
         return {split: data.origin.get("sample") for split, data in {"train": self.data, **self.eval_data}.items()}
 
@@ -230,7 +239,7 @@ class Run:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": int(self.state.step),
             "replicas": self.replicas.count,
-            "data": self._samples(),
+            "data": self.samples(),
             "experiment_git": git_commit(self.experiment.path.resolve().parent),
         }
         folder.add_start(self.workdir, now | environment())

@@ -1,5 +1,6 @@
 """Which batches the penalties of layers are wrong for: pieces of a batch, padding, weights; and sums that grow."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def check_penalties(model: Any, batches: Batches, config: FrozenConfigDict, repl
     """
     check_pieces(model, config.train.micro_batches, replicas)
     if uneven(model) and not isinstance(batches, tf.Module):  # a batch of these is taken only once
-        for step in {0, epoch_steps(batches) - 1}:
+        for step in {0, epoch_steps(batches) - 1 if math.isfinite(batches.steps_per_epoch) else 0}:
             check_row_weights(model, batches.at(step)["weight"], f"the training batch of step {step}")
 
 

@@ -62,7 +62,7 @@ def line_of(fn, *args, **kwargs):
 DATASET = Made(as_numpy_iterator=iter)
 FRAME = Made(columns=["x"], to_numpy=dict)
 INSTEAD = {
-    "a tf.data.Dataset, which cannot be read by index. If its examples fit memory, write rows =": DATASET,
+    "a tf.data.Dataset, which cannot be read by index. make_batches takes one alone, with batches as": DATASET,
     "a Made. Write Source({name: frame[name].to_numpy() for name in frame.columns}, origin='…'), of the": FRAME,
     "a generator, which cannot be read by index. If its examples fit memory, write rows = list(…) and": (
         i for i in "ab"
