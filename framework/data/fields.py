@@ -135,8 +135,8 @@ class Finish:
     Args:
       transform: the experiment's function of a batch, or None.
       batch_size: examples of the global batch.
-      first: returns the first batch, eagerly. It is called once, and only if the trace of a batch has a shape that is
-        not known, such as the shape of a `tf.numpy_function`. All batches must then have the shapes of the first.
+      first: returns the first batch, eagerly. `Finish` calls it once, and only if a trace does not know the shape of a
+        field, such as that of a `tf.numpy_function`. All batches must then have the shapes of the first.
     """
 
     def __init__(self, transform: Transform | None, batch_size: int, first: Callable[[], Mapping[str, tf.Tensor]]):
@@ -201,7 +201,7 @@ class Finish:
 
 @contextlib.contextmanager
 def named_shapes() -> Iterator[None]:
-    """Turns the error of a field that has not the shape of the first batch into one line that names the field."""
+    """Turns the error about a field whose shape is not that of the first batch into one line that names the field."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -270,7 +270,7 @@ def _check_rows(name: str, tensor: tf.Tensor, given: Batch, places: int) -> None
 
 
 def own_weight(weight: tf.Tensor, padding: tf.Tensor) -> tf.Tensor:
-    """Returns the weight that a transform or a replay buffer gives, with 0 for padding and NaN for what is negative.
+    """Returns the weights of a transform or a replay buffer, with 0 for padding and NaN for a negative weight.
 
     NaN makes the loss not finite, so the step stops. float64 stays float64, for runs that compute in float64; every
     other dtype becomes float32.

@@ -26,7 +26,8 @@ class RetryingReader:
     """Reads from sources and retries; may be used from several threads.
 
     Args:
-      retries: tries after the first one; only OSError is tried again, any other exception is a mistake in the source.
+      retries: tries after the first one. Only a read that raises OSError is tried again: any other exception is a
+        mistake in the source.
       wait_seconds: wait before the first retry; each further wait is twice as long.
       wait: function that waits so many seconds; the default returns early when `stop` is called.
     """

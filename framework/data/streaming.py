@@ -19,9 +19,9 @@ class Streamed:
     """Reads batches in parallel threads of tf.data, in exact order; implements `Batches`.
 
     Args:
-      sources: what to read from.
+      sources: the sources, by the numbers that `order` gives them.
       origin: where the examples come from, for result.json.
-      order: says which examples a step has.
+      order: tells which examples a step has.
       transform: applied to each batch, or None.
       fields: the fields of the sources.
       parallel_calls: batches that are prepared at the same time.
@@ -101,7 +101,7 @@ class Streamed:
         return indices_of(self, self._order, step)
 
     def _next(self, count: int) -> list[Batch]:
-        """Returns the next batches; raises the error of the source itself where tf.data hides it."""
+        """Returns the next batches; raises the error of the source itself, which tf.data replaces by one of its own."""
         try:
             with named_shapes():
                 return [next(self._iterator) for _ in range(count)]
