@@ -99,10 +99,7 @@ def _counter(stream: str, counts: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
     """Returns key, low and high half of the counter, uint64 scalars, of a draw of `counts` counters an example."""
     opened = current()
     if opened is None:
-        raise RuntimeError(
-            f"'{stream}' draws random numbers outside of rng.scope. The step opens one; in a test, write"
-            " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
-        )
+        raise RuntimeError(_outside(stream))
     _refuse_loop(stream, opened)
     call = opened.calls[stream]
     if not is_shape_inference():
@@ -110,6 +107,13 @@ def _counter(stream: str, counts: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
     digest = hashlib.sha256(f"{stream}#{call}".encode()).digest()[:8]
     stream_key = tf.bitwise.bitwise_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64))
     return stream_key, _uint64(opened.first_example) * tf.constant(counts, tf.uint64), opened.step
+
+
+def _outside(stream: str) -> str:
+    return (
+        f"'{stream}' draws random numbers outside of rng.scope. The step opens one; in a test, write"
+        " `with rng.scope(rng.key(0), step=0): layer(x, training=True)`."
+    )
 
 
 def _refuse_loop(stream: str, opened: _Scope) -> None:
@@ -262,6 +266,32 @@ def random_bits16(stream: str, examples: Any, per_example: int) -> tf.Tensor:
     counts = -(-per_example // _HALVES_PER_COUNT)
     halves = tf.bitcast(random_bits(stream, examples, counts * _WORDS_PER_COUNT), tf.uint16)  # copies nothing
     return tf.reshape(halves, [examples, counts * _HALVES_PER_COUNT])[:, :per_example]
+
+
+def bits_of_index(stream: str, index: tf.Tensor) -> tf.Tensor:
+    """Returns a uniform uint32 word for each index: a function of (seed, stream, index), the same at every step.
+
+    Args:
+      stream: name of what draws.
+      index: int64, any shape, at least 0: the numbers of examples in their data, not their places in a batch.
+
+    Raises:
+      RuntimeError: there is no open scope.
+    """
+    opened = current()
+    if opened is None:
+        raise RuntimeError(_outside(stream))
+    digest = hashlib.sha256(f"{stream} of an index".encode()).digest()[:8]
+    low, high = _words_of(_xor(opened.key, tf.constant(int.from_bytes(digest, "little"), tf.uint64)))
+    index_low, index_high = _words_of(tf.cast(index, tf.uint64))
+    return mix(_xor(mix(_xor(mix(_xor(index_low, low)), high)), index_high))
+
+
+def mix(x: tf.Tensor) -> tf.Tensor:
+    """Applies MurmurHash3's 32-bit finaliser (Appleby, 2011), in which every input bit reaches every output bit."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))) * tf.constant(factor, tf.uint32)
+    return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
 
 
 def keep_mask(stream: str, examples: Any, per_example: int, rate: float) -> tf.Tensor:

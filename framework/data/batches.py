@@ -92,6 +92,9 @@ def make_batches(
       config: a finalized config; reads `seed` and `data.*`, and `eval.batch_size` when not training.
       training: True for shuffled batches without end, False for file order with a padded last batch.
       transform: {field: [batch, ...]} -> the same with other tensors; it is traced and compiled, and draws by `rng`.
+        If it has an attribute `needs`, such as ("index", "epoch"), it gets these fields too, int64 [batch] each: the
+        number of each example among those of all sources, and how often its source has been passed over before. If it
+        has a method `to_pictures(batch)`, TensorBoard shows what that returns (`data/augment/`).
 
     Raises:
       UserError: a batch is larger than the data, weights cannot be met, a mixture cannot have the remainder, or a
@@ -129,6 +132,7 @@ def make_batches(
         ahead = _ahead(members, order, config)
         batches = Streamed(members, origin, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
     batches.training = training
+    batches.to_pictures = getattr(transform, "to_pictures", dict)
     return batches
 
 

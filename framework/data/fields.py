@@ -24,6 +24,10 @@ Batch = dict[str, tf.Tensor]
 Transform = Callable[[Batch], Batch]
 Fields = dict[str, tf.TensorSpec]
 
+# Fields of the data order that a transform with the attribute `needs` reads: the number of the example among those of
+# all sources, and how often its source has been passed over before; int64 [batch] each.
+ORDER_FIELDS = ("index", "epoch")
+
 _CHUNK = 2**20  # weights checked at a time: a memory-mapped field need not fit memory
 _SHAPE_CHECK = "field_of_batch"  # name scope of the ops that check the shapes of fields
 
@@ -133,42 +137,59 @@ class Finish:
     """Makes a batch of the examples that were read: adds `weight`, transforms, and fixes the shapes of its fields.
 
     Args:
-      transform: the experiment's function of a batch, or None.
+      transform: the experiment's function of a batch, or None; its attribute `needs` names ORDER_FIELDS that it reads.
       batch_size: examples of the global batch.
       first: returns the first batch, eagerly. `Finish` calls it once, and only if a trace does not know the shape of a
         field, such as that of a `tf.numpy_function`. All batches must then have the shapes of the first.
     """
 
     def __init__(self, transform: Transform | None, batch_size: int, first: Callable[[], Mapping[str, tf.Tensor]]):
+        self.needs = needs_of(transform)
         self._transform = transform
         self._batch_size = batch_size
         self._first = first
         self._shapes: dict[str, tf.TensorShape] | None = None
         self._are_draws_checked = False
 
-    def __call__(self, examples: Batch, padding: tf.Tensor) -> Batch:
+    def __call__(
+        self, examples: Batch, padding: tf.Tensor, order_fields: Mapping[str, tf.Tensor] | None = None
+    ) -> Batch:
         """Returns the batch, or a replica's shard of it.
 
         Args:
           examples: {field: [places, ...]}.
           padding: float32 [places], 1 for an example and 0 for padding.
+          order_fields: those of ORDER_FIELDS in `needs`; the batch that is returned does not have them.
 
         Raises:
           UserError: the transform returns no batch, drops `weight`, or changes the number of rows of a field.
         """
         weight = tf.cast(examples["weight"], tf.float32) * padding if "weight" in examples else padding
-        given = {**examples, "weight": weight}
+        given = {**examples, **self._order_fields(examples, order_fields or {}), "weight": weight}
         if self._transform is None:
             return given
         guards.note_batch(given)
         self._check_draws(given)
         batch = _tensors(self._transform(dict(given)), given)
+        batch = {name: tensor for name, tensor in batch.items() if name not in self.needs}
         batch = self._with_known_shapes(batch, padding.shape[0])
         for name, tensor in batch.items():
             _check_rows(name, tensor, given, padding.shape[0])
         if batch["weight"] is not weight:
             batch["weight"] = own_weight(batch["weight"], padding)
         return batch
+
+    def _order_fields(self, examples: Batch, order_fields: Mapping[str, tf.Tensor]) -> Batch:
+        """Returns the fields of the data order that the transform needs."""
+        for name in self.needs:
+            if name in examples:
+                raise UserError(
+                    f"the source has a field '{name}', and the transform needs the '{name}' of the data order. Give the"
+                    " field of the source another name."
+                )
+            if name not in order_fields:
+                raise UserError(f"the transform needs the '{name}' of each example, which a stream does not have.")
+        return {name: order_fields[name] for name in self.needs}
 
     def _check_draws(self, given: Batch) -> None:
         """Refuses, at the first trace, a transform that draws by NumPy: the same numbers would come at every step."""
@@ -197,6 +218,19 @@ class Finish:
         if tensor.shape.is_fully_defined():
             return tensor
         return tf.ensure_shape(tensor, shape, name=f"{_SHAPE_CHECK}/{re.sub(r'[^A-Za-z0-9_.]', '_', name)}")
+
+
+def needs_of(transform: Transform | None) -> tuple[str, ...]:
+    """Returns the fields of the data order that a transform reads.
+
+    Raises:
+      UserError: `transform.needs` has another name.
+    """
+    needs = tuple(getattr(transform, "needs", ()))
+    for name in needs:
+        if name not in ORDER_FIELDS:
+            raise UserError(f"transform.needs has '{name}', but the data order has {' and '.join(ORDER_FIELDS)} alone.")
+    return needs
 
 
 @contextlib.contextmanager

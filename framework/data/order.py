@@ -83,6 +83,23 @@ class Order:
         Args:
           steps: int64 [steps].
         """
+        source, epoch, index, size = self._places(steps)
+        weight = tf.cast(index < size, tf.float32)
+        index = tf.minimum(index, size - 1)
+        if self.shuffle:
+            index = permute(index, size, self._key(epoch, stream=1 + tf.cast(source, tf.int64)))
+        return Indices(source, index, weight)
+
+    def epochs(self, steps: tf.Tensor) -> tf.Tensor:
+        """Returns how often the source of each place has been passed over before: int64 [steps, places].
+
+        Args:
+          steps: int64 [steps].
+        """
+        return self._places(steps)[1]
+
+    def _places(self, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns source, epoch, position in the epoch, and size of the source, of each place: [steps, places]."""
         place = self.first + tf.range(self.places, dtype=tf.int64)
         position = steps[:, tf.newaxis] * self.batch_size + place  # [steps, places]
         if len(self.sizes) == 1:
@@ -91,12 +108,7 @@ class Order:
             source, position = self._mixed(position)
             slots = tf.constant(self.sizes, tf.int64)
         slots, size = tf.gather(slots, source), tf.gather(tf.constant(self.sizes, tf.int64), source)
-        epoch, index = position // slots, position % slots
-        weight = tf.cast(index < size, tf.float32)
-        index = tf.minimum(index, size - 1)
-        if self.shuffle:
-            index = permute(index, size, self._key(epoch, stream=1 + tf.cast(source, tf.int64)))
-        return Indices(source, index, weight)
+        return source, position // slots, position % slots, size
 
     def _mixed(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the source of each position of a mixture, and the position within that source."""
@@ -112,8 +124,8 @@ class Order:
     def _key(self, epoch: tf.Tensor, stream: Any) -> tf.Tensor:
         """Returns a uint32 key for each element: a hash of (seed, stream, epoch)."""
         key = rng.key(self.seed)
-        hashed = _mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
-        return _mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
+        hashed = rng.mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
+        return rng.mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
 
 
 def cycle_of(weights: Sequence[float]) -> tuple[int, ...]:
@@ -179,14 +191,14 @@ def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     a, b, limit = (tf.cast(value, tf.uint32) for value in (rows, columns, size))
     numbers = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * 0x9E3779B9 & 0xFFFFFFFF
     # The keys of all rounds come from one op: each further op has to be traced and compiled before the first step.
-    keys = _mix(key ^ tf.reshape(tf.constant(numbers, tf.uint32), [_ROUNDS, *[1] * key.shape.rank]))
+    keys = rng.mix(key ^ tf.reshape(tf.constant(numbers, tf.uint32), [_ROUNDS, *[1] * key.shape.rank]))
     round_keys = tf.unstack(keys, _ROUNDS)
 
     def encipher(x: tf.Tensor) -> tf.Tensor:
         left, right = x // b, x % b
         for i in range(0, _ROUNDS, 2):
-            left = (left + _mix(right ^ round_keys[i]) % a) % a
-            right = (right + _mix(left ^ round_keys[i + 1]) % b) % b
+            left = (left + rng.mix(right ^ round_keys[i]) % a) % a
+            right = (right + rng.mix(left ^ round_keys[i + 1]) % b) % b
         return left * b + right
 
     def walk(x: tf.Tensor, is_inside: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -197,10 +209,3 @@ def permute(index: tf.Tensor, size: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     start = (tf.cast(index, tf.uint32), tf.zeros_like(index, tf.bool))
     x, _ = tf.while_loop(lambda x, is_inside: ~tf.reduce_all(is_inside), walk, start)
     return tf.cast(x, tf.int64)
-
-
-def _mix(x: tf.Tensor) -> tf.Tensor:
-    """Applies MurmurHash3's 32-bit finaliser (Appleby, 2011), in which every input bit reaches every output bit."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))) * tf.constant(factor, tf.uint32)
-    return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class Resident:
     is_resident = True
     ahead: int | None = None
     training: bool | None = None  # as given to make_batches
+    to_pictures: Callable[[Batch], Batch] = dict  # of the transform
 
     def __init__(
         self,
@@ -61,14 +62,17 @@ class Resident:
 
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
         del steps  # the indices of filler rows cost nothing
-        source, index, weight = self._order.at(tf.cast(first_step, tf.int64) + tf.range(size, dtype=tf.int64))
-        return {"index": index + tf.gather(self._offsets, source), "weight": weight}
+        all_steps = tf.cast(first_step, tf.int64) + tf.range(size, dtype=tf.int64)
+        source, index, weight = self._order.at(all_steps)
+        epoch = {"epoch": self._order.epochs(all_steps)} if "epoch" in self._finish.needs else {}
+        return {"index": index + tf.gather(self._offsets, source), "weight": weight, **epoch}
 
     def take(self, plan: Batch, index: tf.Tensor) -> Batch:
         rows = tf.gather(plan["index"], index)  # [places]
         batch = {name: tf.gather(examples, rows) for name, examples in self._examples.items()}
         with rng.at_example(self._order.first):
-            return self._finish(batch, tf.gather(plan["weight"], index))
+            order_fields = {name: tf.gather(plan[name], index) for name in self._finish.needs}
+            return self._finish(batch, tf.gather(plan["weight"], index), order_fields)
 
     def indices(self, step: int) -> dict[str, np.ndarray]:
         return indices_of(self, self._order, step)

@@ -31,6 +31,7 @@ class Streamed:
 
     is_resident = False
     training: bool | None = None
+    to_pictures: Callable[[Batch], Batch] = dict  # of the transform
 
     def __init__(
         self,
@@ -138,8 +139,13 @@ class Streamed:
             name: tf.ensure_shape(array, (self._order.places, *spec.shape))
             for (name, spec), array in zip(self._fields.items(), arrays, strict=True)
         }
+        offsets = np.cumsum([0, *self._order.sizes[:-1]])
+        order_fields = {}
+        if self._finish.needs:
+            order_fields["index"] = index + tf.gather(tf.constant(offsets, tf.int64), source)
+            order_fields["epoch"] = self._order.epochs(step[tf.newaxis])[0]
         with rng.scope(self._key, step, self._order.first):
-            return self._finish(batch, padding)
+            return self._finish(batch, padding, order_fields)
 
     def _rows(self, source: np.ndarray, index: np.ndarray, step: int) -> list[np.ndarray]:
         """Returns the rows of a batch, in the order of `source` and `index`: one array for each field."""
