@@ -5,9 +5,11 @@
 
 A `Source` is read by index, `make_batches` orders its examples, `ReplayBuffer` is filled by the step itself, and
 `Batches` is the protocol of all of them. `IndexedSource` is the protocol of sources; a map-style data set of another
-library is a source as it is, and `from_items` gives it a name. `data/sets/` has the data sets that come by name.
+library is a source as it is, and `from_items` gives it a name. `data/sets/` has the data sets that come by name, and
+`augment` the functions of a batch that change pictures at random.
 """
 
+from framework.data import augment
 from framework.data.batches import Batches, make_batches
 from framework.data.items import from_items
 from framework.data.replay_buffer import ReplayBuffer
@@ -20,6 +22,7 @@ __all__ = [
     "IndexedSource",
     "ReplayBuffer",
     "Source",
+    "augment",
     "from_items",
     "load_cifar10",
     "load_mnist",

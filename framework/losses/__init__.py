@@ -8,7 +8,7 @@ term of your own values.
 """
 
 from framework import moved
-from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, mean
+from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, mean, mixed
 from framework.losses.classification import (
     binary_cross_entropy,
     categorical_cross_entropy,
@@ -37,6 +37,7 @@ __all__ = [
     "mean",
     "mean_absolute_error",
     "mean_squared_error",
+    "mixed",
     "sparse_cross_entropy",
     "sparse_hinge",
 ]

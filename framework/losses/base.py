@@ -3,6 +3,7 @@
 return {"error": losses.mean(tf.abs(predictions - batch["y"]), batch["weight"])}, {}
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -61,6 +62,30 @@ def mean(values: tf.Tensor, weight: tf.Tensor) -> Term:
     values = in_full(values)
     weight = tf.cast(weight_of_each("losses.mean", "values", values, weight), values.dtype)
     return Term(tf.reduce_sum(tf.math.multiply_no_nan(values, weight)), tf.reduce_sum(weight))
+
+
+def mixed(
+    loss: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Term],
+    logits: tf.Tensor,
+    batch: Mapping[str, tf.Tensor],
+    label: str = "label",
+) -> Term:
+    """Returns the term of both labels of a batch that `MixUp` or `CutMix` of `data.augment` made, by their weights.
+
+    A batch without `mix`, such as one of an evaluation, has the term of its label.
+
+    Args:
+      loss: (logits, labels, weight) -> Term, such as `losses.sparse_cross_entropy`.
+      logits: of the mixed examples.
+      batch: has `label`, `weight`, and maybe `label_2` and `mix`, the weight of the first label.
+      label: the field of the labels.
+    """
+    if "mix" not in batch:
+        return loss(logits, batch[label], batch["weight"])
+    mix = tf.cast(batch["mix"], batch["weight"].dtype)
+    first = loss(logits, batch[label], batch["weight"] * mix)
+    second = loss(logits, batch[f"{label}_2"], batch["weight"] * (1 - mix))
+    return Term(first.sum + second.sum, first.weight + second.weight)
 
 
 def all_gather(features: tf.Tensor) -> tf.Tensor:

@@ -6,8 +6,13 @@ warn_unless_additive(run)
 The first step comes first, because people wait for it.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
 from absl import logging
 
+from framework.data import augment
 from framework.run.evaluation import untouched
 from framework.run.run import Run
 from framework.step import compile_choice
@@ -16,13 +21,30 @@ from framework.writers import MultiWriter
 
 
 def show_inputs(run: Run, writer: MultiWriter) -> None:
-    """Writes the config, the graph of the forward pass, and pictures of real inputs."""
+    """Writes the config, the graph of the forward pass, and pictures of real inputs.
+
+    Pictures that a chain of augmentations made are also shown after each of its members.
+    """
     writer.texts(0, {"config": f"```\n{run.config}\n```"})
     writer.graph(run.probe.graph)
-    for name, tensor in run.data.at(0).items():
-        is_picture = tensor.shape.rank == 3 or (tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4))
-        if run.resolved.log.images and is_picture and min(tensor.shape[1:3]) >= 8:
-            writer.images(0, {f"inputs/{name}": tensor[: run.resolved.log.images].numpy()})
+    if not run.resolved.log.images:
+        return
+    with augment.recorded() as stages:
+        batch = run.data.at(0)
+    writer.images(0, _pictures(run, "", getattr(run.data, "to_pictures", dict)(batch)))
+    for place, (name, stage) in enumerate(stages):
+        if place < len(stages) - 1:  # the last one is the batch itself
+            writer.images(0, _pictures(run, f"/{place}_{name}", stage))
+
+
+def _pictures(run: Run, end: str, batch: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
+    """Returns the fields of a batch that look like pictures, by the name under which they are written."""
+    return {
+        f"inputs/{name}{end}": tensor[: run.resolved.log.images].numpy()
+        for name, tensor in batch.items()
+        if (tensor.shape.rank == 3 or (tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4)))
+        and min(tensor.shape[1:3]) >= 8
+    }
 
 
 def warn_unless_additive(run: Run) -> None:

@@ -433,6 +433,13 @@ def test_check_replicas_of_an_experiment():
     testing.check_replicas("tests/tiny.py", {"train.precision": "float64"}, replicas=2, steps=6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["resident", "stream"])
+def test_replicas_train_on_the_augmented_pictures_of_one_device(placement):
+    settings = {"train.precision": "float64", "data.placement": placement}
+    testing.check_replicas("tests/pictures.py", settings, replicas=2, steps=4)
+
+
 def test_check_replicas_finds_a_loss_that_is_a_mean_of_its_own_part(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
