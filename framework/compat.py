@@ -203,6 +203,16 @@ def reshape_always(layer: keras.layers.TimeDistributed) -> None:
     layer._always_use_reshape = True
 
 
+def brightness_factor(layer: keras.layers.RandomBrightness) -> tuple[float, float]:
+    """Returns the range of what RandomBrightness adds, as a fraction of the range of values."""
+    return tuple(layer._factor)
+
+
+def brightness_range(layer: keras.layers.RandomBrightness) -> tuple[float, float]:
+    """Returns the smallest and the largest value of a RandomBrightness."""
+    return tuple(layer._value_range)
+
+
 class MultiHeadAttention(keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` whose steps a subclass may override by public names."""
 

@@ -409,6 +409,12 @@ class Kept(list):
         return [tf.fill(tf.shape(kwargs["inputs"]), 2.0)] * kwargs["count"]
 
 
+def test_brightness_factor_and_range():
+    layer = keras.layers.RandomBrightness(0.25, value_range=(-1, 3))
+    assert compat.brightness_factor(layer) == (-0.25, 0.25)
+    assert compat.brightness_range(layer) == (-1, 3)
+
+
 def test_wrap_masks():
     cells = keras.layers.LSTMCell(1, dropout=0.5), keras.layers.LSTMCell(1)
     state = [tf.zeros([1, 1])] * 2

@@ -13,6 +13,8 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `TimeDistributed` | applies a layer to every time of a sequence |
 | `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
 | `EncoderLayer`, `DecoderLayer` | one layer of a Transformer |
+| `RandomFlip`, `RandomCrop`, `RandomRotation`, `RandomTranslation`, `RandomZoom` | move pixels in training |
+| `RandomContrast`, `RandomBrightness` | change the values of pixels in training |
 | `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
 | `BasicBlock`, `BottleneckBlock` | residual blocks of pictures, with a shortcut that fits |
 | `StochasticDepth`, `SqueezeExcite` | drops the branch of an example; scales channels by their means |
@@ -25,6 +27,15 @@ of a model that other code makes, such as `keras.applications`, the same draws.
 """
 
 from framework.layers.attention import AdditiveAttention, Attention, MultiHeadAttention
+from framework.layers.augmentation import (
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomTranslation,
+    RandomZoom,
+)
 from framework.layers.cifar_resnet import cifar_resnet
 from framework.layers.dropout import (
     AlphaDropout,
@@ -77,6 +88,13 @@ __all__ = [
     "LSTMCell",
     "LayerNormalization",
     "MultiHeadAttention",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomRotation",
+    "RandomTranslation",
+    "RandomZoom",
     "SimpleRNN",
     "SimpleRNNCell",
     "SpatialDropout1D",

@@ -12,12 +12,14 @@ import tf_keras as keras
 
 from framework import compat, paths
 from framework.errors import UserError
-from framework.layers import attention, dropout, recurrent
+from framework.layers import attention, augmentation, dropout, recurrent
 from framework.layers.draws import KeyedGenerator, draw_by_key
 
 _STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")  # attributes that are 0 in a layer that does not draw
 _SHOWN = 3  # most layers of one message
-_AUGMENT = "Draw with framework.rng instead, in the transform of make_data."
+_OWN = "Draw with framework.rng instead, in the transform of make_data."
+# Layers of Keras that have no counterpart: a compiled step has one shape of pictures.
+_RESIZING = {"RandomHeight": "RandomZoom(factor, 0)", "RandomWidth": "RandomZoom(0, factor)"}
 
 
 def with_repeatable_draws(model: Any) -> Any:
@@ -30,11 +32,11 @@ def with_repeatable_draws(model: Any) -> Any:
       model: a built model or layer, or a dict of models.
 
     Raises:
-      UserError: a layer draws for a whole batch, as the Random* layers do.
+      UserError: a layer draws in a way of its own, as the Random* layers do.
     """
     for path, layer in _drawing(model).items():
         if not _has_strength(layer):
-            raise UserError(f"{_shown(path, layer)} draws for a whole batch at once. {_AUGMENT}")
+            raise UserError(f"{_shown(path, layer)} cannot be made to draw by example. {_write_instead(layer)}")
         draw_by_key(layer)
     return model
 
@@ -62,9 +64,10 @@ def advice(root: Any, names: Collection[str]) -> str:
       names: of the operations that draw; they contain the names of the layers.
     """
     everything, drawing = paths.objects(root), _drawing(root)
-    places = []
+    places, can_convert = [], True
     for path, layer in drawing.items():
         if any(re.search(rf"(^|/){re.escape(layer.name)}(_\d+)?/", name) for name in names):
+            can_convert &= _has_strength(layer)
             around = [*paths.above(path)][::-1]
             places.append(next((place for place in around if _replacement(everything[place])), path))
     layers = {path: everything[path] for path in dict.fromkeys(places)}
@@ -74,13 +77,14 @@ def advice(root: Any, names: Collection[str]) -> str:
     more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
     verb = "draws" if len(layers) == 1 else "draw"
     what = f"{shown}{more} {verb} random numbers that a resumed run would not draw again. "
-    if not all(_replacement(layer) for layer in layers.values()):
-        return what + _AUGMENT
+    for layer in layers.values():
+        if not _replacement(layer):
+            return what + _write_instead(layer)
     write = dict.fromkeys(f"framework.layers.{_replacement(layer)}" for layer in layers.values())
-    return (
-        f"{what}Write {', '.join(write)}; of a model that other code makes, such as keras.applications,"
-        " framework.layers.with_repeatable_draws(model)."
+    of_other_code = (
+        "; of a model that other code makes, such as keras.applications, framework.layers.with_repeatable_draws(model)"
     )
+    return f"{what}Write {', '.join(write)}{of_other_code if can_convert else ''}."
 
 
 def _drawing(root: Any) -> dict[str, keras.layers.Layer]:
@@ -104,12 +108,25 @@ def _has_strength(layer: Any, above_zero: bool = False) -> bool:
 
 def _replacement(layer: Any) -> str:
     """The name of the framework's layer that has the arguments of a layer of Keras; '' if there is none."""
-    kinds = {name: kind for module in (dropout, attention, recurrent) for name, kind in vars(module).items()}
+    kinds = {
+        name: kind for module in (augmentation, dropout, attention, recurrent) for name, kind in vars(module).items()
+    }
     for kind in type(layer).__mro__:
         ours = kinds.get(kind.__name__)
         if getattr(keras.layers, kind.__name__, None) is kind and ours is not None and issubclass(ours, kind):
             return str(kind.__name__)
     return ""
+
+
+def _write_instead(layer: Any) -> str:
+    """Returns what to write instead of a layer that `with_repeatable_draws` cannot convert."""
+    name = type(layer).__name__
+    if name in _RESIZING:
+        return (
+            "It gives each batch another shape, for which a step would be compiled anew. Write"
+            f" framework.layers.{_RESIZING[name]}, which keeps the shape."
+        )
+    return f"Write framework.layers.{name}." if _replacement(layer) == name else _OWN
 
 
 def _shown(path: str, layer: Any) -> str:

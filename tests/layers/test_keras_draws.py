@@ -57,6 +57,8 @@ REPLACED = {
     ),
     "SimpleRNN": (of_sequence(lambda: keras.layers.SimpleRNN(8, dropout=0.5)), "simple_rnn"),
     "LSTMCell": (of_sequence(lambda: keras.layers.RNN(keras.layers.LSTMCell(8, dropout=0.5))), "rnn/cell"),
+    "RandomFlip": (of_picture(keras.layers.RandomFlip), "random_flip"),
+    "RandomRotation": (of_picture(lambda: keras.layers.RandomRotation(0.1)), "random_rotation"),
     "MultiHeadAttention": (
         of_sequence(lambda: Attending(keras.layers.MultiHeadAttention, num_heads=2, key_dim=2, dropout=0.5)),
         "attending/inner",
@@ -85,7 +87,8 @@ def test_a_layer_of_keras_that_draws_is_refused_by_path(name):
     make, path = REPLACED[name]
     said = refusal(with_layers(make))
     assert said.startswith(f"'{path}' (keras.layers.{name})"), said
-    assert re.search(f" {REFUSED}. Write framework.layers.{name}{re.escape(OTHER_CODE)}$", said), said
+    end = OTHER_CODE.partition("draws(model)")[2] if name.startswith("Random") else OTHER_CODE
+    assert re.search(f" {REFUSED}. Write framework.layers.{name}{re.escape(end)}$", said), said
 
 
 def test_all_of_them_are_named_at_once():
@@ -101,17 +104,37 @@ def test_all_of_them_are_named_at_once():
     assert "Write framework.layers.Dropout, framework.layers.GaussianNoise;" in said
 
 
-def test_the_random_layers_are_refused_with_a_line_of_their_own():
-    said = refusal(with_layers(of_picture(keras.layers.RandomFlip)))
+class OwnNoise(keras.layers.GaussianNoise):
+    """A layer of the user's that draws in a way of its own."""
+
+    def __init__(self):
+        super().__init__(0.0)
+        del self.stddev
+
+    def call(self, inputs, training=None):
+        return inputs + self._random_generator.random_normal(tf.shape(inputs)) if training else inputs
+
+
+def test_layers_that_draw_in_a_way_of_their_own_are_refused_with_a_line_of_their_own():
+    def resized():
+        return keras.layers.RandomHeight(0.2)
+
+    advices = {
+        keras.layers.RandomFlip: "Write framework.layers.RandomFlip.",
+        OwnNoise: "Draw with framework.rng instead, in the transform of make_data.",
+        resized: "It gives each batch another shape, for which a step would be compiled anew. Write"
+        " framework.layers.RandomZoom(factor, 0), which keeps the shape.",
+    }
+    for make, written in advices.items():
+        with pytest.raises(UserError) as caught:
+            layers.with_repeatable_draws(keras.Sequential([make()]))
+        assert re.fullmatch(
+            r"'\w+' \([\w.]+\) cannot be made to draw by example. " + re.escape(written), str(caught.value)
+        )
+    said = refusal(with_layers(of_picture(resized, lambda: keras.layers.Resizing(4, 2))))
     assert said == (
-        "'random_flip' (keras.layers.RandomFlip) draws random numbers that a resumed run would not draw again. Draw"
-        " with framework.rng instead, in the transform of make_data. Or type --config.runtime.deterministic=False."
-    )
-    with pytest.raises(UserError) as caught:
-        layers.with_repeatable_draws(keras.Sequential([keras.layers.RandomFlip()]))
-    assert str(caught.value) == (
-        "'random_flip' (keras.layers.RandomFlip) draws for a whole batch at once. Draw with framework.rng instead, in"
-        " the transform of make_data."
+        f"'random_height' (keras.layers.RandomHeight) draws random numbers that a resumed run would not draw again."
+        f" {advices[resized]} Or type --config.runtime.deterministic=False."
     )
 
 

@@ -50,6 +50,8 @@ def test_weights_initial_values_and_inference_are_those_of_keras(case):
     bound = 1e-14 if case.name in OTHER_KERNELS else 0
     expected = case.call(theirs, case.inputs(), False)
     np.testing.assert_allclose(case.call(ours, case.inputs(), False), expected, rtol=0, atol=bound)
+    if case.is_random:  # it has no rate that could be 0
+        return
     ours, theirs = case.build(rates=False), case.build(keras.layers, rates=False)
     expected = case.call(theirs, case.inputs(), True)  # in training, without a rate and without a scope
     np.testing.assert_allclose(case.call(ours, case.inputs(), True), expected, rtol=0, atol=bound)
