@@ -23,8 +23,8 @@ _EPSILON = 1e-7  # added to the norm of an update, which may be 0
 class Muon(Sgd):
     """Momentum for matrices, each of whose updates has singular values near 1; `Sgd` for vectors and scalars.
 
-    The matrix of a kernel [..., outputs] is [all other axes, outputs]. The momentum is m <- momentum * m + gradient,
-    without the learning rate; a `decay` is decoupled.
+    The matrix of a kernel [..., outputs] is [all other axes, outputs], for filters [outputs, in * k * k] transposed.
+    The momentum is m <- momentum * m + gradient, without the learning rate; a `decay` is decoupled.
 
     Args:
       steps: of the Newton-Schulz iteration; after 5, singular values are between about 0.7 and 1.2.
