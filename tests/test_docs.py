@@ -461,6 +461,18 @@ def test_to_change_x_edit_y_names_what_is_there(page: str) -> None:
     assert wrong == []
 
 
+def test_re_implementations_are_there_each_with_a_measurement_and_an_end() -> None:
+    rows = table("framework/NOTES.md", "Re-implementations made for speed")
+    for ours, original, measured, end in rows:
+        words = re.findall(r"`([^`]+)`", ours)
+        text = "".join(read(word) for word in words if "/" in word)
+        missing = [name for name in words if "/" not in name and not re.search(rf"\b{name.split('.')[-1]}\b", text)]
+        assert missing == [], ours
+        assert original and end, ours
+        assert re.search(r"\d|not measured|the row", measured), ours
+    assert len(rows) >= 12
+
+
 def pins() -> dict[str, str]:
     text = "".join(read(file.name) for file in sorted(ROOT.glob("requirements*.txt")))
     return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.MULTILINE))
