@@ -9,6 +9,7 @@ import pytest
 from framework import config, paths
 from framework.experiment import load
 from framework.run import build, evaluation, exporting, loop
+from tests.made_up import made_up, write_set
 
 FILES = sorted(Path("experiments").glob("*.py"))
 
@@ -42,9 +43,20 @@ def test_header_has_the_command_and_what_to_expect(path):
     assert "expect" in header
 
 
+@pytest.fixture(scope="module")
+def made_up_cifar10(tmp_path_factory):
+    """A folder with records in place of CIFAR-10, whose download is large."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 128), ("test", 50)):
+        write_set(folder / "cifar10", split, *made_up(split, count))
+    return folder
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_two_steps_save_restore_export(path, tmp_path):
+def test_two_steps_save_restore_export(path, tmp_path, made_up_cifar10):
     small = {"train.duration": "2 steps", "schedule.warmup": "", "export.examples": 100, "log.histograms_every": ""}
+    if load.load(str(path)).get_config().data.name == "cifar10":
+        small |= {"data.dir": str(made_up_cifar10), "data.batch_size": 16}
     built = build.build(str(path), small, tmp_path / "run")
     before = {name: variable.numpy() for name, variable in paths.trainable(built.model).items()}
     result = loop.train(built)

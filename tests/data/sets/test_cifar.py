@@ -12,7 +12,7 @@ from framework.data import fetch
 from framework.data.sets import cifar
 from framework.data.sets.cifar import load_cifar10
 from framework.errors import UserError
-from tests.data.sets.test_pictures import write_set
+from tests.made_up import write_set
 
 FILES = [*(f"data_batch_{number}.bin" for number in (1, 2, 3, 4, 5)), "test_batch.bin"]
 ROWS = 4  # of a file; the original has 10,000

@@ -4,10 +4,10 @@ import struct
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from framework.data.fetch import DamagedError, UnavailableError
 from framework.data.sets import pictures
+from tests.made_up import example, jpeg, write_records, write_set
 
 SHAPE = (16, 24, 3)
 
@@ -16,33 +16,6 @@ def mosaic(rng, count):
     """Grey 8 x 8 squares, which a JPEG of quality 100 keeps to the bit: each is one coefficient, divided by 1."""
     squares = rng.integers(0, 256, (count, 2, 3), np.uint8)
     return np.repeat(np.kron(squares, np.ones([8, 8], np.uint8))[..., np.newaxis], 3, axis=-1)
-
-
-def example(encoded, label):
-    features = {
-        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
-        "image/format": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"jpeg"])),
-        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-
-def jpeg(image):
-    return tf.io.encode_jpeg(image, quality=100, chroma_downsampling=False).numpy()
-
-
-def write(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records:
-            writer.write(record)
-
-
-def write_set(folder, split, image, label, shards=1):
-    for shard in range(shards):
-        rows = range(shard * len(label) // shards, (shard + 1) * len(label) // shards)
-        path = folder / f"{split}-{shard:05d}-of-{shards:05d}.tfrecord"
-        write(path, [example(jpeg(image[row]), int(label[row])) for row in rows])
 
 
 def problem(path, shape=SHAPE):
@@ -83,9 +56,9 @@ def test_records_that_are_no_such_picture(tmp_path):
         example(jpeg(mosaic(np.random.default_rng(0), 1)[0])[:200], 0): "has a damaged JPEG",
     }
     for record, text in wrong.items():
-        write(path, [good, good, record, good])
+        write_records(path, [good, good, record, good])
         assert problem(path) == f"record 2 {text}"
-    write(path, [])
+    write_records(path, [])
     assert problem(path) == "has no record"
 
 
@@ -95,7 +68,7 @@ def test_huge_picture_is_refused_by_its_header(tmp_path):
     frame = encoded.index(b"\xff\xc0")  # marker, length, bits, height, width
     encoded[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
     path = tmp_path / "test-00000-of-00001.tfrecord"
-    write(path, [example(bytes(encoded), 0)])
+    write_records(path, [example(bytes(encoded), 0)])
     assert problem(path) == "record 0 has a picture of 65500 x 65500 x 3, not of 16 x 24 x 3"
 
 
@@ -103,7 +76,7 @@ def test_huge_picture_is_refused_by_its_header(tmp_path):
 def test_damaged_shard(tmp_path, damage):
     path = tmp_path / "test-00000-of-00001.tfrecord"
     records = [example(jpeg(np.full(SHAPE, value, np.uint8)), value) for value in range(3)]
-    write(path, records)
+    write_records(path, records)
     raw = bytearray(path.read_bytes())
     second = 16 + len(records[0]) + 20  # each record: length, its checksum, the bytes, their checksum
     if damage == "a cut":
