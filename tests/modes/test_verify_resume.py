@@ -156,6 +156,7 @@ def test_a_pipeline_that_forgets_is_found_out(tmp_path, capsys):
     ("config", "override"),
     [
         ("tests/normed.py", "--config.data.placement=stream"),
+        ("tests/piped.py", "--config.data.prefetch_batches=4"),
         ("tests/research/dqn.py", "--config.train.duration=200 steps"),  # batches that have a state
     ],
 )
