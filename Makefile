@@ -5,6 +5,7 @@ CONFIG ?= experiments/mnist_mlp.py
 WORKDIR ?=
 ARGS ?=
 WORKERS ?= 2
+EXTRAS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +16,13 @@ UNFINISHED := $(VENV)/.unfinished
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-data.txt | cksum | cut -d ' ' -f 1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt | cksum | cut -d ' ' -f 1)
 
+# The optional packages of these extras of pyproject.toml: EXTRAS=data.
+ifneq ($(EXTRAS),)
+EXTRAS_STAMP := $(VENV)/.extras-$(shell echo $(EXTRAS) | cat - pyproject.toml | cksum | cut -d ' ' -f 1)
+EXTRAS_PINS := import sys, tomllib; of = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+  print(*[pin for extra in sys.argv[1:] for pin in of.get(extra) or sys.exit(f'EXTRAS={extra}: there is {list(of)}')])
+endif
+
 # The other frameworks of tests/benchmarks, apart from what the project itself needs.
 PEERS := .venv-peers
 PEERS_NEED := tests/benchmarks/requirements.txt
@@ -24,7 +32,7 @@ PEERS_STAMP := $(PEERS)/.peers-$(shell cat $(PEERS_NEED) $(PEERS_NEED_ALONE) | c
 
 # A moved folder or an upgraded Python leaves stamps behind but no working interpreter.
 ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)
-.PHONY: $(RUN_STAMP) $(DEV_STAMP)
+.PHONY: $(RUN_STAMP) $(DEV_STAMP) $(EXTRAS_STAMP)
 endif
 ifneq ($(shell $(PEERS)/bin/python -c "print('works')" 2>/dev/null),works)
 .PHONY: $(PEERS_STAMP)
@@ -33,16 +41,16 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: run test test-slow docs format peers clean help
 
-run: $(RUN_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
+run: $(RUN_STAMP) $(EXTRAS_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
 
-test: $(DEV_STAMP)  ## lint, formatting, types and all tests but the slow ones; ARGS='tests/test_rng.py -k uniform' for some
+test: $(DEV_STAMP) $(EXTRAS_STAMP)  ## lint, formatting, types and all tests but the slow ones; EXTRAS=data for those of optional packages; ARGS='tests/test_rng.py -k uniform' for some
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) $(ARGS)
 
-test-slow: $(DEV_STAMP)  ## the tests marked slow, and those of the benchmarks
+test-slow: $(DEV_STAMP) $(EXTRAS_STAMP)  ## the tests marked slow, and those of the benchmarks
 	@$(BIN)/python -m tests.processes --jobs=$(WORKERS) -m 'slow or benchmarks' $(ARGS)
 
 docs: $(DEV_STAMP)  ## pages of every docstring in .docs/index.html
@@ -74,7 +82,14 @@ $(RUN_STAMP):
 	@$(PIP) --no-deps -r requirements-data.txt
 	@rm -f $(UNFINISHED) $(VENV)/.run-* && touch $@
 
-$(DEV_STAMP): $(RUN_STAMP)
+ifneq ($(EXTRAS),)
+$(EXTRAS_STAMP): $(RUN_STAMP)
+	@pins=$$($(BIN)/python -c "$(EXTRAS_PINS)" $(EXTRAS)) && touch $(UNFINISHED) && \
+	  echo "Installing the extras $(EXTRAS) of pyproject.toml" && $(PIP) -r requirements.txt $$pins
+	@rm -f $(UNFINISHED) && touch $@
+endif
+
+$(DEV_STAMP): $(RUN_STAMP) | $(EXTRAS_STAMP)
 	@touch $(UNFINISHED)
 	@echo "Installing requirements-dev.txt"
 	@$(PIP) -r requirements.txt -r requirements-dev.txt

@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
 FURTHER_FLAGS = {
     "before",
+    "data",
     "devices",
     "help",
     "help_config",
@@ -358,6 +360,7 @@ def test_config_keys_and_module_members_exist() -> None:
     import tf_keras as keras
 
     keys, texts, unknown = config_keys(), modules(), []
+    texts["data"] += read("framework/data/__init__.py")
     texts["model"] = " ".join(dir(keras.Model))  # a section of the config and the name of a variable
     sections = {key.partition(".")[0] for key in keys}
     for page in PAGES:
@@ -475,6 +478,8 @@ def test_re_implementations_are_there_each_with_a_measurement_and_an_end() -> No
 
 def pins() -> dict[str, str]:
     text = "".join(read(file.name) for file in sorted(ROOT.glob("requirements*.txt")))
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    text += "\n".join(pin for pins in extras.values() for pin in pins)
     return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.MULTILINE))
 
 

@@ -23,7 +23,7 @@ ROWS = (
     ("config.check",),
     ("config.overrides",),
     ("config",),
-    ("files",),
+    ("files", "extras"),
     ("folder",),
     ("compat",),
     ("layer_names",),

@@ -20,6 +20,7 @@ AT_THE_ROOT = {
     "compat": "ground floor: private names of TensorFlow and tf_keras",
     "compile": "ground floor: jit and Compiled",
     "errors": "ground floor: UserError, RunError",
+    "extras": "ground floor: optional packages",
     "files": "ground floor: small files written, read and locked",
     "folder": "ground floor: names in a run folder",
     "layer_names": "ground floor: whose name a layer has",
