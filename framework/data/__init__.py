@@ -5,12 +5,14 @@
 
 A `Source` is read by index, `make_batches` orders its examples, `ReplayBuffer` is filled by the step itself, and
 `Batches` is the protocol of all of them. `IndexedSource` is the protocol of sources; a map-style data set of another
-library is a source as it is, and `from_items` gives it a name. `data/sets/` has the data sets that come by name, and
-`augment` the functions of a batch that change pictures at random.
+library is a source as it is, and `from_items` gives it a name. `data/files/` reads TFRecord, ArrayRecord, folders of
+pictures and columns, `data/sets/` has the data sets that come by name, and `augment` the functions of a batch that
+change pictures at random.
 """
 
 from framework.data import augment
 from framework.data.batches import Batches, make_batches
+from framework.data.files import Examples, Image, Label, array_records, columns, image_folder, tf_records
 from framework.data.items import from_items
 from framework.data.replay_buffer import ReplayBuffer
 from framework.data.sets.cifar import load_cifar10
@@ -19,12 +21,19 @@ from framework.data.sources import IndexedSource, Source
 
 __all__ = [
     "Batches",
+    "Examples",
+    "Image",
     "IndexedSource",
+    "Label",
     "ReplayBuffer",
     "Source",
+    "array_records",
     "augment",
+    "columns",
     "from_items",
+    "image_folder",
     "load_cifar10",
     "load_mnist",
     "make_batches",
+    "tf_records",
 ]

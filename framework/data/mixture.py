@@ -54,7 +54,11 @@ def _source_of(given: Any, where: str) -> IndexedSource:
 
 
 def origin_of(sources: Sequence[IndexedSource], placement: str, fingerprint: str | None) -> dict[str, Any]:
-    """Returns what result.json says of the data of a split: where it comes from, its size and its fingerprint."""
+    """Returns what result.json says of the data of a split: where it comes from, its size and its fingerprint.
+
+    `skipped` is there if a source leaves damaged records out: {origin: how many, and the first ones}.
+    """
+    skipped = {source.origin: getattr(source, "skipped", None) for source in sources}
     return {
         "placement": placement,
         "source": " + ".join(source.origin for source in sources),
@@ -62,6 +66,7 @@ def origin_of(sources: Sequence[IndexedSource], placement: str, fingerprint: str
         "bytes": sum(source.nbytes for source in sources),
         "subset": any(source.is_subset for source in sources),
         "sample": fingerprint,
+        **({"skipped": skipped} if any(skipped.values()) else {}),
     }
 
 

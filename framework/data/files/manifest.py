@@ -1,0 +1,73 @@
+"""The manifest of prepared shards: what `framework.data.prepare` wrote, so that a reader recognises the files.
+
+manifest.json: {"version": 1, "records": 50000, "shards": [{"name", "records", "bytes", "sha256"}, …],
+                "classes": […], "skipped": {"records": 2, "first": ["cat/7.jpg: …"]}, "origin": "…"}
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from framework import files
+from framework.errors import UserError
+from framework.files import CorruptError
+
+NAME = "manifest.json"
+PLAN = ".plan.json"  # while the shards are being made
+VERSION = 1
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Returns the manifest of a folder; None if it has none.
+
+    Raises:
+      UserError: the manifest is damaged or of another version, or the shards are not complete yet.
+    """
+    path = folder / NAME
+    try:
+        value = files.load_json(path)
+        if value["version"] != VERSION:
+            raise UserError(f"{path} has version {value['version']}, not {VERSION}. Prepare the data again.")
+        for shard in value["shards"]:
+            str(shard["name"]), str(shard["sha256"]), int(shard["bytes"]), int(shard["records"])
+        return value
+    except FileNotFoundError:
+        if (folder / PLAN).exists():
+            raise UserError(f"{folder} is not complete. Type the command of framework.data.prepare again.") from None
+        return None
+    except (CorruptError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}). Prepare the data again.") from error
+
+
+def check(shards: Sequence[Path], hashes: Sequence[str]) -> tuple[str, ...]:
+    """Compares shards with the manifests of their folders, and returns the names of the classes; () without a manifest.
+
+    Args:
+      shards: the files.
+      hashes: the SHA-256 of each.
+
+    Raises:
+      UserError: a shard is not the one of its manifest, or a shard of a manifest is missing.
+    """
+    classes: tuple[str, ...] = ()
+    of_shard = dict(zip(shards, hashes, strict=True))
+    for folder in sorted({shard.parent for shard in shards}):
+        facts = read(folder)
+        if facts is not None:
+            classes = tuple(facts.get("classes", ()))
+            for entry in facts["shards"]:
+                _check_shard(folder, entry, of_shard.get(folder / entry["name"]))
+    return classes
+
+
+def _check_shard(folder: Path, entry: dict[str, Any], digest: str | None) -> None:
+    shard = folder / entry["name"]
+    if not shard.is_file():
+        raise UserError(f"the shard {shard} is missing, which {folder / NAME} lists. Put the file back.")
+    if digest not in (None, entry["sha256"]):
+        size = shard.stat().st_size
+        raise UserError(
+            f"{shard} is not the shard that {folder / NAME} lists: {entry['bytes']} bytes, SHA-256"
+            f" {entry['sha256'][:12]}… there; {size} bytes, {str(digest)[:12]}… now. Put the shard back, or prepare the"
+            " data again."
+        )

@@ -1,0 +1,105 @@
+"""framework/data/files/folder.py: a folder for each class, and nothing outside of the folder."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from framework import data
+from framework.errors import DataError, UserError
+from tests.data.files import made
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """Pictures 0, 1 (cat) and 2 (dog); the class 'ant' has picture 3 in a folder of its own."""
+    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pets"
+    for number, name in enumerate(["cat/1.png", "cat/2.PNG", "dog/1.png", "ant/red/1.png"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(made.encoded(made.pixels(number)))
+    return folder
+
+
+IMAGE = data.Image((made.SIDE, made.SIDE))
+
+
+def line_of(kind, fn, *args, **kwargs):
+    with pytest.raises(kind) as caught:
+        fn(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_classes_are_sorted_and_label_the_pictures(pets):
+    source = data.image_folder(pets, IMAGE)
+    assert source.classes == ("ant", "cat", "dog") and len(source) == 4
+    batch = source.take(np.arange(4))
+    np.testing.assert_array_equal(batch["image"], [made.pixels(number) for number in (3, 0, 1, 2)])
+    np.testing.assert_array_equal(batch["label"], [0, 1, 1, 2])
+    assert source.origin == str(pets)
+
+
+def test_links_that_leave_the_folder_are_refused(pets, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(made.encoded(made.pixels(9)))
+    (pets / "dog" / "2.png").symlink_to(secret)
+    rule = f"Links to folders, and links that leave {pets}, are not followed: copy the pictures into the folder."
+    assert line_of(UserError, data.image_folder, pets, IMAGE) == f"{pets}/dog/2.png is a link to {secret}. {rule}"
+    (pets / "dog" / "2.png").unlink()
+    (pets / "dog" / "2.png").symlink_to("../../secret.png")
+    assert line_of(UserError, data.image_folder, pets, IMAGE).endswith(rule)
+    (pets / "dog" / "2.png").unlink()
+    (pets / "dog" / "more").symlink_to(tmp_path)
+    assert line_of(UserError, data.image_folder, pets, IMAGE).endswith(rule)
+    (pets / "dog" / "more").unlink()
+    (pets / "emu").symlink_to(tmp_path)
+    assert line_of(UserError, data.image_folder, pets, IMAGE).endswith(rule)
+    (pets / "emu").unlink()
+    (pets / "dog" / "2.png").symlink_to("../cat/1.png")  # stays inside
+    np.testing.assert_array_equal(data.image_folder(pets, IMAGE).take(np.array([4]))["image"][0], made.pixels(0))
+
+
+def test_a_picture_that_becomes_a_link_or_is_gone_is_named(pets, tmp_path):
+    source = data.image_folder(pets, IMAGE)
+    (pets / "dog" / "1.png").rename(tmp_path / "moved.png")
+    assert line_of(DataError, source.take, np.arange(4)).startswith(f"{pets}/dog/1.png: the file is missing.")
+    (pets / "dog" / "1.png").symlink_to(tmp_path / "moved.png")
+    assert line_of(DataError, source.take, np.arange(4)).startswith(
+        f"{pets}/dog/1.png: it has become a link to {tmp_path}/moved.png, outside of {pets}."
+    )
+
+
+def test_damaged_pictures_are_named_or_skipped(pets):
+    (pets / "cat" / "2.PNG").write_bytes(made.encoded(made.pixels(1))[:-30])
+    line = line_of(DataError, data.image_folder(pets, IMAGE).take, np.arange(4))
+    assert line.startswith(f"{pets}/cat/2.PNG: the PNG is damaged or cut off.")
+    source = data.image_folder(pets, IMAGE, damaged="skip")
+    np.testing.assert_array_equal(source.take(np.arange(3))["label"], [0, 1, 2])
+    assert source.skipped == {"records": 1, "first": [f"{pets}/cat/2.PNG: the PNG is damaged or cut off"]}
+
+
+def test_what_is_no_picture_is_said(pets, caplog):
+    (pets / "dog" / "notes.txt").touch()
+    (pets / "dog" / ".DS_Store").touch()
+    with caplog.at_level(logging.WARNING):
+        assert len(data.image_folder(pets, IMAGE)) == 4
+    assert f"{pets}/dog: 1 files are not pictures and left out, such as {pets}/dog/notes.txt" in caplog.text
+
+
+def test_folders_without_pictures_are_refused(pets, tmp_path):
+    (pets / "emu").mkdir()
+    assert line_of(UserError, data.image_folder, pets, IMAGE) == (
+        f"{pets}/emu has no picture (.jpg, .jpeg, .png). Remove the folder, or fill it."
+    )
+    assert line_of(UserError, data.image_folder, tmp_path / "none", IMAGE).startswith(
+        f"{tmp_path}/none is not a folder."
+    )
+    assert line_of(UserError, data.image_folder, pets / "cat", IMAGE).startswith(f"{pets}/cat has no folder in it.")
+
+
+def test_the_fingerprint_follows_names_and_content(pets):
+    first = data.image_folder(pets, IMAGE).fingerprint()
+    assert data.image_folder(pets, IMAGE).fingerprint() == first
+    os.rename(pets / "cat" / "1.png", pets / "cat" / "3.png")
+    assert data.image_folder(pets, IMAGE).fingerprint() != first

@@ -1,0 +1,129 @@
+"""framework/data/files/pictures.py: the header comes before pixels; what does not fit is damaged or converted."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from framework.data.files import pictures
+from framework.data.files.pictures import Header, Image, header_of, verify
+from framework.errors import UserError
+from tests.data.files import made
+
+
+def line_of(fn, *args):
+    with pytest.raises(ValueError) as caught:
+        fn(*args)
+    return str(caught.value)
+
+
+def flat(side=16):
+    """A picture without noise, which JPEG keeps nearly."""
+    return np.kron(made.pixels(1, side // 8), np.ones([8, 8, 1], np.uint8))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_header_has_the_size_and_channels(kind, name, channels):
+    content = made.encoded(made.pixels(0, 16, channels)[:, :9], kind)
+    assert header_of(content) == Header(name, 16, 9, channels)
+
+
+def test_headers_of_progressive_jpeg_palette_and_alpha():
+    assert header_of(made.encoded(flat(), "JPEG", progressive=True, comment=b"x" * 300)) == Header("jpeg", 16, 16, 3)
+    alpha = np.concatenate([flat(), flat()[..., :1]], -1)
+    assert header_of(made.encoded(alpha)) == Header("png", 16, 16, 4)
+
+
+def test_png_is_decoded_exactly_and_jpeg_as_pillow_does():
+    array = made.pixels(3, 16)
+    np.testing.assert_array_equal(Image((16, 16)).decode(made.encoded(array)), array)
+    content = made.encoded(array, "JPEG", quality=80)
+    np.testing.assert_array_equal(Image((16, 16)).decode(content), made.by_pillow(content))
+
+
+def test_other_channels_are_damaged_or_converted():
+    grey = made.pixels(2, 8, 1)
+    content = made.encoded(grey)
+    assert line_of(Image((8, 8)).decode, content) == (
+        "it has 1 channel(s), not 3; Image(convert=True) converts the picture"
+    )
+    np.testing.assert_array_equal(Image((8, 8), convert=True).decode(content), np.repeat(grey, 3, -1))
+    colour = made.encoded(flat(), "JPEG")
+    assert line_of(Image((16, 16), channels=1).decode, colour).startswith("it has 3 channel(s), not 1;")
+    converted = Image((16, 16), channels=1, convert=True).decode(colour)
+    np.testing.assert_array_equal(converted, made.by_pillow(colour, "L"))
+
+
+def weights(size, to):
+    """float64 [to, size]: bilinear resizing with antialiasing, as a triangle that covers two pixels of the result."""
+    scale = size / to
+    centres = (np.arange(to) + 0.5) * scale
+    distance = np.abs(np.arange(size) + 0.5 - centres[:, np.newaxis]) / max(scale, 1)
+    triangle = np.maximum(0, 1 - distance)
+    return triangle / triangle.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("fit", "shape", "part"),
+    [
+        ("stretch", (12, 8), np.s_[:, :]),
+        ("crop", (12, 8), np.s_[2:10, :]),
+        ("crop", (3, 7), np.s_[:, 2:5]),
+        ("stretch", (2, 3), np.s_[:, :]),
+    ],
+)
+def test_another_size_is_damaged_or_made_to_fit(fit, shape, part):
+    array = made.pixels(4, 12)[: shape[0], : shape[1]]
+    content = made.encoded(array)
+    assert line_of(Image((4, 4)).decode, content).startswith(f"it is {shape[0]} x {shape[1]} pixels, not 4 x 4;")
+    wanted = array[part].astype(np.float64)
+    wanted = np.einsum("ip,jq,pqc->ijc", weights(wanted.shape[0], 4), weights(wanted.shape[1], 4), wanted)
+    got = Image((4, 4), fit=fit).decode(content)
+    assert got.dtype == np.uint8 and np.abs(got - wanted).max() <= 0.501
+
+
+def png_of(width, height):
+    """A PNG of 45 bytes whose header promises a picture."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(pictures, "decoded", lambda *_: pytest.fail("pixels were decoded"))
+    assert line_of(Image((4, 4), fit="crop").decode, png_of(60_000, 50_000)) == (
+        "it is 50000 x 60000 = 3000000000 pixels, more than max_pixels=67108864"
+    )
+    assert line_of(Image((16, 16), max_pixels=255).decode, made.encoded(flat(), "JPEG")) == (
+        "it is 16 x 16 = 256 pixels, more than max_pixels=255"
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_picture_is_damaged_wherever_it_ends(kind):
+    content = made.encoded(flat(), kind)
+    verify(content, 256)
+    for size in {*range(0, len(content) - 12, 23), len(content) - 13, len(content) - (2 if kind == "JPEG" else 13)}:
+        assert line_of(verify, content[:size], 256)
+
+
+def test_what_is_no_picture_is_said():
+    assert line_of(header_of, b"GIF89a....") == "it is no JPEG or PNG: it begins with b'GIF89a..'"
+    assert line_of(header_of, b"\xff\xd8\xff\xe0") == "the header is damaged or cut off"
+    assert line_of(header_of, b"") == "it is no JPEG or PNG: it begins with b''"
+    assert line_of(verify, made.encoded(flat(), "JPEG")[:-40], 256) == "the JPEG is damaged or cut off"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"size": (0, 4)}, "Image(size=(0, 4)) is not (height, width), e.g. (32, 32)."),
+        ({"size": (4, 4), "channels": 4}, "Image(channels=4) is not 1 or 3."),
+        ({"size": (4, 4), "fit": "pad"}, "Image(fit='pad') is not 'refuse', 'stretch' or 'crop'."),
+    ],
+)
+def test_bad_values_are_refused(values, line):
+    with pytest.raises(UserError) as caught:
+        Image(**values)
+    assert str(caught.value) == line
