@@ -116,7 +116,7 @@ def constructor_arguments(layer: keras.layers.Layer) -> Mapping[str, Any] | None
 
 
 def is_numbered(name: str) -> bool:
-    """Returns whether Keras tracks a layer of a Sequential or functional model under `name`: its number."""
+    """Returns whether `name` is a number by which Keras tracks layers of a Sequential or functional model."""
     return re.fullmatch(r"layer(_with_weights)?-\d+", name) is not None
 
 

@@ -90,7 +90,7 @@ class LossScale(tf.Module):
 
     Attributes:
       scale: float32 scalar variable.
-      good: int64 scalar variable; finite updates since the scale last changed.
+      good: int64 scalar variable; finite updates in a row; 0 again when they reach `growth_interval`.
       stuck: int64 scalar variable; non-finite updates in a row with the scale at its floor.
     """
 

@@ -128,7 +128,7 @@ def goals(config: Mapping[str, Any], modes: Mapping[str, str]) -> dict[str, list
 
 
 def _goal(goals: Mapping[str, list[str]], section: str) -> list[str] | None:
-    """Returns metric and mode; of no metric, to which older runs gave a mode as well, neither."""
+    """Returns [metric, mode]; None if there is no metric, although older runs recorded a mode even then."""
     goal = goals.get(section)
     return goal if goal and goal[0] else None
 

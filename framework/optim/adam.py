@@ -30,7 +30,7 @@ class Adam(keras.optimizers.Adam):
         self.decay = decay
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
-        """Changes `variable`, of any shape, and its averages by one gradient."""
+        """Changes `variable`, of any shape, and its two slots by one gradient; none of them if `allowed` is False."""
         dtype = variable.dtype
         rate = tf.cast(self.learning_rate, dtype)
         decays = self.decay and compat.is_decayed(self, variable)

@@ -139,7 +139,7 @@ def settings_of(section: Mapping[str, Any], group: Group) -> dict[str, Any]:
 
 
 def assign_groups(groups: Sequence[Group], paths: Collection[str]) -> list[tuple[Group, list[str]]]:
-    """Returns each group with its paths, in order; the last group, without settings, has what no pattern covers.
+    """Returns each group with its paths, in order, then one without settings of the paths that no pattern covers.
 
     Raises:
       UserError: several patterns cover a path, or a pattern covers none; the message names all of them.

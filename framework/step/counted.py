@@ -1,8 +1,7 @@
 """Finds Python numbers that code counts up, such as `self.calls += 1`: a compiled step would never count them.
 
-numbers = numbers_of(loss, model, metrics)          # {"'calls' of layer 'sampling'": 0}
-graph = trace()
-check_counted(numbers, numbers_of(loss, model, metrics), graph, trace)
+numbers = numbers_of(loss, model, metrics)          # {"'calls' of layer 'sampling'": 0}, before the first trace
+check_counted(numbers, lambda: numbers_of(loss, model, metrics), trace_again)
 """
 
 import inspect
@@ -32,7 +31,7 @@ def numbers_of(loss: Any, model: Any, metrics: Mapping[str, Any]) -> dict[str, f
 def check_counted(
     before: Mapping[str, float], look: Callable[[], Mapping[str, float]], trace: Callable[[], Any]
 ) -> None:
-    """Raises UserError if every trace changes a number, and computes something else because of it.
+    """Raises UserError if a number changes from trace to trace, and constants of the graph change with it.
 
     Args:
       before: `numbers_of` before the trace.

@@ -1,7 +1,7 @@
 """The order of a training step: all of its stages, top to bottom.
 
-    0  normalizers           the divisor of each loss term: its weight of examples, summed over micro-batches and
-                             replicas
+    0  normalizers           the divisor of each loss term: its weight (of examples; 1 in each piece for a penalty of
+                             the weights), summed over micro-batches and replicas
     1  forward and backward  each replica differentiates its shard of the batch, one micro-batch after the other, by the
                              trained weights: (sum of terms, penalties of layers among them, each divided by its
                              normalizer) * loss scale; metric states are computed from the outputs, outside of the tape
@@ -30,9 +30,11 @@ and returns whether the block halts, that is, ends before its last step. A block
 for the log.
 
 Three paths differ. On parameter servers, workers call `take_step` (`asynchronous.py`), which moves `updates`; the chief
-moves the other counters when all steps of the block are done; weights are not averaged, and there is no loss scale. A
-dry run (`tools.dry_run`) stops after stage 3. An evaluation (`evaluation.py`) has a forward pass of its own, with
-training=False; its sums over replicas and batches are float64, and the variables that it moves are restored.
+moves the other counters when all steps of the block are done: the updates after a step that halts stay. Weights are not
+averaged, and there is no loss scale. In a dry run (`tools.dry_run`) each replica computes the whole batch, nothing is
+summed over replicas, `tools.apply` only notes the gradients, and stages 4 to 7 are left out. An evaluation
+(`evaluation.py`) has a forward pass of its own, with training=False; its sums are merged over batches in float64, and
+the variables that it moves are restored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,7 +99,8 @@ def batch_gradients(
     def shard_gradients(replica: int, shard: Batch) -> Gradients:
         return accumulate(objective, cut(replica, shard), normalizers)
 
-    # 2. All-reduce, in `runtime.all_reduce_dtype`: the sums over replicas, the same numbers on each.
+    # 2. All-reduce: the sums over replicas, the same numbers on each. `accumulate` has cast the gradients to
+    # `runtime.all_reduce_dtype`.
     sums = replicas.all_reduce_sum(shard_gradients, batch, mode=mode)
 
     # 3. Unscale: the loss scale, which keeps small gradients from vanishing in half precision, is divided out.
@@ -145,8 +148,9 @@ def take_step(
 
     Args:
       step: called while `tools.tracing(trace)` is open.
-      rollback_variables: what `apply_update` does not protect: the moving statistics of BatchNormalization. For an
-        experiment's own step function: all weights, slots and research state, because it may apply several updates.
+      rollback_variables: what `apply_update` does not protect: all that the forward pass may assign to, such as the
+        moving statistics of BatchNormalization. For an experiment's own step function: all weights, slots and research
+        state, because it may apply several updates.
     """
     state, replicas = trace.parts.state, trace.replicas
     before = [(copy, copy.read_value()) for variable in rollback_variables for copy in paths.copies(variable)]
@@ -178,11 +182,12 @@ def take_step(
 def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
     """Stage 7, after `take_step`: moves the counters and the loss scale; returns whether the block halts here.
 
-    A violation halts the block; neither the counters nor the loss scale move. So does a step that is not finite, unless
-    `train.on_nonfinite` is 'skip' or the loss scale is dynamic, which may be the cause: then the step is counted as
-    skipped, and the block halts when the scale is stuck at its floor or, without a dynamic scale, when
-    `train.nonfinite_limit` steps in a row were skipped. A step that a rewound run leaves out (`trace.allowed` is False)
-    is counted as skipped.
+    A violation halts the block; neither the counters nor the loss scale move. The same holds for a step that is not
+    finite, unless `train.on_nonfinite` is 'skip' or the loss scale is dynamic, which may be the cause. Then the step is
+    counted as skipped, and the block halts when `loss_scale.patience` steps in a row were not finite at the floor of
+    the scale or, without a dynamic scale, when `train.nonfinite_limit` steps in a row were skipped. A step that a
+    rewound run leaves out (`trace.allowed` is False) is computed and counted as skipped: if it is not finite it does
+    not halt the block, and a dynamic scale takes it for finite.
     """
     state, settings = trace.parts.state, trace.parts.config.train
     loss_scale = state.loss_scale if state.loss_scale is not None and state.loss_scale.is_dynamic else None
@@ -194,7 +199,8 @@ def count_step(trace: StepTrace, result: StepResult) -> tf.Tensor:
     skipped = counted * tf.cast(~result.is_taken, tf.int64)
     state.step.assign_add(counted)
     state.skipped.assign_add(skipped)
-    state.skipped_in_row.assign((state.skipped_in_row + skipped) * skipped)
+    in_row = (state.skipped_in_row + skipped) * skipped
+    state.skipped_in_row.assign(tf.where(halts, state.skipped_in_row, in_row))
     state.empty_terms.assign_add(tf.cast(result.is_taken, tf.int64) * result.empty_terms)
 
     if loss_scale is not None:

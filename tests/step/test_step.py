@@ -148,6 +148,12 @@ def test_a_dynamic_loss_scale_skips_what_is_not_finite_and_halves():
     assert float(built.state.loss_scale.scale) == 128.0
 
 
+def test_a_violation_leaves_the_skipped_steps_in_a_row_as_they_are():
+    built = build(**{"train.on_nonfinite": "skip", "train.nonfinite_limit": 9})
+    steps = [counted(built, finite, violations=found) for finite, found in ((False, 0), (True, 1), (False, 0))]
+    assert steps == [(1, 1, 1, False), (1, 1, 1, True), (2, 2, 2, False)]
+
+
 def test_a_violation_leaves_a_dynamic_loss_scale_as_it_is():
     built = build(**{"train.precision": "float16", "loss_scale.initial": 256.0, "loss_scale.growth_interval": 3})
     assert [counted(built, finite, violations=found) for finite, found in ((True, 0), (True, 1), (False, 1))] == [
