@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from framework import rng
 from framework.config import base_config
 from framework.config.keys.runtime import SEVERAL_PROCESSES
-from framework.data.fields import Batch, Fields, Finish, Transform, check_weight_field, check_weights
+from framework.data.fields import Batch, Fields, Finish, Transform, check_weight_field, check_weights, needs_of
 from framework.data.skipping import Reading, hash_of
 from framework.errors import UserError
 
@@ -47,6 +47,7 @@ class DatasetBatches:
 
     Attributes:
       name: names the pipeline in messages.
+      to_pictures: that of the transform, for TensorBoard.
     """
 
     is_resident = False
@@ -67,6 +68,7 @@ class DatasetBatches:
         self._check_elements(dataset)
         self._parallel_calls = config.data.parallel_calls
         self._key = rng.key(config.seed)
+        self.to_pictures: Callable[[Batch], Batch] = getattr(transform, "to_pictures", dict)
         self._finish = Finish(transform, self.batch_size, self._first_batch)
         self._first = 0
         self._count = self.batch_size
@@ -325,6 +327,10 @@ def from_dataset(
         raise UserError(
             f"data.{ignored[0]}={config.data[ignored[0]]!r} is not read with a tf.data.Dataset, which decides order and"
             f" batches itself. Leave the key out. {_BY_INDEX}"
+        )
+    if needs := needs_of(transform):
+        raise UserError(
+            f"the transform needs the '{needs[0]}' of each example, which a tf.data.Dataset does not tell. {_BY_INDEX}"
         )
     return DatasetBatches(dataset, config, training, transform)
 

@@ -235,6 +235,18 @@ def test_settings_that_a_pipeline_does_not_have_are_refused(values, line):
     assert line_of(make, pipeline(), **values).startswith(line)
 
 
+def test_a_transform_that_needs_the_data_order_is_refused():
+    class Alternating:
+        needs = ("epoch",)
+
+        def __call__(self, batch):
+            return batch
+
+    assert line_of(make, pipeline(), transform=Alternating()).startswith(
+        "the transform needs the 'epoch' of each example, which a tf.data.Dataset does not tell. Read the examples by"
+    )
+
+
 def test_batches_of_another_size_are_refused_where_they_come():
     small = make(pipeline(size=3))
     assert line_of(small.check_repeatable, "train", lambda: small, True) == (
