@@ -102,8 +102,11 @@ def make_batches(
     """
     if transform is not None and not callable(transform):
         raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
+    to_pictures = getattr(transform, "to_pictures", dict)
     if isinstance(sources, tf.data.Dataset):
-        return from_dataset(sources, config, training, transform)
+        stream = from_dataset(sources, config, training, transform)
+        stream.to_pictures = to_pictures
+        return stream
     pairs = shares_of(sources)
     members = [source for source, _ in pairs]
     make_reader = functools.partial(RetryingReader, config.data.retries, config.data.retry_seconds)
@@ -132,7 +135,7 @@ def make_batches(
         ahead = _ahead(members, order, config)
         batches = Streamed(members, origin, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
     batches.training = training
-    batches.to_pictures = getattr(transform, "to_pictures", dict)
+    batches.to_pictures = to_pictures
     return batches
 
 

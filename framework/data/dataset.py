@@ -51,6 +51,7 @@ class DatasetBatches:
     """
 
     is_resident = False
+    to_pictures: Callable[[Batch], Batch] = dict  # of the transform
     advice = (
         "Give the slow `map` of the pipeline num_parallel_calls=tf.data.AUTOTUNE, `cache` what does not change, or"
         " decode once and store the result."

@@ -188,7 +188,10 @@ class Finish:
                     " field of the source another name."
                 )
             if name not in order_fields:
-                raise UserError(f"the transform needs the '{name}' of each example, which a stream does not have.")
+                raise UserError(
+                    f"the transform needs the '{name}' of each example, which a tf.data pipeline does not have. Leave"
+                    " out what needs it, such as augment.AlternatingFlip, or give make_batches a source with an index."
+                )
         return {name: order_fields[name] for name in self.needs}
 
     def _check_draws(self, given: Batch) -> None:

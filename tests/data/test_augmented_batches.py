@@ -9,6 +9,7 @@ import tensorflow as tf
 import launch
 from framework import testing
 from framework.config import base_config
+from framework.data import augment
 from framework.data.batches import make_batches
 from framework.errors import UserError
 from framework.run.preview import show_inputs
@@ -91,6 +92,16 @@ def test_shards_and_restarted_and_streamed_batches_have_the_bits_of_the_whole_ba
                 assert np.array_equal(np.concatenate(shards), value), name
             read = streamed.take(plan, tf.constant(step - 5))[name]
             np.testing.assert_allclose(read, value, rtol=0, atol=0.03 if name == "image" else 0)
+
+
+def test_a_pipeline_is_augmented_too_but_has_no_index():
+    pipeline = tf.data.Dataset.from_tensor_slices(dict(source().arrays)).batch(BATCH)
+    chain = augment.Chain(augment.Flip(rate=1), augment.Normalise((0.3,), (0.5,)))
+    batches = make_batches(pipeline, config(), training=True, transform=chain)
+    shown = batches.to_pictures(batches.at(0))["image"]
+    np.testing.assert_allclose(shown, source().arrays["image"][:BATCH, :, ::-1] / 255, atol=1e-6)
+    with pytest.raises(UserError, match=r"needs the 'epoch' of each example, which a tf.data pipeline does not have"):
+        make_batches(pipeline, config(), training=True, transform=CHAIN).at(0)
 
 
 def make_run(tmp_path, **overrides):
