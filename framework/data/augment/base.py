@@ -119,8 +119,14 @@ class OneOf:
             is_chosen = word >= tf.constant(min(round(start / sum(self.shares) * 2**32), 2**32 - 1), tf.uint32)
             start += share
             if result is not results[0] and share > 0:
-                chosen = {name: choose(is_chosen, value, chosen[name]) for name, value in result.items()}
+                chosen = {name: _choose_field(is_chosen, value, chosen[name]) for name, value in result.items()}
         return chosen
+
+
+def _choose_field(is_first: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Returns `choose` of a field, which may be of texts; pictures are chosen by an XLA program."""
+    is_large = first is not second and first.shape.rank == 4 and first.dtype != tf.string
+    return (program(choose) if is_large else choose)(is_first, first, second)
 
 
 def program(fn: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

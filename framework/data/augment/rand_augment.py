@@ -78,10 +78,17 @@ class RandAugment(Augmentation):
         return (below(self.stream, images, self.operations, 2 * len(self.among)),)
 
     def change(self, images: tf.Tensor, *drawn: tf.Tensor) -> tf.Tensor:
-        for choice in tf.unstack(drawn[0], axis=1):
-            for names, step in ((MOVES, self._moved), (BLENDS, self._blended), (TABLES, self._looked_up)):
-                if set(self.among) & set(names):
-                    images = kept(step(images, choice))
+        def take_round(place: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return place + 1, self._changed_once(images, tf.gather(drawn[0], place, axis=1))
+
+        # In a loop, XLA compiles one round, and computes nothing of a round again in the next.
+        start = (tf.constant(0), images)
+        return tf.while_loop(lambda place, _: place < self.operations, take_round, start, parallel_iterations=1)[1]
+
+    def _changed_once(self, images: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
+        for names, step in ((MOVES, self._moved), (BLENDS, self._blended), (TABLES, self._looked_up)):
+            if set(self.among) & set(names):
+                images = tf.ensure_shape(kept(step(images, choice)), images.shape)
         return images
 
     def _moved(self, images: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
