@@ -147,6 +147,7 @@ ROWS = (
     ("modes/*",),
     ("modes",),
     ("testing.function", "testing.runs", "testing.replicas"),
+    ("testing.comparison",),
     ("testing.gradients", "testing.compiled"),
     ("testing",),
     ("",),  # framework/__init__.py
