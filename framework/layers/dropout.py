@@ -41,7 +41,14 @@ class SpatialDropout1D(KeyedDraws, keras.layers.SpatialDropout1D):
     """
 
 
-class SpatialDropout2D(KeyedDraws, keras.layers.SpatialDropout2D):
+class _OfChannels(KeyedDraws):
+    """Keeps `data_format` in the config, which Keras forgets."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "data_format": self.data_format}  # type: ignore[misc, attr-defined]
+
+
+class SpatialDropout2D(_OfChannels, keras.layers.SpatialDropout2D):
     """Zeroes whole channels of pictures in training, each with probability `rate`.
 
     Source: Tompson et al., 2015, "Efficient object localization using convolutional networks".
@@ -50,7 +57,7 @@ class SpatialDropout2D(KeyedDraws, keras.layers.SpatialDropout2D):
     """
 
 
-class SpatialDropout3D(KeyedDraws, keras.layers.SpatialDropout3D):
+class SpatialDropout3D(_OfChannels, keras.layers.SpatialDropout3D):
     """Zeroes whole channels of volumes in training, each with probability `rate`.
 
     Source: Tompson et al., 2015, "Efficient object localization using convolutional networks".
