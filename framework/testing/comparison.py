@@ -19,13 +19,32 @@ GRADIENT = "gradient by "
 
 
 def compare(
-    modes: tuple[str, str], one: Named, other: Named, rtol: float | None, atol: float | None, bitwise: bool
+    sides: tuple[str, str],
+    one: Named,
+    other: Named,
+    rtol: float | None = None,
+    atol: float | None = None,
+    bitwise: bool = False,
+    dtype: str = "",
 ) -> None:
-    """Raises AssertionError unless two modes gave the same tensors; names the tensor furthest beyond its bound."""
-    pair = f"{modes[0]} and {modes[1]} disagree"
+    """Compares the arrays of two computations.
+
+    Args:
+      sides: what the two computations are called.
+      one: {name: array} of the first; the names of gradients begin with GRADIENT.
+      other: {name: array} of the second.
+      rtol: bound, relative to the largest magnitude of an array; by default that of its dtype.
+      atol: added to the bound; by default 0, but for gradients 16 roundings of the largest of them all.
+      bitwise: floating arrays must have the same bits too; other arrays must always be equal.
+      dtype: that the arrays were computed in, whose bounds hold; by default each array's own.
+
+    Raises:
+      AssertionError: the computations disagree; the message names the element furthest beyond its bound.
+    """
+    pair = f"{sides[0]} and {sides[1]} disagree"
     if one.keys() != other.keys():
         names = ", ".join(sorted(one.keys() ^ other.keys()))
-        raise AssertionError(f"{pair}: only {modes[0] if one.keys() > other.keys() else modes[1]} has {names}")
+        raise AssertionError(f"{pair}: only {sides[0] if one.keys() > other.keys() else sides[1]} has {names}")
     largest = max((_magnitude(x) for name, x in one.items() if name.startswith(GRADIENT)), default=0.0)
     worst, message = 1.0, ""
     for name, x in one.items():
@@ -33,7 +52,7 @@ def compare(
         if x.shape != y.shape or x.dtype != y.dtype:
             raise AssertionError(f"{pair}: {name} is {x.dtype.name}{[*x.shape]} and {y.dtype.name}{[*y.shape]}")
         if x.dtype.name in _BOUNDS and not bitwise:
-            relative, eps = _BOUNDS[x.dtype.name]
+            relative, eps = _BOUNDS[dtype or x.dtype.name]
             cancelling = _MODE_ROUNDINGS * eps * largest if name.startswith(GRADIENT) else 0.0
             bound = (relative if rtol is None else rtol) * _magnitude(x) + (cancelling if atol is None else atol)
         bits = f"u{x.itemsize}"

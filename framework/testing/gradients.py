@@ -5,13 +5,14 @@ check_gradients(lambda x: layer(x, training=True), [x], variables=layer)      # 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from framework.testing.function import Function, Named, differentiable, direction, gradients_of, products_of
+from framework.testing.function import Function, Kept, Named, differentiable, direction, gradients_of, products_of
 
 _DIFFERENCE_ROUNDINGS = 32
 
@@ -68,6 +69,7 @@ def check_gradients(
             raise ValueError("nothing to differentiate: fn returns no floating tensor")
         random = np.random.default_rng(seed)
         directions = {name: tf.constant(direction(source.shape, random)) for name, source in sources.items()}
+        point = Point(function.state, function.floating, sources)
 
         def products(inputs: Named) -> tf.Tensor:
             return products_of(dict(enumerate(function(inputs))), weights)
@@ -75,37 +77,67 @@ def check_gradients(
         def slopes(inputs: Named) -> tf.Tensor:
             return products_of(gradients_of(products, inputs, sources), directions)
 
-        probing = _Probing(function, sources, rtol, atol, step, random, samples)
-        _check_differences("gradient", products, probing)
-        if order == 2:
-            _check_differences("second derivative", slopes, probing)
+        probing = Probing(lambda shape: _probes(shape, random, samples), rtol, atol, step)
+        for what, fn in (("gradient", products), ("second derivative", slopes))[:order]:
+            by_tape = functools.partial(gradients_of, fn, function.floating, sources)
+            check_differences(what, fn, by_tape, point, probing)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Probing:
-    """What derivatives are compared by: the function, the tensors to differentiate by, the bounds and the draws."""
+class Point:
+    """Where a function is differentiated.
 
-    function: Function
+    Attributes:
+      state: its variables, and the values that they have there.
+      inputs: {name: floating tensor}.
+      sources: {name: input or variable to differentiate by}.
+    """
+
+    state: Kept
+    inputs: Named
     sources: Named
-    rtol: float
-    atol: float | None
-    step: float
-    random: np.random.Generator
-    samples: int
 
 
-def _check_differences(what: str, products: Callable[[Named], tf.Tensor], probing: _Probing) -> None:
-    """Raises AssertionError unless the derivatives of sum(products) agree with its differences; names the worst."""
-    function, sources = probing.function, probing.sources
-    function.state.restore()
+@dataclasses.dataclass(frozen=True)
+class Probing:
+    """How gradients are compared with differences.
+
+    Attributes:
+      probes: shape -> (place, unit vector) pairs, along which a tensor of this shape is moved.
+      rtol, atol, step: as in `check_gradients`.
+    """
+
+    probes: Callable[[Any], list[tuple[str, np.ndarray]]]
+    rtol: float = 1e-6
+    atol: float | None = None
+    step: float = np.finfo(np.float64).eps ** (1 / 3)
+
+
+def check_differences(
+    what: str, products: Callable[[Named], tf.Tensor], gradients: Callable[[], Named], point: Point, probing: Probing
+) -> None:
+    """Compares gradients of sum(products(inputs)) with its differences.
+
+    Args:
+      what: the gradients are called.
+      products: {name: floating input} -> [n].
+      gradients: () -> {name: gradient} by the sources; one that the tape gave as None is left out.
+      point: where; the variables are left at any value.
+      probing: how.
+
+    Raises:
+      AssertionError: a gradient is wrong; the message names the worst.
+    """
+    state, sources = point.state, point.sources
+    state.restore()
     values = {name: source.numpy() for name, source in sources.items()}
 
     def at(name: str, value: np.ndarray) -> np.ndarray:
-        function.state.restore()
-        if name in function.inputs:
-            return products(function.floating | {name: tf.constant(value)}).numpy()
+        state.restore()
+        if name in point.inputs:
+            return products(point.inputs | {name: tf.constant(value)}).numpy()
         sources[name].assign(value)
-        return products(function.floating).numpy()
+        return products(point.inputs).numpy()
 
     start = next(iter(sources))
     first, second = at(start, values[start]), at(start, values[start])
@@ -117,12 +149,12 @@ def _check_differences(what: str, products: Callable[[Named], tf.Tensor], probin
             f"fn is not a function of its inputs, variables and draws: two calls differ by up to"
             f" {np.abs(first - second).max():.3g}; does it count in Python, or draw without framework.rng?"
         )
-    function.state.restore()
-    gradients = gradients_of(products, function.floating, sources)
+    state.restore()
+    slopes = gradients()
     worst, message = 1.0, ""
     for name, value in values.items():
-        gradient = gradients[name].numpy() if name in gradients else np.zeros_like(value)
-        for place, along in _probes(value.shape, probing.random, probing.samples):
+        gradient = slopes[name].numpy() if name in slopes else np.zeros_like(value)
+        for place, along in probing.probes(value.shape):
             width = probing.step * max(1.0, abs(float(np.vdot(value, along))))
             near, far = (at(name, value + n * width * along) - at(name, value - n * width * along) for n in (1, 2))
             short, long = float(near.sum()) / (2 * width), float(far.sum()) / (4 * width)
@@ -135,7 +167,7 @@ def _check_differences(what: str, products: Callable[[Named], tf.Tensor], probin
                 worst = excess
                 message = f"{what} by {name}{place}: {tape:.12g} by the tape, {difference:.12g} by differences;"
                 message += f" they differ by {apart:.3g}, the bound is {bound:.3g}"
-                message += "" if name in gradients else ". The tape gave None: it found no way back from the outputs"
+                message += "" if name in slopes else ". The tape gave None: it found no way back from the outputs"
                 if not abs(short - long) <= max(bound, 1e-3 * abs(short)):
                     message += f". Steps of {width:.0e} and twice that disagree: fn has a kink or rounds to float32"
     if message:
