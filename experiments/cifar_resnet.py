@@ -10,10 +10,12 @@ Without --data_dir, the archive is downloaded (170 MB, once). Presets, by --conf
   has 0.9125.
 * `fast`: the recipe of airbench (Jordan, 2024) with Muon, 200 steps of 2,000 pictures in bfloat16. It reports the
   accuracy by six views of each picture as `eval/views/accuracy`; 0.94 is published, of the original pixels.
-* `fine_tune`: from a run of `resnet20` to Fashion-MNIST.
+* `fine_tune`: from a run of `resnet20` to Fashion-MNIST (experiments/README.md, "Fine-tune").
 
 On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.replica_batch_size=128.
 There, BatchNorm normalises by the pictures of its replica; --config.model.normalization=sync_batch by those of all.
+XLA has no deterministic gradient of MaxPooling2D: under --config.train.compile=xla, which float16 needs on a CPU,
+`small` and `fast` take --config.runtime.deterministic=False (not run).
 """
 
 import functools
@@ -114,7 +116,7 @@ def get_config(arg: str) -> ConfigDict:
     cfg.model.weight_decay = 5e-4  # of kernels: adds weight_decay / 2 * sum(w**2) to the loss
     cfg.model.smoothing = 0.0  # of labels
     cfg.train.duration = "10 epochs"
-    cfg.train.compile = "graph"  # on a CPU, XLA takes twice the time for convolutions, but float16 needs it
+    cfg.train.compile = "graph"  # on a CPU, XLA takes twice the time for convolutions
     cfg.optimizer.name = "sgd"
     cfg.optimizer.momentum = 0.9
     cfg.optimizer.nesterov = True
@@ -215,7 +217,8 @@ def fast(cfg: ConfigDict) -> list[keras.layers.Layer]:
         return [conv, *([keras.layers.MaxPooling2D()] if pool else []), norm, keras.layers.Activation("gelu")]
 
     whiten = layers.WhiteningConv2D(name="whiten")
-    pixels = load(cfg.data.name, "train", cfg.data.dir).take(np.arange(WHITENED))["image"]
+    source = load(cfg.data.name, "train", cfg.data.dir)
+    pixels = source.take(np.arange(min(WHITENED, len(source))))["image"]
     whiten.adapt((pixels / 255 - MEAN) / DEVIATION)
     widths = (64, 64, 256, 256, 256, 256)
     groups = [conv_and_norm(number, width, number % 2 == 1) for number, width in enumerate(widths, 1)]

@@ -32,9 +32,13 @@ def write_set(folder, split, image, label, shards=1):
 
 
 def made_up(split, count, noise=0.7, shape=(32, 32, 3)):
-    """Ten fixed pictures under noise: uint8 [count, *shape] and int32 [count], all classes alike."""
+    """Ten fixed pictures of 4 x 4 squares, under noise: uint8 [count, *shape] and int32 [count], each as often.
+
+    A shift by a few pixels leaves them alike, so that a network learns them under augmentation too.
+    """
     rng = np.random.default_rng(0 if split == "train" else 1)
-    prototypes = np.random.default_rng(7).uniform(0, 255, (10, *shape))
+    squares = np.random.default_rng(7).uniform(0, 255, (10, shape[0] // 4, shape[1] // 4, *shape[2:]))
+    prototypes = squares.repeat(4, axis=1).repeat(4, axis=2)
     label = (np.arange(count) % 10).astype(np.int32)
     image = (1 - noise) * prototypes[label] + noise * rng.uniform(0, 255, (count, *shape))
     return image.astype(np.uint8), label

@@ -1,4 +1,4 @@
-"""experiments/cifar_resnet.py: its networks, loss and evaluators, on made-up pictures."""
+"""experiments/cifar_resnet.py: its networks, loss, evaluators, presets and fine-tuning, on made-up pictures."""
 
 from types import SimpleNamespace
 
@@ -7,14 +7,49 @@ import pytest
 import tensorflow as tf
 
 from experiments import cifar_resnet
-from framework import evaluators
+from framework import data, evaluators, testing
 from framework.config.overrides import override
 from framework.errors import UserError
+from framework.run import loop
 from tests.made_up import made_up
+
+QUICK = {
+    "train.duration": "2 steps",
+    "train.compile": "graph",
+    "data.batch_size": 8,
+    "eval.batch_size": 20,
+    "schedule.name": "constant",
+    "schedule.warmup": "",
+    "schedule.boundaries": (),
+    "schedule.factors": (),
+    "eval.every": "",
+    "checkpoint.every": "",
+    "checkpoint.best_metric": "",
+    "log.histograms_every": "",
+}
+COUNTS = {"train": 64, "test": 40}
+BOUND = 0.1  # of the mean loss of 50 steps
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """The experiment reads made-up pictures, of the shape of the data set that it asks for."""
+
+    def load(name, split, folder):
+        shape = (32, 32, 3) if name == "cifar10" else (28, 28)
+        image, label = made_up(split, COUNTS[split], shape=shape)
+        return data.Source({"image": image, "label": label}, origin=f"made-up {name}")
+
+    monkeypatch.setattr(cifar_resnet, "load", load)
 
 
 def settings(preset="", **overrides):
     return override(cifar_resnet.get_config(preset), overrides)
+
+
+def build(tmp_path, preset="", **overrides):
+    values = {**cifar_resnet.PRESETS.get(preset, {}), **QUICK, **overrides}
+    return testing.build(cifar_resnet, values, tmp_path)
 
 
 # ---- The parts of the experiment ----
@@ -114,3 +149,121 @@ def test_wrong_values_are_refused():
             cifar_resnet.check_config(settings(**{key: value}))
     with pytest.raises(UserError, match="init_from"):
         cifar_resnet.check_config(settings("fine_tune"))
+
+
+# ---- Runs ----
+
+
+SHORT = {
+    "resnet20": {"model.depth": 8, "train.duration": "2 steps"},
+    "fast": {"data.batch_size": 32, "train.duration": "4 epochs"},  # the bias of the first layer is trained for three
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", SHORT)
+def test_a_few_steps_of_a_preset(pictures, tmp_path, preset):
+    run = build(tmp_path, preset, **SHORT[preset])
+    before = testing.bits(run.model)
+    result = loop.train(run)
+    assert result["step"] == result["updates"] == {"resnet20": 2, "fast": 8}[preset]
+    assert testing.differing(before, testing.bits(run.model)) == before.keys() - {"whiten/kernel"}
+    assert 0 <= result["final"]["test/top5"] <= 1
+
+
+PLAIN_SGD = {"optimizer.momentum": 0.0, "optimizer.nesterov": False, "model.weight_decay": 0.0}
+
+
+@pytest.mark.slow
+def test_fine_tuning_freezes_a_stage_and_slows_down_others(pictures, tmp_path):
+    """One update of plain SGD: each stage moves by its factor of what it moves where only the frozen ones are named."""
+    trained = build(tmp_path / "trained", "resnet20", **{"model.depth": 8})
+    loop.train(trained)
+    values = PLAIN_SGD | {
+        "model.depth": 8,
+        "init_from": str(tmp_path / "trained"),
+        "init_map": (".*/head/.* -> ",),
+    }
+    groups = cifar_resnet.PRESETS["fine_tune"]["optimizer.groups"]
+    changes = {}
+    for name, chosen in (("all groups", groups), ("frozen alone", groups[:1])):
+        run = build(tmp_path / name, "fine_tune", **values, **{"optimizer.groups": chosen})
+        run.open()
+        before = testing.bits(run.model)
+        fresh = {"resnet_8/head/kernel", "resnet_8/head/bias"}
+        assert testing.differing(before, testing.bits(trained.model)) == fresh
+        run.train_block(1)
+        after = testing.bits(run.model)
+        numbers = [{path: np.frombuffer(raw, np.float32) for path, raw in bits.items()} for bits in (before, after)]
+        changes[name] = {path: numbers[1][path] - numbers[0][path] for path in before if "moving_" not in path}
+    factors = {
+        "stem": 0,
+        "stem_norm": 0,
+        "stage_1_block_1": 0,
+        "stage_2_block_1": 0.1,
+        "stage_3_block_1": 0.3,
+        "head": 1,
+    }
+    for path, change in changes["all groups"].items():
+        factor = factors[path.split("/")[1]]
+        np.testing.assert_allclose(change, factor * changes["frozen alone"][path], rtol=1e-3, atol=1e-7, err_msg=path)
+        assert change.any() == (factor > 0), path
+
+
+CURVES = {
+    "float32": {},
+    "two replicas": {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "data.views": True},
+    "two replicas, synchronised": {
+        "runtime.strategy": "mirrored",
+        "runtime.virtual_devices": 2,
+        "model.normalization": "sync_batch",
+    },
+    "bfloat16": {"train.precision": "bfloat16"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_loss_curves_of_precisions_and_replicas(monkeypatch, tmp_path):
+    """500 steps beside those of float32 on one device: the mean loss of each 50 steps differs by at most BOUND.
+
+    A fifth of the labels is drawn at random, so that the loss does not reach 0, where all curves would be equal.
+    """
+
+    def load(name, split, folder):
+        image, label = made_up(split, 4096 if split == "train" else 100)
+        rng = np.random.default_rng(5)
+        label = np.where(rng.uniform(size=len(label)) < 0.2, rng.integers(0, 10, len(label)), label).astype(np.int32)
+        return data.Source({"image": image, "label": label}, origin="made-up pictures")
+
+    monkeypatch.setattr(cifar_resnet, "load", load)
+    length = {"train.duration": "500 steps", "log.every": "50 steps", "data.batch_size": 32}
+    length |= {"model.net": "resnet", "model.depth": 8}
+    curves = {}
+    for name, values in CURVES.items():
+        run = build(
+            tmp_path / name, **{**length, "schedule.learning_rate": 0.05, "schedule.warmup": "100 steps", **values}
+        )
+        loop.train(run)
+        curves[name] = np.array([row["mean/loss"] for row in testing.rows(run) if "mean/loss" in row])
+        print(name, curves[name].round(4))
+    for name, curve in curves.items():
+        assert len(curve) == 10
+        assert np.abs(curve - curves["float32"]).max() <= BOUND, name
+
+
+@pytest.mark.slow
+def test_synchronised_replicas_are_one_device(pictures, tmp_path):
+    """In float64, where rounding is small: the weights after three steps, with statistics over both replicas."""
+    weights = []
+    for devices in (1, 2):
+        values = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "runtime.devices": devices}
+        run = build(
+            tmp_path / str(devices),
+            **{"train.precision": "float64", "train.duration": "3 steps", "model.normalization": "sync_batch"},
+            **(values if devices == 2 else {}),
+        )
+        run.train_block(3)
+        weights.append({path: np.frombuffer(raw, np.float64) for path, raw in testing.bits(run.model).items()})
+    for path, values in weights[0].items():
+        np.testing.assert_allclose(weights[1][path], values, rtol=1e-6, atol=1e-9, err_msg=path)
