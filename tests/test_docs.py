@@ -54,6 +54,7 @@ NOT_RUN = {
     r".*/shared/mnist .*": "runs on hosts that are not there",
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",
+    r"python launch\.py --config=experiments/(cifar_resnet|fine_tune)\.py.*": "needs CIFAR-10, whose download is large",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
 }
 # What a user does not type first: their commands run in `make test-slow`.
