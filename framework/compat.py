@@ -6,8 +6,10 @@ A release may move a private name without notice. `tests/test_compat.py` calls e
 file of `framework/` uses a private name: an upgrade changes this file alone.
 """
 
+import contextlib
+import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -164,6 +166,17 @@ def replace_activity(layer: keras.layers.Layer, method: Callable[[Any, Any, Any]
 def add_activity(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> None:
     """Adds the activity regularization of `layer`, as Keras does."""
     type(layer)._handle_activity_regularization(layer, inputs, outputs)
+
+
+@contextlib.contextmanager
+def seeded_initializers(seed: int) -> Iterator[None]:
+    """While open, initializers of Keras that were given no seed draw from `seed`, whatever the process drew before."""
+    before = getattr(backend._SEED_GENERATOR, "generator", None)
+    backend._SEED_GENERATOR.generator = random.Random(seed)
+    try:
+        yield
+    finally:
+        backend._SEED_GENERATOR.generator = before
 
 
 # Layers that draw random numbers

@@ -28,6 +28,7 @@ SHARDS = {
     "tests/test_equivalence.py": 4,
     "tests/test_oracle.py": 3,
     "tests/step/test_block.py": 2,
+    "tests/layers/test_matrix.py": 2,
     "tests/distribute/test_replicas.py": 2,
     "tests/step/test_skip.py": 2,
 }

@@ -379,6 +379,21 @@ def test_is_loop_body():
     assert bodies == [True] and not compat.is_loop_body(graph)
 
 
+def test_seeded_initializers():
+    initial = lambda: keras.initializers.GlorotUniform()([3]).numpy()  # noqa: E731
+    keras.utils.set_random_seed(1)
+    undisturbed = [initial(), initial()]
+    keras.utils.set_random_seed(1)
+    first = initial()
+    with compat.seeded_initializers(5):
+        seeded = initial()
+    assert np.array_equal([first, initial()], undisturbed)
+    with compat.seeded_initializers(5):
+        assert np.array_equal(initial(), seeded)
+    with compat.seeded_initializers(6):
+        assert not np.array_equal(initial(), seeded)
+
+
 def test_generator_of():
     layer = keras.layers.Dropout(0.5, seed=3)
     assert isinstance(layer, compat.RandomLayer)

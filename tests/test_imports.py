@@ -148,7 +148,10 @@ ROWS = (
     ("modes",),
     ("testing.function", "testing.runs", "testing.replicas"),
     ("testing.comparison",),
-    ("testing.gradients", "testing.compiled"),
+    ("testing.gradients", "testing.compiled", "testing.built_layer"),
+    ("testing.layer_checks",),
+    ("testing.layer_files",),
+    ("testing.layer",),
     ("testing",),
     ("",),  # framework/__init__.py
 )
