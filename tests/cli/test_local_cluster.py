@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from framework.checkpoint.checkpoints import digest, read_arrays
+from framework.run.progress import TIMES
 from launch import main as launch_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def state(workdir):
 
 def rows(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "examples_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 @pytest.fixture(scope="module")

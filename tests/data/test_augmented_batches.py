@@ -100,7 +100,7 @@ def test_a_pipeline_is_augmented_too_but_has_no_index():
     batches = make_batches(pipeline, config(), training=True, transform=chain)
     shown = batches.to_pictures(batches.at(0))["image"]
     np.testing.assert_allclose(shown, source().arrays["image"][:BATCH, :, ::-1] / 255, atol=1e-6)
-    with pytest.raises(UserError, match=r"needs the 'epoch' of each example, which a tf.data pipeline does not have"):
+    with pytest.raises(UserError, match=r"needs the 'epoch' of each example, which a tf.data.Dataset does not tell"):
         make_batches(pipeline, config(), training=True, transform=CHAIN).at(0)
 
 
