@@ -101,6 +101,7 @@ ROWS = (
     ("step.repeat", "step.shards", "step.probe_checks"),
     ("step.probe",),
     ("step.size",),
+    ("step.padding",),
     ("step.additivity",),
     ("step.block",),
     ("step.asynchronous",),

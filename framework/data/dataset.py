@@ -121,6 +121,10 @@ class DatasetBatches:
         )
         return self._finished(tf.cast(step, tf.int64), dict(zip(fields, raw, strict=True)))
 
+    def weighted(self, step: Any, factors: tf.Tensor) -> Batch:
+        """Returns the batch of a step as if `factors` [batch] multiplied the weights of its examples; 0 is padding."""
+        return self._finished(tf.cast(step, tf.int64), self._reading.get(int(step)).raw, factors)
+
     def indices(self, step: int) -> dict[str, np.ndarray]:
         """Returns {'source', 'index', 'weight'}, each [batch]; an index counts the examples of the stream."""
         rows = _rows_of(self._reading.get(step).raw)
@@ -208,11 +212,12 @@ class DatasetBatches:
         prepared = numbered.map(traced, num_parallel_calls=self._parallel_calls, deterministic=True)
         return prepared.prefetch(self.ahead or 1)
 
-    def _finished(self, step: tf.Tensor, raw: Batch) -> Batch:
+    def _finished(self, step: tf.Tensor, raw: Batch, factors: tf.Tensor | None = None) -> Batch:
         """Returns this shard's places of a global batch, filled up with examples of weight 0, and transformed."""
         rows = tf.shape(next(iter(raw.values())), tf.int64)[0]
         place = self._first + tf.range(self._count, dtype=tf.int64)
         padding = tf.cast(place < rows, tf.float32)
+        padding = padding if factors is None else padding * factors
         fields = self._known_fields()
         batch = {}
         for name, value in raw.items():

@@ -60,6 +60,13 @@ class Resident:
         with rng.scope(self._key, step):
             return self.take(self.plan(step, 1, 1), tf.constant(0))
 
+    def weighted(self, step: Any, factors: tf.Tensor) -> Batch:
+        """Returns the batch of a step as if `factors` [batch] multiplied the weights of its examples; 0 is padding."""
+        step = tf.cast(step, tf.int64)
+        with rng.scope(self._key, step):
+            plan = self.plan(step, 1, 1)
+            return self.take({**plan, "weight": plan["weight"] * factors}, tf.constant(0))
+
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
         del steps  # the indices of filler rows cost nothing
         all_steps = tf.cast(first_step, tf.int64) + tf.range(size, dtype=tf.int64)

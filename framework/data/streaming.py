@@ -84,6 +84,10 @@ class Streamed:
     def at(self, step: Any) -> Batch:
         return self._prepare(tf.cast(step, tf.int64))
 
+    def weighted(self, step: Any, factors: tf.Tensor) -> Batch:
+        """Returns the batch of a step as if `factors` [batch] multiplied the weights of its examples; 0 is padding."""
+        return self._prepare(tf.cast(step, tf.int64), factors)
+
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
         first = int(first_step)
         count = int(steps)
@@ -125,9 +129,10 @@ class Streamed:
         prepared = steps.map(self._traced, num_parallel_calls=self._parallel_calls, deterministic=True)
         return prepared.prefetch(self._prefetch)
 
-    def _prepare(self, step: tf.Tensor) -> Batch:
+    def _prepare(self, step: tf.Tensor, factors: tf.Tensor | None = None) -> Batch:
         """Returns the batch of a step; traced into the tf.data pipeline, and called eagerly by `at`."""
         source, index, padding = (rows[0] for rows in self._order.at(step[tf.newaxis]))
+        padding = padding if factors is None else padding * factors
         arrays = tf.numpy_function(
             self._rows,
             (source, index, step),

@@ -1,7 +1,8 @@
 """--mode=check: runs the whole pipeline without training, and prints its parts.
 
 It prints the config, one real batch, shapes and dtypes, parameters, the schedule and an estimate of memory. Then it
-takes and undoes the first step, checks the loss, and exports the untrained model through every export hook.
+takes and undoes the first step, checks the loss and the metrics, and exports the untrained model through every export
+hook.
 """
 
 import math
@@ -26,15 +27,16 @@ from framework.run.own_hooks import own_hooks
 from framework.run.run import Run
 from framework.step import compile_choice
 from framework.step.additivity import check_additive
+from framework.step.padding import check_metrics, padded
 from framework.step.penalties import shown
 from framework.step.size import bytes_of
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
-    """Prints the report; returns 1 if the first step, the loss or a dry export fails. Writes no lasting file."""
+    """Prints the report; returns 1 if the first step, the loss, a metric or a dry export fails. Keeps no file."""
     for section in (_config, _batch, _parameters, _schedule, _memory):
         print("\n".join(section(run)), end="\n\n")
-    return max(_first_step(run), _loss(run), _exports(run))
+    return max(_first_step(run), _loss(run), _metrics(run), _exports(run))
 
 
 def _config(run: Run) -> Iterator[str]:
@@ -126,12 +128,25 @@ def _loss(run: Run) -> int:
         print("  not checked: the replicas are in several processes\n")
         return 0
     with untouched(run):
-        problems = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-    lines = (
-        ["cannot be computed on a part of the batch"]
-        if problems is None
-        else problems or ["additive: it is the sum over the examples of the batch"]
-    )
+        problems = check_additive(run.loss, run.model, padded(run.data), run.resolved)
+    if problems is None:
+        print("  cannot be computed on a part of the batch\n")
+        return 0
+    return _verdict(problems, "additive: it is the sum over the examples of the batch")
+
+
+def _metrics(run: Run) -> int:
+    if not run.metrics or not run.replicas.is_local:
+        return 0
+    print("Padding in metrics")
+    with untouched(run):
+        problems = check_metrics(run.loss, run.model, run.metrics, padded(run.data), run.resolved)
+    return _verdict(problems, "rows of weight 0 do not count")
+
+
+def _verdict(problems: Sequence[str], good: str) -> int:
+    """Prints the problems, or that all is good; returns the exit status."""
+    lines = [f"FAILED: {problem}" for problem in problems] or [good]
     print("\n".join(f"  {line}" for line in lines), end="\n\n")
     return 1 if problems else 0
 

@@ -30,7 +30,7 @@ from framework.run.interval import Interval
 from framework.run.nonfinite import rewind_or_raise
 from framework.run.outputs import writers_of
 from framework.run.own_hooks import OwnHooks, own_hooks
-from framework.run.preview import show_inputs, warn_unless_additive
+from framework.run.preview import show_inputs, warn_of_padding
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
@@ -162,7 +162,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
             if not is_shown:  # not before the first step, because users wait for it
                 is_shown = True
                 show_inputs(run, writer)
-                warn_unless_additive(run)
+                warn_of_padding(run)
             if not is_warned and run.train_block.compiled.has_recompiled:
                 is_warned = True
                 logging.warning("the training step was compiled again: compare with --config.train.compile=graph")

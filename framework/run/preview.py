@@ -1,7 +1,7 @@
-"""Shows once, after the first block of a run: config, graph, pictures of the inputs, and a loss that is not additive.
+"""Shows once, after the first block of a run: config, graph, pictures of the inputs, and what counts padding.
 
 show_inputs(run, writer)
-warn_unless_additive(run)
+warn_of_padding(run)
 
 The first step comes first, because people wait for it.
 """
@@ -17,6 +17,7 @@ from framework.run.evaluation import untouched
 from framework.run.run import Run
 from framework.step import compile_choice
 from framework.step.additivity import check_additive
+from framework.step.padding import check_metrics, padded
 from framework.writers import MultiWriter
 
 
@@ -47,10 +48,12 @@ def _pictures(run: Run, end: str, batch: Mapping[str, tf.Tensor]) -> dict[str, n
     }
 
 
-def warn_unless_additive(run: Run) -> None:
-    """Warns if a term of the loss is not a weighted sum over examples."""
+def warn_of_padding(run: Run) -> None:
+    """Warns if a term of the loss is not a weighted sum over examples, or a metric counts rows of weight 0."""
     if run.replicas.is_local and "eager" not in compile_choice.slow_convolutions(run.probe.graph, run.replicas):
         with untouched(run):
-            problems = check_additive(run.loss, run.model, run.data.at(0), run.resolved)
-        for sentence in problems or ():
+            batch = padded(run.data)
+            problems = check_additive(run.loss, run.model, batch, run.resolved) or []
+            problems += check_metrics(run.loss, run.model, run.metrics, batch, run.resolved)
+        for sentence in problems:
             logging.warning("%s", sentence)

@@ -16,6 +16,7 @@ from ml_collections import FrozenConfigDict
 from framework import rng
 from framework.losses import BatchDependent, Term
 from framework.step.forward import Loss, forward
+from framework.step.padding import counted, is_of_rows
 from framework.step.penalties import PENALTY, is_penalty
 from framework.step.penalty_checks import unlike_mean
 from framework.step.scopes import scopes
@@ -30,30 +31,28 @@ def check_additive(
 ) -> list[str] | None:
     """Returns a sentence for each term that is not additive; None, after a warning, if the loss cannot be evaluated.
 
-    The weights of the batch are multiplied by numbers from 0.5 to 1.5, and its last rows get a weight of 0. The terms
-    must stay the same when those rows are left out, and when the other rows, or the first three, are taken in two
+    The rows of the batch have different weights, and the last rows a weight of 0. Sum and weight of a term must stay
+    the same when the last rows are left out, and its mean when the other rows, or the first three, are taken in two
     unequal pieces. The loss is evaluated up to seven times, eagerly and not in training; if layers add to it in their
     calls, three times more, see `_sums_of_layers`.
 
     Args:
-      batch: {name: [examples, ...]}. If a tensor has another first dimension, the result is [].
+      batch: of `padding.padded`. If a tensor has another first dimension than the examples, the result is [].
       config: resolved.
     """
     examples = int(batch["weight"].shape[0])
-    if examples < 2 or any(tensor.shape.rank == 0 or tensor.shape[0] != examples for tensor in batch.values()):
+    if examples < 2 or not is_of_rows(batch, examples):
         return []
-    left_out = max(1, examples // 4) if examples > 2 else 0
-    counted = examples - left_out
+    rows = counted(examples)
     # (examples, size of the first piece). A few beside many: of many, both pieces may have about the same root or mean.
-    cuts = [(counted, 2 if counted > 3 else 1), *([(3, 1)] if counted > 3 else [])]
-    factors = _factors(counted, left_out, batch["weight"].dtype)
+    cuts = [(rows, 2 if rows > 3 else 1), *([(3, 1)] if rows > 3 else [])]
+    uneven = batch["weight"]
 
     def terms(weight: tf.Tensor, begin: int, end: int) -> Mapping[str, Term]:
         piece = {name: tensor[begin:end] for name, tensor in {**batch, "weight": weight}.items()}
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), rng.at_example(begin):
             return forward(loss, model, piece, training=False)[0]
 
-    uneven = batch["weight"] * factors
     whole = terms(uneven, 0, examples)
     try:
         compared = [
@@ -65,7 +64,7 @@ def check_additive(
         logging.warning(
             "whether the loss adds up over examples is not known, because it cannot be computed for %d of the %d"
             " examples of a batch: %s",
-            counted,
+            rows,
             examples,
             reason,
         )
@@ -73,18 +72,19 @@ def check_additive(
     close = _CLOSE.get(config.train.precision, _CLOSE_IN_HALF)
     problems = []
     if any(is_penalty(name) and name != PENALTY for name in whole):
-        halves = ((0, counted // 2 * 2), (0, counted // 2), (counted // 2, counted // 2 * 2))
-        problems += _sums_of_layers([terms(tf.ones_like(factors), *half) for half in halves], close)
+        halves = ((0, rows // 2 * 2), (0, rows // 2), (rows // 2, rows // 2 * 2))
+        problems += _sums_of_layers([terms(tf.ones_like(uneven), *half) for half in halves], close)
     is_close = _closeness(close)
     for name, term in whole.items():
         if isinstance(term, BatchDependent) or is_penalty(name):
             continue
         real = compared[0][2][name]
-        if not is_close([term], [real]):
+        if _counts_padding(term, real, close):
             problems.append(
-                f"term '{name}' of the loss is {_mean([term]):.6g} over a batch of {examples} and"
-                f" {_mean([real]):.6g} over the {counted} of them that have a weight: rows of weight 0 must not"
-                " count. Write losses.Term(tf.reduce_sum(values * batch['weight']), tf.reduce_sum(batch['weight']))."
+                f"term '{name}' of the loss is {_shown(term)} over a batch of {examples} and {_shown(real)} over the"
+                f" {rows} of them that have a weight: rows of weight 0 must not count. Write losses.Term("
+                "tf.reduce_sum(values * batch['weight']), tf.reduce_sum(batch['weight'])); the weights of tokens are"
+                " token_weight * batch['weight'][:, tf.newaxis]."
             )
             continue
         for size, first, of_all, of_pieces in compared:
@@ -115,9 +115,16 @@ def _sums_of_layers(terms: list[Mapping[str, Term]], close: float) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _factors(counted: int, left_out: int, dtype: tf.DType) -> tf.Tensor:
-    """Returns [counted + left_out] factors: from 0.5 to 1.5, and then 0."""
-    return tf.cast(tf.concat([tf.linspace(0.5, 1.5, counted), tf.zeros([left_out])], 0), dtype)
+def _counts_padding(whole: Term, real: Term, close: float) -> bool:
+    """Returns whether sum or weight change when rows of weight 0 are left out; their mean may happen to stay."""
+    scale = max(abs(float(term.weight)) for term in (whole, real))
+    sums, weights = ([float(number) for number in pair] for pair in zip(whole, real, strict=True))
+    return any(abs(one - other) > close * max(abs(one), abs(other)) + _TINY * scale for one, other in (sums, weights))
+
+
+def _shown(term: Term) -> str:
+    """Returns 'sum / weight' in numbers."""
+    return f"{float(term.sum):.6g} / {float(term.weight):.6g}"
 
 
 def _closeness(close: float) -> Callable[[list[Term], list[Term]], bool]:

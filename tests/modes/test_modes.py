@@ -330,7 +330,7 @@ def make_loss(cfg):
 """
     )
     assert launch.main(["launch.py", f"--config={file}", "--mode=check"]) == 1
-    assert "  term 'mean' of the loss is " in capsys.readouterr().out
+    assert "  FAILED: term 'mean' of the loss is " in capsys.readouterr().out
     assert (
         launch.main(["launch.py", f"--config={file}", f"--workdir={workdir}", "--config.train.duration=2 steps"]) == 0
     )

@@ -8,6 +8,7 @@ import tf_keras as keras
 from framework import config, losses, rng
 from framework.run import preview
 from framework.step.additivity import check_additive
+from framework.step.padding import with_padding
 from tests import small
 
 BATCH = {"x": [1.0, 2.0, 3.0, 6.0], "y": [0.0, 0.0, 1.0, 1.0], "weight": [1.0, 1.0, 1.0, 1.0]}
@@ -17,7 +18,9 @@ def found(loss, batch=BATCH, precision="float32"):
     batch = {name: tf.constant(values) for name, values in batch.items()}
     cfg = config.base_config()
     cfg.train.precision = precision
-    return check_additive(loss, tf.Module(), batch, config.resolve(config.finalize(cfg), steps_per_epoch=1.0))
+    return check_additive(
+        loss, tf.Module(), with_padding(batch), config.resolve(config.finalize(cfg), steps_per_epoch=1.0)
+    )
 
 
 def squares(model, batch, training):
@@ -32,15 +35,25 @@ def test_a_weighted_sum_over_examples_adds_up(weight):
 
 # Errors of 1, 4, 4 and 25, which the check weighs by 0.5, 1, 1.5 and 0: in all, (0.5 + 4 + 6) / 3.
 COUNTS_PADDING = {
-    "a mean that ignores weights": (lambda e, w: (tf.reduce_mean(e), 1 + 0 * w[0]), 34 / 4, 9 / 3),
-    "a sum that forgets weights": (lambda e, w: (tf.reduce_sum(e), tf.reduce_sum(w)), 34 / 3, 9 / 3),
-    "a mean of weighted errors": (lambda e, w: (tf.reduce_mean(e * w), 1 + 0 * w[0]), 10.5 / 4, 10.5 / 3),
+    "a mean that ignores weights": (lambda e, w: (tf.reduce_mean(e), 1 + 0 * w[0]), "8.5 / 1", "3 / 1"),
+    "a sum that forgets weights": (lambda e, w: (tf.reduce_sum(e), tf.reduce_sum(w)), "34 / 3", "9 / 3"),
+    "a mean of weighted errors": (lambda e, w: (tf.reduce_mean(e * w), 1 + 0 * w[0]), "2.625 / 1", "3.5 / 1"),
     "weights that forget themselves": (
         lambda e, w: (tf.reduce_sum(e * w), tf.reduce_sum(tf.ones_like(w) + 0 * w)),
-        10.5 / 4,
-        10.5 / 3,
+        "10.5 / 4",
+        "10.5 / 3",
     ),
-    "all by all": (lambda e, w: (tf.reduce_sum(e[:, tf.newaxis] * w), tf.reduce_sum(w)), 34 * 3 / 3, 9 * 3 / 3),
+    "all by all": (lambda e, w: (tf.reduce_sum(e[:, tf.newaxis] * w), tf.reduce_sum(w)), "102 / 3", "27 / 3"),
+    "weights relative to their mean": (  # which is 0.75, and 1 of the rows that have a weight
+        lambda e, w: (tf.reduce_sum(e * w) / tf.reduce_mean(w), tf.reduce_sum(w) / tf.reduce_mean(w)),
+        "14 / 4",
+        "10.5 / 3",
+    ),
+    "a mean that happens to stay": (
+        lambda e, w: (tf.reduce_sum(0 * e + 2), tf.reduce_sum(0 * w + 1)),
+        "8 / 4",
+        "6 / 3",
+    ),
 }
 
 
@@ -52,9 +65,9 @@ def test_rows_of_weight_0_that_count(case):
         return {"squares": losses.Term(*term(tf.square(batch["x"] - batch["y"]), batch["weight"]))}, {}
 
     assert found(loss) == [
-        f"term 'squares' of the loss is {whole:.6g} over a batch of 4 and {real:.6g} over the 3 of them that have a"
-        " weight: rows of weight 0 must not count. Write losses.Term(tf.reduce_sum(values * batch['weight']),"
-        " tf.reduce_sum(batch['weight']))."
+        f"term 'squares' of the loss is {whole} over a batch of 4 and {real} over the 3 of them that have a weight:"
+        " rows of weight 0 must not count. Write losses.Term(tf.reduce_sum(values * batch['weight']),"
+        " tf.reduce_sum(batch['weight'])); the weights of tokens are token_weight * batch['weight'][:, tf.newaxis]."
     ]
 
 
@@ -65,15 +78,6 @@ DOES_NOT_ADD_UP = {
         lambda x, y, w: (tf.reduce_sum(tf.square(x[:, tf.newaxis] - y) * w * w[:, tf.newaxis]), tf.reduce_sum(w)),
         37.5 / 3,
         28.25 / 3,
-    ),
-    # Weights are divided by their mean, which is 1 over three, and 0.5 and 1.25 over the parts.
-    "weights relative to their mean": (
-        lambda x, y, w: (
-            tf.reduce_sum(tf.square(x - y) * w) / tf.reduce_mean(w),
-            tf.reduce_sum(w) / tf.reduce_mean(w),
-        ),
-        10.5 / 3,
-        (1 + 8) / 3,
     ),
     # A weighted mean with the weight of one example.
     "a weighted mean": (
@@ -169,7 +173,7 @@ def test_scalars_of_layers_are_means_and_may_compare_rows(kind):
 
     batch = {name: tf.constant(values) for name, values in BATCH.items()}
     cfg = config.resolve(config.finalize(config.base_config()), steps_per_epoch=1.0)
-    told = check_additive(loss, layer, batch, cfg)
+    told = check_additive(loss, layer, with_padding(batch), cfg)
     sentence = (
         "what layers add to the loss is 3 over a batch and 1.5 over its two halves: it grows with the batch, but counts"
         " as a mean over its rows. Write self.add_loss(per_example), of shape [batch], or add a mean."
@@ -230,7 +234,7 @@ def test_a_run_on_replicas_of_one_process_is_looked_at_too(replicas, caplog):
     settings = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2} if replicas > 1 else {}
     built = small.build(functions={"make_loss": make_loss}, **settings)
     assert built.replicas.count == replicas and built.replicas.is_local
-    preview.warn_unless_additive(built)
+    preview.warn_of_padding(built)
     assert [line.startswith("term 'mine' of the loss is ") for line in caplog.messages].count(True) == 1
 
 
