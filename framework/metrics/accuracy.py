@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from framework.errors import UserError
 from framework.metrics.base import Mean, Tensors
-from framework.metrics.inputs import binary, labelled
+from framework.metrics.inputs import binary, labelled, weight_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,13 @@ class Accuracy(Mean):
     Attributes:
       logits: key in outputs: [..., classes], or of two classes [..., 1] or [batch]; not probabilities.
       label: key in batch: class numbers [...]; beside a single logit [..., 1] too.
+      weight: key in batch: [...], such as 'token_weight', which is 0 for padding. None is 'weight' [batch], for one
+        label an example; weight='weight' lets each label of an example count by the weight of the example.
     """
 
     logits: str = "logits"
     label: str = "label"
+    weight: str | None = None
 
     def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         logits, label = tf.convert_to_tensor(outputs[self.logits]), tf.convert_to_tensor(batch[self.label])
@@ -40,7 +43,7 @@ class Accuracy(Mean):
         if logits.dtype.is_floating:
             is_class &= ~tf.reduce_any(tf.math.is_nan(logits), axis=-1)
         hits = tf.where(is_class, tf.cast(guess == number, dtype), tf.constant(float("nan"), dtype))
-        return hits, batch["weight"]
+        return hits, weight_of(self, "labels", label, batch)
 
     def _matched(self, logits: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
         """Returns logits [..., classes or 1], their labels [...], and how many classes there are."""
@@ -74,13 +77,13 @@ class TopKAccuracy(Mean):
       k: at least 1, and less than the number of classes.
       logits: key in outputs: [..., classes].
       label: key in batch: class numbers [...].
-      weight: key in batch: [...], or [batch].
+      weight: key in batch: [...], or [batch]; see `Accuracy`.
     """
 
     k: int = 5
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
 
     def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         logits, label, weight = labelled(self, outputs, batch)
@@ -106,13 +109,13 @@ class BinaryAccuracy(Mean):
       threshold: between 0 and 1, the probability (sigmoid of the logit) above which the answer is yes.
       logits: key in outputs: [batch, ...].
       label: key in batch: 0 or 1, of the same shape.
-      weight: key in batch: of the same shape, or [batch].
+      weight: key in batch: of the same shape, or [batch]; see `Accuracy`.
     """
 
     threshold: float = 0.5
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
 
     def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         if not 0 < self.threshold < 1:

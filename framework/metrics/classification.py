@@ -25,14 +25,14 @@ class _ByClass(Sums, abc.ABC):
       classes: how many. 2 makes a number, that of class 1 (positive); more make {'macro', 'micro'}.
       logits: key in outputs: [..., classes]; of two classes also [...], the logit of the positive class.
       label: key in batch: class numbers [...].
-      weight: key in batch: [...], or [batch].
+      weight: key in batch: [...], or [batch]; see `Accuracy`.
       logged: see `Metric`.
     """
 
     classes: int = 2
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
     logged: str = "interval"
 
     def empty(self) -> np.ndarray:
@@ -93,13 +93,13 @@ class ConfusionMatrix(Sums):
       classes: how many.
       logits: key in outputs: [..., classes]; of two classes also [...], the logit of the positive class.
       label: key in batch: class numbers [...].
-      weight: key in batch: [...], or [batch].
+      weight: key in batch: [...], or [batch]; see `Accuracy`.
     """
 
     classes: int
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
     logged: str = "evaluation"
 
     def empty(self) -> np.ndarray:
@@ -133,7 +133,7 @@ class AUC(Sums):
       bins: how many.
       logits: key in outputs: [batch, ...].
       label: key in batch: 0 or 1, of the same shape.
-      weight: key in batch: of the same shape, or [batch].
+      weight: key in batch: of the same shape, or [batch]; see `Accuracy`.
       logged: see `Metric`.
     """
 
@@ -141,7 +141,7 @@ class AUC(Sums):
     bins: int = 1024
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
     logged: str = "interval"
 
     def __post_init__(self) -> None:
@@ -194,14 +194,14 @@ class CalibrationError(Sums):
       bins: how many.
       logits: key in outputs: [..., classes].
       label: key in batch: class numbers [...].
-      weight: key in batch: [...], or [batch].
+      weight: key in batch: [...], or [batch]; see `Accuracy`.
       logged: see `Metric`.
     """
 
     bins: int = 15
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
     logged: str = "interval"
     mode = "min"
 

@@ -32,7 +32,7 @@ def labelled(metric: Any, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, 
         )
     if not (label.dtype.is_floating or label.dtype.is_integer or label.dtype.is_bool):
         raise UserError(f"{name}: labels '{metric.label}' are of dtype {label.dtype.name}, but labels are numbers.")
-    weight = weight_of_each(name, "labels", label, tf.convert_to_tensor(batch[metric.weight]))
+    weight = weight_of(metric, "labels", label, batch)
     number = tf.cast(label, tf.int64)
     is_class = (number >= 0) & (number < classes) & tf.equal(tf.cast(number, label.dtype), label)
     number = tf.where(is_class, number, -1)
@@ -72,9 +72,34 @@ def _weighted(
     """Returns values, targets and weights of one shape; where a weight is 0, values and targets are 0."""
     name = type(metric).__name__
     values, targets = pair(name, kind, values, targets)
-    weight = weight_of_each(name, kind, values, tf.convert_to_tensor(batch[metric.weight]))
+    weight = weight_of(metric, kind, values, batch)
     values, targets = where_weighted(weight, values, targets)
     return values, targets, weight
+
+
+def weight_of(metric: Any, kind: str, values: tf.Tensor, batch: Tensors) -> tf.Tensor:
+    """Returns the weight of each value, in the shape of the values.
+
+    Args:
+      metric: its key `weight` names a field of the batch, of the values' shape or [batch]: then all values of an
+        example have the weight of the example. None is 'weight', and refuses several values an example, because the
+        weights of examples do not say which of the values are padding.
+      kind: what errors call the values: "labels".
+      values: [batch, ...].
+
+    Raises:
+      UserError: the shapes do not fit, or the weight of several values of an example is not named.
+    """
+    name, shape = type(metric).__name__, values.shape
+    weight = tf.convert_to_tensor(batch[metric.weight or "weight"])
+    is_single = shape.rank is not None and all(size == 1 for size in shape[1:])
+    if metric.weight is None and weight.shape.rank == 1 and not is_single:
+        raise UserError(
+            f"{name}: {kind} have shape {shape} and weights 'weight' {weight.shape}, so padding inside an example would"
+            f" count; give weight='token_weight', a field of the shape of the {kind} that is 0 for padding, or"
+            " weight='weight' if no example has padding."
+        )
+    return weight_of_each(name, kind, values, weight)
 
 
 def histogram(bins: tf.Tensor, count: int, *numbers: tf.Tensor) -> tf.Tensor:

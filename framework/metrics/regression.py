@@ -20,12 +20,12 @@ class _OfNumbers:
     Attributes:
       predictions: key in outputs: [batch, ...].
       target: key in batch: of the same shape.
-      weight: key in batch: of the same shape, or [batch].
+      weight: key in batch: of the same shape, or [batch]; see `Accuracy`.
     """
 
     predictions: str = "predictions"
     target: str = "target"
-    weight: str = "weight"
+    weight: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,12 @@ class Perplexity(Mean):
     Attributes:
       logits: key in outputs: [..., vocabulary].
       label: key in batch: the next tokens [...]; one that is not in the vocabulary makes the perplexity NaN.
-      weight: key in batch: [...], 0 for padding, such as 'token_weight'; or [batch], of examples without padding.
+      weight: key in batch: [...], 0 for padding, such as 'token_weight'; or [batch]; see `Accuracy`.
     """
 
     logits: str = "logits"
     label: str = "label"
-    weight: str = "weight"
+    weight: str | None = None
     mode = "min"
 
     def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,5 +1,7 @@
 """Every metric of framework/metrics against its definition: weights, padding, several batches, modes and precisions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -259,14 +261,75 @@ def test_a_confusion_matrix_counts_and_is_drawn(mode):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
-def test_tokens_have_weights_each_or_by_example(shape):
+def test_tokens_have_weights_each_or_if_asked_by_example(shape):
     rng = np.random.default_rng(3)
     logits, label = rng.normal(size=(*shape, 7)), rng.integers(0, 7, shape)
-    for weight in (rng.uniform(size=shape), rng.uniform(size=4)):
+    for field, weight in (("token_weight", rng.uniform(size=shape)), ("weight", rng.uniform(size=4))):
         full = np.broadcast_to(weight.reshape(*weight.shape, *[1] * (len(shape) - weight.ndim)), shape)
-        state = metrics.Perplexity().update({"logits": logits}, {"label": label, "weight": weight}).numpy()
-        expected = ref.perplexity(logits.reshape(-1, 7), label.reshape(-1), full.reshape(-1))
-        assert metrics.Perplexity().result(state) == pytest.approx(expected, rel=1e-12)
+        batch = {"label": label, "weight": np.ones(4), field: weight}
+        rows = logits.reshape(-1, 7), label.reshape(-1), full.reshape(-1)
+        for metric, expected in (
+            (metrics.Perplexity(weight=field), ref.perplexity(*rows)),
+            (metrics.Accuracy(weight=field), ref.top_k(*rows, 1)),
+            (metrics.TopKAccuracy(1, weight=field), ref.top_k(*rows, 1)),
+        ):
+            state = metric.update({"logits": logits}, batch).numpy()
+            assert metric.result(state) == pytest.approx(expected, rel=1e-6)
+
+
+# Of each metric: its shape of outputs and targets of 5 tokens of 4 examples.
+TOKENS = {
+    metrics.Accuracy(): (7,),
+    metrics.TopKAccuracy(2): (7,),
+    metrics.BinaryAccuracy(): (),
+    metrics.Perplexity(): (7,),
+    metrics.Precision(7): (7,),
+    metrics.Recall(7): (7,),
+    metrics.F1(): (),
+    metrics.AUC(): (),
+    metrics.CalibrationError(): (7,),
+    metrics.ConfusionMatrix(7): (7,),
+    metrics.MeanAbsoluteError(): (),
+    metrics.RootMeanSquaredError(): (),
+    metrics.R2(): (),
+}
+
+
+@pytest.mark.parametrize("metric", TOKENS, ids=lambda metric: type(metric).__name__)
+def test_weights_of_examples_are_not_those_of_tokens_unless_asked(metric):
+    """Every metric that is in the box takes the same three arguments, with the same defaults and the same refusal."""
+    logits = np.random.default_rng(0).normal(size=(4, 5, *TOKENS[metric]))
+    is_of_numbers = hasattr(metric, "predictions")
+    outputs = {"predictions" if is_of_numbers else "logits": logits}
+    batch = {"target" if is_of_numbers else "label": np.ones([4, 5], np.int32), "weight": np.float32([1, 2, 0, 1])}
+    name, kind = type(metric).__name__, "labels" if TOKENS[metric] else "predictions" if is_of_numbers else "logits"
+    with pytest.raises(UserError) as caught:
+        metric.update(outputs, batch)
+    assert str(caught.value) == (
+        f"{name}: {kind} have shape (4, 5) and weights 'weight' (4,), so padding inside an example would count; give"
+        f" weight='token_weight', a field of the shape of the {kind} that is 0 for padding, or weight='weight' if no"
+        " example has padding."
+    )
+    asked = dataclasses.replace(metric, weight="weight").update(outputs, batch)
+    batch["token_weight"] = np.repeat(batch["weight"], 5).reshape(4, 5)
+    each = dataclasses.replace(metric, weight="token_weight").update(outputs, batch)
+    np.testing.assert_array_equal(asked, each)
+
+
+def test_a_single_value_an_example_has_the_weight_of_the_example():
+    batch = {"target": np.zeros([3, 1], np.float32), "weight": np.float32([1, 3, 0])}
+    state = metrics.MeanAbsoluteError().update({"predictions": np.float32([[2], [4], [np.nan]])}, batch)
+    assert state.numpy().tolist() == [14, 4]
+
+
+def test_accuracy_takes_the_weight_of_each_token():
+    """Hits at 0, 1, 3 and 4, of weights 1, 2, 0, 3 and 0.5."""
+    logits = np.eye(3, dtype=np.float32)[[[0, 1, 2, 2, 1]]]
+    batch = {"label": np.int32([[0, 1, 0, 2, 1]]), "weight": np.ones(1, np.float32)}
+    batch["token_weight"] = np.float32([[1, 2, 0, 3, 0.5]])
+    assert metrics.Accuracy(weight="token_weight").update({"logits": logits}, batch).numpy().tolist() == [6.5, 6.5]
+    batch["label"][0, 3] = 0
+    assert metrics.Accuracy(weight="token_weight").update({"logits": logits}, batch).numpy().tolist() == [3.5, 6.5]
 
 
 @pytest.mark.parametrize(
