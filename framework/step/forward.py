@@ -7,6 +7,7 @@ total(terms)                               # scalar: the number that a step diff
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from framework.errors import UserError, near
@@ -23,6 +24,7 @@ Loss = Callable[[Any, Batch, bool], tuple[Terms, Mapping[str, tf.Tensor]]]
 ForwardPass = Callable[[Batch], tuple[Terms, Mapping[str, tf.Tensor]]]
 
 _FULL = (tf.float32, tf.float64)
+_NUMBERS = int | float | np.ndarray | np.generic
 
 
 def forward(loss: Loss, model: Any, batch: Batch, training: bool) -> tuple[Terms, Mapping[str, Any]]:
@@ -93,8 +95,19 @@ def check_step(returned: Any, metrics: Mapping[str, Metric], dtype: tf.DType) ->
             " `return result.terms, result.metrics` of `result = tools.gradients(…)`."
         )
     terms, states = returned
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            raise UserError(
+                f"the step returned the term '{name}' as {_shown(term)}. A term is losses.Term(sum, weight), such as"
+                f" result.terms['{name}'] of `result = tools.gradients(…)`."
+            )
+    _check_terms(terms, "the step")
     for name in states.keys() - metrics.keys():
-        raise UserError(f"the step returned a metric '{name}' that make_metrics does not have.{near(name, metrics)}")
+        raise UserError(
+            f"the step returned a metric '{name}' that make_metrics does not have.{near(str(name), metrics)}"
+        )
+    for name, state in states.items():
+        _check_state(name, state, len(metrics[name].empty()))
     return terms, {**empty_states(metrics, dtype), **states}
 
 
@@ -106,23 +119,54 @@ def _checked(returned: Any) -> tuple[Terms, Mapping[str, Any]]:
             " its terms, and the outputs that metrics read."
         )
     terms, outputs = returned
+    _check_terms(terms, "the loss")
     for name, term in terms.items():
         if term.sum.dtype not in _FULL:
             raise UserError(
                 f"term '{name}' of the loss is {term.sum.dtype.name}: sums need float32 at least. Cast logits with"
                 " tf.cast(logits, tf.float32), or give the last layer dtype='float32'."
             )
-        shapes = [tf.convert_to_tensor(number).shape for number in term]
-        if any(shape.rank for shape in shapes):
-            raise UserError(
-                f"term '{name}' of the loss has a sum and a weight of shapes {shapes[0]} and {shapes[1]}. Both are"
-                " scalars, e.g. Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
-            )
         if is_penalty(name):
             raise UserError(
                 f"the loss returned a term '{name}', which is what model.losses are called. Give it another name."
             )
+    for name, output in outputs.items():
+        if not all(tf.is_tensor(each) or isinstance(each, _NUMBERS) for each in tf.nest.flatten(output)):
+            raise UserError(
+                f"the loss returned the output '{name}' as {_shown(output)}. Outputs are tensors, which metrics read:"
+                " leave out what is none."
+            )
     return terms, outputs
+
+
+def _check_terms(terms: Terms, what: str) -> None:
+    """Raises UserError if a term has no name, or its sum or weight is no scalar."""
+    for name, term in terms.items():
+        if not isinstance(name, str):
+            raise UserError(f"{what} returned a term under the name {name!r}. Names are text: write '{name}'.")
+        if not hasattr(term.sum, "dtype") or not isinstance(term.weight, tf.Tensor | tf.Variable | _NUMBERS):
+            raise UserError(
+                f"term '{name}' of {what} has a sum and a weight of types {type(term.sum).__name__} and"
+                f" {type(term.weight).__name__}. Both are scalars, e.g. Term(tf.reduce_sum(values * weight),"
+                " tf.reduce_sum(weight))."
+            )
+        shapes = [tf.convert_to_tensor(number).shape for number in term]
+        if any(shape.rank for shape in shapes):
+            raise UserError(
+                f"term '{name}' of {what} has a sum and a weight of shapes {shapes[0]} and {shapes[1]}. Both are"
+                " scalars, e.g. Term(tf.reduce_sum(values * weight), tf.reduce_sum(weight))."
+            )
+
+
+def _check_state(name: str, state: Any, size: int) -> None:
+    """Raises UserError if a step function returned a metric state that is no vector of `size` numbers."""
+    is_array = tf.is_tensor(state) or isinstance(state, np.ndarray)
+    if not is_array or not tf.TensorShape(state.shape).is_compatible_with([size]):
+        shown = f"shape {state.shape}" if is_array else _shown(state)
+        raise UserError(
+            f"the step returned the metric '{name}' as {shown}, but its state is a vector of {size} numbers. Return"
+            f" result.metrics of `result = tools.gradients(…)`, or {{'{name}': metric.update(outputs, batch)}}."
+        )
 
 
 def _is_terms_and_outputs(returned: Any) -> bool:
