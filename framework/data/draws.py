@@ -2,6 +2,8 @@
 
     refuse_constant_draws("transform", transform, batch)        # UserError if two traces of it have other constants
 
+    # … or draws by a constant seed, such as tf.image.stateless_random_flip_left_right(x, seed=[0, 1])
+
 A function is traced once and then run at every step, so a number that `np.random` or a clock gives is a constant of the
 trace. Two traces of the same function that differ in a constant, or in their operations, show it.
 """
@@ -15,6 +17,7 @@ import tensorflow as tf
 from framework import rng
 from framework.errors import UserError
 from framework.trace.graphs import called, place
+from framework.trace.repeated_draws import refuse_repeated_draws
 
 
 class _Traced(NamedTuple):
@@ -26,7 +29,7 @@ class _Traced(NamedTuple):
 
 
 def refuse_constant_draws(name: str, function: Callable[[Any], Any], batch: Mapping[str, tf.Tensor]) -> None:
-    """Raises UserError if the traces of a function of a batch differ.
+    """Raises UserError if the traces of a function of a batch differ, or a seed in them does not depend on the step.
 
     A first trace may build and keep what later ones use, so the last two of three are compared.
 
@@ -37,19 +40,19 @@ def refuse_constant_draws(name: str, function: Callable[[Any], Any], batch: Mapp
     """
     specs = {field: tf.TensorSpec(tensor.shape, tensor.dtype) for field, tensor in batch.items()}
 
-    def trace() -> list[_Traced]:
+    def trace() -> Any:
         def run(step: tf.Tensor, given: dict[str, tf.Tensor]) -> None:
             with rng.scope(0, step):
                 function(dict(given))  # a transform may assign to its batch
 
         with tf.init_scope():
-            traced = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64), specs)
-        return _operations(traced.graph)
+            return tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64), specs).graph
 
     first, second = trace(), trace()
-    if _difference(first, second) is None:
+    refuse_repeated_draws(name, second)
+    if _difference(_operations(first), _operations(second)) is None:
         return
-    differing = _difference(second, trace())
+    differing = _difference(_operations(second), _operations(trace()))
     if differing is not None:
         raise UserError(
             f"{name} draws numbers of NumPy or Python{_where(differing.operation)}: they become constants when the step"

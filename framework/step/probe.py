@@ -39,6 +39,9 @@ from framework.step.scopes import scopes
 from framework.step.tools import Tools, dry_run
 from framework.trace import guards
 from framework.trace.assigned import assigned
+from framework.trace.repeated_draws import refuse_repeated_draws
+
+_STEP = tf.TensorSpec([], tf.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +88,9 @@ def probe(
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), guards.watched({}):
             return dict(batches.at(0))
 
-    def forward_pass(batch: Any) -> Any:
+    def forward_pass(batch: Any, step: tf.Tensor) -> Any:
         batch = NamedBatch(batch)
-        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)), guards.watched(batch) as watch:
+        with scopes(config.train.precision, 0, step), guards.watched(batch) as watch:
             returned, outputs = forward(loss, model, batch, training=True)
             watch.batch |= outputs
             for name, metric in metrics.items():
@@ -101,16 +104,17 @@ def probe(
     check_batch(batch, batches.batch_size)
     numbers = numbers_of(loss, model, metrics)
     with types_explained(batch, config):
-        function = tf.function(forward_pass, autograph=False).get_concrete_function(batch)
+        function = tf.function(forward_pass, autograph=False).get_concrete_function(batch, _STEP)
 
     def trace_again() -> Any:
-        return tf.function(forward_pass, autograph=False).get_concrete_function(batch).graph
+        return tf.function(forward_pass, autograph=False).get_concrete_function(batch, _STEP).graph
 
     check_counted(numbers, lambda: numbers_of(loss, model, metrics), trace_again)
     check_called(model)
     check_draws(data.graph, config)
     keras_draws.refuse_rows(model)
     check_draws(function.graph, config, model)
+    refuse_repeated_draws("the loss", function.graph)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     check_terms(terms, function.graph.inputs[: len(batch)])
     communicates = has_collectives(loss, model)
@@ -151,14 +155,15 @@ def probe_step(
     """
     terms: list[str] = []
 
-    def trace(batch: Any) -> None:
-        with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
+    def trace(batch: Any, step_counter: tf.Tensor) -> None:
+        with scopes(config.train.precision, 0, step_counter):
             returned = dry_run(tools, step, batch).terms
         check_terms(returned, batch.values())
         terms.extend(returned)
 
-    function = tf.function(trace, autograph=False).get_concrete_function(batch)
+    function = tf.function(trace, autograph=False).get_concrete_function(batch, _STEP)
     check_draws(function.graph, config, state)
+    refuse_repeated_draws("the step", function.graph)
     coverage.check(function.graph, state)
     return tuple(terms)
 
