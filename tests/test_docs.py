@@ -35,10 +35,10 @@ from framework import config
 from framework.experiment import load
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("config", "data", "distribute", "layers", "metrics", "optim", "run", "testing")  # that have a page
 PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
-PAGES += [
-    f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES", "distribute/README", "config/README")
-]
+PAGES += [f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES")]
+PAGES += [f"framework/{room}/README.md" for room in ROOMS]
 PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "GROWTH", "ROOFLINE", "SCALING")]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
