@@ -193,7 +193,7 @@ def checkout(folder: Path) -> Path:
 def run(command: str, folder: Path, stdin: str = "") -> str:
     """Standard output of a command that succeeds; fails the test, with all it said, if it does not."""
     # What `make test VARIABLE=...` gives to its children is not meant for the make of a page.
-    own = ("ARGS", "CONFIG", "MAKE", "MFLAGS", "PYTEST", "PYTHON", "TF_", "WORKDIR", "WORKERS")
+    own = ("ARGS", "CONFIG", "EXTRAS", "MAKE", "MFLAGS", "PYTEST", "PYTHON", "TF_", "WORKDIR", "WORKERS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {"PATH": f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from framework import paths, precision
 from framework.compile import jit
+from framework.config.keys import KEYS
 from framework.distribute.replicas import Replicas
 from framework.testing.built_layer import PRODUCTS, BuiltLayer, Subject, Trace, joined, shard
 from framework.testing.comparison import GRADIENT, compare
@@ -126,7 +127,7 @@ def check_xla(examined: Examined) -> None:
     compiled = function.get_concrete_function(layer.inputs, upstream)
     compare(("eager", "xla"), examined.eager, layer.run(lambda: compiled(layer.inputs, upstream)))
     if examined.thorough:
-        for dtype in ("float64", "float32", "bfloat16", "float16"):
+        for dtype in KEYS["train.precision"].choices:
             _check_modes(examined.subject.build(dtype))
 
 
