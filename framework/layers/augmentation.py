@@ -23,7 +23,7 @@ class _Augmenting(KeyedDraws):
 
     def call(self, inputs: Any, training: Any = True) -> tf.Tensor:
         if not training:
-            return super().call(inputs, training=False)  # type: ignore[misc]
+            return self.unchanged(inputs)
         images = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)  # type: ignore[attr-defined]
         if images.shape.rank != 4 or None in images.shape[1:]:
             raise ValueError(
@@ -31,6 +31,10 @@ class _Augmenting(KeyedDraws):
                 f" was given the shape {images.shape}"
             )
         return self.changed(images)
+
+    def unchanged(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns the pictures of an inference, as Keras does."""
+        return super().call(inputs, training=False)  # type: ignore[misc]
 
     def changed(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the pictures, changed at random."""
@@ -88,10 +92,16 @@ class RandomCrop(_Augmenting, keras.layers.RandomCrop):
     Call: x [batch, rows, columns, channels] -> [batch, height, width, channels].
     """
 
+    def unchanged(self, inputs: tf.Tensor) -> tf.Tensor:
+        # Keras traces its random crop too, in a branch of tf.cond: the graph of an export, without rng.scope, could not
+        # be made.
+        resized = keras.preprocessing.image.smart_resize(inputs, [self.height, self.width])
+        return tf.cast(resized, self.compute_dtype)
+
     def changed(self, images: tf.Tensor) -> tf.Tensor:
         room = np.array(images.shape[1:3]) - [self.height, self.width]
         if room.min() < 0:
-            return self.call(images, training=False)
+            return self.unchanged(images)
         top, left = (tf.cast(tf.floor(self.drawn(images, 0.0, float(r + 1))), tf.int32) for r in room)
         top, left = tf.minimum(top, int(room[0])), tf.minimum(left, int(room[1]))
         return base.program(sampling.crop)(images, top, left, self.height, self.width, "edge")

@@ -85,3 +85,11 @@ def test_pictures_of_unknown_size_are_refused():
         layers.RandomFlip()(PICTURES[0], training=True)
     with pytest.raises(ValueError, match="seed=3"):
         layers.RandomFlip(seed=3)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (9, 7)])  # smaller and larger than the pictures
+def test_a_crop_in_inference_needs_no_scope_in_a_graph_and_is_that_of_keras(size):
+    images = np.random.default_rng(0).uniform(size=(2, 6, 6, 3)).astype(np.float32)
+    expected = keras.layers.RandomCrop(*size)(images, training=False).numpy()
+    ours = tf.function(layers.RandomCrop(*size), autograph=False)
+    np.testing.assert_array_equal(ours(tf.constant(images), training=False).numpy(), expected)
