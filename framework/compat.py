@@ -2,7 +2,7 @@
 
     compat.flatten_layers(model)        # instead of model._flatten_layers()
 
-A release may move a private name without notice. `tests/test_compat.py` calls each function here, and fails if another
+A release may move a private name without notice. `tests/compat/` calls each function here, and fails if another
 file of `framework/` uses a private name: an upgrade changes this file alone.
 """
 
