@@ -110,19 +110,41 @@ def fresh_state(leak_guard: None) -> Iterator[None]:
 
 def repository_files() -> set[str]:
     """Files and folders of the checkout, without sources, caches and what a run under way writes in its own folder."""
-    found = set()
-    for folder, subfolders, files in os.walk(ROOT):
-        relative = os.path.relpath(folder, ROOT)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__pycache__"]
-        found.update(os.path.normpath(os.path.join(relative, name)) for name in subfolders)
-        if relative == "runs":
-            subfolders.clear()
-        found.update(
-            os.path.normpath(os.path.join(relative, name))
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1] not in SOURCE_SUFFIXES
-        )
+    found, folders = set(), ["."]
+    while folders:
+        folder = folders.pop()
+        subfolders, files = _entries(folder)
+        found |= subfolders | files
+        if folder != "runs":
+            folders += subfolders
     return found
+
+
+_LISTED: dict[str, tuple[int, tuple[set[str], set[str]]]] = {}
+_CLOCK_NANOSECONDS = 10**8  # a file system may not tell two changes apart that are closer
+
+
+def _entries(folder: str) -> tuple[set[str], set[str]]:
+    """Subfolders and files of a folder that count; it is listed again only if its time of change is another one."""
+    try:
+        changed = os.stat(ROOT / folder).st_mtime_ns
+        known, entries = _LISTED.get(folder, (None, (set(), set())))
+        if known != changed:
+            with os.scandir(ROOT / folder) as scanned:
+                listed = [entry for entry in scanned if not entry.name.startswith(".") and entry.name != "__pycache__"]
+            subfolders = {entry.name for entry in listed if entry.is_dir(follow_symlinks=False)}
+            files = {entry.name for entry in listed} - subfolders
+            files = {name for name in files if os.path.splitext(name)[1] not in SOURCE_SUFFIXES}
+            entries = _below(folder, subfolders), _below(folder, files)
+            if time.time_ns() - changed > _CLOCK_NANOSECONDS:
+                _LISTED[folder] = (changed, entries)
+        return entries
+    except FileNotFoundError:  # removed meanwhile
+        return set(), set()
+
+
+def _below(folder: str, names: set[str]) -> set[str]:
+    return {os.path.normpath(f"{folder}/{name}") for name in names}
 
 
 def running_threads() -> set[threading.Thread]:

@@ -47,7 +47,7 @@ def _run(folder: Path, source: str) -> str:
     """Output of pytest on `source`, which stands in folder/tests beside a copy of our conftest.py."""
     (folder / "tests").mkdir(parents=True)
     shutil.copy(CONFTEST, folder / "tests")
-    quick = (folder / "tests" / "conftest.py").read_text().replace("SETTLE_SECONDS = 60.0", "SETTLE_SECONDS = 1.0")
+    quick = (folder / "tests" / "conftest.py").read_text().replace("SETTLE_SECONDS = 60.0", "SETTLE_SECONDS = 0.5")
     (folder / "tests" / "conftest.py").write_text(quick)
     (folder / "tests" / "test_planted.py").write_text(source)
     (folder / "pytest.ini").write_text("[pytest]\n")

@@ -10,13 +10,9 @@ import tensorflow as tf
 
 from framework import rng
 from framework.compile import Compiled, is_in_xla, jit
+from tests.compile_modes import MODES
 
 KEY = rng.key(7)
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 
 
 def philox(counter, key):

@@ -9,6 +9,7 @@ from framework.config.former import FORMER, Former
 from framework.config.keys import KEYS
 from framework.experiment.load import load
 from framework.run import stored_config
+from tests.config.finalized import message
 
 WRAP = "data.remainder='carry' is called 'wrap' now. Use --config.data.remainder=wrap."
 
@@ -18,12 +19,6 @@ def planted(monkeypatch):
     """A key that was renamed and one that is gone, beside the real ones."""
     more = {"train.rate": Former("schedule.learning_rate"), "train.gone": Former("", why="the model knows")}
     monkeypatch.setattr(former, "FORMER", {**FORMER, **more})
-
-
-def message(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    return str(caught.value)
 
 
 def test_the_table_is_of_today():

@@ -10,26 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from framework.config import UserError, base_config, finalize, flatten
+from framework.config import base_config, finalize, flatten
 from framework.config import overrides as overrides_module
 from framework.config.overrides import override
-
-BASE = flatten(base_config())
-CHECK = "--mode=check prints every key."
-OVERRIDES = "Overrides look like --config.train.compile=graph."
-
-
-def own(**values):
-    """A base config to which an experiment has added `model.*` keys."""
-    created = base_config()
-    created.model.update(values)
-    return created
-
-
-def message(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    return str(caught.value)
+from tests.config.finalized import BASE, CHECK, OVERRIDES, message, own
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,6 @@ from framework.data.batches import make_batches
 from framework.data.order import Order
 from framework.data.sources import Source
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
-
 
 def make_order(sizes=(10,), batch_size=4, shares=(1,), seed=3, shuffle=True, remainder="wrap"):
     return Order(sizes, shares, batch_size, seed, shuffle, remainder)

@@ -11,7 +11,8 @@ from framework import rng
 from framework.config import UserError
 from framework.data.batches import epoch_steps, make_batches
 from framework.data.sources import Source
-from tests.data.numbered import MODES, both, equal, make_config, make_order, make_source, order_at
+from tests.compile_modes import MODES
+from tests.data.numbered import both, equal, make_config, make_order, make_source, order_at
 
 # ---- resident and streamed batches
 

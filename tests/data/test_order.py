@@ -9,7 +9,8 @@ import tensorflow as tf
 from framework import rng
 from framework.data import order as order_module
 from framework.data.order import permute
-from tests.data.numbered import MODES, make_order, order_at
+from tests.compile_modes import MODES
+from tests.data.numbered import make_order, order_at
 
 U32 = np.uint32
 

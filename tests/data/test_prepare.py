@@ -21,11 +21,6 @@ ROOT = Path(__file__).parents[2]
 FIELDS = data.Examples({"image": data.Image((made.SIDE, made.SIDE)), "label": data.Label(classes=3)})
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def records(tmp_path):
     """Three TFRecord shards of 30 pictures."""

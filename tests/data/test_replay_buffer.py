@@ -7,12 +7,7 @@ import tensorflow as tf
 from framework import paths, rng
 from framework.config import UserError, base_config
 from framework.data.replay_buffer import ReplayBuffer
-
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
+from tests.compile_modes import MODES
 
 
 def make(capacity=10, batch_size=4):

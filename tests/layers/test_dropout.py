@@ -8,12 +8,11 @@ import tf_keras as keras
 from framework import layers, optim, paths, rng, state
 from framework.compile import Compiled
 from framework.layers import Dropout
+from tests import compile_modes
 
 KEY = rng.key(1)
 MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+    **compile_modes.MODES,
     "xla of the framework": lambda fn: Compiled(fn, "xla", "dropped"),
 }
 DTYPES = ("float64", "float32", "bfloat16")

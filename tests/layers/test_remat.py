@@ -7,12 +7,7 @@ import tf_keras as keras
 
 from framework import layers, paths, precision, rng
 from framework.config import UserError
-
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
+from tests.compile_modes import MODES
 
 
 class Block(keras.layers.Layer):

@@ -8,12 +8,7 @@ import tensorflow as tf
 from framework import testing
 from framework.errors import UserError
 from framework.losses import Term, classification, sparse_cross_entropy
-
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
+from tests.compile_modes import MODES
 
 
 def reference(logits, labels, weight):

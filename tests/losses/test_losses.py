@@ -7,13 +7,9 @@ import tensorflow as tf
 from framework import losses, testing
 from framework.errors import UserError
 from tests import small
+from tests.compile_modes import MODES
 from tests.losses import references as ref
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 BATCH, CLASSES = 12, 5
 CLASS_WEIGHTS = (0.5, 2.0, 1.0, 0.0, 3.0)
 

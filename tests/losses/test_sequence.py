@@ -7,13 +7,9 @@ import tensorflow as tf
 from framework import losses
 from framework.errors import UserError
 from tests import small
+from tests.compile_modes import MODES
 from tests.losses import references as ref
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 FRAMES, CLASSES = 5, 3
 
 

@@ -6,12 +6,7 @@ import tensorflow as tf
 
 from framework.errors import UserError
 from framework.metrics import Accuracy, Mean
-
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
+from tests.compile_modes import MODES
 
 
 def example(shape=(40,), classes=4, dtype=np.float32):

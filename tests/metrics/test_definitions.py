@@ -12,13 +12,9 @@ from framework.metrics import results
 from framework.run import loop
 from framework.run.evaluation import evaluate
 from tests import small
+from tests.compile_modes import MODES
 from tests.metrics import references as ref
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 EXAMPLES, CLASSES = 60, 6
 
 

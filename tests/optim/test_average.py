@@ -8,12 +8,8 @@ import pytest
 import tensorflow as tf
 
 from framework import optim, paths
+from tests.compile_modes import MODES
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 BOUND = {"float32": 2e-6, "float64": 1e-14}
 
 

@@ -10,16 +10,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import compat, optim, paths, precision
 from framework.config import UserError, base_config, resolve
+from tests.compile_modes import MODES
 
 STEPS = 20
 PEAK = 0.05
 DECAY = 0.2
 BOUND = {"float32": 2e-6, "float64": 1e-14}
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 
 
 def make_config(name="adamw", groups=(), kind="float64", weight_decay=DECAY):

@@ -8,12 +8,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import optim
+from tests.compile_modes import MODES
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 BOUND = {"float32": 2e-6, "float64": 1e-14}
 SHAPES = {"conv/kernel": (3, 3, 2, 4), "dense/kernel": (5, 6), "dense/bias": (6,), "scale": ()}
 

@@ -8,12 +8,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import optim, paths
+from tests.compile_modes import MODES
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 TOTAL = 23
 AIRBENCH = {"alpha": 1 - 0.95**5, "power": 3.0}
 

@@ -6,12 +6,8 @@ import tensorflow as tf
 
 from framework import optim
 from framework.optim.muon import orthogonal, rescaled
+from tests.compile_modes import MODES
 
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 RATE, MOMENTUM = 0.24, 0.6
 # More rows than columns, fewer, and square; of convolutions in two and one dimensions, and of dense layers.
 SHAPES = {"tall": (3, 3, 2, 5), "wide": (1, 1, 4, 7), "square": (2, 2, 2, 8), "series": (3, 2, 4), "dense": (6, 3)}

@@ -9,13 +9,9 @@ import tf_keras as keras
 
 from framework import optim, paths
 from framework.config import UserError, base_config, resolve
+from tests.compile_modes import MODES
 
 STEPS = 25
-MODES = {
-    "eager": lambda fn: fn,
-    "graph": lambda fn: tf.function(fn, autograph=False),
-    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
-}
 OPTIMIZERS = {
     "sgd": {"name": "sgd"},
     "momentum": {"name": "sgd", "momentum": 0.8},

@@ -12,9 +12,8 @@ from tests.data.files import made
 
 
 @pytest.fixture
-def pets(tmp_path, monkeypatch):
+def pets(tmp_path):
     """Pictures 0, 1 (cat) and 2 (dog); the class 'ant' has picture 3 in a folder of its own."""
-    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "pets"
     for number, name in enumerate(["cat/1.png", "cat/2.PNG", "dog/1.png", "ant/red/1.png"]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

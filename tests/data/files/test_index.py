@@ -13,11 +13,6 @@ from framework.errors import UserError
 from tests.data.files import made
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def shard(tmp_path):
     (tmp_path / "data").mkdir()

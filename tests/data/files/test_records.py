@@ -14,11 +14,6 @@ RECORDS = [bytes([number]) * (number + 1) for number in range(11)]
 COUNTS = [4, 1, 6]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
-
-
 def write_array_records(path, records):
     module = pytest.importorskip("array_record.python.array_record_module", reason="needs the extra 'data'")
     writer = module.ArrayRecordWriter(str(path), "group_size:1")

@@ -15,11 +15,6 @@ from tests.data.files import made
 FIELDS = {"image": data.Image((made.SIDE, made.SIDE)), "label": data.Label(classes=3)}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two shards of 5 and 7 pictures."""

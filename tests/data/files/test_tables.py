@@ -11,11 +11,6 @@ pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
 NUMBERS = np.arange(7)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
-
-
 def table(rows):
     lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.repeat(rows, 2).astype(np.float32)), 2)
     return pyarrow.table(
