@@ -10,9 +10,11 @@ processes (SHARDS). The exit status is 0 if every process passed and at least on
 """
 
 import argparse
+import dataclasses
 import gc
 import os
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -59,6 +61,15 @@ class Running(NamedTuple):
     started: float
 
 
+@dataclasses.dataclass
+class Tally:
+    """What became of the tests: how many ended how, how many are skipped for which reason, which processes failed."""
+
+    ended: Counter[str] = dataclasses.field(default_factory=Counter)
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    failed: list[str] = dataclasses.field(default_factory=list)
+
+
 def jobs(paths: list[str], shards: dict[str, int]) -> list[Job]:
     """Returns the files below `paths` shared out, in the order of `SHARDS` and then by name."""
     files: set[str] = set()
@@ -85,7 +96,7 @@ def start(job: Job, arguments: list[str], output: Path) -> int:
     os.close(descriptor)
     import pytest
 
-    status = pytest.main(["-q", f"--shard={job.shard}/{job.shards}", *arguments, job.file])
+    status = pytest.main(["-q", "-ra", f"--shard={job.shard}/{job.shards}", *arguments, job.file])
     sys.stdout.flush()
     os._exit(int(status))
 
@@ -126,9 +137,8 @@ def main() -> int:
     # Collections in the forked processes need not look at what was imported before. This and hypothesis: 2 s a file.
     gc.collect()
     gc.freeze()
-    began, most, ended = time.monotonic(), 0, Counter[str]()
-    looked = began
-    failed: list[str] = []
+    began = looked = time.monotonic()
+    most, tally = 0, Tally()
     running: dict[int, Running] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(len(queue) + options.jobs):
@@ -141,32 +151,38 @@ def main() -> int:
                     time.sleep(0.1)
                     continue
                 one = running.pop(process)
-                report(one, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, ended, failed)
+                report(one, os.waitstatus_to_exitcode(status), usage, tally)
             if number < len(queue):
                 output = Path(folder) / f"{number}.txt"
                 running[start(queue[number], arguments, output)] = Running(queue[number], output, time.monotonic())
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(ended.items()))
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.ended.items()))
     print(f"{counts or 'no tests'} in {time.monotonic() - began:.0f} s; at most {most / 2**30:.1f} GB at a time")
-    for name in failed:
+    for reason, count in sorted(tally.skipped.items()):
+        print(f"SKIPPED: {count}, {reason}")
+    for name in tally.failed:
         print(f"FAILED: {name}")
-    return 1 if failed or not ended else 0
+    return 1 if tally.failed or not tally.ended else 0
 
 
-def report(one: Running, status: int, most: int, ended: Counter[str], failed: list[str]) -> None:
-    """Prints a line of a process that ended, or all that it said if it failed, and counts its tests."""
+def report(one: Running, status: int, usage: resource.struct_rusage, tally: Tally) -> None:
+    """Prints a line of a process that ended, or all that it said if it failed; counts its tests and why some skip."""
     said = one.output.read_text(errors="replace")
     summaries = [line for line in said.splitlines() if re.search(r" in \d+\.\d+s", line)]
     counts = re.findall(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)", summaries[-1] if summaries else "")
     for count, kind in counts:
-        ended[kind] += int(count)
+        tally.ended[kind] += int(count)
+    for count, reason in re.findall(r"^SKIPPED \[(\d+)\] [^ ]+ (.*)$", said, re.MULTILINE):
+        tally.skipped[reason] += int(count)
     if status not in (0, NO_TESTS) or (status == 0 and not counts):  # the second: a test ended the process
         # pytest's lines of what failed are repeated at the end, where a log that was cut still has them.
         lines = [f"\n  {line}" for line in said.splitlines() if re.match(r"(FAILED|ERROR) ", line)]
-        failed.append(f"{one.job.name} (status {status}){''.join(lines)}")
+        tally.failed.append(f"{one.job.name} (status {status}){''.join(lines)}")
         print(said)
     if counts or status != NO_TESTS:
-        seconds, shown = time.monotonic() - one.started, ", ".join(f"{count} {kind}" for count, kind in counts)
-        print(f"{one.job.name}: {shown or f'status {status}'}, {seconds:.0f} s, {most / 2**30:.1f} GB", flush=True)
+        seconds, busy = time.monotonic() - one.started, usage.ru_utime + usage.ru_stime
+        shown = ", ".join(f"{count} {kind}" for count, kind in counts) or f"status {status}"
+        gigabytes = usage.ru_maxrss * 1024 / 2**30
+        print(f"{one.job.name}: {shown}, {seconds:.0f} s, {busy:.0f} CPU s, {gigabytes:.1f} GB", flush=True)
 
 
 if __name__ == "__main__":

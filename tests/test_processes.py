@@ -61,6 +61,14 @@ def test_some_of_them(run, arguments, passed):
     assert status == 0 and f"{passed} passed in " in said
 
 
+def test_what_is_skipped_says_why(run):
+    source = "import pytest\n@pytest.mark.parametrize('what', ['moon', 'sun'])\n"
+    source += "def test_it(what):\n    pytest.skip(f'needs a {what}')\n"
+    status, said = run(**{"test_first.py": source, "test_second.py": source.replace("sun", "moon")})
+    assert status == 0 and "6 passed, 4 skipped in " in said
+    assert said.endswith("SKIPPED: 3, needs a moon\nSKIPPED: 1, needs a sun\n")
+
+
 def test_no_test_at_all_is_a_failure(run):
     status, said = run("-k", "nothing")
     assert status == 1 and "no tests in " in said
