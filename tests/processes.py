@@ -26,7 +26,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 # The longest come first, so that none is left alone at the end; and which are shared out over how many processes.
 SHARDS = {
-    "tests/test_docs.py": 1,
+    "tests/test_commands.py": 1,
     "tests/test_equivalence.py": 4,
     "tests/test_oracle.py": 3,
     "tests/step/test_block.py": 2,

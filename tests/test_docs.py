@@ -1,30 +1,9 @@
-"""The pages are true: their commands and snippets run, and every file, flag, key and link they name exists.
+"""The pages are true: every file, flag, key, table and link that they name exists."""
 
-What a fenced block is, by the words after its fence:
-
-    ```bash                       each command is run, in order, in a copy of the checkout that belongs to the page
-    ```python                     runs there too, after the commands; all snippets of a page are one program
-    ```python experiments/x.py    is saved there before anything is run
-    ```                           an output or a drawing
-
-Nothing is installed: the copy's `.venv` is the environment that runs the tests.
-"""
-
-import dataclasses
 import importlib.metadata
-import json
-import os
 import re
 import shlex
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,36 +12,11 @@ import pytest
 import launch
 from framework import config
 from framework.experiment import load
-
-ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("config", "data", "distribute", "layers", "metrics", "optim", "run", "testing")  # that have a page
-PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
-PAGES += [f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES")]
-PAGES += [f"framework/{room}/README.md" for room in ROOMS]
-PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "GROWTH", "ROOFLINE", "SCALING")]
-
-# Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
-NOT_RUN = {
-    r"make test": "is what runs this test",
-    r"make peers": "installs 3.6 GB of other frameworks",
-    r"python3 -m venv \.venv": "the copy has its .venv; the Makefile does the same on every fresh machine",
-    r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
-    r"conda (create|activate) .*": "needs conda",
-    r"nvidia-smi": "needs an NVIDIA GPU",
-    r".* --config\.runtime\.devices=4": "needs four GPUs",
-    r"export TF_CONFIG=.*": "names hosts that are not there",
-    r".*/shared/mnist .*": "runs on hosts that are not there",
-    r"docker run .*": "needs a container daemon",
-    r"curl .*:predict": "asks the server that `docker run` starts",
-    r"python launch\.py --config=experiments/(cifar_resnet|fine_tune)\.py.*": "needs CIFAR-10, whose download is large",
-    r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
-}
-# What a user does not type first: their commands run in `make test-slow`.
-SLOW_PAGES = ("framework/CONTRACTS.md",)
-COMMAND_SECONDS = 240
-PAGE_SECONDS = 1200
+from tests.pages import PAGES, ROOT, blocks, commands, prose, read, saved
 
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
+
+
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
 FURTHER_FLAGS = {
     "before",
@@ -93,189 +47,6 @@ FURTHER_FLAGS = {
     "workloads",
 }
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A fenced block: the words after the fence, the number of its first line, its text."""
-
-    info: tuple[str, ...]
-    line: int
-    text: str
-
-    @property
-    def language(self) -> str:
-        return self.info[0] if self.info else ""
-
-    @property
-    def file(self) -> str:
-        """Where the block is to be saved; '' if it is to be run."""
-        return self.info[1] if len(self.info) > 1 else ""
-
-
-def read(page: str) -> str:
-    return (ROOT / page).read_text()
-
-
-def blocks(page: str) -> list[Block]:
-    found, start, info = [], 0, ()
-    lines = read(page).splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.startswith("```"):
-            continue
-        if start:
-            found.append(Block(info, start + 1, "\n".join(lines[start : number - 1])))
-            start = 0
-        else:
-            start, info = number, tuple(line.removeprefix("```").split())
-    assert not start, f"{page}:{start}: the block is not closed"
-    return found
-
-
-def prose(page: str) -> str:
-    """The page without fenced blocks; line numbers stay."""
-    lines = read(page).splitlines()
-    for block in blocks(page):
-        end = block.line + block.text.count("\n") + 1
-        lines[block.line - 2 : end] = [""] * (end - block.line + 2)
-    return "\n".join(lines)
-
-
-def commands(page: str) -> Iterator[tuple[int, str]]:
-    """Line number and text of each command of the bash blocks; one may have several lines."""
-    for block in blocks(page):
-        if block.language != "bash":
-            continue
-        start, pending = block.line, ""
-        for number, line in enumerate(block.text.splitlines(), block.line):
-            pending = f"{pending}\n{line}" if pending else line
-            whole = subprocess.run(["bash", "-n", "-c", pending], capture_output=True, check=False)
-            if whole.returncode or line.endswith("\\"):
-                continue
-            if pending.strip() and not pending.startswith("#"):
-                yield start, pending
-            start, pending = number + 1, ""
-        assert not pending, f"{page}:{start}: bash does not understand {pending!r}"
-
-
-def snippets(page: str) -> list[Block]:
-    """The python blocks that are run."""
-    found = [block for block in blocks(page) if block.language == "python" and not block.file]
-    return [block for block in found if not is_listed(block.text.partition("\n")[0])]
-
-
-def saved(page: str) -> list[Block]:
-    return [block for block in blocks(page) if block.file]
-
-
-def is_listed(command: str) -> bool:
-    return any(re.fullmatch(pattern, command, re.DOTALL) for pattern in NOT_RUN)
-
-
-# ---- Running ----
-
-
-def checkout(folder: Path) -> Path:
-    """A copy of this checkout as a fresh clone with an installed .venv would be."""
-    ignored = [name.strip("/") for name in (ROOT / ".gitignore").read_text().split()]
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", *ignored))
-    programs = folder / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    (programs / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    (programs / "python").chmod(0o755)
-    for kind, files in {"run": "requirements.txt requirements-data.txt", "dev": "requirements-dev.txt"}.items():
-        checksum = run(f"cat {files} | cksum | cut -d ' ' -f 1", folder).strip()
-        (folder / ".venv" / f".{kind}-{checksum}").touch()
-    assert "pip install" not in run("make -n run test", folder), "make would install: new names of stamps?"
-    return folder
-
-
-def run(command: str, folder: Path, stdin: str = "") -> str:
-    """Standard output of a command that succeeds; fails the test, with all it said, if it does not."""
-    # What `make test VARIABLE=...` gives to its children is not meant for the make of a page.
-    own = ("ARGS", "CONFIG", "EXTRAS", "MAKE", "MFLAGS", "PYTEST", "PYTHON", "TF_", "WORKDIR", "WORKERS")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    environment |= {"PATH": f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
-    process = subprocess.Popen(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(stdin, timeout=COMMAND_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        pytest.fail(f"'{command}' is not finished after {COMMAND_SECONDS} s", pytrace=False)
-    if process.returncode:
-        pytest.fail(f"'{command}' ended with {process.returncode}:\n{out[-3000:]}\n{err[-6000:]}", pytrace=False)
-    return out
-
-
-def tensorboard(command: str, folder: Path) -> None:
-    """Starts the command with a free port, waits until it serves the curves of a run, and stops it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port", str(port)],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline, runs = time.monotonic() + 90, []
-        while not runs:
-            assert server.poll() is None, f"'{command}' ended with {server.returncode}"
-            assert time.monotonic() < deadline, f"'{command}' shows no run after 90 s"
-            time.sleep(0.5)
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=10) as answer:
-                    assert answer.status == 200
-                    runs = json.load(answer)
-            except urllib.error.URLError:
-                continue
-        assert any(name.endswith("train") for name in runs), runs
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-@pytest.mark.timeout(PAGE_SECONDS)
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW_PAGES else ()) for page in PAGES]
-)
-def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
-    folder = checkout(tmp_path / "checkout")
-    for block in saved(page):
-        (folder / block.file).write_text(block.text + "\n")
-    for _, command in commands(page):
-        if is_listed(command):
-            continue
-        if command.startswith("tensorboard "):
-            tensorboard(command, folder)
-        else:
-            run(command, folder)
-    # One program with the page's line numbers, so that a traceback names the line of the page.
-    program = [""] * len(read(page).splitlines())
-    for block in snippets(page):
-        for number, line in enumerate(block.text.splitlines(), block.line):
-            program[number - 1] = line
-    if any(program):
-        run("python -", folder, stdin="\n".join(program))
-
-
-def test_no_stale_entry_in_the_list_of_what_is_not_run() -> None:
-    lines = [command for page in PAGES for _, command in commands(page)]
-    lines += [block.text.partition("\n")[0] for page in PAGES for block in blocks(page) if block.language == "python"]
-    stale = [pattern for pattern in NOT_RUN if not any(re.fullmatch(pattern, line, re.DOTALL) for line in lines)]
-    assert stale == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,130 @@
+"""The commands and snippets of the pages run, each page in a copy of the checkout.
+
+Nothing is installed: the copy's `.venv` is the environment that runs the tests.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.pages import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read, saved, snippets
+
+# What a user does not type first: their commands run in `make test-slow`.
+SLOW_PAGES = ("framework/CONTRACTS.md",)
+COMMAND_SECONDS = 240
+PAGE_SECONDS = 1200
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of this checkout as a fresh clone with an installed .venv would be."""
+    ignored = [name.strip("/") for name in (ROOT / ".gitignore").read_text().split()]
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", *ignored))
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (programs / "python").chmod(0o755)
+    for kind, files in {"run": "requirements.txt requirements-data.txt", "dev": "requirements-dev.txt"}.items():
+        checksum = run(f"cat {files} | cksum | cut -d ' ' -f 1", folder).strip()
+        (folder / ".venv" / f".{kind}-{checksum}").touch()
+    assert "pip install" not in run("make -n run test", folder), "make would install: new names of stamps?"
+    return folder
+
+
+def run(command: str, folder: Path, stdin: str = "") -> str:
+    """Standard output of a command that succeeds; fails the test, with all it said, if it does not."""
+    # What `make test VARIABLE=...` gives to its children is not meant for the make of a page.
+    own = ("ARGS", "CONFIG", "EXTRAS", "MAKE", "MFLAGS", "PYTEST", "PYTHON", "TF_", "WORKDIR", "WORKERS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environment |= {"PATH": f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
+    process = subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(stdin, timeout=COMMAND_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        pytest.fail(f"'{command}' is not finished after {COMMAND_SECONDS} s", pytrace=False)
+    if process.returncode:
+        pytest.fail(f"'{command}' ended with {process.returncode}:\n{out[-3000:]}\n{err[-6000:]}", pytrace=False)
+    return out
+
+
+def tensorboard(command: str, folder: Path) -> None:
+    """Starts the command with a free port, waits until it serves the curves of a run, and stops it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port", str(port)],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline, runs = time.monotonic() + 90, []
+        while not runs:
+            assert server.poll() is None, f"'{command}' ended with {server.returncode}"
+            assert time.monotonic() < deadline, f"'{command}' shows no run after 90 s"
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=10) as answer:
+                    assert answer.status == 200
+                    runs = json.load(answer)
+            except urllib.error.URLError:
+                continue
+        assert any(name.endswith("train") for name in runs), runs
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.timeout(PAGE_SECONDS)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW_PAGES else ()) for page in PAGES]
+)
+def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "checkout")
+    for block in saved(page):
+        (folder / block.file).write_text(block.text + "\n")
+    for _, command in commands(page):
+        if is_listed(command):
+            continue
+        if command.startswith("tensorboard "):
+            tensorboard(command, folder)
+        else:
+            run(command, folder)
+    # One program with the page's line numbers, so that a traceback names the line of the page.
+    program = [""] * len(read(page).splitlines())
+    for block in snippets(page):
+        for number, line in enumerate(block.text.splitlines(), block.line):
+            program[number - 1] = line
+    if any(program):
+        run("python -", folder, stdin="\n".join(program))
+
+
+def test_no_stale_entry_in_the_list_of_what_is_not_run() -> None:
+    lines = [command for page in PAGES for _, command in commands(page)]
+    lines += [block.text.partition("\n")[0] for page in PAGES for block in blocks(page) if block.language == "python"]
+    stale = [pattern for pattern in NOT_RUN if not any(re.fullmatch(pattern, line, re.DOTALL) for line in lines)]
+    assert stale == []
