@@ -3,6 +3,11 @@
 import numpy as np
 
 
+def wide(arrays):
+    """Returns the arrays, floating ones in float64."""
+    return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+
+
 def softmax(logits):
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     return shares / shares.sum(-1, keepdims=True)
