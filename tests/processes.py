@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The longest come first, so that none is left alone at the end; and which are shared out over how many processes.
 SHARDS = {
     "tests/test_commands.py": 1,
+    "tests/test_parameter_server.py": 1,
     "tests/test_equivalence.py": 4,
     "tests/test_oracle.py": 3,
     "tests/step/test_block.py": 2,
@@ -96,7 +97,9 @@ def start(job: Job, arguments: list[str], output: Path) -> int:
     os.close(descriptor)
     import pytest
 
-    status = pytest.main(["-q", "-ra", f"--shard={job.shard}/{job.shards}", *arguments, job.file])
+    # Without the plugin each process would read and write the names of all tests.
+    options = ["-q", "-ra", "-p", "no:cacheprovider", f"--shard={job.shard}/{job.shards}"]
+    status = pytest.main([*options, *arguments, job.file])
     sys.stdout.flush()
     os._exit(int(status))
 
