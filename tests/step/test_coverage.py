@@ -189,9 +189,12 @@ def test_a_schedule_that_counts_by_itself_is_refused():
         built.train_block(1)
 
 
-def ended(workdir, functions, steps=4):
+SHORT = {"train.duration": "8 steps", "train.compile": "eager"}  # what is compared is found when a run is built
+
+
+def ended(workdir, functions, steps=2):
     """A run of so many steps that is saved at the end."""
-    built = small.build(workdir, functions=functions, **{"train.duration": "8 steps"})
+    built = small.build(workdir, functions=functions, **SHORT)
     built.open()
     built.write_header([])
     built.train_block(steps)
@@ -201,7 +204,7 @@ def ended(workdir, functions, steps=4):
 
 
 def again(workdir, functions):
-    built = small.build(workdir, functions=functions, **{"train.duration": "8 steps"})
+    built = small.build(workdir, functions=functions, **SHORT)
     built.open()
     return built
 
@@ -234,7 +237,7 @@ def class_weights(values, kind):
 def test_a_constant_that_was_rebuilt_otherwise_is_refused(tmp_path, kind, name):
     begun = ended(tmp_path, class_weights([1, 2, 3], kind))
     assert name in begun.constants
-    assert int(again(tmp_path, class_weights([1, 2, 3], kind)).state.step) == 4
+    assert int(again(tmp_path, class_weights([1, 2, 3], kind)).state.step) == 2
     with pytest.raises(UserError) as caught:
         again(tmp_path, class_weights([1, 2, 4], kind))
     assert name in str(caught.value) and "--config.resume_from=" in str(caught.value)
@@ -268,8 +271,8 @@ def test_a_vocabulary_that_changed_is_refused(tmp_path, kind):
     begun = ended(tmp_path / "run", vocabulary(kind, path))
     (name,) = (name for name in begun.constants if name.startswith("table"))
     assert "words.txt" in name or kind != "file"
-    assert int(again(tmp_path / "run", vocabulary(kind, path)).state.step) == 4
-    other = small.build(tmp_path / "run", functions=vocabulary(kind, changed), **{"train.duration": "8 steps"})
+    assert int(again(tmp_path / "run", vocabulary(kind, path)).state.step) == 2
+    other = small.build(tmp_path / "run", functions=vocabulary(kind, changed), **SHORT)
     for enter in (other.open, other.restore):
         with pytest.raises(UserError, match=re.escape(name)):
             enter()

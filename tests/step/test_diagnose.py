@@ -9,10 +9,16 @@ import tf_keras as keras
 
 from framework import losses, paths
 from framework.step.diagnose import diagnose, look
-from tests.small import BATCH, HOT, build, differing, snapshot
+from tests import small
+from tests.small import BATCH, HOT, differing, snapshot
 
 LAYERS = 4
 HEALTHY = "an eager re-run of the step is finite: only the compiled one, or the norm of all gradients, is not"
+
+
+def build(**settings):
+    """A run whose steps are eager, as is what looks at one that is not finite: nothing is traced for it."""
+    return small.build(**{"train.compile": "eager", **settings})
 
 
 def forwards(values, mark):
@@ -76,10 +82,11 @@ def found(built):
     return finding
 
 
-@pytest.mark.parametrize(("layer", "micro_batches"), [(0, 1), (1, 1), (2, 1), (3, 1), (2, 4)])
+@pytest.mark.parametrize(("layer", "micro_batches"), [(0, 1), (3, 1), (2, 4)])
 def test_a_nan_of_a_layers_output(layer, micro_batches):
     """Of one example, in the second micro-batch where there are four."""
-    built = planted(forwards, layer, {(1, 5): 1.0}, **{"train.micro_batches": micro_batches})
+    settings = {"train.micro_batches": micro_batches, "train.compile": "graph"}
+    built = planted(forwards, layer, {(1, 5): 1.0}, **settings)
     block = built.train_block(10)
     assert block.is_halted and int(built.state.step) == 1
     assert found(built) == f"layer 'layer{layer}': its output is not finite, its inputs are"
@@ -185,7 +192,7 @@ def test_a_step_that_is_finite():
 
 
 def test_the_run_goes_on_as_if_nobody_had_looked():
-    looked, left = build(), build()
+    looked, left = (build(**{"train.compile": "graph"}) for _ in range(2))
     for built in (looked, left):
         built.train_block(2)
     found(looked)
@@ -227,7 +234,8 @@ def test_layers_are_put_back_when_the_step_itself_fails():
 
         return keras.Sequential([Passing(3, name="first"), Fails(name="fails"), Passing(3, name="last")])
 
-    built = build(functions={"make_model": make_model, "make_loss": make_loss})
+    functions = {"make_model": make_model, "make_loss": make_loss}
+    built = build(functions=functions, **{"train.compile": "graph"})  # whose own steps do not fail
     before = snapshot(built)
     built.model.layers[0].call = own = built.model.layers[0].call
     with pytest.raises(ZeroDivisionError):
