@@ -31,7 +31,12 @@ VARIANTS = {
     "cosine": {"schedule.name": "cosine", "schedule.warmup": f"{WARMUP} steps", "schedule.final_fraction": 0.1},
 }
 CASES = list(itertools.product(OPTIMIZERS, VARIANTS))
-FAST = {("sgd", "l2"), ("adam", "cosine")}  # of the float32 ones; in float64, `make test` runs all
+# What `make test` runs: in float64 each optimizer and each variant.
+FAST = {"float64": {("sgd", "l2"), ("adam", "cosine"), ("adamw", "l2")}, "float32": {("sgd", "l2"), ("adam", "cosine")}}
+
+
+def cases(dtype):
+    return [pytest.param(*case, marks=() if case in FAST[dtype] else pytest.mark.slow) for case in CASES]
 
 
 def build(optimizer, variant, order, dtype, mode="graph", **more):
@@ -133,7 +138,7 @@ def distance(left, right):
     return np.linalg.norm(left - right) / np.linalg.norm(right)
 
 
-@pytest.mark.parametrize(("optimizer", "variant"), CASES)
+@pytest.mark.parametrize(("optimizer", "variant"), cases("float64"))
 def test_float64_ends_in_the_weights_of_fit(optimizer, variant):
     reference = Fit(optimizer, variant, "float64", jit_compile=False)(ORDERS[0])
     for mode in ("graph", "xla"):
@@ -151,9 +156,7 @@ def check_float32(optimizer, variant, orders):
             assert distance(mine, reference) <= min(2 * own, 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "variant"), [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize(("optimizer", "variant"), cases("float32"))
 def test_float32_is_no_further_from_fit_than_fit_from_itself(optimizer, variant):
     check_float32(optimizer, variant, ORDERS[:1])
 
@@ -168,7 +171,7 @@ def test_data_orders_differ():
     assert distance(ours("sgd", "l2", 0, "float64"), ours("sgd", "l2", 1, "float64")) > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph", "eager"])
+@pytest.mark.parametrize("mode", ["xla", "graph", pytest.param("eager", marks=pytest.mark.slow)])
 def test_float64_sgd_is_that_of_numpy(mode):
     built = build("sgd", "cosine", 0, "float64", mode, **{"model.l2": L2})
     weights, velocity = initial_weights(), [0.0] * 4

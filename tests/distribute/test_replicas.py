@@ -1,5 +1,6 @@
 """What replicas train is what one device trains."""
 
+import functools
 import math
 
 import numpy as np
@@ -14,13 +15,27 @@ from tests.small import HOT, HOT_IN_HALF, build, differing, snapshot
 from tests.test_equivalence import assert_copies_agree, distance
 
 
-@pytest.mark.parametrize(("replicas", "mode", "micro_batches"), [(2, "graph", 2), (4, "xla", 1), (4, "graph", 4)])
+@functools.cache
+def one_device(name, mode="graph"):
+    """A run of 24 steps on one device, and its rows: several tests compare replicas with it."""
+    functions, settings = RUNS[name]
+    built = build(functions=functions, **settings, **{"train.compile": mode})
+    return built, built.train_block(24)
+
+
+CLIPPED = {**DOUBLE, "ema.decay": 0.9, "clip.name": "global_norm", "clip.threshold": 0.3}
+RUNS = {
+    "dropout": (model_with(), CLIPPED),
+    "normalised": (model_with(lambda: keras.layers.BatchNormalization(name="norm")), DOUBLE),
+    "contrastive": ({**model_with(), "make_loss": contrastive}, DOUBLE),
+}
+
+
+@pytest.mark.parametrize(("replicas", "mode", "micro_batches"), [(2, "graph", 2), (2, "xla", 1), (4, "graph", 4)])
 def test_dropout_penalty_clip_and_average_are_those_of_one_device(replicas, mode, micro_batches):
-    settings = {**DOUBLE, "ema.decay": 0.9, "clip.name": "global_norm", "clip.threshold": 0.3}
-    one = build(functions=model_with(), **settings, **{"train.compile": mode})
-    rows = one.train_block(24)
+    one, rows = one_device("dropout", mode)
     more = {"train.micro_batches": micro_batches, "train.compile": mode}
-    many = build(functions=model_with(), **on(replicas, **settings, **more))
+    many = build(functions=model_with(), **on(replicas, **CLIPPED, **more))
     found = many.train_block(24)
     assert_copies_agree(many)
     assert distance(weights(many), weights(one)) <= 1e-12
@@ -62,7 +77,7 @@ def test_each_replica_reads_its_part_of_the_batches_of_one_device(placement):
             assert np.concatenate([part[name].numpy() for part in parts]).tobytes() == tensor.numpy().tobytes()
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_streamed_and_resident_data_train_the_same_bits(mode):
     states = []
     for placement in ("resident", "stream"):
@@ -73,7 +88,7 @@ def test_streamed_and_resident_data_train_the_same_bits(mode):
     assert differing(*states) == set()
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_an_overflow_on_the_last_replica_alone_skips_the_update_on_all(mode):
     skip = {"train.on_nonfinite": "skip", "train.nonfinite_limit": 3, "ema.decay": 0.9, "train.compile": mode}
     built = build(heat={(4, 15): HOT}, **on(4, **skip))
@@ -100,11 +115,9 @@ def test_an_overflow_of_float16_on_the_last_replica_alone_lowers_the_scale_of_al
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_synchronised_batch_normalisation_is_that_of_one_device(replicas):
-    settings = {**DOUBLE, "train.compile": "graph"}
-    one = build(functions=model_with(lambda: keras.layers.BatchNormalization(name="norm")), **settings)
-    one.train_block(24)
+    one, _ = one_device("normalised")
     synchronised = model_with(lambda: keras.layers.BatchNormalization(name="norm", synchronized=True))
-    many = build(functions=synchronised, **on(replicas, **settings))
+    many = build(functions=synchronised, **on(replicas, **DOUBLE, **{"train.compile": "graph"}))
     many.train_block(24)
     assert_copies_agree(many)
     assert distance(weights(many), weights(one)) <= 1e-11
@@ -133,10 +146,9 @@ def test_batch_normalisation_of_each_replica_moves_the_mean_of_all(mode):
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_negatives_of_all_replicas_are_those_of_one_device(replicas):
-    functions = {**model_with(), "make_loss": contrastive}
-    settings = {**DOUBLE, "train.compile": "graph"}
-    one, many = build(functions=functions, **settings), build(functions=functions, **on(replicas, **settings))
-    rows, found = one.train_block(24), many.train_block(24)
+    one, rows = one_device("contrastive")
+    many = build(functions=RUNS["contrastive"][0], **on(replicas, **DOUBLE, **{"train.compile": "graph"}))
+    found = many.train_block(24)
     assert distance(weights(many), weights(one)) <= 1e-12
     assert found.row(23)["loss"] == pytest.approx(rows.row(23)["loss"], rel=1e-12)
 
@@ -173,7 +185,7 @@ def test_what_looks_at_a_step_with_negatives_sees_each_once(make_loss):
 def test_eagerly_replicas_take_the_steps_that_they_take_in_a_graph(micro_batches):
     """Eager tensors of a batch look like constants, but dropout makes the loss depend on the place in the batch."""
     settings = {"train.micro_batches": micro_batches, "train.precision": "float64"}
-    rows = [build(**on(2, **{**settings, "train.compile": mode})).train_block(4).rows for mode in ("eager", "graph")]
+    rows = [build(**on(2, **{**settings, "train.compile": mode})).train_block(2).rows for mode in ("eager", "graph")]
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-10, atol=1e-12)
 
 
@@ -203,11 +215,11 @@ def test_resumed_on_fewer_replicas_it_goes_on_within_rounding(tmp_path):
     assert distance(weights(part), weights(whole)) <= 1e-12
 
 
-@pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.slow), "xla"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_stopped_on_replicas_and_resumed_on_as_many_it_ends_in_the_same_bits(mode, tmp_path):
     norm = model_with(lambda: keras.layers.BatchNormalization(name="norm"))
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    settings = on(4, **{"train.compile": mode, "ema.decay": 0.9})
+    settings = on(2, **{"train.compile": mode, "ema.decay": 0.9})
     whole = build(functions=norm, **settings)
     whole.train_block(4)
     checkpoints.save(whole.state, {})

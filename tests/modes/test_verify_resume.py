@@ -55,7 +55,7 @@ def verify(workdir, mode, kills, *overrides):
 @pytest.mark.parametrize(
     ("mode", "kills"),
     [
-        pytest.param("graph", 5, marks=pytest.mark.timeout(900)),
+        pytest.param("graph", 3, marks=pytest.mark.timeout(900)),
         pytest.param("xla", 5, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param("graph", 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
         pytest.param("xla", 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
@@ -77,9 +77,9 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, capsys, mode, kills):
     ]
     moments = [re.search(r", in (.*): (goes on at step \d+|starts from scratch)$", line)[1] for line in killed]
     assert {moment: moments.count(moment) for moment in set(moments)} == {
-        "start-up": kills // 5,
-        "training": 2 * kills // 5,
-        "a save": 2 * kills // 5,
+        "start-up": -(-kills // 5),
+        "training": round(2 * kills / 5),
+        "a save": round(2 * kills / 5),
     }
     assert all("goes on at step" in line for line in killed)
     resumes, steps = re.fullmatch(r"(\d+) resumes at steps \[(.*)\] of 60, and one by resume_from", lines[-2]).groups()

@@ -22,9 +22,7 @@ def uninterrupted(tmp_path_factory):
     return built, result, workdir
 
 
-@pytest.mark.parametrize(
-    ("stops", "mode"), [((1,), "graph"), ((13,), "graph"), ((20, 21, 33), "graph"), ((20, 33), "xla")]
-)
+@pytest.mark.parametrize(("stops", "mode"), [((1,), "graph"), ((20, 21, 33), "graph"), ((20,), "xla")])
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops, mode):
     if mode == "xla":
         whole = build(tmp_path / "whole", mode)

@@ -118,7 +118,7 @@ class Bits:
         return float(np.sum(state))
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.slow), "xla"])
 def test_eager_agrees_and_draws_the_same(tmp_path, mode):
     """Masks and pictures bit for bit, loss and gradient norm to 1e-5; norms and examples are those of the step."""
 
@@ -294,7 +294,7 @@ def test_a_run_that_set_out_from_another_is_replayed_from_there(tmp_path):
     )
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph"])
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
 def test_a_step_of_replicas_exactly_and_on_one_device_it_is_said_why_not(tmp_path, mode, capsys):
     mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
     trained(tmp_path / "run", mode, "tests/tiny.py", **mirrored, **{"log.every": "1 step", "log.histograms_every": ""})

@@ -104,8 +104,18 @@ def forgiving(cfg):
     return keras.Sequential([Forgiving(8, name="first"), *model.layers[1:]])
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [
+        *((policy, "graph") for policy in ("stop", "skip", "rewind")),
+        *(("skip", mode) for mode in ("xla", "eager")),
+        *(
+            pytest.param(policy, mode, marks=pytest.mark.slow)
+            for policy in ("stop", "rewind")
+            for mode in ("xla", "eager")
+        ),
+    ],
+)
 def test_a_weight_that_is_not_finite_ends_the_block_and_is_named(tmp_path, mode, policy):
     """Loss and gradients are finite, and the unit would be lost in silence."""
     settings = {"train.on_nonfinite": policy, "train.compile": mode, "checkpoint.every": "2 steps"}
@@ -275,12 +285,18 @@ def test_rewind_past_a_damaged_checkpoint_writes_it_anew(tmp_path, monkeypatch):
     assert read_arrays(folder / "step-00000004")["step"] == 4
 
 
-@pytest.mark.parametrize("rewinds", [1, 2])
-def test_killed_right_after_a_rewind_and_resumed_ends_in_the_same_bits(tmp_path, monkeypatch, rewinds):
-    bad = (3, 8)
-    whole = build(tmp_path / "whole", heat={(step, 2): HOT for step in bad}, **REWIND)
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory):
+    """A run that was rewound twice, at its end."""
+    whole = build(tmp_path_factory.mktemp("rewound") / "run", heat={(step, 2): HOT for step in (3, 8)}, **REWIND)
     loop.train(whole)
-    killed = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
+    return whole
+
+
+@pytest.mark.parametrize("rewinds", [1, 2])
+def test_killed_right_after_a_rewind_and_resumed_ends_in_the_same_bits(tmp_path, monkeypatch, rewound, rewinds):
+    heat = {(step, 2): HOT for step in (3, 8)}
+    killed = build(tmp_path / "run", heat=heat, **REWIND)
     original, calls = loop.rewind_or_raise, []
 
     def die(*args):
@@ -293,10 +309,10 @@ def test_killed_right_after_a_rewind_and_resumed_ends_in_the_same_bits(tmp_path,
         patch.setattr(loop, "rewind_or_raise", die)
         with pytest.raises(MemoryError):
             loop.train(killed)
-    resumed = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
+    resumed = build(tmp_path / "run", heat=heat, **REWIND)
     loop.train(resumed)
-    assert differing(snapshot(resumed), snapshot(whole)) == set()
-    assert rows(resumed) == rows(whole)
+    assert differing(snapshot(resumed), snapshot(rewound)) == set()
+    assert rows(resumed) == rows(rewound)
 
 
 def test_a_scale_stuck_at_its_floor_stops_the_run(tmp_path):

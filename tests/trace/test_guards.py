@@ -83,9 +83,11 @@ LINE = (
 def test_an_id_that_is_no_row_ends_the_run_before_its_step(mode):
     built = build(embedded, **{"train.compile": mode, "train.on_nonfinite": "skip"})
     assert told(built.train_block, 5) == LINE
+    assert int(built.state.step) == int(built.state.updates) == 2
+    if mode in ("xla_gradients", "xla_update"):
+        return  # made of the parts of the others
     sound = build(embedded, None, **{"train.compile": mode})
     sound.train_block(2)
-    assert int(built.state.step) == int(built.state.updates) == 2
     assert small.differing(small.snapshot(built), small.snapshot(sound)) == set()
 
 
@@ -95,7 +97,15 @@ WAYS = [
     {"train.micro_batches": 4, "train.compile": "xla"},
     {"data.placement": "stream", "train.compile": "xla"},
     {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "train.compile": "xla"},
-    {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "train.micro_batches": 2, "train.compile": "xla"},
+    pytest.param(
+        {
+            "runtime.strategy": "mirrored",
+            "runtime.virtual_devices": 2,
+            "train.micro_batches": 2,
+            "train.compile": "xla",
+        },
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
