@@ -9,17 +9,9 @@ import tensorflow as tf
 
 from framework import optim, paths
 from tests.compile_modes import MODES
+from tests.optim.variables import make_variables
 
 BOUND = {"float32": 2e-6, "float64": 1e-14}
-
-
-def make_variables(dtype="float32"):
-    rng = np.random.default_rng(1)
-    return {
-        "dense/kernel": tf.Variable(rng.normal(size=(3, 2)), dtype=dtype),
-        "count": tf.Variable(3, dtype=tf.int64),
-        "norm/mean": tf.Variable(rng.normal(size=(2,)), dtype=dtype, trainable=False),
-    }
 
 
 def weighted(history, decay):
@@ -78,7 +70,7 @@ def test_the_share_of_the_newest_weights_is_accurate(decay, mode):
 
 
 def test_only_the_averages_of_floating_variables_are_tracked():
-    variables = make_variables()
+    variables = make_variables("float32")
     average = optim.ExponentialMovingAverage(0.9, variables)
     assert list(paths.variables(average)) == ["averages/dense/kernel", "averages/norm/mean"]
     assert all(not variable.trainable for variable in average.averages.values())
@@ -90,7 +82,7 @@ def bits(variables):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_swapped_puts_the_averages_in_and_the_weights_back(mode):
-    variables = make_variables()
+    variables = make_variables("float32")
     variables["norm/mean"].assign([math.nan, 1e-40])
     average = optim.ExponentialMovingAverage(0.9, variables)
     update = MODES[mode](average.update)

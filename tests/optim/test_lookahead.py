@@ -9,18 +9,10 @@ from ml_collections import ConfigDict
 
 from framework import optim, paths
 from tests.compile_modes import MODES
+from tests.optim.variables import make_variables
 
 TOTAL = 23
 AIRBENCH = {"alpha": 1 - 0.95**5, "power": 3.0}
-
-
-def make_variables(dtype="float64"):
-    rng = np.random.default_rng(1)
-    return {
-        "dense/kernel": tf.Variable(rng.normal(size=(3, 2)), dtype=dtype),
-        "count": tf.Variable(3, dtype=tf.int64),
-        "norm/mean": tf.Variable(rng.normal(size=(2,)), dtype=dtype, trainable=False),
-    }
 
 
 def make(variables, every=5, alpha=0.5, power=0.0):
@@ -44,7 +36,7 @@ class Reference:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_are_those_of_the_algorithm(mode, masked, settings):
-    variables = make_variables()
+    variables = make_variables("float64")
     lookahead = make(variables, **settings)
     update = MODES[mode](lookahead.update)
     rng = np.random.default_rng(2)
