@@ -24,6 +24,7 @@ _PUBLIC = {
     "UserError": "framework.errors",
     "base_config": "framework.config",
     "build": "framework.run.build",
+    "decode": "framework.decoding",
     "evaluate": "framework.run.evaluation",
     "export_run": "framework.run.exporting",
     "replay_step": "framework.run.replay",
