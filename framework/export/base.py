@@ -10,7 +10,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,10 +35,18 @@ class Signature:
       fn: (model, {name: tensor}) -> {name: tensor}; calls the model with `training=False` and changes no state. The
         first dimension of every output is the batch.
       inputs: {name: tf.TensorSpec}: the names and dtypes that clients send. The first dimension is the batch: None.
+      from_batch: held-out batch -> inputs, {name: NumPy array}, row by row, if clients send what the batches do not
+        hold, such as text. None takes the arrays of the batch that have the names of the inputs.
+      has_metrics: False if the outputs are not those that the run's metrics read, such as decoded tokens: outputs are
+        compared then, and no metrics.
+      uses: objects with variables or lookup tables that `fn` uses beside the model, such as a tokenizer.
     """
 
     fn: Callable[[Any, dict[str, tf.Tensor]], Mapping[str, tf.Tensor]]
     inputs: Mapping[str, tf.TensorSpec]
+    from_batch: Callable[[Arrays], Arrays] | None = None
+    has_metrics: bool = True
+    uses: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -49,6 +57,11 @@ class Signature:
                     f"Signature.inputs['{name}'] has shape {spec.shape}: its first dimension is the batch and must be"
                     " free. Use tf.TensorSpec([None, ...])."
                 )
+
+    def inputs_of(self, batch: Arrays) -> Arrays:
+        """Returns {name: array} of the inputs for a held-out batch; what the batch does not have is left out."""
+        arrays = batch if self.from_batch is None else self.from_batch(batch)
+        return {name: arrays[name] for name in self.inputs if name in arrays}
 
     def trace(self, model: Any) -> tf.types.experimental.ConcreteFunction:
         """Returns a new graph of `fn` on `model`, which takes the inputs as keywords.

@@ -21,7 +21,7 @@ class Difference:
         self.rows = 0
 
     def add(self, reference: np.ndarray, exported: np.ndarray) -> None:
-        """Adds the outputs of one batch; values that are not floating point count as an error of 0 or 1."""
+        """Adds the outputs of one batch; whole numbers, bools and texts are equal or not: an error of 0 or 1."""
         self.values += reference.size
         if not self.is_floating:
             self.errors.append((reference != exported).astype(np.float64).ravel())
@@ -74,7 +74,9 @@ class Difference:
         if self.nonfinite:
             unlike = "values are NaN or infinite, unlike those of the trained model"
             texts.append(f"{name}: {self.nonfinite} of {self.values} {unlike}")
-        if error > bound:
+        if error > bound and not self.is_floating:
+            texts.append(f"{name}: {int(np.concatenate(self.errors).sum())} of {self.values} values differ")
+        elif error > bound:
             texts.append(f"{name}: max error {error:.3g} exceeds the bound {bound:.3g}")
         if mismatches:
             texts.append(

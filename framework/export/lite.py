@@ -58,46 +58,19 @@ class Lite:
         """
         with self.arithmetic(model):
             function = self.signature.trace(model)
-        self._check(function)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
-        chatter: list[bytes] = []
-        try:
-            with _caught(chatter):
-                converted = converter.convert()
-        except Exception as error:
-            (path.parent / "converter.txt").write_bytes(b"".join(chatter))
-            missing = _MISSING_OPS.search(str(error))
-            if missing is None:
-                raise
-            raise UserError(
-                f"export '{self.name}': LiteRT does not have {missing[1]}. Use other operations in the signature's fn,"
-                " or leave Lite out of make_exports."
-            ) from error
-        path.write_bytes(converted)
+        check_float32(self.name, function)
+        convert(self.name, tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model)), path)
 
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
         return precision.in_float32(model)
-
-    def _check(self, function: tf.types.experimental.ConcreteFunction) -> None:
-        """Raises UserError if an operation computes in another precision than float32."""
-        graph = function.graph.as_graph_def()
-        nodes = [*graph.node, *(node for nested in graph.library.function for node in nested.node_def)]
-        for node in nodes:
-            for kind in (tf.float64, tf.bfloat16, tf.float16):
-                if any(attribute.type == kind.as_datatype_enum for attribute in node.attr.values()):
-                    own = "" if kind == tf.float64 else ", whatever its layer's precision"
-                    raise UserError(
-                        f"export '{self.name}': '{node.name}' is {kind.name}{own}, which LiteRT cannot run."
-                        " Use --config.train.precision=float32, or leave Lite out of make_exports."
-                    )
 
     def load(self, path: Path) -> dict[str, Call]:
         # Imported here, because a run that exports no .tflite does not need LiteRT.
         from ai_edge_litert.interpreter import Interpreter
 
         runner = Interpreter(model_path=str(path)).get_signature_runner(SERVING)
-        first = iter([_without_delegate_notice()])
+        first = iter([without_delegate_notice()])
 
         def call(inputs: Arrays) -> Arrays:
             with next(first, contextlib.nullcontext()):
@@ -106,8 +79,40 @@ class Lite:
         return {SERVING: call}
 
 
+def check_float32(name: str, function: tf.types.experimental.ConcreteFunction) -> None:
+    """Raises UserError, which names the export, if an operation computes in another precision than float32."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for nested in graph.library.function for node in nested.node_def)]
+    for node in nodes:
+        for kind in (tf.float64, tf.bfloat16, tf.float16):
+            if any(attribute.type == kind.as_datatype_enum for attribute in node.attr.values()):
+                own = "" if kind == tf.float64 else ", whatever its layer's precision"
+                raise UserError(
+                    f"export '{name}': '{node.name}' is {kind.name}{own}, which LiteRT cannot run."
+                    " Use --config.train.precision=float32, or leave Lite out of make_exports."
+                )
+
+
+def convert(name: str, converter: Any, path: Path) -> None:
+    """Writes what a converter makes; raises UserError if LiteRT does not have an operation."""
+    chatter: list[bytes] = []
+    try:
+        with _caught(chatter):
+            converted = converter.convert()
+    except Exception as error:
+        (path.parent / "converter.txt").write_bytes(b"".join(chatter))
+        missing = _MISSING_OPS.search(str(error))
+        if missing is None:
+            raise
+        raise UserError(
+            f"export '{name}': LiteRT does not have {missing[1]}. Use other operations in the signature's fn,"
+            " or leave Lite out of make_exports."
+        ) from error
+    path.write_bytes(converted)
+
+
 @contextlib.contextmanager
-def _without_delegate_notice() -> Iterator[None]:
+def without_delegate_notice() -> Iterator[None]:
     """Drops a line that LiteRT's C++ code prints at the first call, for which there is no option; others pass."""
     lines: list[bytes] = []
     try:

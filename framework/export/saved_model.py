@@ -47,6 +47,7 @@ class SavedModel:
 
     def write(self, model: Any, path: Path) -> None:
         servable = make_servable(model)
+        servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         servable.functions = {name: signature.trace(model) for name, signature in self.signatures.items()}
         tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
 

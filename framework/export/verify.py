@@ -65,7 +65,7 @@ def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -
     with _arithmetic(hook, trained.model):
         live = {name: _live_call(signature, trained.model) for name, signature in hook.signatures.items()}
     loaded = {name: _with_inputs(signature, artefact[name]) for name, signature in hook.signatures.items()}
-    metrics = trained.metrics
+    metrics = trained.metrics if hook.signatures[SERVING].has_metrics else {}
     states = {name: {"trained": metric.empty(), "exported": metric.empty()} for name, metric in metrics.items()}
     differences: dict[str, Difference] = {}
     for batch in trained.batches:
@@ -73,7 +73,7 @@ def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -
         exported = _run(loaded, batch)
         add(differences, reference, exported, len(batch["weight"]))
         with _arithmetic(hook, trained.model):
-            own = trained.own_outputs(batch) if trained.own_outputs else reference[SERVING]
+            own = trained.own_outputs(batch) if metrics and trained.own_outputs else reference[SERVING]
         for kind, outputs in (("trained", own), ("exported", exported[SERVING])):
             for name, metric in metrics.items():
                 states[name][kind] = metric.merge(states[name][kind], _updated(name, metric, outputs, batch))
@@ -116,13 +116,14 @@ def _metric_failures(name: str, trained: float | None, exported: float | None) -
 
 def _check_inputs(name: str, signature: Signature, batch: Arrays) -> None:
     """Raises UserError unless a batch has every input of a signature, with its dtype and shape."""
+    arrays = signature.inputs_of(batch)
     for key, spec in signature.inputs.items():
-        if key not in batch:
+        if key not in arrays:
             raise UserError(
                 f"signature '{name}' takes '{key}', which is not in the held-out batches: {', '.join(sorted(batch))}."
-                " Take inputs that the batches have."
+                " Take inputs that the batches have, or make them by Signature(from_batch=…)."
             )
-        array = batch[key]
+        array = np.asarray(arrays[key])
         if tf.as_dtype(array.dtype) != spec.dtype or not spec.shape.is_compatible_with(array.shape):
             raise UserError(
                 f"signature '{name}' takes '{key}' as {spec.dtype.name} {spec.shape}, but the held-out batches hold"
@@ -135,7 +136,8 @@ def _live_call(signature: Signature, model: Any) -> Call:
     function = signature.trace(model)
 
     def call(batch: Arrays) -> Arrays:
-        outputs = function(**{name: tf.constant(batch[name]) for name in signature.inputs})
+        inputs = signature.inputs_of(batch)
+        outputs = function(**{name: tf.constant(array) for name, array in inputs.items()})
         return {name: output.numpy() for name, output in outputs.items()}
 
     return call
@@ -143,7 +145,7 @@ def _live_call(signature: Signature, model: Any) -> Call:
 
 def _with_inputs(signature: Signature, call: Call) -> Call:
     """Returns a function of a whole batch, which gives `call` the inputs of the signature alone."""
-    return lambda batch: call({name: batch[name] for name in signature.inputs})
+    return lambda batch: call(signature.inputs_of(batch))
 
 
 def _run(calls: Mapping[str, Call], batch: Arrays) -> dict[str, Arrays]:

@@ -237,7 +237,7 @@ def test_a_failed_conversion_leaves_the_earlier_file(model, exported, tmp_path):
 
 
 def test_only_the_delegate_notice_is_dropped(capfd):
-    with lite._without_delegate_notice():
+    with lite.without_delegate_notice():
         os.write(2, b"first\n" + lite._DELEGATE_NOTICE + b"\nERROR: last")
     os.write(2, b", and after")
     assert capfd.readouterr().err == "first\nERROR: last, and after"
