@@ -132,6 +132,7 @@ ROWS = (
     ("export.verify",),
     ("export.runner",),
     ("export.saved_model", "export.lite"),
+    ("export.lite_decoder",),
     ("export",),
     ("evaluators",),
     # a run

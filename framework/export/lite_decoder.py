@@ -1,0 +1,182 @@
+"""A sequence model for LiteRT: an encoder and a decoder step in one file, between which the host loops.
+
+    LiteDecoder(
+        start=lambda model, inputs: model.start(inputs["source"]),                      # -> state, [batch, …] each
+        step=lambda model, tokens, state, position: model.step(tokens, state, position),  # -> logits, state
+        inputs={"source": tf.TensorSpec([None, 24], tf.int32)},
+        begin=1, end=2, length=24,
+    )
+
+    runner = ai_edge_litert.interpreter.Interpreter("exports/lite_decoder/model.tflite").get_signature_runner
+    ids = greedy(runner("start"), runner("step"), {"source": source}, begin=1, end=2, length=24)
+
+The signature `start` takes the inputs and returns `state_0`, `state_1`, …; `step` takes `tokens`, `position` and these,
+and returns `logits` and the next ones. `greedy` is the loop, in NumPy alone, for the host to copy.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from framework import precision
+from framework.decoding import Greedy, decode
+from framework.errors import UserError
+from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
+from framework.export.lite import check_float32, convert, without_delegate_notice
+
+_STATE = "state_"
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteDecoder:
+    """Exports two signatures, `start` and `step`, and verifies that greedy decoding with them gives the same tokens.
+
+    The reference is `framework.decode` with the trained model in float32. Every id must be equal.
+
+    Attributes:
+      start: (model, {name: tensor}) -> state, a nest of tensors [batch, …].
+      step: (model, tokens int32 [batch], state, position int32 scalar) -> (logits [batch, vocabulary], state).
+      inputs: {name: tf.TensorSpec}, as of a `Signature`; all dimensions but the batch are static.
+      begin: the token before the first position.
+      end: the token that ends a sequence.
+      length: most tokens of a sequence.
+      padding: the id after the end.
+      from_batch: as of a `Signature`.
+      bound: has no effect, because ids are whole numbers.
+      name: name of the folder below exports/.
+    """
+
+    start: Callable[[Any, dict[str, tf.Tensor]], Any]
+    step: Callable[[Any, tf.Tensor, Any, tf.Tensor], tuple[tf.Tensor, Any]]
+    inputs: Mapping[str, tf.TensorSpec]
+    begin: int
+    end: int
+    length: int
+    padding: int = 0
+    from_batch: Callable[[Arrays], Arrays] | None = None
+    bound: float = 0.0
+    name: str = "lite_decoder"
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        return {SERVING: Signature(self._decoded, self.inputs, self.from_batch, has_metrics=False)}
+
+    def _decoded(self, model: Any, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def step(tokens: tf.Tensor, state: Any, position: tf.Tensor) -> tuple[tf.Tensor, Any]:
+            return self.step(model, tokens, state, position)
+
+        state = self.start(model, inputs)
+        result = decode(step, state, self.begin, self.end, self.length, Greedy(), padding=self.padding)
+        return {"ids": result.ids[:, 0]}
+
+    def target(self, folder: Path) -> Path:
+        return folder / "model.tflite"
+
+    def write(self, model: Any, path: Path) -> None:
+        """Converts both signatures and writes the file.
+
+        Raises:
+          UserError: a graph computes in another precision, or has an operation that LiteRT does not have.
+        """
+        with self.arithmetic(model):
+            functions = self._functions(model)
+        for function in functions.values():
+            check_float32(self.name, function)
+        servable = make_servable(model)
+        servable.functions = functions
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            tf.saved_model.save(servable, folder, signatures=dict(functions))
+            convert(self.name, tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions]), path)
+
+    def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
+        return precision.in_float32(model)
+
+    def _functions(self, model: Any) -> dict[str, tf.types.experimental.ConcreteFunction]:
+        """Returns new graphs of `start` and `step`."""
+        like: list[Any] = []
+
+        def start(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            state = self.start(model, inputs)
+            like[:] = [state]
+            return _named(state)
+
+        def step(tokens: tf.Tensor, position: tf.Tensor, **leaves: tf.Tensor) -> dict[str, tf.Tensor]:
+            flat = [leaves[f"{_STATE}{place}"] for place in range(len(leaves))]
+            logits, state = self.step(model, tokens, tf.nest.pack_sequence_as(like[0], flat), position)
+            return {"logits": tf.convert_to_tensor(logits), **_named(state)}
+
+        specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
+        started = tf.function(start, autograph=False).get_concrete_function(**specs)
+        states = {
+            name: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, name)
+            for name, spec in started.structured_outputs.items()
+        }
+        stepped = tf.function(step, autograph=False).get_concrete_function(
+            tf.TensorSpec([None], tf.int32, "tokens"), tf.TensorSpec([], tf.int32, "position"), **states
+        )
+        return {"start": started, "step": stepped}
+
+    def load(self, path: Path) -> dict[str, Call]:
+        # Imported here, because a run that exports no .tflite does not need LiteRT.
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_path=str(path))
+        start, step = (interpreter.get_signature_runner(name) for name in ("start", "step"))
+        first = iter([without_delegate_notice()])
+
+        def call(inputs: Arrays) -> Arrays:
+            with next(first, contextlib.nullcontext()):
+                return {"ids": greedy(start, step, inputs, self.begin, self.end, self.length, self.padding)}
+
+        return {SERVING: call}
+
+
+def greedy(
+    start: Callable[..., Arrays],
+    step: Callable[..., Arrays],
+    inputs: Arrays,
+    begin: int,
+    end: int,
+    length: int,
+    padding: int = 0,
+) -> np.ndarray:
+    """Decodes a batch greedily with the two signatures of a `LiteDecoder`, and stops when all sequences have ended.
+
+    Args:
+      start: runner of the signature `start`.
+      step: runner of the signature `step`.
+      inputs: {name: array}, the inputs of `start`.
+      begin, end, length, padding: as of the hook.
+
+    Returns:
+      int32 [batch, length].
+    """
+    state = start(**inputs)
+    batch = len(next(iter(inputs.values())))
+    tokens = np.full(batch, begin, np.int32)
+    ids = np.full([batch, length], padding, np.int32)
+    has_ended = np.zeros(batch, bool)
+    for position in range(length):
+        state = step(tokens=tokens, position=np.array(position, np.int32), **state)
+        best = state.pop("logits").argmax(axis=-1).astype(np.int32)
+        tokens = np.where(has_ended, np.int32(end), best)
+        ids[:, position] = np.where(has_ended, padding, tokens)
+        has_ended |= tokens == end
+        if has_ended.all():
+            break
+    return ids
+
+
+def _named(state: Any) -> dict[str, tf.Tensor]:
+    """Returns the tensors of a state by the names that they have in the signatures."""
+    leaves = tf.nest.flatten(state)
+    if any(leaf is None for leaf in leaves):
+        raise UserError("LiteDecoder: a leaf of the state is None. Leave it out of the state.")
+    return {f"{_STATE}{place}": tf.identity(leaf) for place, leaf in enumerate(leaves)}
