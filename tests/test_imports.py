@@ -122,7 +122,7 @@ ROWS = (
     ("writers",),
     ("checkpoint.storage",),
     ("checkpoint.snapshot",),
-    ("checkpoint.directory", "checkpoint.warm_start"),
+    ("checkpoint.directory", "checkpoint.warm_start", "checkpoint.mean"),
     ("checkpoint.checkpoints", "checkpoint.other_runs"),
     ("checkpoint.start",),
     ("checkpoint",),
@@ -137,7 +137,7 @@ ROWS = (
     ("evaluators",),
     # a run
     ("run.arguments", "run.interval", "run.stored_config", "run.code_copies"),
-    ("run.environment", "run.interrupt", "run.progress"),
+    ("run.environment", "run.interrupt", "run.progress", "run.averaging"),
     ("run.continuity", "run.metric_names"),
     ("run.run", "run.request"),
     ("run.build",),

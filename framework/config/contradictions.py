@@ -28,6 +28,11 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
     """
     if is_trained and "evaluators" not in own:  # whose names are known later
         _check_watched(flat)
+    if is_trained and flat["checkpoint.average"] > flat["checkpoint.keep"]:
+        raise UserError(
+            f"checkpoint.average={flat['checkpoint.average']} is more than checkpoint.keep={flat['checkpoint.keep']}."
+            f" Type --config.checkpoint.keep={flat['checkpoint.average']}."
+        )
     _check_origin(flat)
     _check_evaluation(flat)
     _check_lookahead(flat)

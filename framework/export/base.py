@@ -139,6 +139,7 @@ class ExportReport:
       examples: number of held-out examples compared.
       seconds: time that writing and verifying took.
       sha256: hash of the artefact, if it passed.
+      averaged: the steps of the checkpoints whose mean the exported weights are; [] if they are no mean.
     """
 
     hook: str
@@ -153,6 +154,7 @@ class ExportReport:
     examples: int
     seconds: float
     sha256: str = ""
+    averaged: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def size(self) -> str:

@@ -44,11 +44,20 @@ def write(folder: Path, reports: Sequence[ExportReport]) -> None:
         ) from error
 
 
-def is_current(folder: Path, hooks: Collection[str], step: int) -> bool:
-    """Returns whether exactly these hooks passed for the state of a step, and their artefacts are unchanged."""
+def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequence[int] = ()) -> bool:
+    """Returns whether exactly these hooks passed for the state of a step, and their artefacts are unchanged.
+
+    Args:
+      folder: exports/.
+      hooks: their names.
+      step: the step.
+      averaged: the steps of the checkpoints whose mean the weights are.
+    """
 
     def take(value: Any) -> bool:
         if {report["hook"] for report in value} != set(hooks):
+            return False
+        if any([*report.get("averaged", ())] != [*averaged] for report in value):
             return False
         if not all(report["passed"] is True and report["step"] == step for report in value):
             return False

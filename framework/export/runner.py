@@ -38,6 +38,7 @@ def export_all(
     folder: Path,
     step: int = 0,
     own_outputs: Call | None = None,
+    averaged: tuple[int, ...] = (),
 ) -> list[ExportReport]:
     """Writes, verifies and puts in place one artefact for each hook, and `report.json`; a failure stops no other hook.
 
@@ -50,6 +51,7 @@ def export_all(
       step: the step of the model, for the report.
       own_outputs: batch -> the outputs that the run's own evaluation gives to metrics. With them, a signature fails
         whose `fn` differs from the run, by other preprocessing say; without them, `fn` is the reference itself.
+      averaged: the steps of the checkpoints whose mean the weights are, for the report.
 
     Returns:
       One report for each hook, in order.
@@ -72,7 +74,7 @@ def export_all(
     except OSError as error:
         why = unreachable(folder) or error.strerror or error
         raise RunError(f"{folder} cannot be made: {why}. Mend that and export again.") from error
-    trained = Trained(model, held_out, metrics, own_outputs)
+    trained = Trained(model, held_out, metrics, own_outputs, averaged)
     # One export at a time: two at once would write the same artefact, or take the same version.
     busy = "process {} is exporting to {}: waiting for it"
     with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):
@@ -150,6 +152,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
         examples=findings.examples,
         seconds=round(time.perf_counter() - start, 3),
         sha256="" if findings.failures else sha256,
+        averaged=[*trained.averaged],
     )
     _log(done)
     return done

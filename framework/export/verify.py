@@ -38,12 +38,14 @@ class Trained:
       batches: held-out batches {name: [n, ...]} without padding.
       metrics: {name: metric}.
       own_outputs: batch -> the outputs that the run's own evaluation gives to metrics; None for those of the signature.
+      averaged: the steps of the checkpoints whose mean the weights are; () if they are no mean.
     """
 
     model: Any
     batches: Sequence[Arrays]
     metrics: Mapping[str, Metric]
     own_outputs: Call | None = None
+    averaged: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from framework.run.run import Run
 
 def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> int:
     """Prints one line for each metric of a checkpoint ('last', 'best' or a step), and the texts of evaluators."""
-    run.restore(checkpoint)
+    run.restore(checkpoint, average=run.resolved.checkpoint.average)
     run.recall()
     print(f"{run.workdir}, step {int(run.state.step)}")
     for line in lookback.lines(run):

@@ -15,7 +15,7 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None
         raise UserError(
             f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
         )
-    step = run.restore(checkpoint or run.resolved.export.checkpoint)
+    step = run.restore(checkpoint or run.resolved.export.checkpoint, average=run.resolved.checkpoint.average)
     run.recall()
     print(f"exporting step {step} of {run.workdir}")
     for line in lookback.lines(run):

@@ -9,6 +9,7 @@ from framework.distribute.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
 from framework.modes.export import print_reports
+from framework.run import lookback
 from framework.run.loop import train
 from framework.run.run import Run
 
@@ -34,8 +35,11 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
         print(f"  {name:<24} {_shown(value)}{best}")
     status = 0
     if run.exports and not _is_exported(run):
-        if run.resolved.export.checkpoint == "best":
-            run.restore("best")
+        which, average = run.resolved.export.checkpoint, run.resolved.checkpoint.average
+        if which == "best" or average > 1:
+            run.restore(which, average=average)
+        for line in lookback.mean_lines(run):
+            print(f"  {line}")
         status = print_reports(run)
     exports = ", exports/" if run.exports else ""
     print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/{exports}. Next:")
@@ -50,9 +54,10 @@ def _shown(value: float | None) -> str:
 
 def _is_exported(run: Run) -> bool:
     """Returns whether an earlier start of this command exported this state, and every artefact passed."""
-    best = run.resolved.export.checkpoint == "best"
-    step = int(run.state.best.step if best else run.state.step)
-    return report.is_current(run.workdir / EXPORTS, [hook.name for hook in run.exports], step)
+    which = run.resolved.export.checkpoint
+    averaged = run.to_average(which, run.resolved.checkpoint.average)
+    step = averaged[-1] if averaged else int(run.state.best.step if which == "best" else run.state.step)
+    return report.is_current(run.workdir / EXPORTS, [hook.name for hook in run.exports], step, averaged)
 
 
 def _command(run: Run, overrides: Sequence[str]) -> str:

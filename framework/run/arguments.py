@@ -17,7 +17,8 @@ from framework.experiment.user_code import check_text
 _DATA = ("name", "dir", "placement", "resident_limit_mb", "parallel_calls", "prefetch_batches")
 _EVALUATION = (
     *(f"data.{name}" for name in (*_DATA, "retries", "retry_seconds")),
-    *("eval.splits", "eval.batch_size", "train.compile", "train.precision", "train.block_steps", "runtime"),
+    *("checkpoint.average", "eval.splits", "eval.batch_size"),
+    *("train.compile", "train.precision", "train.block_steps", "runtime"),
 )
 # The modes that look at a trained run and take its config. Each reads these keys and whole sections of the framework
 # from the command line as well, and refuses the others. Keys of the experiment's own are always read.

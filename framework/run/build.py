@@ -82,7 +82,7 @@ def build(
         if from_workdir:
             continuity.warn_of_change(request.workdir, request.experiment)
             if restore:
-                run.restore()
+                run.restore(average=1 if mode == "replay" else run.resolved.checkpoint.average)
             run.recall()
     return run
 
@@ -159,7 +159,7 @@ def on_one_device(run: Run) -> Run:
     for path, variable in paths.variables(single.state).items():
         variable.assign(paths.copies(sources[path])[0].read_value())
     single.refresh()
-    single.note = run.note
+    single.note, single.averaged = run.note, run.averaged
     return single
 
 

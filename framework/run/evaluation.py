@@ -29,14 +29,14 @@ def evaluate(run: Run, checkpoint: str | int | None = None) -> dict[str, float]:
 
     Args:
       run: as built.
-      checkpoint: 'last', 'best' or the number of a step: the run takes that state of its folder first, and keeps it.
-        None evaluates the live state.
+      checkpoint: 'last', 'best' or the number of a step: the run takes that state of its folder first, and keeps it;
+        with `checkpoint.average` above 1, the mean of so many. None evaluates the live state.
 
     Raises:
       UserError: there is no such checkpoint.
     """
     if checkpoint is not None:
-        run.restore(checkpoint)
+        run.restore(checkpoint, average=run.resolved.checkpoint.average)
     return dict(report(run).scalars)
 
 

@@ -34,7 +34,8 @@ def export_run(run: Run) -> list[ExportReport]:
     run = on_one_device(run)
     folder, step = run.workdir / EXPORTS, int(run.state.step)
     with run.weights(run.resolved.export.weights), untouched(run):
-        return export_all(run.exports, run.model, list(held_out(run)), run.metrics, folder, step, _own_outputs(run))
+        batches, own = list(held_out(run)), _own_outputs(run)
+        return export_all(run.exports, run.model, batches, run.metrics, folder, step, own, run.averaged)
 
 
 def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:

@@ -15,7 +15,7 @@ _NUMBERS = ("train.precision",)
 
 
 def lines(run: Run) -> list[str]:
-    """Returns one line if the data differ from the run's, and one if the precision or a key of the experiment differs.
+    """Returns one line if the weights are a mean, one if the data differ, one if the precision or an own key differs.
 
     Args:
       run: with a state that was just restored.
@@ -31,7 +31,15 @@ def lines(run: Run) -> list[str]:
         elif key in _NUMBERS or is_own:
             otherwise.append(f"{key}={now!r} (the run: {there!r})")
     differences = {"on other data than the run was trained with": on_data, "not as the run was trained": otherwise}
-    return [f"{what}: {'; '.join(details)}" for what, details in differences.items() if details]
+    return [
+        *mean_lines(run),
+        *(f"{what}: {'; '.join(details)}" for what, details in differences.items() if details),
+    ]
+
+
+def mean_lines(run: Run) -> list[str]:
+    """Returns one line if the weights are the mean of several checkpoints."""
+    return [f"mean of the checkpoints of steps {', '.join(map(str, run.averaged))}"] if run.averaged else []
 
 
 def _other_examples(run: Run) -> list[str]:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import folder, state
 from framework.checkpoint.checkpoints import Checkpoints
+from framework.checkpoint.mean import restore_mean
 from framework.checkpoint.start import begin, goals
 from framework.data.batches import Batches
 from framework.data.dataset import DatasetBatches
@@ -30,7 +31,7 @@ from framework.export.base import ExportHook
 from framework.files import held, read_json, write_text
 from framework.metrics import Metric
 from framework.optim import Schedule
-from framework.run import code_copies, continuity, metric_names, stored_config
+from framework.run import averaging, code_copies, continuity, metric_names, stored_config
 from framework.run.environment import environment, git_commit
 from framework.state import TrainState
 from framework.step import compile_choice
@@ -63,6 +64,7 @@ class Run:
       eval_blocks: {split: one compiled pass}.
       exports: the experiment's export hooks.
       evaluators: {name: evaluator} of `make_evaluators`.
+      averaged: the steps of the checkpoints whose mean the weights are; () unless `restore` took a mean.
       started: `time.monotonic()` when `build` was called; None once `train` has counted the time from there.
       note: what the last restored checkpoint says about the run so far.
       choice: how `train.compile=auto` compiles the blocks; None before it chose, and if the config chose.
@@ -89,6 +91,7 @@ class Run:
     choice: CompileChoice | None = None
     constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+    averaged: tuple[int, ...] = ()
 
     @property
     def model(self) -> keras.Model:
@@ -195,17 +198,24 @@ class Run:
         if kept is not None and kept.mode in compile_choice.candidates(self.resolved, self.probe, self.replicas):
             self.compile_by(kept)
 
-    def restore(self, which: str | int = "last", repair: bool = False) -> int:
+    def restore(self, which: str | int = "last", repair: bool = False, average: int = 1) -> int:
         """Restores a checkpoint of the run folder and returns its step.
 
         Args:
           which: 'last', 'best' or a step, as for `Checkpoints.restore`.
           repair: moves damaged checkpoints aside, as `Checkpoints.restore` does.
+          average: of how many checkpoints the weights are the mean: the newest, the best or those up to the step. All
+            else is that of the newest of them. A run does not train on from a mean.
 
         Raises:
           UserError: there is no such checkpoint, or it was trained with another config, lookup table or code.
         """
-        note = self.checkpoints.restore(self.state, which, repair)
+        self.averaged = self.to_average(which, average)
+        note: dict[str, Any] | None
+        if self.averaged:
+            note = restore_mean(self.state, [self.checkpoints.directory.path(step) for step in self.averaged])
+        else:
+            note = self.checkpoints.restore(self.state, which, repair)
         if note is None:
             some = "no checkpoint that is whole" if self.checkpoints.steps() else "no checkpoint"
             raise UserError(f"--workdir={self.workdir} has {some}. Train first: --mode=train.")
@@ -216,6 +226,19 @@ class Run:
         trained = self.checkpoints.facts(int(self.state.step)).get("code", {})
         code_copies.refuse_damaged(self.workdir, self.experiment, trained)
         return int(self.state.step)
+
+    def to_average(self, which: str | int, count: int) -> tuple[int, ...]:
+        """Returns the steps of the checkpoints whose mean `restore` takes, in order; () for a count of 1.
+
+        Raises:
+          UserError: there are fewer.
+        """
+        if count == 1:
+            return ()
+        metric, ranks = self.config.checkpoint.best_metric, {}
+        if which == "best":
+            ranks = averaging.ranking(self.workdir, metric, self.modes.get(metric, "min"))
+        return averaging.chosen(self.checkpoints, which, count, ranks)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from framework.files import CorruptError, load_json, unreachable, write_json
 # kept: no number depends on it. The devices that share a step: the global batches are the same, sums up to rounding.
 MAY_DIFFER = (
     "data.dir",
-    *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "asynchronous", "on_error")),
+    *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "average", "asynchronous", "on_error")),
     *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
     *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
 )

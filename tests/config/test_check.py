@@ -43,6 +43,7 @@ NEEDS = {
     "schedule.peak_factor": {"schedule.period": "1 epoch"},
     "runtime.parameter_servers": {"train.compile": "graph"},
     "lookahead.alpha": {"lookahead.every": 1},
+    "checkpoint.average": {"checkpoint.keep": LARGEST},
     "lookahead.power": {"lookahead.every": 1},
 }
 
