@@ -34,9 +34,10 @@ class Items:
         self.given = given
         self.origin = origin
         self.is_subset = is_subset
+        self._count = len(given)
 
     def __len__(self) -> int:
-        return len(self.given)
+        return self._count
 
     @property
     def nbytes(self) -> int:
@@ -52,8 +53,14 @@ class Items:
         """Returns the examples at `indices` (int64 [n]) as {field: array [n, ...]}, in that order.
 
         Raises:
-          UserError: an example is no dict of arrays, or its fields, shapes or dtypes are not those of example 0.
+          UserError: an example is no dict of arrays, or its fields, shapes or dtypes are not those of example 0; or the
+            number of examples is another one than at the start.
         """
+        if len(self.given) != self._count:
+            raise UserError(
+                f"'{self.origin}' has {len(self.given)} examples now, but had {self._count} at the start. A data set"
+                " keeps its length while it is used."
+            )
         examples = self._read([int(index) for index in indices])
         for index, example in zip(indices, examples, strict=True):
             self._check(int(index), example)

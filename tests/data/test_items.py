@@ -298,6 +298,15 @@ def test_a_call_for_several_that_returns_fewer_is_refused():
     )
 
 
+def test_a_length_that_changes_is_refused():
+    given = [{"x": index} for index in range(8)]
+    source = data.from_items(given, "growing")
+    given.append({"x": 8})
+    assert line_of(source.take, np.array([1])) == (
+        "'growing' has 9 examples now, but had 8 at the start. A data set keeps its length while it is used."
+    )
+
+
 @pytest.mark.parametrize("given", [{"x": np.zeros(3)}, np.zeros(3), "points.npz", Grain, None, iter([example(0)])])
 def test_what_has_no_examples_by_index_is_refused(given):
     assert line_of(data.from_items, given).startswith("from_items was given a")

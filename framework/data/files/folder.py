@@ -41,6 +41,9 @@ class FolderRecords:
         self._root = root.resolve()
         folders = sorted(entry for entry in self._root.iterdir() if not entry.name.startswith(".") and entry.is_dir())
         self.classes: tuple[str, ...] = tuple(folder.name for folder in folders)
+        loose = sorted(path for path in self._root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        if folders and loose:
+            logging.warning("%s: %d pictures of no class are left out, such as %s", root, len(loose), loose[0])
         if not folders:
             raise UserError(
                 f"{root} has no folder in it. Pictures belong into a folder for each class: {root}/cat/1.jpg"
@@ -63,6 +66,9 @@ class FolderRecords:
 
     def name(self, row: int) -> str:
         return str(self._files[row])
+
+    def close(self) -> None:
+        """Does nothing: no file stays open."""
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         return [self._read(place, int(row)) for place, row in enumerate(rows)]
@@ -88,7 +94,7 @@ class FolderRecords:
             self._check_inside(path)
             if path.is_dir() or path.name.startswith("."):
                 continue
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in SUFFIXES and path.is_file():  # no pipe, and no link to a file that is gone
                 yield path
             else:
                 others.append(path)

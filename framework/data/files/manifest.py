@@ -4,7 +4,7 @@ manifest.json: {"version": 1, "records": 50000, "shards": [{"name", "records", "
                 "classes": […], "skipped": {"records": 2, "first": ["cat/7.jpg: …"]}, "origin": "…"}
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def read(folder: Path) -> dict[str, Any] | None:
             raise UserError(f"{path} has version {value['version']}, not {VERSION}. Prepare the data again.")
         for shard in value["shards"]:
             str(shard["name"]), str(shard["sha256"]), int(shard["bytes"]), int(shard["records"])
+        value["classes"] = [str(name) for name in value.get("classes", ())]
         return value
     except FileNotFoundError:
         if (folder / PLAN).exists():
@@ -39,35 +40,45 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}). Prepare the data again.") from error
 
 
-def check(shards: Sequence[Path], hashes: Sequence[str]) -> tuple[str, ...]:
+def check(shards: Sequence[Path], hashes: Sequence[str], count: Callable[[Path], int]) -> tuple[str, ...]:
     """Compares shards with the manifests of their folders, and returns the names of the classes; () without a manifest.
 
     Args:
       shards: the files.
       hashes: the SHA-256 of each.
+      count: returns the number of records of a shard.
 
     Raises:
-      UserError: a shard is not the one of its manifest, or a shard of a manifest is missing.
+      UserError: a shard is not the one of its manifest, or is not listed, or a shard of a manifest is missing.
     """
     classes: tuple[str, ...] = ()
     of_shard = dict(zip(shards, hashes, strict=True))
     for folder in sorted({shard.parent for shard in shards}):
         facts = read(folder)
         if facts is not None:
-            classes = tuple(facts.get("classes", ()))
+            classes = tuple(facts["classes"])
+            listed = {folder / entry["name"] for entry in facts["shards"]}
+            if others := [shard for shard in shards if shard.parent == folder and shard not in listed]:
+                raise UserError(f"{folder / NAME} does not list {others[0]}. Move the file to another folder.")
             for entry in facts["shards"]:
-                _check_shard(folder, entry, of_shard.get(folder / entry["name"]))
+                shard = folder / entry["name"]
+                _check_shard(shard, entry, of_shard.get(shard))
+                if shard in of_shard and count(shard) != entry["records"]:
+                    raise UserError(
+                        f"{shard} has {count(shard)} records, but {folder / NAME} says {entry['records']}. Prepare the"
+                        " data again."
+                    )
     return classes
 
 
-def _check_shard(folder: Path, entry: dict[str, Any], digest: str | None) -> None:
-    shard = folder / entry["name"]
+def _check_shard(shard: Path, entry: dict[str, Any], digest: str | None) -> None:
+    path = shard.parent / NAME
     if not shard.is_file():
-        raise UserError(f"the shard {shard} is missing, which {folder / NAME} lists. Put the file back.")
+        raise UserError(f"the shard {shard} is missing, which {path} lists. Put the file back.")
     if digest not in (None, entry["sha256"]):
         size = shard.stat().st_size
         raise UserError(
-            f"{shard} is not the shard that {folder / NAME} lists: {entry['bytes']} bytes, SHA-256"
+            f"{shard} is not the shard that {path} lists: {entry['bytes']} bytes, SHA-256"
             f" {entry['sha256'][:12]}… there; {size} bytes, {str(digest)[:12]}… now. Put the shard back, or prepare the"
             " data again."
         )

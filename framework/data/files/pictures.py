@@ -25,12 +25,13 @@ _ALONE = {0x01, *range(0xD0, 0xD8)}  # JPEG markers without a length
 
 @dataclass(frozen=True)
 class Header:
-    """Holds what the header of a picture says."""
+    """Holds what the header of a picture says; `bits` are those of a channel."""
 
     format: Literal["jpeg", "png"]
     height: int
     width: int
     channels: int
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Image:
       size: (height, width) of the decoded picture, in pixels.
       key: the feature of a tf.train.Example that has the bytes of the picture.
       channels: 3 for RGB, 1 for grey.
-      convert: whether a picture with other channels is converted; otherwise it is damaged.
+      convert: whether a picture with other channels, or 16 bits a channel, is converted; otherwise it is damaged.
       fit: makes a picture of another size fit. 'refuse': it is damaged; 'stretch': it is resized; 'crop': the largest
         centred part of the right proportions is resized. Resizing is bilinear, with antialiasing.
       max_pixels: most pixels of a picture, by its header.
@@ -77,10 +78,11 @@ class Image:
           ValueError: the picture is damaged, too large, or not of this size or these channels.
         """
         header = checked_header(content, self.max_pixels)
+        how = "Image(convert=True) converts the picture"
         if header.channels != self.channels and not self.convert:
-            raise ValueError(
-                f"it has {header.channels} channel(s), not {self.channels}; Image(convert=True) converts the picture"
-            )
+            raise ValueError(f"it has {header.channels} channel(s), not {self.channels}; {how}")
+        if header.bits > 8 and not self.convert:
+            raise ValueError(f"it has {header.bits} bits a channel, not 8; {how}")
         size = (header.height, header.width)
         if size != self.size and self.fit == "refuse":
             raise ValueError(
@@ -137,8 +139,8 @@ def header_of(content: bytes) -> Header:
     """
     try:
         if content.startswith(_PNG):
-            width, height, _, colour = struct.unpack_from(">IIBB", content, 16)
-            return Header("png", height, width, _PNG_CHANNELS[colour])
+            width, height, bits, colour = struct.unpack_from(">IIBB", content, 16)
+            return Header("png", height, width, _PNG_CHANNELS[colour], max(8, bits))  # fewer bits become 8
         if content.startswith(b"\xff\xd8"):
             return _jpeg_header(content)
     except (struct.error, IndexError, KeyError):

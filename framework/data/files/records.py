@@ -59,6 +59,10 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
+    def close(self) -> None:
+        """Closes the files; the next `read` opens them again."""
+        ...
+
     def read(self, rows: np.ndarray) -> list[bytes]:
         """Returns the records `rows` (int [n]), in that order; raises RecordError for one that is damaged."""
         ...
@@ -68,8 +72,33 @@ class Records(Protocol):
         ...
 
 
-class TfRecords:
-    """Reads TFRecord shards by their indexes; implements `Records`.
+class _Sharded:
+    """Knows which shard each record is in, and its name.
+
+    Args:
+      shards: the files.
+      counts: how many records each has.
+
+    Raises:
+      UserError: there is no record.
+    """
+
+    def __init__(self, shards: Sequence[Path], counts: Sequence[int]) -> None:
+        self._shards = shards
+        self._places = Places(counts)
+        if not len(self):
+            raise UserError(f"{origin_of(shards)}: there is no record.")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, row: int) -> str:
+        shard, number = self._places.of(np.array([row]))
+        return f"{self._shards[int(shard[0])]}, record {int(number[0])}"
+
+
+class TfRecords(_Sharded):
+    """Reads TFRecord shards by their indexes; implements `Records`. Files are open while a batch is read.
 
     Raises:
       UserError: a shard has changed since it was indexed, is compressed, or there is no record.
@@ -78,24 +107,17 @@ class TfRecords:
     classes: tuple[str, ...] = ()
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        self._shards = shards
         self._indexes = in_threads(index.index_of, shards)
-        self._places = Places([each.count for each in self._indexes])
+        super().__init__(shards, [each.count for each in self._indexes])
         self.nbytes = sum(int(each.offsets[-1]) for each in self._indexes)
         self.digest = _digest(each.sha256 for each in self._indexes)
-        if not len(self):
-            raise UserError(f"{origin_of(shards)}: there is no record.")
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def name(self, row: int) -> str:
-        return _name(self._shards, self._places, row)
+    def close(self) -> None:
+        """Does nothing: files do not stay open, because a data set may have more shards than a process may open."""
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         shard, number = self._places.of(rows)
         records = [b""] * len(rows)
-        # Files do not stay open: a data set may have more shards than a process may open.
         for each in np.unique(shard).tolist():
             with self._shards[each].open("rb", buffering=0) as file:
                 for place in np.flatnonzero(shard == each).tolist():
@@ -112,7 +134,7 @@ class TfRecords:
         return record
 
 
-class ArrayRecords:
+class ArrayRecords(_Sharded):
     """Reads ArrayRecord shards; implements `Records`. Blocks of records have hashes, which the package checks.
 
     Raises:
@@ -120,23 +142,25 @@ class ArrayRecords:
     """
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        self._shards = shards
         self._module = extras.load("array_record.python.array_record_module", "data")
         hashes = in_threads(notes.content_hash, shards)
-        self.classes = manifest.check(shards, hashes)
-        self._readers = [self._module.ArrayRecordReader(str(shard), _RANDOM_ACCESS) for shard in shards]
-        for shard, reader in zip(shards, self._readers, strict=True):
-            if not (reader.ok() and reader.num_records()):
-                raise UserError(f"{shard} is not an ArrayRecord file, or is cut off, or has no record.")
-        self._places = Places([reader.num_records() for reader in self._readers])
-        self.nbytes = sum(shard.stat().st_size for shard in shards)
+        self.classes = manifest.check(shards, hashes, self._count)
+        super().__init__(shards, [self._count(shard) for shard in shards])
+        self._states = [_state(shard) for shard in shards]
+        self._readers: list[Any] = [None] * len(shards)  # opened by the first read
+        self.nbytes = sum(size for size, _ in self._states)
         self.digest = _digest(hashes)
 
-    def __len__(self) -> int:
-        return len(self._places)
+    def close(self) -> None:
+        # A reader closes its file when it is freed: at once, or at the end of a read that is under way.
+        self._readers = [None] * len(self._shards)
 
-    def name(self, row: int) -> str:
-        return _name(self._shards, self._places, row)
+    def _count(self, shard: Path) -> int:
+        """Returns the number of records of a shard."""
+        reader = self._module.ArrayRecordReader(str(shard), _RANDOM_ACCESS)
+        if not (reader.ok() and reader.num_records()):
+            raise UserError(f"{shard} is not an ArrayRecord file, or is cut off, or has no record.")
+        return int(reader.num_records())
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         shard, number = self._places.of(rows)
@@ -149,6 +173,11 @@ class ArrayRecords:
 
     def _read(self, shard: int, numbers: np.ndarray, places: np.ndarray) -> list[bytes]:
         reader = self._readers[shard]
+        if reader is None:
+            if _state(self._shards[shard]) != self._states[shard]:
+                raise RecordError(int(places[0]), "the shard has changed since the start")
+            reader = self._module.ArrayRecordReader(str(self._shards[shard]), _RANDOM_ACCESS)
+            self._readers[shard] = reader
         try:
             return reader.read(numbers.tolist())
         except RuntimeError as error:  # does not say which record
@@ -170,9 +199,10 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def _name(shards: Sequence[Path], places: Places, row: int) -> str:
-    shard, number = places.of(np.array([row]))
-    return f"{shards[int(shard[0])]}, record {int(number[0])}"
+def _state(path: Path) -> tuple[int, int]:
+    """Returns the size of a file and the time at which it changed."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _short(error: Any) -> str:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,9 @@ from framework.errors import DataError, UserError
 Decode = Examples | Callable[[bytes], Any]
 Policy = Literal["stop", "skip"]
 
+ADVICE = "Mend the file, or leave such records out by damaged='skip'."
+
+_PASS = 2  # version of what the pass finds
 _CHUNK = 256  # records of one thread's turn in the pass
 _NAMED = 5  # damaged records that result.json names
 
@@ -94,8 +98,12 @@ class RecordSource:
         try:
             return self._decode(self._reader.read(rows))
         except RecordError as error:
-            advice = "Mend the file, or leave such records out by damaged='skip'."
+            advice = ADVICE if self.skipped is None else self._forget()
             raise DataError(f"{self._shown(int(rows[error.place]), error.why)}. {advice}") from error
+
+    def close(self) -> None:
+        """Closes the files; the next `take` opens them again."""
+        self._reader.close()
 
     def fingerprint(self) -> str:
         """Returns a hash of the files' hashes, of how records are decoded, and of which are left out."""
@@ -118,10 +126,20 @@ class RecordSource:
 
     # ---- The pass over all records ----
 
+    @property
+    def _note(self) -> Path:
+        """The file that remembers the pass: for these files, decoded in this way."""
+        key = hashlib.sha256(f"{_PASS} {self._reader.digest} {self._decode}".encode()).hexdigest()[:32]
+        return fetch.cache_folder("files") / f"damage-{key}.json"
+
+    def _forget(self) -> str:
+        """Forgets the pass, which missed a damaged record; returns what to do."""
+        files.remove(self._note)
+        return "The record was whole when all records were checked. Type the command again: it checks them again."
+
     def _known_damage(self) -> dict[int, str]:
         """Returns `_damage()`, from the cache if these files were decoded in this way before."""
-        key = hashlib.sha256(f"{self._reader.digest} {self._decode}".encode()).hexdigest()[:32]
-        note = fetch.cache_folder("files") / f"damage-{key}.json"
+        note = self._note
         as_damage = lambda value: {int(row): str(why) for row, why in value.items()}  # noqa: E731
         damage = files.read_json(note, as_damage, None, "all records are read again")
         if damage is None:

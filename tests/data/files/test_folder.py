@@ -76,6 +76,14 @@ def test_damaged_pictures_are_named_or_skipped(pets):
     source = data.image_folder(pets, IMAGE, damaged="skip")
     np.testing.assert_array_equal(source.take(np.arange(3))["label"], [0, 1, 2])
     assert source.skipped == {"records": 1, "first": [f"{pets}/cat/2.PNG: the PNG is damaged or cut off"]}
+    # Later damage that keeps the size is found when the picture is read, and by the next start.
+    path = pets / "cat" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30] + bytes(30))
+    line = (
+        f"{path}: the PNG is damaged or cut off. The record was whole when all records were checked. Type the command"
+    )
+    assert line_of(DataError, data.image_folder(pets, IMAGE, damaged="skip").take, np.arange(3)).startswith(line)
+    assert data.image_folder(pets, IMAGE, damaged="skip").skipped["records"] == 2
 
 
 def test_what_is_no_picture_is_said(pets, caplog):
@@ -84,6 +92,14 @@ def test_what_is_no_picture_is_said(pets, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(data.image_folder(pets, IMAGE)) == 4
     assert f"{pets}/dog: 1 files are not pictures and left out, such as {pets}/dog/notes.txt" in caplog.text
+    caplog.clear()
+    (pets / "dog" / "gone.png").symlink_to(pets / "dog" / "lost.png")
+    os.mkfifo(pets / "dog" / "pipe.png")
+    (pets / "loose.jpg").touch()
+    with caplog.at_level(logging.WARNING):
+        assert len(data.image_folder(pets, IMAGE)) == 4
+    assert f"{pets}/dog: 3 files are not pictures and left out, such as {pets}/dog/gone.png" in caplog.text
+    assert f"{pets}: 1 pictures of no class are left out, such as {pets}/loose.jpg" in caplog.text
 
 
 def test_folders_without_pictures_are_refused(pets, tmp_path):

@@ -1,10 +1,13 @@
 """framework/data/files/pictures.py: the header comes before pixels; what does not fit is damaged or converted."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
+import PIL.Image
 import pytest
+import tensorflow as tf
 
 from framework.data.files import pictures
 from framework.data.files.pictures import Header, Image, header_of, verify
@@ -54,6 +57,24 @@ def test_other_channels_are_damaged_or_converted():
     assert line_of(Image((16, 16), channels=1).decode, colour).startswith("it has 3 channel(s), not 1;")
     converted = Image((16, 16), channels=1, convert=True).decode(colour)
     np.testing.assert_array_equal(converted, made.by_pillow(colour, "L"))
+
+
+def test_16_bits_a_channel_are_damaged_or_converted():
+    array = made.pixels(5, 4).astype(np.uint16) * 256 + 255
+    content = tf.io.encode_png(array).numpy()
+    assert header_of(content) == Header("png", 4, 4, 3, bits=16)
+    assert line_of(Image((4, 4)).decode, content) == (
+        "it has 16 bits a channel, not 8; Image(convert=True) converts the picture"
+    )
+    np.testing.assert_array_equal(Image((4, 4), convert=True).decode(content), array // 256)
+
+
+def test_cmyk_is_damaged_or_converted():
+    content = io.BytesIO()
+    PIL.Image.fromarray(flat()).convert("CMYK").save(content, "JPEG", quality=100)
+    assert line_of(Image((16, 16)).decode, content.getvalue()).startswith("it has 4 channel(s), not 3;")
+    converted = Image((16, 16), convert=True).decode(content.getvalue())
+    assert np.abs(converted.astype(int) - flat()).max() <= 8
 
 
 def weights(size, to):

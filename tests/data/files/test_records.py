@@ -117,6 +117,17 @@ def test_a_record_that_changes_while_it_is_used_is_named(data):
     assert "has changed since" in caught.value.why or "hash mismatch" in caught.value.why
 
 
+def test_closed_records_are_opened_again_unless_they_changed(data):
+    shards, reader = data
+    records = reader(shards)
+    for _ in range(2):
+        assert records.read(np.array([10, 0])) == [RECORDS[10], RECORDS[0]]
+        records.close()
+    damage_inside(data)
+    with pytest.raises(RecordError, match="has changed since"):
+        records.read(np.array([7]))
+
+
 def test_an_array_record_that_is_cut_off_or_no_array_record_is_refused(tmp_path):
     path = tmp_path / "x.array_record"
     write_array_records(path, [bytes(1000)] * 50)
@@ -130,11 +141,20 @@ def test_a_shard_that_is_not_the_one_of_the_manifest_is_named(data):
     if reader is TfRecords:
         return
     listed = [
-        {"name": path.name, "records": 1, "bytes": path.stat().st_size, "sha256": notes.content_hash(path)}
-        for path in shards
+        {"name": path.name, "records": count, "bytes": path.stat().st_size, "sha256": notes.content_hash(path)}
+        for path, count in zip(shards, COUNTS, strict=True)
     ]
-    write_json(shards[0].parent / manifest.NAME, {"version": 1, "shards": listed, "classes": ["cat", "dog"]})
+    facts = {"version": 1, "records": 11, "shards": listed, "classes": ["cat", "dog"]}
+    place = shards[0].parent / manifest.NAME
+    write_json(place, facts)
     assert reader(shards).classes == ("cat", "dog")
+    write_json(place, facts | {"shards": listed[:2]})
+    assert line_of(reader, shards) == f"{place} does not list {shards[2]}. Move the file to another folder."
+    write_json(place, facts | {"classes": 2})
+    assert line_of(reader, shards).startswith(f"{place} is damaged (")
+    write_json(place, facts | {"shards": [*listed[:2], listed[2] | {"records": 7}]})
+    assert line_of(reader, shards) == f"{shards[2]} has 6 records, but {place} says 7. Prepare the data again."
+    write_json(place, facts)
     then = listed[1]["sha256"]
     write_array_records(shards[1], [b"other"])
     assert line_of(reader, shards).startswith(
