@@ -12,6 +12,7 @@ The same command again resumes the run, or says that it is finished. Exit status
 1 a check that failed or a run that broke, 2 bad input.
 """
 
+import contextlib
 import gc
 import importlib
 import os
@@ -69,7 +70,7 @@ def _launch(argv: Sequence[str]) -> int:
     purpose = values.mode if looks_back else ""
     built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose)
     mode = importlib.import_module(f"framework.modes.{values.mode}")
-    with user_code.explained(built.workdir if values.mode == "train" else None):
+    with contextlib.closing(built), user_code.explained(built.workdir if values.mode == "train" else None):
         return mode.main(built, overrides, **command.own_flags(values))
 
 

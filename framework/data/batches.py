@@ -37,6 +37,9 @@ _READ_AHEAD_BYTES = 2**26
 class Batches(Protocol):
     """Gives the step its batches: the protocol of a data split.
 
+    Batches that keep threads or files may have a method `close()`: the end of a run calls it, and the next read opens
+    them again.
+
     Attributes:
       batch_size: examples of the global batch.
       steps_per_epoch: steps in which each example is seen once; infinity if their number is not known.

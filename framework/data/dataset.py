@@ -141,6 +141,10 @@ class DatasetBatches:
     def take(self, plan: Batch, index: tf.Tensor) -> Batch:
         return {name: tf.gather(rows, index) for name, rows in plan.items()}
 
+    def close(self) -> None:
+        """Stops reading ahead; the next read builds the pipeline again, and skips to its batch."""
+        self._reading.close()
+
     # ---- what a run recognises a pipeline by
 
     def check_repeatable(self, split: str, again: Callable[[], Any], is_deterministic: bool) -> None:

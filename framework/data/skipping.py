@@ -81,6 +81,10 @@ class Reading:
             if self._next > step:
                 return batch
 
+    def close(self) -> None:
+        """Ends the pipeline; the newest batches stay."""
+        self._iterator = None
+
     def _open(self, step: int) -> Global:
         """Opens the pipeline at a step and returns its batch."""
         start = time.monotonic()

@@ -26,7 +26,8 @@ _SAMPLED = 16  # examples that are hashed to recognise a source
 class IndexedSource(Protocol):
     """Gives examples by their index: the protocol of every source. A class of your own need not inherit from it.
 
-    Streamed batches call `take` from several threads (`data.parallel_calls`).
+    Streamed batches call `take` from several threads (`data.parallel_calls`). A source that keeps files open may have a
+    method `close()`: the end of a run calls it, and the next `take` opens the files again.
 
     Attributes:
       origin: a name for logs and result.json that says where the examples come from.
@@ -127,6 +128,13 @@ def is_source(given: Any) -> bool:
             f"'{given.origin}' is a source without {', '.join(missing)}. Add what framework.data.IndexedSource lists."
         )
     return True
+
+
+def close(reading: Any) -> None:
+    """Calls the `close()` of a source or of batches, if there is one."""
+    method = getattr(reading, "close", None)
+    if callable(method):
+        method()
 
 
 def arrays_of(source: IndexedSource) -> Mapping[str, np.ndarray] | None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from framework import rng
 from framework.data.fields import Batch, Fields, Finish, Transform, check_weights, checked, named_shapes
 from framework.data.order import Order, indices_of
 from framework.data.reading import RetryingReader
-from framework.data.sources import IndexedSource
+from framework.data.sources import IndexedSource, close
 
 
 class Streamed:
@@ -72,9 +73,18 @@ class Streamed:
         shard = copy.copy(self)
         shard._order = dataclasses.replace(self._order, first=first, count=count)
         shard._open()
+        self._shards.add(shard)
         return shard
 
+    def close(self) -> None:
+        """Stops reading ahead, here and in the shards, and closes the sources; the next read opens them again."""
+        for batches in (self, *self._shards):
+            batches._close()
+        for source in self._sources:
+            close(source)
+
     def _open(self) -> None:
+        self._shards: weakref.WeakSet[Streamed] = weakref.WeakSet()
         self._reader = self._make_reader()
         # One trace serves all seeks; autograph is off, as everywhere in the framework.
         self._traced = tf.function(self._prepare, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)

@@ -63,7 +63,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
       UserError: a hook, a writer or a schedule of the experiment is refused or raises; the line names it.
     """
     try:
-        with run.lock() if run.replicas.is_chief else contextlib.nullcontext():
+        with contextlib.closing(run), run.lock() if run.replicas.is_chief else contextlib.nullcontext():
             return _train(run, overrides)
     except OSError as error:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:

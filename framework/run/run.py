@@ -23,6 +23,7 @@ from framework.checkpoint.mean import restore_mean
 from framework.checkpoint.start import begin, goals
 from framework.data.batches import Batches
 from framework.data.dataset import DatasetBatches
+from framework.data.sources import close
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
 from framework.evaluators import Evaluator, modes_of
@@ -239,6 +240,11 @@ class Run:
         if which == "best":
             ranks = averaging.ranking(self.workdir, metric, self.modes.get(metric, "min"))
         return averaging.chosen(self.checkpoints, which, count, ranks)
+
+    def close(self) -> None:
+        """Stops reading ahead and closes files of the data; a later step or evaluation opens them again."""
+        for batches in (self.data, *self.eval_data.values()):
+            close(batches)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -78,7 +78,9 @@ def test_a_loss_that_diverged_is_one_line_and_status_1(monkeypatch, capsys):
     def diverge(*given):
         raise NonFiniteError("step 3: loss=nan")
 
-    monkeypatch.setattr("framework.run.build.build_run", lambda *given: types.SimpleNamespace(workdir=Path("r")))
+    monkeypatch.setattr(
+        "framework.run.build.build_run", lambda *given: types.SimpleNamespace(workdir=Path("r"), close=lambda: None)
+    )
     monkeypatch.setattr("framework.modes.train.main", diverge)
     assert launch.main(["launch.py", "--config=x.py"]) == 1
     assert capsys.readouterr().err == "error: step 3: loss=nan\n"

@@ -225,6 +225,7 @@ def test_a_mode_gets_the_run_and_what_was_typed(monkeypatch, mode, status):
     seen = []
     built = types.SimpleNamespace(restore=lambda: built.restored.append(True), restored=[], recall=lambda: None)
     built.workdir = Path("r")
+    built.close = lambda: None
 
     def build_run(loaded, final, workdir, started):
         built.all = (loaded.preset, final, workdir)

@@ -13,12 +13,16 @@ from framework.run.progress import Progress, Spent
 from tests import small
 
 SECONDS = 0.05  # of a read
+CLOSED: list[str] = []
 
 
 class Slow(Source):
     def take(self, indices):
         time.sleep(SECONDS * (len(indices) > 1))
         return super().take(indices)
+
+    def close(self):
+        CLOSED.append(self.origin)
 
 
 def make_data(kind):
@@ -56,8 +60,10 @@ def test_a_block_waits_as_long_as_its_batches_take(tmp_path):
 def test_a_run_reports_the_share_and_warns_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(waiting, "_SECONDS", 0.1)
     run = small.build(tmp_path / "slow", functions=make_data(Slow), **SETTINGS)
+    CLOSED.clear()
     with caplog.at_level(logging.WARNING, "absl"):
         result = loop.train(run)
+    assert CLOSED == ["points"]
     seconds = 11 * run.data.batch_size / result["examples_per_second"]  # the first step compiles and does not count
     # At most 4 + 1 batches were read while the first step was compiled.
     assert seconds >= 6 * SECONDS
