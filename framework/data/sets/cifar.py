@@ -70,25 +70,10 @@ def load_cifar10(split: str = "train", data_dir: str = "") -> Source:
     """
     if split not in _FILES:
         raise UserError(f"cifar10 has no split '{split}', only train and test. Use --config.eval.splits=\"('test',)\".")
-    what = f"{_NAME} ({split})"
     read = functools.partial(_from_folder, split)
-    if data_dir:
-        try:
-            return fetch.logged(what, read(Path(data_dir).expanduser(), f"data_dir={data_dir}"))
-        except UnavailableError as error:
-            hint = "Correct --data_dir, or leave it out to fetch cifar10."
-            raise UserError(f"data_dir={data_dir}: {error}. {hint}") from error
-    candidates = [
-        Candidate("$DATA_DIR", lambda: fetch.from_environment(_NAME, read)),
-        Candidate("cache", lambda: fetch.from_cache(_NAME, _SHA256, read)),
-        Candidate(_URL, functools.partial(_from_url, split)),
-    ]
-    try:
-        return fetch.first_available(what, candidates)
-    except UnavailableError as error:
-        raise UserError(
-            f"no source has cifar10. Tried {error}. Use --data_dir=DIR with {_wanted()}, or run with network access."
-        ) from error
+    others = [Candidate(_URL, functools.partial(_from_url, split))]
+    wanted = f"{_wanted()}, or run with network access"
+    return fetch.load(_NAME, split, data_dir, read=read, cached=_SHA256, others=others, wanted=wanted)
 
 
 # ---- The binary version: a byte for the label, then 1024 bytes of each channel ----
@@ -131,8 +116,7 @@ def _from_folder(split: str, folder: Path, origin: str) -> Source:
         if os.path.isfile(place / _ARCHIVE):
             files = _unpack(place / _ARCHIVE)
             return _to_source([files[file] for file in _FILES[split]], origin)
-        if records := pictures.shards(place, split):
-            arrays = pictures.read_pictures(records, SHAPE, len(CLASSES))
+        if arrays := pictures.read_pictures(place, split, SHAPE, len(CLASSES)):
             is_subset = len(arrays["label"]) < _COUNTS[split]
             return Source(arrays, f"{origin} (JPEG: a re-encoded copy, not the original pixels)", is_subset)
     raise UnavailableError(f"it has neither {_wanted()}, nor a folder {_NAME} or {_BATCHES} with them")

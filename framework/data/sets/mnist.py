@@ -84,25 +84,10 @@ def load_mnist(name: str = "mnist", split: str = "train", data_dir: str = "") ->
         raise UserError(f"data.name='{name}' is not one of {legal}.{near(name, _SHA256)} Use --config.data.name=mnist.")
     if split not in _FILES:
         raise UserError(f"{name} has no split '{split}', only train and test. Use --config.eval.splits=\"('test',)\".")
-    what = f"{name} ({split})"
     read = functools.partial(_from_folder, name, split)
-    if data_dir:
-        try:
-            return fetch.logged(what, read(Path(data_dir).expanduser(), f"data_dir={data_dir}"))
-        except UnavailableError as error:
-            hint = f"Correct --data_dir, or leave it out to fetch {name}."
-            raise UserError(f"data_dir={data_dir}: {error}. {hint}") from error
-    candidates = [
-        Candidate("$DATA_DIR", lambda: fetch.from_environment(name, read)),
-        Candidate("cache", lambda: fetch.from_cache(name, _ALL_FILES, read)),
-        *(Candidate(title, functools.partial(load, name, split)) for title, load in _ORIGINS[name].items()),
-    ]
-    try:
-        return fetch.first_available(what, candidates)
-    except UnavailableError as error:
-        raise UserError(
-            f"no source has {name}. Tried {error}. Use --data_dir=DIR with {_wanted(name)}, {_ADVICE[name]}."
-        ) from error
+    others = [Candidate(title, functools.partial(load, name, split)) for title, load in _ORIGINS[name].items()]
+    wanted = f"{_wanted(name)}, {_ADVICE[name]}"
+    return fetch.load(name, split, data_dir, read=read, cached=_ALL_FILES, others=others, wanted=wanted)
 
 
 # ---- IDX bytes: the form in which every copy is verified ----
