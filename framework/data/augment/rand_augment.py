@@ -32,6 +32,7 @@ from framework.data.augment.draws import below, check_between
 from framework.data.augment.sampling import affine
 from framework.data.fields import Batch
 from framework.errors import UserError, near
+from framework.trace.guards import IN_RANGE
 
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 BLENDS = ("color", "sharpness")
@@ -201,7 +202,7 @@ def equalising(images: tf.Tensor) -> tf.Tensor:
     """
     channels, examples = images.shape[-1], count(images)
     places = tf.reshape(_place_in_tables(images), [-1])
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(places), places, examples * channels * _LEVELS)
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(places), places, examples * channels * _LEVELS, name=IN_RANGE)
     counts = tf.reshape(counts, [-1, _LEVELS])
     levels = tf.range(_LEVELS)
     largest = tf.reduce_max(tf.where(counts > 0, levels, 0), axis=1, keepdims=True)
