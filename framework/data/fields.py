@@ -106,8 +106,8 @@ def checked(taken: Any, fields: Fields | None, rows: int, what: str) -> dict[str
                 f"{what}: '{name}' is {_shown(spec, rows)}, but {_shown(fields[name], 'rows')} in element_spec."
                 " Every read gives the same dtypes and shapes: cast and pad in take."
             )
-        # TensorFlow reads the bytes of a NumPy function's result in the order of this machine.
-        arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+        # TensorFlow reads the bytes of a NumPy function's result in the order of this machine, and texts as ASCII.
+        arrays[name] = array.astype(object if array.dtype.kind == "U" else array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 

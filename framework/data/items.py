@@ -79,7 +79,13 @@ class Items:
     def _read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at `indices`, their values as arrays."""
         if hasattr(self.given, "__getitems__"):
-            examples = list(self.given.__getitems__(indices))
+            returned = self.given.__getitems__(indices)
+            if returned is None or isinstance(returned, Mapping):
+                raise UserError(
+                    f"'{self.origin}': __getitems__ returned a value of type {type(returned).__name__}. Return a list"
+                    " of examples."
+                )
+            examples = list(returned)
             if len(examples) != len(indices):
                 raise UserError(
                     f"'{self.origin}': __getitems__ returned {len(examples)} examples for {len(indices)} indices."
@@ -95,7 +101,10 @@ class Items:
         if not isinstance(example, Mapping) or not example:
             kind = "an empty dict" if isinstance(example, Mapping) else f"of type {type(example).__name__}"
             raise UserError(f"{what} is {kind}. Return a dict of arrays, numbers, strings or bytes: {{'x': …}}.")
-        return {str(name): _array_of(value, f"'{name}' of {what}") for name, value in example.items()}
+        arrays = {str(name): _array_of(value, f"'{name}' of {what}") for name, value in example.items()}
+        if len(arrays) < len(example):
+            raise UserError(f"{what} has two fields of one name: {', '.join(map(repr, example))}. Use texts as names.")
+        return arrays
 
     def _check(self, index: int, example: Example) -> None:
         """Raises UserError unless an example has the fields, shapes and dtypes of the first one."""
@@ -145,9 +154,12 @@ def _array_of(value: Any, what: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:  # inhomogeneous shape
-        raise UserError(f"{what} is of type {type(value).__name__}. {RAGGED}") from error
+        why = RAGGED if isinstance(value, list | tuple) else f"NumPy makes no array of it: {error}."
+        raise UserError(f"{what} is of type {type(value).__name__}. {why}") from error
     if array.dtype.kind in "US":
         array = np.asarray(value, object)
+    if isinstance(value, int) and array.dtype.hasobject:
+        raise UserError(f"{what} is {value}, which is too large for 64 bits. Return a float, or a text.")
     if array.dtype.hasobject and array.ndim == 0 and not isinstance(value, str | bytes):
         raise UserError(f"{what} is of type {type(value).__name__}, not an array, a number, a string or bytes.")
     if problem := problem_of(value if isinstance(value, np.ma.MaskedArray) else array):

@@ -247,6 +247,8 @@ BAD = {
         {"x": {"y": 1}},
         "'x' of example 0 of 'bad' is of type dict, not an array, a number, a string or bytes.",
     ),
+    "two of a name": ({1: 1.0, "1": 2.0}, "example 0 of 'bad' has two fields of one name: 1, '1'. Use texts as names."),
+    "a large number": ({"x": 2**70}, f"'x' of example 0 of 'bad' is {2**70}, which is too large for 64 bits."),
     "ragged": ({"x": [[1], [2, 3]]}, f"'x' of example 0 of 'bad' is of type list. {RAGGED}"),
     "a date": ({"x": np.datetime64("2026-01-01")}, "'x' of example 0 of 'bad' is of dtype datetime64[D], which"),
     "masked": ({"x": np.ma.masked_equal([1, 2], 2)}, "'x' of example 0 of 'bad' is a masked array, whose mask"),
@@ -305,6 +307,24 @@ def test_a_length_that_changes_is_refused():
     assert line_of(source.take, np.array([1])) == (
         "'growing' has 9 examples now, but had 8 at the start. A data set keeps its length while it is used."
     )
+
+
+@pytest.mark.parametrize("returned", [None, {"x": [1, 2]}])
+def test_a_call_for_several_that_returns_no_list_is_refused(returned):
+    class Columns(Grain):
+        def __getitems__(self, keys):
+            return returned
+
+    assert line_of(data.from_items(Columns(), "columns").take, np.array([0, 1])) == (
+        f"'columns': __getitems__ returned a value of type {type(returned).__name__}. Return a list of examples."
+    )
+
+
+def test_texts_of_numpy_are_streamed_in_utf_8():
+    texts = ["a", "é", "日本", ""]
+    source = data.Source({"text": np.array(texts)}, "texts")
+    plan = data.make_batches(source, config(shuffle=False, placement="stream"), training=True).plan(0, 1, 1)
+    assert [text.decode() for text in plan["text"].numpy()[0]] == texts
 
 
 @pytest.mark.parametrize("given", [{"x": np.zeros(3)}, np.zeros(3), "points.npz", Grain, None, iter([example(0)])])
