@@ -319,7 +319,7 @@ def _unguarded(function: Any, tainted: set[Any]) -> list[str]:
         if operation.type == "Assert":
             names.append(f"'{operation.name}'")
         elif (kind := BOUNDS.get(operation.type)) is not None:
-            for bound in kind(operation):
+            for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 before = ancestors(bound.inputs[0], shapes=False)
                 if bound.inputs[0].op.type not in _SAFE and before & tainted and not any(map(_is_of_model, before)):
                     names.append(f"'{operation.name}'")

@@ -11,6 +11,7 @@ from framework import losses, rng
 from framework.data import augment
 from framework.data.augment import mixing, rand_augment, sampling
 from framework.errors import UserError
+from framework.trace.guards import watched
 
 KEY = rng.key(7)
 SIDE = 8
@@ -447,6 +448,19 @@ def test_a_shard_has_the_bits_of_its_examples_in_the_whole_batch():
         for first, count in ((0, 2), (2, 4)):
             for name, value in called(augmentation, BYTES, first, count).items():
                 assert np.array_equal(value, whole[name][first : first + count]), (augmentation, name)
+
+
+def test_a_step_that_xla_compiles_takes_all_augmentations():
+    """XLA would not notice an index out of range in a loop: all that depend on pixels are known to be in range."""
+
+    def trace(images):
+        batch = batch_of(BYTES) | {"image": images}
+        for augmentation in (*EXACT, *(each for each, _ in ROUNDED), augment.RandAugment()):
+            with rng.scope(KEY, 0), watched(batch) as watch:
+                augmentation(batch)
+            assert watch.unread == [], augmentation
+
+    tf.function(trace, autograph=False).get_concrete_function(tf.TensorSpec(BYTES.shape, tf.uint8))
 
 
 def test_another_step_draws_anew_and_a_second_augmentation_too():

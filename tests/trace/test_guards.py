@@ -15,6 +15,7 @@ from framework.config import UserError
 from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.trace.graphs import called
+from framework.trace.guards import IN_RANGE
 from tests import small
 
 ROWS, STEP, PLACE = 7, 2, 5  # the batch of step counter 2 has the bad id at place 5
@@ -262,6 +263,14 @@ def test_what_xla_would_pass_over_in_a_loop_is_refused_at_the_start():
         with pytest.raises(UserError, match=r"in a loop or function of its own.*--config\.train\.compile=graph"):
             build(in_a_loop, **{"train.compile": mode})
     assert build(in_a_loop, **{"train.compile": "auto"}).probe.unread
+
+
+def test_what_is_known_to_be_in_range_is_let_pass_in_a_loop():
+    def in_range(model, batch):
+        pick = lambda id: tf.gather(TABLE, tf.clip_by_value(id, 0, ROWS - 1), name=IN_RANGE)  # noqa: E731
+        return tf.map_fn(pick, batch["id"], fn_output_signature=tf.float32)
+
+    assert not build(in_range, **{"train.compile": "auto"}).probe.unread
 
 
 def test_what_no_guard_is_needed_for_has_none():

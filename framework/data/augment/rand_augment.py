@@ -127,7 +127,8 @@ class RandAugment(Augmentation):
             tables = choose(self._is("autocontrast", choice), stretched, tables)
         if "equalize" in self.among:
             tables = choose(self._is("equalize", choice), equalising(images), tables)
-        return tf.reshape(tf.gather(tf.reshape(kept(tables), [-1]), _place_in_tables(images)), tf.shape(images))
+        changed = tf.gather(tf.reshape(kept(tables), [-1]), _place_in_tables(images), name=IN_RANGE)
+        return tf.reshape(changed, tf.shape(images))
 
     def _is(self, name: str, choice: tf.Tensor) -> tf.Tensor:
         return choice // 2 == self.among.index(name)
@@ -209,7 +210,8 @@ def equalising(images: tf.Tensor) -> tf.Tensor:
     of_largest = tf.reduce_sum(tf.where(levels == largest, counts, 0), axis=1, keepdims=True)
     step = (tf.reduce_sum(counts, axis=1, keepdims=True) - of_largest) // 255
     smaller = tf.cumsum(counts, axis=1, exclusive=True)
-    equal = tf.clip_by_value((smaller + step // 2) // tf.maximum(step, 1), 0, 255)
+    equal = tf.math.floordiv(smaller + step // 2, tf.maximum(step, 1), name=IN_RANGE)
+    equal = tf.clip_by_value(equal, 0, 255)
     return tf.cast(tf.reshape(tf.where(step > 0, equal, levels), [-1, channels, _LEVELS]), tf.uint8)
 
 
