@@ -94,9 +94,10 @@ class RandomCrop(_Augmenting, keras.layers.RandomCrop):
 
     def unchanged(self, inputs: tf.Tensor) -> tf.Tensor:
         # Keras traces its random crop too, in a branch of tf.cond: the graph of an export, without rng.scope, could not
-        # be made.
-        resized = keras.preprocessing.image.smart_resize(inputs, [self.height, self.width])
-        return tf.cast(resized, self.compute_dtype)
+        # be made. And it resizes in float32, whatever the dtype.
+        wide = tf.cast(inputs, "float64" if self.compute_dtype == "float64" else "float32")
+        middle = sampling.middle(wide, self.height, self.width)
+        return tf.cast(sampling.resized(middle, self.height, self.width), self.compute_dtype)
 
     def changed(self, images: tf.Tensor) -> tf.Tensor:
         room = np.array(images.shape[1:3]) - [self.height, self.width]

@@ -77,7 +77,7 @@ def test_crops_are_uniform_and_drawn_for_each_picture():
     small = layers.RandomCrop(9, 9)
     with rng.scope(rng.key(0), 0):
         resized = small(PICTURES, training=True)
-    assert np.array_equal(resized, keras.layers.RandomCrop(9, 9)(PICTURES, training=False))
+    np.testing.assert_allclose(resized, keras.layers.RandomCrop(9, 9)(PICTURES, training=False), rtol=1e-6)
 
 
 def test_pictures_of_unknown_size_are_refused():
@@ -87,9 +87,9 @@ def test_pictures_of_unknown_size_are_refused():
         layers.RandomFlip(seed=3)
 
 
-@pytest.mark.parametrize("size", [(4, 5), (9, 7)])  # smaller and larger than the pictures
+@pytest.mark.parametrize("size", [(4, 5), (9, 7), (2, 9), (6, 6)])  # smaller and larger than the pictures
 def test_a_crop_in_inference_needs_no_scope_in_a_graph_and_is_that_of_keras(size):
     images = np.random.default_rng(0).uniform(size=(2, 6, 6, 3)).astype(np.float32)
     expected = keras.layers.RandomCrop(*size)(images, training=False).numpy()
     ours = tf.function(layers.RandomCrop(*size), autograph=False)
-    np.testing.assert_array_equal(ours(tf.constant(images), training=False).numpy(), expected)
+    np.testing.assert_allclose(ours(tf.constant(images), training=False), expected, rtol=1e-6)

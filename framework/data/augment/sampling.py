@@ -44,6 +44,31 @@ def crop(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: int, width:
     return tf.where(is_inside[..., tf.newaxis], pixels, tf.zeros([], images.dtype))
 
 
+def middle(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Returns the largest part about the middle of pictures [..., rows, columns, channels] that is height : width."""
+    rows, columns = tf.unstack(tf.shape(images)[-3:-1])
+    tall = tf.minimum(rows, columns * height // width)
+    wide = tf.minimum(columns, rows * width // height)
+    top, left = (rows - tall) // 2, (columns - wide) // 2
+    return images[..., top : top + tall, left : left + wide, :]
+
+
+def resized(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Returns pictures [..., height, width, channels] by bilinear interpolation, computed in their floating dtype.
+
+    The pixels are those of tf.image.resize, which computes in float32.
+    """
+    for axis, size in ((-2, width), (-3, height)):
+        length = tf.shape(images)[axis]
+        at = (tf.range(size, dtype=images.dtype) + 0.5) * (tf.cast(length, images.dtype) / size) - 0.5
+        first = tf.floor(at)
+        place = tf.cast(first, tf.int32)
+        low = tf.gather(images, tf.maximum(place, 0), axis=axis)
+        high = tf.gather(images, tf.minimum(place + 1, length - 1), axis=axis)
+        images = low + (high - low) * tf.reshape(at - first, [size, *[1] * (-1 - axis)])
+    return images
+
+
 def _mirrored(place: tf.Tensor, size: int, fill: str) -> tf.Tensor:
     """Returns the place in 0 … size - 1 of the pixel that stands at a place beyond the edge."""
     if fill == "reflect" and size > 1:
