@@ -255,7 +255,8 @@ def test_a_net_of_keras_applications_trains_from_a_local_file_and_resumes(tmp_pa
         return 255 * tf.sigmoid(tf.tile(x[:, tf.newaxis, tf.newaxis, :3], [1, SIZE, SIZE, 1]))
 
     functions = {"make_model": make_model, "make_data": make_data}
-    whole = small.build(functions=functions, **{"data.batch_size": 4, "eval.batch_size": 4})
+    values = {"data.batch_size": 4, "eval.batch_size": 4, "train.compile": "graph"}  # XLA takes minutes to compile it
+    whole = small.build(functions=functions, **values)
     x = pictures(tf.constant(np.random.default_rng(0).normal(size=(2, 6)), tf.float32))
     assert np.array_equal(whole.model(x, training=False), origin(x, training=False))
     assert len(paths.variables(whole.model)) == len(origin.variables)
@@ -263,7 +264,7 @@ def test_a_net_of_keras_applications_trains_from_a_local_file_and_resumes(tmp_pa
     middle = {path: variable.numpy() for path, variable in paths.variables(whole.state).items()}
     whole.train_block(1)
 
-    resumed = small.build(functions=functions, **{"data.batch_size": 4, "eval.batch_size": 4})
+    resumed = small.build(functions=functions, **values)
     for path, variable in paths.variables(resumed.state).items():
         variable.assign(middle[path])
     resumed.train_block(1)
