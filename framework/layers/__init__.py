@@ -16,6 +16,7 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `RandomFlip`, `RandomCrop`, `RandomRotation`, `RandomTranslation`, `RandomZoom` | move pixels in training |
 | `RandomContrast`, `RandomBrightness` | change the values of pixels in training |
 | `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
+| `GroupNormalization` | normalises groups of channels, in full precision, and in LiteRT too |
 | `BasicBlock`, `BottleneckBlock` | residual blocks of pictures, with a shortcut that fits |
 | `StochasticDepth`, `SqueezeExcite` | drops the branch of an example; scales channels by their means |
 | `WhiteningConv2D` | convolves with a kernel that whitens windows, computed of data |
@@ -49,7 +50,7 @@ from framework.layers.dropout import (
 )
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
-from framework.layers.normalization import LayerNormalization, make_normalization
+from framework.layers.normalization import GroupNormalization, LayerNormalization, make_normalization
 from framework.layers.recurrent import (
     GRU,
     LSTM,
@@ -85,6 +86,7 @@ __all__ = [
     "GRUCell",
     "GaussianDropout",
     "GaussianNoise",
+    "GroupNormalization",
     "LSTMCell",
     "LayerNormalization",
     "MultiHeadAttention",

@@ -1,4 +1,4 @@
-"""Normalisations by name, and layer normalisation with its gradient in closed form.
+"""Normalisations by name, layer normalisation with its gradient in closed form, and group normalisation for exports.
 
 y = layers.LayerNormalization(epsilon=1e-6)(x)              # [..., width], over the last dimension
 y = layers.make_normalization("group", groups=8)(x)         # [batch, height, width, channels]
@@ -30,8 +30,7 @@ def make_normalization(
         'none' returns None.
       groups: number of groups, a divisor of the channels; 'group' needs it, and no other takes it.
       gamma_initializer: of the scale.
-      kwargs: `dtype` and `name` of the layer. In half precision 'group' computes in, and returns, the dtype of its
-        variables.
+      kwargs: `dtype` and `name` of the layer.
 
     Sources: Ioffe & Szegedy, 2015, "Batch normalization"; Wu & He, 2018, "Group normalization"; Ba et al., 2016, "Layer
     normalization".
@@ -49,9 +48,8 @@ def make_normalization(
     kwargs = {"epsilon": _EPSILON, "gamma_initializer": gamma_initializer, **kwargs}
     if kind == "layer":
         return LayerNormalization(**kwargs)
-    if kind == "group":  # Keras would sum in half precision
-        kwargs["dtype"] = keras.layers.Layer(dtype=kwargs.get("dtype")).dtype  # that of variables
-        return keras.layers.GroupNormalization(groups, **kwargs)
+    if kind == "group":
+        return GroupNormalization(groups, **kwargs)
     return keras.layers.BatchNormalization(momentum=_MOMENTUM, synchronized=kind == "sync_batch", **kwargs)
 
 
@@ -75,6 +73,35 @@ class LayerNormalization(keras.layers.LayerNormalization):
         if self.beta is not None:
             normalized += self.beta
         return tf.cast(normalized, x.dtype)
+
+
+class GroupNormalization(keras.layers.GroupNormalization):
+    """Normalises groups of channels over all places of an example, as `keras.layers.GroupNormalization`.
+
+    Values are those of Keras, but computed in the dtype of the variables, also in half precision; and LiteRT runs the
+    layer for any batch size, which it refuses for the mask of ones that Keras multiplies by. With a mask, or over
+    another axis than the last, the layer is that of Keras. Source: Wu & He, 2018, "Group normalization".
+
+    Call: x, floating [batch, ..., channels] -> the same shape and dtype.
+    """
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> tf.Variable:
+        return super().add_weight(*args, experimental_autocast=False, **kwargs)  # `call` reads it in full precision
+
+    def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+        x = tf.cast(inputs, self.compute_dtype)
+        wide = tf.cast(x, self.dtype) if x.dtype.name in _HALF else x
+        if mask is not None or self.axis not in (-1, inputs.shape.rank - 1):
+            return tf.cast(super().call(wide, mask), x.dtype)
+        shape, members = tf.shape(x), x.shape[-1] // self.groups
+        grouped = tf.reshape(wide, [shape[0], -1, self.groups, members])  # [batch, places, groups, members]
+        mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
+        beta, gamma = (
+            None if variable is None else tf.reshape(variable, [self.groups, members])
+            for variable in (self.beta, self.gamma)
+        )
+        normalized = tf.nn.batch_normalization(grouped, mean, variance, beta, gamma, self.epsilon)
+        return tf.cast(tf.reshape(normalized, shape), x.dtype)
 
 
 def _normalized(x: tf.Tensor, epsilon: float) -> tf.Tensor:

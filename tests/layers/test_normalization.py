@@ -39,6 +39,25 @@ def test_first_and_second_derivatives_and_compile_modes():
     testing.check_compiled(layer, [X], variables=layer)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"axis": 1, "groups": 3}, {"center": False}, {"scale": False}])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_groups_are_normalised_as_by_tf_keras(arguments, is_masked):
+    picture = np.random.default_rng(1).normal(1, 2, size=(2, 3, 4, 6))
+    mask = {"mask": tf.constant(picture[..., :1] > 0)} if is_masked else {}
+    results = []
+    for kind in (layers.GroupNormalization, keras.layers.GroupNormalization):
+        layer, x = kind(**{"groups": 2, "dtype": "float64", **arguments}), tf.constant(picture)
+        layer.build(picture.shape)
+        for number, variable in enumerate(layer.variables):
+            variable.assign(np.random.default_rng(number).normal(size=variable.shape))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, **mask)
+        results.append([y, *tape.gradient(y, [x, *layer.variables], tf.math.sin(y))])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_half_precision_is_normalized_in_full(dtype):
     x = tf.cast(tf.constant(X + 100), "bfloat16" if dtype == "mixed_bfloat16" else "float32")
