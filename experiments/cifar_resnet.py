@@ -14,8 +14,7 @@ Without --data_dir, the archive is downloaded (170 MB, once). Presets, by --conf
 
 On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.replica_batch_size=128.
 There, BatchNorm normalises by the pictures of its replica; --config.model.normalization=sync_batch by those of all.
-XLA has no deterministic gradient of MaxPooling2D: under --config.train.compile=xla, which float16 needs on a CPU,
-`small` and `fast` take --config.runtime.deterministic=False (not run).
+On a CPU, float16 takes --config.train.compile=xla_gradients (not run); bfloat16 is faster.
 """
 
 import functools
@@ -191,9 +190,9 @@ def small(cfg: ConfigDict) -> list[keras.layers.Layer]:
         keras.layers.Conv2D(32, 3, padding="same", use_bias=norm is None, kernel_initializer="he_normal", name="stem"),
         *([] if norm is None else [norm]),
         keras.layers.ReLU(),
-        keras.layers.MaxPooling2D(),
+        layers.MaxPooling2D(),
         layers.BasicBlock(64, normalization=cfg.model.normalization, name="block"),
-        keras.layers.MaxPooling2D(),
+        layers.MaxPooling2D(),
         keras.layers.Flatten(),
         keras.layers.Dense(10, dtype=precision.full(cfg.train.precision), name="head"),
     ]
@@ -214,7 +213,7 @@ def fast(cfg: ConfigDict) -> list[keras.layers.Layer]:
             filters, 3, padding="same", use_bias=False, kernel_initializer=kernel, name=f"conv_{number}"
         )
         norm = keras.layers.BatchNormalization(momentum=0.6, epsilon=1e-5, scale=False, name=f"norm_{number}")
-        return [conv, *([keras.layers.MaxPooling2D()] if pool else []), norm, keras.layers.Activation("gelu")]
+        return [conv, *([layers.MaxPooling2D()] if pool else []), norm, keras.layers.Activation("gelu")]
 
     whiten = layers.WhiteningConv2D(name="whiten")
     source = load(cfg.data.name, "train", cfg.data.dir)
@@ -229,7 +228,7 @@ def fast(cfg: ConfigDict) -> list[keras.layers.Layer]:
         dtype=precision.full(cfg.train.precision),
         name="head",
     )
-    last = [keras.layers.MaxPooling2D(3), keras.layers.Flatten(), head]
+    last = [layers.MaxPooling2D(3), keras.layers.Flatten(), head]
     scale = keras.layers.Rescaling(1 / widths[-1], dtype=precision.full(cfg.train.precision), name="scale")
     return [whiten, keras.layers.Activation("gelu"), *itertools.chain(*groups), *last, scale]
 

@@ -17,6 +17,7 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `RandomContrast`, `RandomBrightness` | change the values of pixels in training |
 | `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
 | `GroupNormalization` | normalises groups of channels, in full precision, and in LiteRT too |
+| `MaxPooling2D` | takes the largest value of windows, with a gradient that is deterministic in XLA too |
 | `BasicBlock`, `BottleneckBlock` | residual blocks of pictures, with a shortcut that fits |
 | `StochasticDepth`, `SqueezeExcite` | drops the branch of an example; scales channels by their means |
 | `WhiteningConv2D` | convolves with a kernel that whitens windows, computed of data |
@@ -51,6 +52,7 @@ from framework.layers.dropout import (
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.normalization import GroupNormalization, LayerNormalization, make_normalization
+from framework.layers.pooling import MaxPooling2D
 from framework.layers.recurrent import (
     GRU,
     LSTM,
@@ -89,6 +91,7 @@ __all__ = [
     "GroupNormalization",
     "LSTMCell",
     "LayerNormalization",
+    "MaxPooling2D",
     "MultiHeadAttention",
     "RandomBrightness",
     "RandomContrast",

@@ -132,6 +132,7 @@ CASES = (
     Case("MultiHeadAttention", {"num_heads": 2, "key_dim": 3, "dropout": 0.3}, ((3, 4), (5, 4))),
     Case("LayerNormalization", {}, ((3, 5),), _call_plain),
     Case("GroupNormalization", {"groups": 2}, ((3, 2, 4),), _call_plain),
+    Case("MaxPooling2D", {"pool_size": (2, 3)}, ((5, 7, 2),), _call_plain),
     Case("RandomFlip", {}, ((4, 5, 2),), is_random=True),
     Case("RandomCrop", {"height": 3, "width": 2}, ((4, 5, 2),), is_random=True),
     Case("RandomTranslation", {"height_factor": 0.3, "width_factor": 0.2}, ((4, 5, 2),), is_random=True),
