@@ -140,8 +140,11 @@ class BuiltLayer:
             return {name: tensor.numpy() for name, tensor in (results | after).items() if name != PRODUCTS}
 
     def _outputs(self, inputs: Named, training: bool) -> list[tf.Tensor]:
-        outputs = self._subject.call(self.layer, [*inputs.values()], training)
-        return [tf.convert_to_tensor(output) for output in tf.nest.flatten(outputs) if output is not None]
+        returned = self._subject.call(self.layer, [*inputs.values()], training)
+        outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(returned) if output is not None]
+        if not outputs:
+            raise AssertionError(f"a call returned {returned!r}, which has no tensor; return the outputs")
+        return outputs
 
 
 def moved(value: np.ndarray, random: np.random.Generator) -> np.ndarray:

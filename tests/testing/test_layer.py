@@ -1,5 +1,7 @@
 """`testing.check_layer` passes a right layer, and names the check that each planted fault fails."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -294,6 +296,16 @@ def test_an_op_that_litert_does_not_have():
 
 
 # ---- What is refused ----
+
+
+@pytest.mark.parametrize("returned", [None, []])
+def test_a_call_without_outputs_fails(returned):
+    class Silent(keras.layers.Layer):
+        def call(self, x, training=None):
+            return returned
+
+    with pytest.raises(AssertionError, match=f"'build': a call returned {re.escape(repr(returned))}, which has no"):
+        testing.check_layer(Silent, [X])
 
 
 @pytest.mark.parametrize(
