@@ -53,6 +53,7 @@ from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.normalization import GroupNormalization, LayerNormalization, make_normalization
 from framework.layers.pooling import MaxPooling2D
+from framework.layers.positions import sinusoidal
 from framework.layers.recurrent import (
     GRU,
     LSTM,
@@ -67,7 +68,7 @@ from framework.layers.recurrent import (
 )
 from framework.layers.remat import rematerialise
 from framework.layers.residual import BasicBlock, BottleneckBlock, SqueezeExcite
-from framework.layers.transformer import DecoderLayer, EncoderLayer, sinusoidal
+from framework.layers.transformer import DecoderLayer, EncoderLayer
 from framework.layers.whitening import WhiteningConv2D, whitening_kernel
 
 __all__ = [

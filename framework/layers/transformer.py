@@ -10,7 +10,6 @@ Transformer architecture".
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -19,17 +18,6 @@ from framework.layers.dropout import Dropout
 from framework.layers.normalization import LayerNormalization
 
 _EPSILON = 1e-6
-
-
-def sinusoidal(length: int, width: int) -> np.ndarray:
-    """Makes fixed vectors of positions: sines at even places of the width, cosines at odd ones.
-
-    Returns:
-      float32 [length, width], computed in float64.
-    """
-    place = np.arange(width)
-    angle = np.arange(length)[:, np.newaxis] / 10_000 ** (place // 2 * 2 / width)
-    return np.where(place % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
 class _Layer(keras.layers.Layer):
