@@ -245,13 +245,35 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         """Returns the layer that drops attention probabilities at `rate`."""
         return self._dropout_layer
 
+    def build_projections(self, query: tf.Tensor, value: tf.Tensor, key: tf.Tensor) -> None:
+        """Makes the projections, if they do not exist, for tensors of these shapes."""
+        if not self._built_from_signature:
+            self._build_from_signature(query=query, value=value, key=key)
+
+    def merged_mask(
+        self,
+        query: tf.Tensor,
+        value: tf.Tensor,
+        key: tf.Tensor,
+        attention_mask: tf.Tensor | None,
+        use_causal_mask: bool,
+    ) -> tf.Tensor | None:
+        """Returns the mask of a call: that given, that of causality and those that Keras attached to the tensors."""
+        return self._compute_attention_mask(query, value, key, attention_mask, use_causal_mask)
+
     def drop(self, probabilities: tf.Tensor, training: bool | None) -> tf.Tensor:
         """Returns the probabilities after dropout."""
         return self._dropout_layer(probabilities, training=training)
 
     def masked_softmax(self, scores: tf.Tensor, attention_mask: tf.Tensor | None) -> tf.Tensor:
         """Returns the probabilities of scores [batch, heads, query, key], 0 where the mask is False."""
-        return self._masked_softmax(scores, attention_mask)
+        return super()._masked_softmax(scores, attention_mask)
+
+    def of_heads(self, attention_mask: tf.Tensor, rank: int) -> tf.Tensor:
+        """Returns a mask with dimensions of size 1 for those that scores of this rank have and the mask lacks."""
+        for _ in range(rank - attention_mask.shape.rank):
+            attention_mask = tf.expand_dims(attention_mask, -2 * len(self._attention_axes) - 1)
+        return attention_mask
 
     def attend(
         self,
@@ -271,6 +293,9 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
     def _build_attention(self, rank: int) -> None:
         super()._build_attention(rank)
         self._dropout_layer = self.make_dropout(self._dropout)
+
+    def _masked_softmax(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+        return self.masked_softmax(*args, **kwargs)
 
     def _compute_attention(self, *args: Any, **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor]:
         return self.attend(*args, **kwargs)

@@ -13,6 +13,7 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `TimeDistributed` | applies a layer to every time of a sequence |
 | `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
 | `EncoderLayer`, `DecoderLayer` | one layer of a Transformer |
+| `SinusoidalPositions`, `LearnedPositions` | add the vector of its position to each token |
 | `RandomFlip`, `RandomCrop`, `RandomRotation`, `RandomTranslation`, `RandomZoom` | move pixels in training |
 | `RandomContrast`, `RandomBrightness` | change the values of pixels in training |
 | `LayerNormalization` | normalises the last dimension, with a gradient in closed form |
@@ -24,8 +25,10 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 
 `cifar_resnet` makes the residual networks of He et al. for CIFAR, `make_normalization` a normalisation by its name,
 `Dirac` initial kernels that copy channels and `whitening_kernel` those of `WhiteningConv2D`.
-`sinusoidal` makes fixed positions, `rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers
-of a model that other code makes, such as `keras.applications`, the same draws.
+`padding_mask`, `causal_mask` and `combined_mask` make masks of attention, `sinusoidal` fixed positions, `rotate` rotary
+ones, and `token_positions` those of padded sequences.
+`rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers of a model that other code makes,
+such as `keras.applications`, the same draws.
 """
 
 from framework.layers.attention import AdditiveAttention, Attention, MultiHeadAttention
@@ -51,9 +54,10 @@ from framework.layers.dropout import (
 )
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
+from framework.layers.masks import causal_mask, combined_mask, padding_mask
 from framework.layers.normalization import GroupNormalization, LayerNormalization, make_normalization
 from framework.layers.pooling import MaxPooling2D
-from framework.layers.positions import sinusoidal
+from framework.layers.positions import LearnedPositions, SinusoidalPositions, rotate, sinusoidal, token_positions
 from framework.layers.recurrent import (
     GRU,
     LSTM,
@@ -92,6 +96,7 @@ __all__ = [
     "GroupNormalization",
     "LSTMCell",
     "LayerNormalization",
+    "LearnedPositions",
     "MaxPooling2D",
     "MultiHeadAttention",
     "RandomBrightness",
@@ -103,6 +108,7 @@ __all__ = [
     "RandomZoom",
     "SimpleRNN",
     "SimpleRNNCell",
+    "SinusoidalPositions",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
@@ -110,10 +116,15 @@ __all__ = [
     "StochasticDepth",
     "TimeDistributed",
     "WhiteningConv2D",
+    "causal_mask",
     "cifar_resnet",
+    "combined_mask",
     "make_normalization",
+    "padding_mask",
     "rematerialise",
+    "rotate",
     "sinusoidal",
+    "token_positions",
     "whitening_kernel",
     "with_repeatable_draws",
 ]

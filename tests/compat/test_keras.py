@@ -129,6 +129,10 @@ def test_MultiHeadAttention():
             calls.append((query.shape, self.depth, training))
             return super().attend(query, key, value, attention_mask, training)
 
+        def masked_softmax(self, scores, attention_mask):
+            calls.append(self.of_heads(attention_mask, scores.shape.rank).shape)
+            return super().masked_softmax(scores, attention_mask)
+
         def drop(self, probabilities, training):
             raise AssertionError("tf_keras calls its own")
 
@@ -139,7 +143,11 @@ def test_MultiHeadAttention():
     plain.set_weights(layer.get_weights())
     np.testing.assert_array_equal(ours, plain(x, x, use_causal_mask=True))
     assert calls[:2] == [0.25, ["query", "key", "value", "attention_output"]]
-    assert calls[2][:2] == ((2, 5, 2, 3), 3)
+    assert calls[2][:2] == ((2, 5, 2, 3), 3) and calls[3] == (1, 1, 5, 5)
+    layer.build_projections(x, x, x)
+    assert len(layer.weights) == 8 and calls.count(0.25) == 1
+    mask = layer.merged_mask(x, x, x, tf.constant([[[True, False, True, True, True]]]), True)
+    np.testing.assert_array_equal(mask, np.tril(np.ones([1, 5, 5], bool)) & (np.arange(5) != 1))
     scores = tf.random.normal([2, 2, 5, 5])
     masked = layer.masked_softmax(scores, tf.ones([2, 5, 5], tf.bool))
     np.testing.assert_allclose(masked, tf.nn.softmax(scores), rtol=1e-6)

@@ -34,6 +34,10 @@ def _call_plain(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training
     return layer(*inputs)
 
 
+def _call_tied(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return tf.cast(layer.logits(layer(*inputs)), layer.compute_dtype)  # logits are in full precision
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A public layer, as tests make and call it.
@@ -42,6 +46,7 @@ class Case:
       name: of the layer in `framework.layers`, and in `keras.layers` if that has it.
       arguments: of the constructor, rates above 0 included; a case stands for the layer that a wrapper gets.
       shapes: of the tensors of a call, without the batch.
+      below: if above 0, the tensors are integers from 0 to below - 1.
       call: how it is called with them.
       title: what tells several cases of a layer apart.
       is_random: it draws in training although no rate says so.
@@ -54,6 +59,7 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     call: Callable[[keras.layers.Layer, Sequence[tf.Tensor], bool], Any] = _call
     title: str = ""
+    below: int = 0
     is_random: bool = False
     normalizes: bool = False
     exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -75,8 +81,10 @@ class Case:
         return self.draws or self.normalizes
 
     def inputs(self, dtype: str = "float64") -> list[tf.Tensor]:
-        """Normal numbers, the same at every call."""
+        """Normal numbers, or integers, the same at every call."""
         random = np.random.default_rng(0)
+        if self.below:
+            return [tf.constant(random.integers(self.below, size=(BATCH, *shape))) for shape in self.shapes]
         return [tf.constant(random.normal(size=(BATCH, *shape)), dtype) for shape in self.shapes]
 
     def make(
@@ -103,6 +111,7 @@ class Case:
 
 
 BOTH = {"dropout": 0.3, "recurrent_dropout": 0.4}
+STACK = {"layers": 1, "width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3, "max_length": 4}
 LOOPS = {"lite": "LiteRT converts a loop over time for a fixed batch size only"}
 
 CASES = (
@@ -142,6 +151,8 @@ CASES = (
     Case("RandomBrightness", {"factor": 0.5, "value_range": (-9, 9)}, ((4, 5, 2),), is_random=True),
     Case("EncoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4),)),
     Case("DecoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4), (2, 4))),
+    Case("SinusoidalPositions", {"max_length": 4}, ((3, 5),), _call_plain),
+    Case("LearnedPositions", {"max_length": 4}, ((3, 5),), _call_plain),
     Case("StochasticDepth", {"rate": 0.72}, ((3, 2, 5),)),
     Case("SqueezeExcite", {"ratio": 2}, ((3, 2, 4),), _call_plain),
     Case(
