@@ -1,11 +1,13 @@
-"""Encoder and decoder layers of a Transformer with the normalisation before each sublayer.
+"""Encoder and decoder layers of a Transformer, with the normalisation before or after each sublayer.
 
     x = embedded * width**0.5 + layers.sinusoidal(length, width)             # [batch, length, width]
     x = layers.EncoderLayer(width, heads=4, feed_forward=4 * width, dropout=0.1)(x, is_token=source != PADDING)
 
-A stack of layers needs a `LayerNormalization` at its end, because a layer does not normalise the sum it returns.
-Sources: Vaswani et al., 2017, "Attention is all you need"; Xiong et al., 2020, "On layer normalization in the
-Transformer architecture".
+A stack of pre-norm layers needs a `LayerNormalization` at its end, because such a layer does not normalise the sum it
+returns; `layers.Encoder` and `layers.Decoder` have it.
+Sources: Vaswani et al., 2017, "Attention is all you need" (post-norm); Xiong et al., 2020, "On layer normalization in
+the Transformer architecture" (pre-norm); Hendrycks & Gimpel, 2016, "Gaussian error linear units"; Shazeer, 2020, "GLU
+variants improve Transformer".
 """
 
 from typing import Any
@@ -15,79 +17,146 @@ import tf_keras as keras
 
 from framework.layers.attention import MultiHeadAttention
 from framework.layers.dropout import Dropout
+from framework.layers.masks import padding_mask
 from framework.layers.normalization import LayerNormalization
 
+NORMS = ("pre", "post")
+ACTIVATIONS = ("relu", "gelu", "swiglu")
+
+State = dict[str, tf.Tensor]
+
 _EPSILON = 1e-6
+_DEFAULTS: dict[str, Any] = {"norm": "pre", "activation": "relu", "rotary": False, "mask_value": None}
+
+
+def make_norm(dtype: Any) -> LayerNormalization:
+    """Returns a normalisation of the width, as all layers of a Transformer here have it."""
+    return LayerNormalization(epsilon=_EPSILON, dtype=dtype)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless an argument is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name}='{value}' is none of {', '.join(choices)}")
 
 
 class _Layer(keras.layers.Layer):
     """Holds what an encoder and a decoder layer share: sizes, self-attention and the feed-forward network."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        dropout: float = 0.0,
+        norm: str = "pre",
+        activation: str = "relu",
+        rotary: bool = False,
+        mask_value: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if width % heads:
             raise ValueError(f"width={width} is not divisible by heads={heads}")
+        check_choice("norm", norm, NORMS)
+        check_choice("activation", activation, ACTIVATIONS)
         self._sizes = {"width": width, "heads": heads, "feed_forward": feed_forward, "dropout": dropout}
-        self.attention_norm, self.attention, self.attention_dropout = self._attention_sublayer()
-        self.feed_forward_norm = LayerNormalization(epsilon=_EPSILON, dtype=self.dtype_policy)
-        self.expand = keras.layers.Dense(feed_forward, activation="relu", dtype=self.dtype_policy)
-        self.contract = keras.layers.Dense(width, dtype=self.dtype_policy)
+        self.norm = norm
+        self.activation = activation
+        self.rotary = rotary
+        self.mask_value = mask_value
+        self.attention_norm, self.attention, self.attention_dropout = self._attention_sublayer(rotary)
+        self.feed_forward_norm = make_norm(self.dtype_policy)
+        if activation == "swiglu":  # without biases, as in its paper
+            self.gate = keras.layers.Dense(feed_forward, "swish", use_bias=False, dtype=self.dtype_policy)
+            self.expand = keras.layers.Dense(feed_forward, use_bias=False, dtype=self.dtype_policy)
+            self.contract = keras.layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
+        else:
+            self.expand = keras.layers.Dense(feed_forward, activation, dtype=self.dtype_policy)
+            self.contract = keras.layers.Dense(width, dtype=self.dtype_policy)
         self.feed_forward_dropout = Dropout(dropout, dtype=self.dtype_policy)
 
-    def _attention_sublayer(self) -> tuple[keras.layers.Layer, keras.layers.Layer, keras.layers.Layer]:
-        sizes = self._sizes
+    def _attention_sublayer(self, rotary: bool) -> tuple[keras.layers.Layer, keras.layers.Layer, keras.layers.Layer]:
+        heads, rate = self._sizes["heads"], self._sizes["dropout"]
+        options = {"rotary": rotary, "mask_value": self.mask_value, "dtype": self.dtype_policy}
         return (
-            LayerNormalization(epsilon=_EPSILON, dtype=self.dtype_policy),
-            MultiHeadAttention(
-                sizes["heads"], sizes["width"] // sizes["heads"], dropout=sizes["dropout"], dtype=self.dtype_policy
-            ),
-            Dropout(sizes["dropout"], dtype=self.dtype_policy),
+            make_norm(self.dtype_policy),
+            MultiHeadAttention(heads, self._sizes["width"] // heads, dropout=rate, **options),
+            Dropout(rate, dtype=self.dtype_policy),
         )
 
-    def _add_feed_forward(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
+    def _sublayer_input(self, x: tf.Tensor, norm: keras.layers.Layer) -> tf.Tensor:
+        return norm(x) if self.norm == "pre" else x
+
+    def _added(self, x: tf.Tensor, y: tf.Tensor, norm: keras.layers.Layer) -> tf.Tensor:
+        """Returns the sum of a sublayer's input and output, normalised in post-norm."""
+        return x + y if self.norm == "pre" else norm(x + y)
+
+    def _attend_to_self(self, x: tf.Tensor, training: bool | None, **call: Any) -> tf.Tensor:
+        y = self._sublayer_input(x, self.attention_norm)
+        y = self.attention(y, y, training=training, **call)
+        return self._added(x, self.attention_dropout(y, training=training), self.attention_norm)
+
+    def _feed_forward(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
         # Rows of one matrix: a product of three dimensions is reshaped at each step, and its bias added apart.
-        rows = tf.reshape(self.feed_forward_norm(x), [-1, x.shape[-1]])
-        y = tf.reshape(self.contract(self.expand(rows)), tf.shape(x))
-        return x + self.feed_forward_dropout(tf.ensure_shape(y, x.shape), training=training)
+        rows = tf.reshape(self._sublayer_input(x, self.feed_forward_norm), [-1, x.shape[-1]])
+        hidden = self.expand(rows)
+        if self.activation == "swiglu":
+            hidden = self.gate(rows) * hidden
+        y = tf.ensure_shape(tf.reshape(self.contract(hidden), tf.shape(x)), x.shape)
+        return self._added(x, self.feed_forward_dropout(y, training=training), self.feed_forward_norm)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._sizes}
+        chosen = {name: getattr(self, name) for name, value in _DEFAULTS.items() if getattr(self, name) != value}
+        return {**super().get_config(), **self._sizes, **chosen}
 
 
 class EncoderLayer(_Layer):
-    """Adds self-attention, then a feed-forward network of one hidden layer (ReLU), to its input.
+    """Adds self-attention, then a feed-forward network of one hidden layer, to its input.
 
     Args:
       width: size of the vectors; a multiple of `heads`.
       heads: number of attention heads, each `width / heads` wide.
       feed_forward: units of the hidden layer.
       dropout: rate for the attention probabilities and for what each sublayer adds.
+      norm: 'pre' normalises the input of each sublayer, 'post' the sum of its input and output.
+      activation: 'relu', 'gelu' or, with a gate and without biases, 'swiglu'; it has half as many weights again.
+      rotary: self-attention rotates queries and keys by their positions.
+      mask_value: score of a key that is not seen, as in `MultiHeadAttention`.
 
     Call: x, floating [batch, length, width] -> the same shape and dtype. `is_token`, bool [batch, length]: False at
-    padding, to which nothing attends.
+    padding, to which nothing attends. `positions`, integer [batch or 1, length], for `rotary`: by default 0, 1, 2, …
     """
 
-    def call(self, x: tf.Tensor, is_token: tf.Tensor | None = None, training: bool | None = None) -> tf.Tensor:
-        y = self.attention_norm(x)
-        y = self.attention(y, y, attention_mask=_key_mask(is_token), training=training)
-        x = x + self.attention_dropout(y, training=training)
-        return self._add_feed_forward(x, training)
+    def call(
+        self,
+        x: tf.Tensor,
+        is_token: tf.Tensor | None = None,
+        training: bool | None = None,
+        positions: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        x = self._attend_to_self(x, training, attention_mask=_padding_mask(is_token), positions=positions)
+        return self._feed_forward(x, training)
 
 
 class DecoderLayer(_Layer):
     """Adds causal self-attention, attention to an encoder's output, and a feed-forward network to its input.
 
     Args:
-      width, heads, feed_forward, dropout: as in `EncoderLayer`.
+      width, heads, feed_forward, dropout, norm, activation, mask_value: as in `EncoderLayer`.
+      rotary: self-attention rotates queries and keys by their positions; attention to the source does not.
 
     Call: x, floating [batch, length, width], and memory, floating [batch, source length, width], the encoder's output
-    -> the shape and dtype of x. `is_source_token`, bool [batch, source length]: False at padding of the source. Padding
-    at the end of the target needs no mask: no token before it attends to it.
+    -> the shape and dtype of x. `is_source_token`, bool [batch, source length]: False at padding of the source.
+    `is_token`, bool [batch, length]: False at padding of the target; padding at its end needs no mask, because no token
+    before it attends to it. `positions`: as in `EncoderLayer`.
+
+    `start` and `step` decode token by token: they keep the keys and values of the tokens before.
     """
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(width, heads, feed_forward, dropout, **kwargs)
-        self.cross_norm, self.cross_attention, self.cross_dropout = self._attention_sublayer()
+        self.cross_norm, self.cross_attention, self.cross_dropout = self._attention_sublayer(rotary=False)
 
     def call(
         self,
@@ -95,17 +164,67 @@ class DecoderLayer(_Layer):
         memory: tf.Tensor,
         is_source_token: tf.Tensor | None = None,
         training: bool | None = None,
+        is_token: tf.Tensor | None = None,
+        positions: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        y = self.attention_norm(x)
-        y = self.attention(y, y, use_causal_mask=True, training=training)
-        x = x + self.attention_dropout(y, training=training)
-        y = self.cross_attention(
-            self.cross_norm(x), memory, attention_mask=_key_mask(is_source_token), training=training
+        mask = _padding_mask(is_token)
+        x = self._attend_to_self(x, training, attention_mask=mask, use_causal_mask=True, positions=positions)
+        y = self._sublayer_input(x, self.cross_norm)
+        y = self.cross_attention(y, memory, attention_mask=_padding_mask(is_source_token), training=training)
+        x = self._added(x, self.cross_dropout(y, training=training), self.cross_norm)
+        return self._feed_forward(x, training)
+
+    def start(self, memory: tf.Tensor, length: int, is_source_token: tf.Tensor | None = None) -> State:
+        """Returns the state before the first token: keys and values of the source, and room for those of the target.
+
+        Args:
+          memory: floating [rows, source length, width].
+          length: the largest number of tokens to decode.
+          is_source_token: bool [rows, source length], False at padding.
+
+        Returns:
+          Tensors whose first dimension is the rows, so that a gather picks rows of a state.
+        """
+        if not self.built:
+            raise ValueError(f"a {type(self).__name__} has no weights before its first call; call it, then start()")
+        source_keys, source_values = self.cross_attention.project_keys(memory)
+        heads, depth = source_keys.shape[2:]
+        room = tf.zeros([tf.shape(memory)[0], length, heads, depth], source_keys.dtype)
+        if is_source_token is None:
+            is_source_token = tf.ones(tf.shape(memory)[:2], tf.bool)
+        state = {"keys": room, "values": room, "source_keys": source_keys, "source_values": source_values}
+        return {**state, "is_source_token": is_source_token}
+
+    def step(self, x: tf.Tensor, state: State, position: tf.Tensor) -> tuple[tf.Tensor, State]:
+        """Computes the output of one token, in inference, from that token and the state of the tokens before it.
+
+        Args:
+          x: floating [rows, 1, width].
+          state: of `start`, or of the step of the token before.
+          position: int32 scalar, how many tokens stand before.
+
+        Returns:
+          The output, [rows, 1, width], which a call with all tokens has at this position, and the next state.
+        """
+        x = tf.cast(x, self.compute_dtype)
+        y = self._sublayer_input(x, self.attention_norm)
+        here = tf.reshape(position, [1, 1])
+        queries = self.attention.project_queries(y, here)
+        keys, values = self.attention.project_keys(y, positions=here)
+        places = tf.range(state["keys"].shape[1])
+        is_here = tf.reshape(places == position, [1, -1, 1, 1])
+        keys = tf.where(is_here, keys, state["keys"])
+        values = tf.where(is_here, values, state["values"])
+        y, _ = self.attention.mix(queries, keys, values, tf.reshape(places <= position, [1, 1, -1]), training=False)
+        x = self._added(x, y, self.attention_norm)
+        queries = self.cross_attention.project_queries(self._sublayer_input(x, self.cross_norm))
+        source_mask = padding_mask(state["is_source_token"])
+        y, _ = self.cross_attention.mix(
+            queries, state["source_keys"], state["source_values"], source_mask, training=False
         )
-        x = x + self.cross_dropout(y, training=training)
-        return self._add_feed_forward(x, training)
+        x = self._added(x, y, self.cross_norm)
+        return self._feed_forward(x, training=False), {**state, "keys": keys, "values": values}
 
 
-def _key_mask(is_token: tf.Tensor | None) -> tf.Tensor | None:
-    """Returns a mask of keys, bool [batch, 1, keys]: the same for every query."""
-    return None if is_token is None else is_token[:, tf.newaxis, :]
+def _padding_mask(is_token: tf.Tensor | None) -> tf.Tensor | None:
+    return None if is_token is None else padding_mask(is_token)

@@ -1,5 +1,7 @@
 """framework/layers/transformer.py against NumPy in float64; what masks hide is not seen; gradients; compile modes."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,9 +16,9 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def made(kind, dropout=0.0, dtype="float64"):
+def made(kind, dropout=0.0, dtype="float64", **options):
     """A layer with random weights, biases and scales included."""
-    layer = kind(WIDTH, HEADS, HIDDEN, dropout, dtype=dtype)
+    layer = kind(WIDTH, HEADS, HIDDEN, dropout, dtype=dtype, **options)
     lengths = (LENGTH, SOURCE) if kind is layers.DecoderLayer else (LENGTH,)
     layer(*(tf.zeros([BATCH, length, WIDTH], layer.variable_dtype) for length in lengths))
     for number, variable in enumerate(layer.variables):
@@ -31,6 +33,8 @@ class Reference:
     def __init__(self, layer, rate=0.0):
         self.weights = {path: variable.numpy() for path, variable in paths.variables(layer).items()}
         self.rate = rate
+        self.is_post = layer.norm == "post"
+        self.activation = layer.activation
 
     def norm(self, name, x):
         centred = x - x.mean(-1, keepdims=True)
@@ -58,23 +62,32 @@ class Reference:
         kernel, bias = (self.weights[f"{name}/_output_dense/{part}"] for part in ("kernel", "bias"))
         return np.einsum("bthd,hdw->btw", found, kernel) + bias
 
+    def added(self, name, x, sublayer):
+        """x + sublayer(norm(x)), or in post-norm norm(x + sublayer(x))."""
+        if self.is_post:
+            return self.norm(f"{name}_norm", x + self.dropped(f"{name}_dropout", sublayer(x)))
+        return x + self.dropped(f"{name}_dropout", sublayer(self.norm(f"{name}_norm", x)))
+
+    def hidden(self, x):
+        if self.activation == "swiglu":
+            gate = x @ self.weights["gate/kernel"]
+            return gate / (1 + np.exp(-gate)) * (x @ self.weights["expand/kernel"])
+        x = x @ self.weights["expand/kernel"] + self.weights["expand/bias"]
+        return np.maximum(x, 0) if self.activation == "relu" else x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2
+
     def fed_forward(self, x):
-        y = self.norm("feed_forward_norm", x)
-        y = np.maximum(y @ self.weights["expand/kernel"] + self.weights["expand/bias"], 0)
-        y = y @ self.weights["contract/kernel"] + self.weights["contract/bias"]
-        return x + self.dropped("feed_forward_dropout", y)
+        y = self.hidden(x) @ self.weights["contract/kernel"]
+        return y if self.activation == "swiglu" else y + self.weights["contract/bias"]
 
     def encoder(self, x, is_token):
-        y = self.norm("attention_norm", x)
-        x = x + self.dropped("attention_dropout", self.attention("attention", y, y, is_token[:, None, None, :]))
-        return self.fed_forward(x)
+        x = self.added("attention", x, lambda y: self.attention("attention", y, y, is_token[:, None, None, :]))
+        return self.added("feed_forward", x, self.fed_forward)
 
     def decoder(self, x, memory, is_token):
-        y = self.norm("attention_norm", x)
-        causal = np.tril(np.ones([LENGTH, LENGTH], bool))
-        x = x + self.dropped("attention_dropout", self.attention("attention", y, y, causal))
-        y = self.attention("cross_attention", self.norm("cross_norm", x), memory, is_token[:, None, None, :])
-        return self.fed_forward(x + self.dropped("cross_dropout", y))
+        causal, seen = np.tril(np.ones([LENGTH, LENGTH], bool)), is_token[:, None, None, :]
+        x = self.added("attention", x, lambda y: self.attention("attention", y, y, causal))
+        x = self.added("cross", x, lambda y: self.attention("cross_attention", y, memory, seen))
+        return self.added("feed_forward", x, self.fed_forward)
 
 
 def token_mask(length):
@@ -103,6 +116,23 @@ def test_decoder_is_its_definition(rate, masked):
         found = layer(tf.constant(x), tf.constant(memory), is_source_token=mask, training=bool(rate))
     expected = Reference(layer, rate).decoder(x, memory, is_token if masked else np.ones_like(is_token))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+OPTIONS = [{"norm": "post"}, {"activation": "gelu"}, {"activation": "swiglu", "norm": "post"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_norms_and_activations_are_their_definitions(rate, options):
+    encoder, decoder = (made(kind, rate, **options) for kind in (layers.EncoderLayer, layers.DecoderLayer))
+    x, memory, is_token = normal(BATCH, LENGTH, WIDTH), normal(BATCH, SOURCE, WIDTH, seed=1), token_mask(SOURCE)
+    with rng.scope(rng.key(1), 3):
+        encoded = encoder(tf.constant(memory), tf.constant(is_token), training=bool(rate))
+    with rng.scope(rng.key(1), 3):
+        decoded = decoder(tf.constant(x), tf.constant(memory), tf.constant(is_token), training=bool(rate))
+    bound = 1e-7 if encoder.activation == "gelu" else 1e-12  # TensorFlow's takes the root of 2 in float32
+    np.testing.assert_allclose(encoded, Reference(encoder, rate).encoder(memory, is_token), rtol=0, atol=bound)
+    np.testing.assert_allclose(decoded, Reference(decoder, rate).decoder(x, memory, is_token), rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
@@ -149,20 +179,16 @@ def test_variables_stay_in_full_precision_and_all_parts_compute_in_half():
     assert {part.compute_dtype for part in parts} == {"bfloat16"} and len(parts) > 15
 
 
-def test_positions_are_those_of_the_paper():
-    found = layers.sinusoidal(50, 6)
-    assert found.dtype == np.float32 and found.shape == (50, 6)
-    for place, index in ((0, 0), (7, 0), (49, 4), (13, 2)):
-        angle = place / 10_000 ** (index / 6)
-        assert found[place, index] == np.float32(np.sin(angle))
-        assert found[place, index + 1] == np.float32(np.cos(angle))
-
-
 @pytest.mark.parametrize("kind", [layers.EncoderLayer, layers.DecoderLayer])
 def test_config_round_trip(kind):
     again = kind.from_config(kind(8, 4, 16, 0.25, name="mine").get_config())
     assert again.get_config() == kind(8, 4, 16, 0.25, name="mine").get_config()
     assert again.attention._num_heads == 4 and again.attention_dropout.rate == 0.25
+    sizes = {"width": 8, "heads": 4, "feed_forward": 16, "dropout": 0.25}
+    assert again.get_config() == {"name": "mine", "trainable": True, "dtype": "float32", **sizes}
+    options = {"norm": "post", "activation": "gelu", "rotary": True, "mask_value": -30.0}
+    again = kind.from_config(kind(8, 4, 16, **options).get_config())
+    assert {name: getattr(again, name) for name in options} == options and again.attention.mask_value == -30
 
 
 def test_a_width_that_the_heads_cannot_share():
