@@ -13,6 +13,7 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `TimeDistributed` | applies a layer to every time of a sequence |
 | `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
 | `EncoderLayer`, `DecoderLayer` | one layer of a Transformer |
+| `TiedEmbedding` | embeds source and target tokens, and makes logits, by one table |
 | `SinusoidalPositions`, `LearnedPositions` | add the vector of its position to each token |
 | `RandomFlip`, `RandomCrop`, `RandomRotation`, `RandomTranslation`, `RandomZoom` | move pixels in training |
 | `RandomContrast`, `RandomBrightness` | change the values of pixels in training |
@@ -52,6 +53,7 @@ from framework.layers.dropout import (
     SpatialDropout3D,
     StochasticDepth,
 )
+from framework.layers.embedding import TiedEmbedding
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.masks import causal_mask, combined_mask, padding_mask
@@ -114,6 +116,7 @@ __all__ = [
     "SpatialDropout3D",
     "SqueezeExcite",
     "StochasticDepth",
+    "TiedEmbedding",
     "TimeDistributed",
     "WhiteningConv2D",
     "causal_mask",

@@ -153,6 +153,7 @@ CASES = (
     Case("DecoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4), (2, 4))),
     Case("SinusoidalPositions", {"max_length": 4}, ((3, 5),), _call_plain),
     Case("LearnedPositions", {"max_length": 4}, ((3, 5),), _call_plain),
+    Case("TiedEmbedding", {"vocabulary": 7, "width": 3}, ((5,),), _call_tied, below=7),
     Case("StochasticDepth", {"rate": 0.72}, ((3, 2, 5),)),
     Case("SqueezeExcite", {"ratio": 2}, ((3, 2, 4),), _call_plain),
     Case(
