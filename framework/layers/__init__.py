@@ -12,7 +12,7 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `ConvLSTM1D`, `ConvLSTM2D`, `ConvLSTM3D` | recurrent over rows, pictures, volumes |
 | `TimeDistributed` | applies a layer to every time of a sequence |
 | `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
-| `EncoderLayer`, `DecoderLayer` | one layer of a Transformer |
+| `Encoder`, `Decoder` and `EncoderLayer`, `DecoderLayer` | a Transformer's stacks, with a cache to decode; one layer |
 | `TiedEmbedding` | embeds source and target tokens, and makes logits, by one table |
 | `SinusoidalPositions`, `LearnedPositions` | add the vector of its position to each token |
 | `RandomFlip`, `RandomCrop`, `RandomRotation`, `RandomTranslation`, `RandomZoom` | move pixels in training |
@@ -54,6 +54,7 @@ from framework.layers.dropout import (
     StochasticDepth,
 )
 from framework.layers.embedding import TiedEmbedding
+from framework.layers.encoder_decoder import Decoder, Encoder
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.masks import causal_mask, combined_mask, padding_mask
@@ -88,9 +89,11 @@ __all__ = [
     "ConvLSTM1D",
     "ConvLSTM2D",
     "ConvLSTM3D",
+    "Decoder",
     "DecoderLayer",
     "Dirac",
     "Dropout",
+    "Encoder",
     "EncoderLayer",
     "GRUCell",
     "GaussianDropout",

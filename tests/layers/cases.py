@@ -111,7 +111,7 @@ class Case:
 
 
 BOTH = {"dropout": 0.3, "recurrent_dropout": 0.4}
-STACK = {"layers": 1, "width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3, "max_length": 4}
+STACK = {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3, "max_length": 4}
 LOOPS = {"lite": "LiteRT converts a loop over time for a fixed batch size only"}
 
 CASES = (
@@ -151,6 +151,14 @@ CASES = (
     Case("RandomBrightness", {"factor": 0.5, "value_range": (-9, 9)}, ((4, 5, 2),), is_random=True),
     Case("EncoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4),)),
     Case("DecoderLayer", {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3}, ((3, 4), (2, 4))),
+    Case(
+        "EncoderLayer",
+        {"width": 4, "heads": 2, "feed_forward": 5, "activation": "swiglu", "rotary": True, "mask_value": -30.0},
+        ((3, 4),),
+        title="rotary, of SwiGLU",
+    ),
+    Case("Encoder", {"layers": 2, "activation": "gelu", "positions": "learned", **STACK}, ((3, 4),)),
+    Case("Decoder", {"layers": 1, "norm": "post", **STACK}, ((3, 4), (2, 4))),
     Case("SinusoidalPositions", {"max_length": 4}, ((3, 5),), _call_plain),
     Case("LearnedPositions", {"max_length": 4}, ((3, 5),), _call_plain),
     Case("TiedEmbedding", {"vocabulary": 7, "width": 3}, ((5,),), _call_tied, below=7),
