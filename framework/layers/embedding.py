@@ -42,8 +42,9 @@ class TiedEmbedding(keras.layers.Layer):
             return tf.gather(table, inputs) * self.width**0.5
         product = tf.matmul(tf.reshape(inputs, [-1, self.width]), table, transpose_b=True)
         shape = tf.concat([tf.shape(inputs)[:-1], [self.vocabulary]], 0)
-        logits = tf.ensure_shape(tf.reshape(product, shape), [*inputs.shape[:-1], self.vocabulary])
-        return tf.cast(logits, self.variable_dtype)
+        logits = tf.cast(tf.reshape(product, shape), self.variable_dtype)
+        logits.set_shape([*inputs.shape[:-1], self.vocabulary])  # not ensure_shape, which LiteRT lacks
+        return logits
 
     def logits(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the product of each vector with all rows of the table.
