@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow.python.framework import config as tf_config
+from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops import handle_data_util, lookup_ops
 from tf_keras.src import backend
 from tf_keras.src.engine import base_layer
@@ -65,6 +66,27 @@ def is_scratch(graph: Any) -> bool:
 def is_loop_body(graph: Any) -> bool:
     """Returns whether `graph` is the body of a `tf.while_loop`."""
     return type(graph).__name__ == "WhileBodyFuncGraph"
+
+
+# Gradients
+
+# (op, upstream) -> the gradient by each input
+GradientOf = Callable[[Any, tf.Tensor], Sequence[tf.Tensor]]
+
+
+@contextlib.contextmanager
+def gradient_of(kind: str, make: Callable[[GradientOf], GradientOf]) -> Iterator[None]:
+    """While open, gives ops of a kind another gradient, which `make` makes of that of TensorFlow.
+
+    TensorFlow publishes only how a kind without a gradient gets one.
+    """
+    entries = tf_ops.gradient_registry._registry
+    before = entries[kind]
+    entries[kind] = {**before, "type": make(before["type"])}
+    try:
+        yield
+    finally:
+        entries[kind] = before
 
 
 # Lookup tables

@@ -9,7 +9,7 @@ of one notebook do not touch each other.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -26,17 +26,32 @@ def scope(precision: str) -> Iterator[None]:
     """While open, models are built and traced in `precision`.
 
     'float32' and 'float64' hold for everything: variables, computation, schedule. Under 'bfloat16' and 'float16' layers
-    compute in half precision; variables, normalisation, loss and update stay in float32.
+    compute in half precision; variables, normalisation, loss, update and the sums of biases' gradients stay in float32.
     """
     policy = keras.mixed_precision.global_policy()
     floatx = keras.backend.floatx()
     keras.backend.set_floatx(full(precision))
     keras.mixed_precision.set_global_policy(_POLICIES.get(precision, precision))
+    is_bfloat16 = precision == "bfloat16"
     try:
-        yield
+        with compat.gradient_of("BiasAdd", _summed_in_full) if is_bfloat16 else contextlib.nullcontext():
+            yield
     finally:
         keras.backend.set_floatx(floatx)
         keras.mixed_precision.set_global_policy(policy)
+
+
+def _summed_in_full(gradient_of: compat.GradientOf) -> compat.GradientOf:
+    """Returns the gradient of BiasAdd that sums bfloat16 in float32; the kernel of TensorFlow sums it in bfloat16."""
+
+    def gradient(op: Any, upstream: tf.Tensor) -> Sequence[tf.Tensor]:
+        rank = upstream.shape.rank
+        if upstream.dtype != tf.bfloat16 or rank is None:  # other kernels sum in float32
+            return gradient_of(op, upstream)
+        channels = 1 if op.get_attr("data_format") == b"NCHW" else rank - 1
+        return upstream, tf.reduce_sum(upstream, [axis for axis in range(rank) if axis != channels])
+
+    return gradient
 
 
 def full(precision: str) -> str:

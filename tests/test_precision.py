@@ -120,6 +120,49 @@ def test_normalisation_sums_in_float32(name, mode, shape, layer):
 
 
 @pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize(
+    ("shape", "data_format"), [((2048, 6), "NHWC"), ((32, 8, 8, 6), "NHWC"), ((32, 6, 64), "NCHW")]
+)
+def test_gradients_of_biases_are_summed_in_float32(name, mode, shape, data_format):
+    """Of 2,048 numbers, whose sum TensorFlow's own gradient has wrong by a third in bfloat16."""
+    upstream = tf.cast(np.random.default_rng(0).normal(0.3, 1, shape), name)
+    axes = (0, 2) if data_format == "NCHW" else tuple(range(len(shape) - 1))
+    exact = upstream.numpy().astype(np.float64).sum(axes)
+
+    def gradient(upstream):
+        with tf.GradientTape() as tape:
+            bias = tf.zeros([6], name)
+            tape.watch(bias)
+            y = tf.nn.bias_add(tf.zeros(shape, name), bias, data_format)
+        return tape.gradient(y, bias, upstream)
+
+    run = gradient if mode == "eager" else tf.function(gradient, jit_compile=mode == "xla", autograph=False)
+    with precision.scope(name):
+        found = run(upstream)
+    assert found.dtype.name == name
+    np.testing.assert_allclose(found.numpy().astype(np.float64), exact, rtol=ROUNDING[name], atol=0)
+
+
+def test_gradients_of_biases_are_those_of_tensorflow_in_float32_and_after_the_scope():
+    upstream = tf.constant(np.random.default_rng(0).normal(size=(2048, 6)), tf.float32)
+
+    def gradients(name):
+        with tf.GradientTape() as tape:
+            bias = tf.zeros([6], name)
+            tape.watch(bias)
+            y = tf.nn.bias_add(tf.zeros([2048, 6], name), bias)
+        return tape.gradient(y, bias, tf.cast(upstream, name)).numpy()
+
+    for name in ("float32", "bfloat16"):
+        expected = tf.raw_ops.BiasAddGrad(out_backprop=tf.cast(upstream, name)).numpy()
+        np.testing.assert_array_equal(gradients(name), expected)
+        with precision.scope("bfloat16"):
+            assert (gradients(name) == expected).all() == (name == "float32")
+        np.testing.assert_array_equal(gradients(name), expected)
+
+
+@pytest.mark.parametrize("name", HALVES)
 def test_cross_entropy_of_half_logits_is_that_of_float64(name):
     random = np.random.default_rng(0)
     logits = tf.cast(random.normal(0, 20, (64, 10)), name)

@@ -48,6 +48,24 @@ def test_user_frames():
     assert compat.user_frames(types.SimpleNamespace(traceback=None)) == []
 
 
+def test_gradient_of():
+    def derivative():
+        x = tf.constant(0.0)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.sin(x)
+        return tape.gradient(y, x)
+
+    def doubled(gradient):
+        return lambda op, upstream: 2 * gradient(op, upstream)
+
+    with compat.gradient_of("Sin", doubled):
+        assert float(derivative()) == float(tf.function(derivative)()) == 2
+        with compat.gradient_of("Sin", doubled):
+            assert float(derivative()) == 4
+    assert float(derivative()) == float(tf.function(derivative)()) == 1
+
+
 def test_is_scratch():
     seen = []
 
