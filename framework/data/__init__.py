@@ -16,6 +16,7 @@ from framework.data.files import Examples, Image, Label, array_records, columns,
 from framework.data.items import from_items
 from framework.data.replay_buffer import ReplayBuffer
 from framework.data.sets.cifar import load_cifar10
+from framework.data.sets.cmudict import load_cmudict
 from framework.data.sets.mnist import load_mnist
 from framework.data.sources import IndexedSource, Source
 
@@ -33,6 +34,7 @@ __all__ = [
     "from_items",
     "image_folder",
     "load_cifar10",
+    "load_cmudict",
     "load_mnist",
     "make_batches",
     "tf_records",
