@@ -16,7 +16,7 @@ UNFINISHED := $(VENV)/.unfinished
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-data.txt | cksum | cut -d ' ' -f 1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt | cksum | cut -d ' ' -f 1)
 
-# The optional packages of these extras of pyproject.toml: EXTRAS=data.
+# The optional packages of these extras of pyproject.toml: EXTRAS='data text'.
 ifneq ($(EXTRAS),)
 EXTRAS_STAMP := $(VENV)/.extras-$(shell echo $(EXTRAS) | cat - pyproject.toml | cksum | cut -d ' ' -f 1)
 EXTRAS_PINS := import sys, tomllib; of = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
@@ -44,7 +44,7 @@ endif
 run: $(RUN_STAMP) $(EXTRAS_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
 
-test: $(DEV_STAMP) $(EXTRAS_STAMP)  ## lint, formatting, types and all tests but the slow ones; EXTRAS=data for those of optional packages; ARGS='tests/test_rng.py -k uniform' for some
+test: $(DEV_STAMP) $(EXTRAS_STAMP)  ## lint, formatting, types and all tests but the slow ones; EXTRAS='data text' for those of optional packages; ARGS='tests/test_rng.py -k uniform' for some
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy

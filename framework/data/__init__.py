@@ -6,11 +6,11 @@
 A `Source` is read by index, `make_batches` orders its examples, `ReplayBuffer` is filled by the step itself, and
 `Batches` is the protocol of all of them. `IndexedSource` is the protocol of sources; a map-style data set of another
 library is a source as it is, and `from_items` gives it a name. `data/files/` reads TFRecord, ArrayRecord, folders of
-pictures and columns, `data/sets/` has the data sets that come by name, and `augment` the functions of a batch that
-change pictures at random.
+pictures and columns, `data/sets/` has the data sets that come by name, `augment` the functions of a batch that change
+pictures at random, and `text` vocabularies and readers of texts.
 """
 
-from framework.data import augment
+from framework.data import augment, text
 from framework.data.batches import Batches, make_batches
 from framework.data.files import Examples, Image, Label, array_records, columns, image_folder, tf_records
 from framework.data.items import from_items
@@ -37,5 +37,6 @@ __all__ = [
     "load_cmudict",
     "load_mnist",
     "make_batches",
+    "text",
     "tf_records",
 ]
