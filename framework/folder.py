@@ -29,12 +29,13 @@ LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 CURVES = "tensorboard"
 EXPORTS = "exports"
+FILES = "files"
 REPORT = "report.json"  # in exports/
 FAILURE = "failure"
 WORKERS = "workers"
 
 _FILES = (CONFIG, OVERRIDES, ENVIRONMENT, METRICS, RESULT, TUNING, INIT)
-_FOLDERS = (CHECKPOINTS, CURVES, EXPORTS, FAILURE, WORKERS)
+_FOLDERS = (CHECKPOINTS, CURVES, EXPORTS, FILES, FAILURE, WORKERS)
 
 
 def check_workdir(workdir: Path) -> None:

@@ -140,7 +140,7 @@ ROWS = (
     ("export",),
     ("evaluators",),
     # a run
-    ("run.arguments", "run.interval", "run.stored_config", "run.code_copies"),
+    ("run.arguments", "run.interval", "run.stored_config", "run.code_copies", "run.own_files"),
     ("run.environment", "run.interrupt", "run.progress", "run.averaging"),
     ("run.continuity", "run.metric_names"),
     ("run.run", "run.request"),

@@ -169,6 +169,17 @@ def _list(returned: Any, wanted: str) -> str:
     return "" if isinstance(returned, Sequence) and not isinstance(returned, str) else wanted
 
 
+def _files(returned: Any, wanted: str) -> str:
+    if not isinstance(returned, Mapping):
+        return wanted
+    for name, text in returned.items():
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+            return f"{name!r} is not the name of a file. {wanted}"
+        if not isinstance(text, str):
+            return f"{name!r} is {shown(text)}, not a text. {wanted}"
+    return ""
+
+
 def _evaluators(returned: Any, wanted: str) -> str:
     if not isinstance(returned, Mapping):
         return wanted
@@ -201,6 +212,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "make_state": Function(("cfg", "model"), "a tf.Module, whose variables are saved", _state),
     "make_step": Function(("cfg", "tools"), "the function step(state, batch)", _step),
     "make_exports": Function(("cfg",), "a list of exports", _list),
+    "make_files": Function(("cfg",), "{file name: text}, e.g. {'vocabulary.json': words.to_json()}", _files),
     "make_hooks": Function(("cfg", "run"), "a list of hooks", _list),
     "make_writers": Function(("cfg",), "a list of writers", _list),
     "make_evaluators": Function(("cfg",), "{name: function of the run}, e.g. {'digits': digits}", _evaluators),

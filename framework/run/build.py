@@ -143,6 +143,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         started=started,
         constants=constants | eval_constants,
         evaluators=evaluators,
+        files=functions["make_files"](resolved) if "make_files" in functions else {},
     )
 
 

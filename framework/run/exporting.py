@@ -15,7 +15,8 @@ from framework.data.batches import epoch_steps
 from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.export.runner import export_all
-from framework.folder import EXPORTS
+from framework.folder import EXPORTS, FILES
+from framework.run import own_files
 from framework.run.build import on_one_device
 from framework.run.evaluation import untouched
 from framework.run.run import Run
@@ -26,6 +27,8 @@ from framework.step.forward import forward
 def export_run(run: Run) -> list[ExportReport]:
     """Exports the live state through every hook of the experiment and verifies each on held-out examples.
 
+    The files of `make_files`, such as a vocabulary, are copied to exports/files/.
+
     Raises:
       UserError: the state is untrained, but the run folder has a checkpoint.
     """
@@ -33,6 +36,7 @@ def export_run(run: Run) -> list[ExportReport]:
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     run = on_one_device(run)
     folder, step = run.workdir / EXPORTS, int(run.state.step)
+    own_files.write(folder / FILES, run.files)
     with run.weights(run.resolved.export.weights), untouched(run):
         batches, own = list(held_out(run)), _own_outputs(run)
         return export_all(run.exports, run.model, batches, run.metrics, folder, step, own, run.averaged)

@@ -32,7 +32,7 @@ from framework.export.base import ExportHook
 from framework.files import held, read_json, write_text
 from framework.metrics import Metric
 from framework.optim import Schedule
-from framework.run import averaging, code_copies, continuity, metric_names, stored_config
+from framework.run import averaging, code_copies, continuity, metric_names, own_files, stored_config
 from framework.run.environment import environment, git_commit
 from framework.state import TrainState
 from framework.step import compile_choice
@@ -66,6 +66,7 @@ class Run:
       exports: the experiment's export hooks.
       evaluators: {name: evaluator} of `make_evaluators`.
       averaged: the steps of the checkpoints whose mean the weights are; () unless `restore` took a mean.
+      files: {name: text} of `make_files`, such as a vocabulary.
       started: `time.monotonic()` when `build` was called; None once `train` has counted the time from there.
       note: what the last restored checkpoint says about the run so far.
       choice: how `train.compile=auto` compiles the blocks; None before it chose, and if the config chose.
@@ -93,6 +94,7 @@ class Run:
     constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     averaged: tuple[int, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> keras.Model:
@@ -135,6 +137,7 @@ class Run:
         metric_names.check_watched(self.config, [*self.eval_blocks], [*self.evaluators])
         continuity.refuse_other_data(self.workdir, self.samples(), self.checkpoints.facts())
         continuity.refuse_other_constants(self.workdir, self.constants, self.checkpoints.facts())
+        own_files.refuse_other(self.workdir, self.files, self.checkpoints.facts())
         code_copies.refuse_damaged(self.workdir, self.experiment, self.checkpoints.facts().get("code", {}))
         chief = self.replicas.is_chief
         note = begin(self.state, self.checkpoints, self.resolved, self.workdir, chief, self.facts())
@@ -162,13 +165,15 @@ class Run:
 
         'data' holds the fingerprint of each split, 'goals' the metrics that decide which checkpoint is the
         best, 'constants' hashes of the tables and constants of the traces, 'code' hashes of the experiment's files,
-        'config' the hash of the config. 'last_batch' is the hash of the batch that a tf.data pipeline gave last.
+        'config' the hash of the config, 'files' those of `make_files`. 'last_batch' is the hash of the batch that a
+        tf.data pipeline gave last.
         """
         return {
             "data": self.samples(),
             "goals": goals(self.resolved, self.modes),
             "constants": dict(self.constants),
             "code": code_copies.hashes(self.experiment),
+            **own_files.facts(self.files),
             stored_config.FACT: stored_config.of(self.config).hashes()[0],
             **self._last_batch(int(self.state.step)),
         }
@@ -223,6 +228,7 @@ class Run:
         self.note = note
         self.refuse_altered()
         continuity.refuse_other_tables(self.workdir, self.constants, self.checkpoints.facts(int(self.state.step)))
+        own_files.refuse_other(self.workdir, self.files, self.checkpoints.facts(int(self.state.step)))
         self.refresh()
         trained = self.checkpoints.facts(int(self.state.step)).get("code", {})
         code_copies.refuse_damaged(self.workdir, self.experiment, trained)
@@ -259,10 +265,11 @@ class Run:
             yield
 
     def write_header(self, overrides: Iterable[str]) -> None:
-        """Writes config.json, overrides.txt, environment.json and the copies of the experiment's code."""
+        """Writes config.json, overrides.txt, environment.json, files/ and the copies of the experiment's code."""
         lines = [line if len(line.splitlines()) < 2 else repr(line) for line in overrides]  # one override a line
         write_text(self.workdir / folder.OVERRIDES, "".join(f"{line}\n" for line in lines))
         code_copies.write(self.workdir, self.experiment, int(self.state.step))
+        own_files.write(self.workdir / folder.FILES, self.files)
         self.experiment.modules.close()
         now: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -138,6 +138,16 @@ CASES = {
         "def make_exports(cfg):\n    return 3",
         "make_exports returned 3. It must return a list of exports.",
     ),
+    "the path of a file": (
+        "def make_files(cfg):\n    return {'a/b.json': ''}",
+        "make_files returned a value of type dict. 'a/b.json' is not the name of a file. It must return {file name:"
+        " text}, e.g. {'vocabulary.json': words.to_json()}.",
+    ),
+    "a file that is no text": (
+        "def make_files(cfg):\n    return {'b.json': 3}",
+        "make_files returned a value of type dict. 'b.json' is 3, not a text. It must return {file name: text},"
+        " e.g. {'vocabulary.json': words.to_json()}.",
+    ),
     "a step that was called": (
         "def make_step(cfg, tools):\n    pass",
         "make_step returned None. It must return the function step(state, batch).",
