@@ -87,7 +87,7 @@ ROWS = (
     ("losses",),
     ("metrics.base",),
     ("metrics.results", "metrics.inputs"),
-    ("metrics.accuracy", "metrics.classification", "metrics.regression", "metrics.text"),
+    ("metrics.accuracy", "metrics.classification", "metrics.regression", "metrics.scores", "metrics.text"),
     ("metrics",),
     ("precision",),
     ("optim.groups", "optim.options", "optim.masked"),

@@ -5,13 +5,15 @@
     total = accuracy.merge(total, state)                      # over steps, on the host, in float64
     accuracy.result(total)                                    # 0.9785
 
-The same states come out of training steps, evaluation passes and exported models.
+The same states come out of training steps, evaluation passes and exported models. `error_rates`, `bleu` and `chrf` are
+functions of decoded sequences, for evaluators.
 """
 
 from framework.metrics.accuracy import Accuracy, BinaryAccuracy, TopKAccuracy
 from framework.metrics.base import Mean, Metric, Picture, Sums
 from framework.metrics.classification import AUC, F1, CalibrationError, ConfusionMatrix, Precision, Recall
 from framework.metrics.regression import R2, MeanAbsoluteError, RootMeanSquaredError
+from framework.metrics.scores import ErrorRates, Score, bleu, chrf, edit_distances, error_rates
 from framework.metrics.text import Perplexity
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "BinaryAccuracy",
     "CalibrationError",
     "ConfusionMatrix",
+    "ErrorRates",
     "Mean",
     "MeanAbsoluteError",
     "Metric",
@@ -30,6 +33,11 @@ __all__ = [
     "Precision",
     "Recall",
     "RootMeanSquaredError",
+    "Score",
     "Sums",
     "TopKAccuracy",
+    "bleu",
+    "chrf",
+    "edit_distances",
+    "error_rates",
 ]
