@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("config", "data", "decoding", "distribute", "layers", "metrics", "optim", "run", "testing")  # that have a page
+# That have a page.
+ROOMS = ("config", "data", "data/text", "decoding", "distribute", "layers", "metrics", "optim", "run", "testing")
 PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
 PAGES += [f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES")]
 PAGES += [f"framework/{room}/README.md" for room in ROOMS]

@@ -23,6 +23,8 @@ from tests.pages import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read,
 
 # What a user does not type first: their commands run in `make test-slow`.
 SLOW_PAGES = ("framework/CONTRACTS.md",)
+# Pages whose snippets import optional packages: their extra, and the packages.
+NEEDS = {"framework/data/text/README.md": ("text", ("sacrebleu", "tokenizers"))}
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 
@@ -107,6 +109,9 @@ def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
     wanted = [command for _, command in commands(page) if not is_listed(command)]
     if not wanted and not snippets(page):
         return
+    extra, modules = NEEDS.get(page, ("", ()))
+    for module in modules:
+        pytest.importorskip(module, reason=f"needs the extra '{extra}'")
     folder = checkout(tmp_path / "checkout")
     for block in saved(page):
         (folder / block.file).write_text(block.text + "\n")
