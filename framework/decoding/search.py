@@ -40,7 +40,7 @@ def decode(
       first_example: number of the first example. A draw depends on (key, example, position) alone, so a batch draws
         what its parts draw.
       prefix: prompt, int [batch, at most length]: the first tokens of each sequence, -1 after the end of a shorter
-        prompt. Scores leave it out. None without a prompt.
+        prompt. Scores leave it out, but are -inf if a token is none of the vocabulary. None without a prompt.
       padding: the id after the end of a sequence in the result.
 
     Returns:

@@ -107,6 +107,12 @@ class Task:
         for name, token in (("begin", self.known_begin), ("end", self.end)):
             if token is not None and not 0 <= token < vocabulary:
                 raise UserError(f"decode({name}={token}): the vocabulary of the logits has ids 0 to {vocabulary - 1}.")
+        known = None if self.prefix is None else tf.get_static_value(self.prefix)
+        if known is not None and known.max() >= vocabulary:
+            raise UserError(
+                f"decode: prefix has the token {known.max()}, but the vocabulary of the logits has ids 0 to"
+                f" {vocabulary - 1}."
+            )
         if not logits.shape[:1].is_compatible_with(tokens.shape):
             raise UserError(f"decode: step returned logits {logits.shape} for {tokens.shape[0]} rows.")
         return tf.ensure_shape(logits, [tokens.shape[0], vocabulary])

@@ -293,6 +293,7 @@ def test_the_framework_has_decode():
             lambda: some(lambda t, s, p: (tf.zeros([2, 4]), {"h": tf.concat([s["h"], s["h"]], 1)})),
             "step changes leaf 0 of the state from float32 (2, 3) to float32 (2, 6), but a loop needs one shape.",
         ),
+        (lambda: some(prefix=tf.constant([[1, 4], [1, -1]])), "decode: prefix has the token 4, but the vocabulary of"),
         (lambda: some(prefix=tf.zeros([2, 9], tf.int32)), "decode: prefix has 9 tokens, but length=5."),
         (lambda: some(prefix=tf.zeros([2], tf.int32)), "decode: prefix has shape (2,). Pass int"),
         (lambda: some(prefix=tf.zeros([3, 1], tf.int32), begin=tf.constant([0, 0])), "prefix has 3 rows for"),
