@@ -36,6 +36,7 @@ CLASSES = {
     "fashion_mnist": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
     "mnist": tuple("0123456789"),
 }
+GREY = 120  # about the mean of the training pictures, from 0 to 255
 SHOWN = 16  # worst mistakes
 WHITENED = 5000  # training pictures whose windows the kernel of `fast` makes white
 
@@ -108,6 +109,7 @@ def get_config(arg: str) -> ConfigDict:
     cfg.data.crop = 4  # the widest shift of a training picture, in pixels
     cfg.data.fill = "zeros"  # what a shift uncovers; or edge, reflect, symmetric
     cfg.data.flip = "random"  # or alternating, none
+    cfg.data.cutout = 0  # side of the square of a training picture that turns grey, in pixels
     cfg.data.views = False  # whether evaluations also look at mirrored and shifted views of each picture
     cfg.model.net = "small"  # or resnet, fast
     cfg.model.depth = 20  # of resnet: 6 n + 2
@@ -130,6 +132,7 @@ def check_config(cfg: ConfigDict) -> None:
     """Refuses values of this file's own keys that the functions below cannot use."""
     config.check_choice("data.name", cfg.data.name, tuple(CLASSES))
     config.check_range("data.crop", cfg.data.crop, 0, 16)
+    config.check_range("data.cutout", cfg.data.cutout, 0, 32)
     config.check_choice("data.flip", cfg.data.flip, ("random", "alternating", "none"))
     config.check_choice("model.net", cfg.model.net, ("small", "resnet", "fast"))
     config.check_choice("model.normalization", cfg.model.normalization, ("batch", "sync_batch", "layer", "none"))
@@ -152,7 +155,8 @@ def make_data(cfg: ConfigDict, split: str):
     members = [] if cfg.data.name == "cifar10" else [framed]
     if split == "train":
         flips = {"random": [augment.Flip()], "alternating": [augment.AlternatingFlip()], "none": []}
-        members += [augment.PadAndCrop(cfg.data.crop, cfg.data.fill), *flips[cfg.data.flip]]
+        cutouts = [augment.Cutout(cfg.data.cutout, value=GREY)] if cfg.data.cutout else []
+        members += [augment.PadAndCrop(cfg.data.crop, cfg.data.fill), *flips[cfg.data.flip], *cutouts]
     return data.make_batches(
         load(cfg.data.name, split, cfg.data.dir), cfg, training=split == "train", transform=augment.Chain(*members)
     )

@@ -98,6 +98,18 @@ def test_weight_decay_is_half_the_sum_of_the_squares_of_kernels():
     assert plain(model, batch, True)[0].keys() == {"cross_entropy"}
 
 
+def test_cutout_turns_a_square_of_training_pictures_grey(pictures, tmp_path):
+    run = build(tmp_path, **{"data.cutout": 8, "data.crop": 0, "data.flip": "none"})
+    assert count_grey(run.data).min() >= 4 * 4  # a quarter of the square lies inside at least
+    assert count_grey(run.data).max() <= 8 * 8
+    assert not count_grey(run.eval_data["test"]).any()
+
+
+def count_grey(batches):
+    """Returns how many pixels of each picture of the first batch are grey, int64 [batch]."""
+    return (batches.at(0)["image"].numpy() == cifar_resnet.GREY).all(axis=-1).sum(axis=(1, 2))
+
+
 def test_views_are_the_weighted_mean_of_six():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (5, 32, 32, 3), np.uint8)
