@@ -48,7 +48,10 @@ ROWS = (
     # what an experiment is made of
     ("data.draws", "data.order"),
     ("data.fields",),
+    ("data.timetable", "data.shapes"),
     ("data.sources",),
+    ("data.buckets",),
+    ("data.bucketed",),
     ("data.fetch", "data.reading", "data.items"),
     ("data.mixture",),
     ("data.augment.base",),

@@ -4,7 +4,8 @@
     return data.make_batches(source, cfg, training=split == "train", transform=to_float)
 
 A `Source` is read by index, `make_batches` orders its examples, `ReplayBuffer` is filled by the step itself, and
-`Batches` is the protocol of all of them. `IndexedSource` is the protocol of sources; a map-style data set of another
+`Batches` is the protocol of all of them. `Buckets` give
+batches of several shapes. `IndexedSource` is the protocol of sources; a map-style data set of another
 library is a source as it is, and `from_items` gives it a name. `data/files/` reads TFRecord, ArrayRecord, folders of
 pictures and columns, `data/sets/` has the data sets that come by name, `augment` the functions of a batch that change
 pictures at random, and `text` vocabularies and readers of texts.
@@ -12,6 +13,7 @@ pictures at random, and `text` vocabularies and readers of texts.
 
 from framework.data import augment, text
 from framework.data.batches import Batches, make_batches
+from framework.data.buckets import Buckets
 from framework.data.files import Examples, Image, Label, array_records, columns, image_folder, tf_records
 from framework.data.items import from_items
 from framework.data.replay_buffer import ReplayBuffer
@@ -22,6 +24,7 @@ from framework.data.sources import IndexedSource, Source
 
 __all__ = [
     "Batches",
+    "Buckets",
     "Examples",
     "Image",
     "IndexedSource",

@@ -19,14 +19,17 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
+from framework.data.bucketed import Bucketed, orders_of
+from framework.data.buckets import Buckets
 from framework.data.dataset import from_dataset
 from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked
 from framework.data.mixture import fingerprint_of, origin_of, shares_of
 from framework.data.order import Order, check_order, cycle_of
 from framework.data.reading import RetryingReader
-from framework.data.resident import Resident
+from framework.data.resident import Resident, on_device
 from framework.data.sources import IndexedSource, arrays_of, element_spec_of
 from framework.data.streaming import Streamed
+from framework.data.timetable import BucketOrder
 from framework.distribute.memory import host_memory
 from framework.errors import UserError
 
@@ -86,6 +89,7 @@ def make_batches(
     *,
     training: bool,
     transform: Transform | None = None,
+    buckets: Buckets | None = None,
 ) -> Batches:
     """Returns the batches of a source, or of a weighted mixture of sources with the same fields.
 
@@ -98,15 +102,19 @@ def make_batches(
         If it has an attribute `needs`, such as ("index", "epoch"), it gets these fields too, int64 [batch] each: the
         number of each example among those of all sources, and how often its source has been passed over before. If it
         has a method `to_pictures(batch)`, TensorBoard shows what that returns (`data/augment/`).
+      buckets: of the examples of one source, for batches of several shapes (`data/buckets.py`). They decide the sizes
+        of the batches in place of `data.batch_size` and `eval.batch_size`.
 
     Raises:
-      UserError: a batch is larger than the data, weights cannot be met, a mixture cannot have the remainder, or a
-        mixture is not for training.
+      UserError: a batch is larger than the data, weights cannot be met, a mixture cannot have the remainder, a mixture
+        is not for training, or the buckets are not of the source.
     """
     if transform is not None and not callable(transform):
         raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
     to_pictures = getattr(transform, "to_pictures", dict)
     if isinstance(sources, tf.data.Dataset):
+        if buckets is not None:
+            raise UserError("make_batches: buckets need a source that is read by index, not a tf.data.Dataset.")
         stream = from_dataset(sources, config, training, transform)
         stream.to_pictures = to_pictures
         return stream
@@ -120,26 +128,53 @@ def make_batches(
             f"a mixture ({names}) has no end, so it cannot be an evaluation split."
             " Name each source in eval.splits and return it from make_data."
         )
-    order = Order(
-        sizes=tuple(len(member) for member in members),
-        shares=cycle_of([weight for _, weight in pairs]),
-        batch_size=config.data.batch_size if training else config.eval.batch_size,
-        seed=config.seed,
-        shuffle=training and config.data.shuffle,
-        remainder=config.data.remainder if training else "pad",
-    )
-    check_order(order)
-    batches: Resident | Streamed
-    is_resident = _is_resident(members, config)
-    origin = origin_of(members, "resident" if is_resident else "stream", fingerprint_of(members, make_reader()))
-    if is_resident:
-        batches = Resident(origin, order, transform, [_whole(member, fields, make_reader) for member in members])
+    shuffle = training and config.data.shuffle
+    remainder = config.data.remainder if training else "pad"
+    orders: list[BucketOrder] = []
+    if buckets is None:
+        order = Order(
+            sizes=tuple(len(member) for member in members),
+            shares=cycle_of([weight for _, weight in pairs]),
+            batch_size=config.data.batch_size if training else config.eval.batch_size,
+            seed=config.seed,
+            shuffle=shuffle,
+            remainder=remainder,
+        )
+        check_order(order)
     else:
-        ahead = _ahead(members, order, config)
-        batches = Streamed(members, origin, order, transform, fields, config.data.parallel_calls, ahead, make_reader)
+        _check_buckets(buckets, members, fields)
+        orders = orders_of(buckets, config.seed, shuffle, remainder)
+    fingerprint = fingerprint_of(members, make_reader())
+    if buckets is not None:
+        fingerprint = " ".join(filter(None, [fingerprint, buckets.fingerprint()]))
+    is_resident = _is_resident(members, config)
+    origin = origin_of(members, "resident" if is_resident else "stream", fingerprint)
+    make = _maker(members, is_resident, origin, transform, fields, config, make_reader)
+    batches = make(order) if buckets is None else Bucketed(make, orders, buckets, origin)
     batches.training = training
     batches.to_pictures = to_pictures
     return batches
+
+
+def _maker(
+    sources: Sequence[IndexedSource],
+    is_resident: bool,
+    origin: dict[str, Any],
+    transform: Transform | None,
+    fields: Fields,
+    config: ConfigDict,
+    make_reader: Callable[[], RetryingReader],
+) -> Callable[..., Any]:
+    """Returns a function (order, lengths) -> batches of one shape; resident ones share their examples."""
+    if is_resident:
+        examples = on_device([_whole(source, fields, make_reader) for source in sources])
+        return functools.partial(Resident, origin, transform, examples, copies={})
+
+    def make(order: Order, lengths: Mapping[str, int] | None = None) -> Streamed:
+        calls, ahead = config.data.parallel_calls, _ahead(sources, order, config)
+        return Streamed(sources, origin, transform, fields, calls, make_reader, order, ahead, lengths)
+
+    return make
 
 
 def _fields(sources: Sequence[IndexedSource], make_reader: Callable[[], RetryingReader]) -> Fields:
@@ -154,6 +189,27 @@ def _fields(sources: Sequence[IndexedSource], make_reader: Callable[[], Retrying
             check_weights(arrays["weight"], source.origin)
         check_same(fields[0], f"'{sources[0].origin}'", fields[-1], what)
     return fields[0]
+
+
+def _check_buckets(buckets: Buckets, sources: Sequence[IndexedSource], fields: Fields) -> None:
+    """Raises UserError unless the buckets are those of the source; logs their number and what they leave out."""
+    if len(sources) > 1:
+        raise UserError(f"make_batches: buckets are of one source, and the mixture has {len(sources)}.")
+    buckets.check(fields, len(sources[0]), sources[0].origin)
+    logging.info(
+        "'%s': batches of %d shapes, from %s to %s; they decide the sizes, and no batch_size does",
+        sources[0].origin,
+        len(buckets.shapes),
+        dict(buckets.shapes[0]),
+        dict(buckets.shapes[-1]),
+    )
+    if buckets.left_out:
+        logging.info(
+            "'%s': %d of %d examples are longer than the last bucket and left out",
+            sources[0].origin,
+            buckets.left_out,
+            len(sources[0]),
+        )
 
 
 def _whole(

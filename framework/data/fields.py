@@ -141,13 +141,21 @@ class Finish:
       batch_size: examples of the global batch.
       first: returns the first batch, eagerly. `Finish` calls it once, and only if a trace does not know the shape of a
         field, such as that of a `tf.numpy_function`. All batches must then have the shapes of the first.
+      lengths: {field: length} to which the second axis of fields is cut, see `buckets.py`.
     """
 
-    def __init__(self, transform: Transform | None, batch_size: int, first: Callable[[], Mapping[str, tf.Tensor]]):
+    def __init__(
+        self,
+        transform: Transform | None,
+        batch_size: int,
+        first: Callable[[], Mapping[str, tf.Tensor]],
+        lengths: Mapping[str, int] | None = None,
+    ):
         self.needs = needs_of(transform)
         self._transform = transform
         self._batch_size = batch_size
         self._first = first
+        self._lengths = lengths or {}
         self._shapes: dict[str, tf.TensorShape] | None = None
         self._are_draws_checked = False
 
@@ -164,6 +172,7 @@ class Finish:
         Raises:
           UserError: the transform returns no batch, drops `weight`, or changes the number of rows of a field.
         """
+        examples = {**examples, **{name: examples[name][:, :length] for name, length in self._lengths.items()}}
         weight = tf.cast(examples["weight"], tf.float32) * padding if "weight" in examples else padding
         given = {**examples, **self._order_fields(examples, order_fields or {}), "weight": weight}
         if self._transform is None:

@@ -50,6 +50,7 @@ class Order:
       remainder: 'wrap', 'pad' or 'drop': how an epoch treats an incomplete last batch.
       first: the first place of each batch to compute.
       count: how many places to compute; 0 means all of them.
+      stream: number of the first source among the random permutations of a seed.
     """
 
     sizes: tuple[int, ...]
@@ -60,6 +61,7 @@ class Order:
     remainder: str
     first: int = 0
     count: int = 0
+    stream: int = 1
 
     @property
     def places(self) -> int:
@@ -87,7 +89,7 @@ class Order:
         weight = tf.cast(index < size, tf.float32)
         index = tf.minimum(index, size - 1)
         if self.shuffle:
-            index = permute(index, size, self._key(epoch, stream=1 + tf.cast(source, tf.int64)))
+            index = permute(index, size, key_of(self.seed, self.stream + tf.cast(source, tf.int64), epoch))
         return Indices(source, index, weight)
 
     def epochs(self, steps: tf.Tensor) -> tf.Tensor:
@@ -116,16 +118,29 @@ class Order:
         ends = tf.cumsum(shares)
         cycle, slot = position // sum(self.shares), position % sum(self.shares)
         if self.shuffle:
-            slot = permute(slot, tf.fill(tf.shape(slot), ends[-1]), self._key(cycle, stream=0))
+            slot = permute(slot, tf.fill(tf.shape(slot), ends[-1]), key_of(self.seed, 0, cycle))
         source = tf.reduce_sum(tf.cast(slot[..., tf.newaxis] >= ends[:-1], tf.int32), axis=-1)
         share, end = tf.gather(shares, source), tf.gather(ends, source)
         return source, cycle * share + slot - (end - share)
 
-    def _key(self, epoch: tf.Tensor, stream: Any) -> tf.Tensor:
-        """Returns a uint32 key for each element: a hash of (seed, stream, epoch)."""
-        key = rng.key(self.seed)
-        hashed = rng.mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
-        return rng.mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
+    def shard(self, first: int, count: int) -> "Order":
+        """Returns the order of places first … first + count - 1 of each batch."""
+        return dataclasses.replace(self, first=first, count=count)
+
+    def next(self, step: int) -> int:
+        """Returns the first step from `step` on that has a batch of this order."""
+        return step
+
+    def steps(self, first: int) -> tf.data.Dataset:
+        """Returns the steps from `first` on that have a batch of this order, in turn: int64 scalars."""
+        return tf.data.Dataset.range(first, np.iinfo(np.int64).max)
+
+
+def key_of(seed: int, stream: Any, epoch: tf.Tensor) -> tf.Tensor:
+    """Returns a uint32 key for each element: a hash of (seed, stream, epoch)."""
+    key = rng.key(seed)
+    hashed = rng.mix(tf.cast(stream, tf.uint32) ^ tf.constant(key & 0xFFFFFFFF, tf.uint32))
+    return rng.mix(hashed ^ tf.cast(epoch, tf.uint32) ^ tf.constant(key >> 32, tf.uint32))
 
 
 def cycle_of(weights: Sequence[float]) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """Resident batches: all examples are tensors on the device, and each batch is gathered inside the compiled block."""
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,16 @@ from framework.data.order import Order, indices_of
 
 
 class Resident:
-    """Gathers batches from examples that are tensors on the device; implements `Batches`."""
+    """Gathers batches from examples that are tensors on the device; implements `Batches`.
+
+    Args:
+      origin: where the examples come from, for result.json.
+      transform: applied to each batch, or None.
+      examples: all examples, of one source after the other, see `on_device`.
+      order: tells which examples a step has.
+      lengths: {field: length} to which fields are cut, of a bucket.
+      copies: {replica: its copy of the examples}, which the buckets share; filled by `shard`.
+    """
 
     is_resident = True
     ahead: int | None = None
@@ -24,24 +32,30 @@ class Resident:
     def __init__(
         self,
         origin: dict[str, Any],
-        order: Order,
         transform: Transform | None,
-        arrays: Sequence[Mapping[str, np.ndarray]],
+        examples: Batch,
+        order: Order,
+        lengths: Mapping[str, int] | None = None,
+        copies: dict[int, Batch] | None = None,
     ) -> None:
         self.batch_size = order.batch_size
         self.steps_per_epoch = order.steps_per_epoch
         self.origin = origin
         self._order = order
-        self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
+        self._finish = Finish(transform, order.batch_size, lambda: self.at(0), lengths)
         self._key = rng.key(order.seed)
-        self._examples = {name: tf.constant(np.concatenate([each[name] for each in arrays])) for name in arrays[0]}
+        self._examples = examples
+        self._copies = {} if copies is None else copies
         self._offsets = tf.constant(np.cumsum([0, *order.sizes[:-1]]), tf.int64)
 
     def shard(self, first: int, count: int) -> "Resident":
         """Returns the batches of one replica, with a copy of the examples on the device in whose scope it is called."""
         shard = copy.copy(self)
-        shard._order = dataclasses.replace(self._order, first=first, count=count)
-        shard._examples = {name: tf.identity(examples) for name, examples in self._examples.items()}
+        shard._order = self._order.shard(first, count)
+        replica = first // count
+        if replica not in self._copies:
+            self._copies[replica] = {name: tf.identity(examples) for name, examples in self._examples.items()}
+        shard._examples = self._copies[replica]
         return shard
 
     @property
@@ -83,3 +97,8 @@ class Resident:
 
     def indices(self, step: int) -> dict[str, np.ndarray]:
         return indices_of(self, self._order, step)
+
+
+def on_device(arrays: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """Returns the examples of all sources as {field: tensor [examples, ...]}."""
+    return {name: tf.constant(np.concatenate([each[name] for each in arrays])) for name in arrays[0]}

@@ -1,9 +1,8 @@
 """Streamed batches: tf.data reads them ahead, in exact order, from sources that do not fit the device."""
 
 import copy
-import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,13 @@ class Streamed:
     Args:
       sources: the sources, by the numbers that `order` gives them.
       origin: where the examples come from, for result.json.
-      order: tells which examples a step has.
       transform: applied to each batch, or None.
       fields: the fields of the sources.
       parallel_calls: batches that are prepared at the same time.
-      prefetch: batches that are read ahead.
       make_reader: returns a new reader, one for each tf.data iterator.
+      order: tells which examples a step has.
+      prefetch: batches that are read ahead.
+      lengths: {field: length} to which fields are cut, of a bucket.
     """
 
     is_resident = False
@@ -38,12 +38,13 @@ class Streamed:
         self,
         sources: Sequence[IndexedSource],
         origin: dict[str, Any],
-        order: Order,
         transform: Transform | None,
         fields: Fields,
         parallel_calls: int,
-        prefetch: int,
         make_reader: Callable[[], RetryingReader],
+        order: Order,
+        prefetch: int,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         self.batch_size = order.batch_size
         self.steps_per_epoch = order.steps_per_epoch
@@ -52,7 +53,7 @@ class Streamed:
         self._sources = sources
         self._order = order
         self._fields = fields
-        self._finish = Finish(transform, order.batch_size, lambda: self.at(0))
+        self._finish = Finish(transform, order.batch_size, lambda: self.at(0), lengths)
         self._key = rng.key(order.seed)
         self._parallel_calls = parallel_calls
         self._prefetch = prefetch
@@ -71,7 +72,7 @@ class Streamed:
     def shard(self, first: int, count: int) -> "Streamed":
         """Returns the batches of one replica, which read the examples of its places alone."""
         shard = copy.copy(self)
-        shard._order = dataclasses.replace(self._order, first=first, count=count)
+        shard._order = self._order.shard(first, count)
         shard._open()
         self._shards.add(shard)
         return shard
@@ -99,12 +100,14 @@ class Streamed:
         return self._prepare(tf.cast(step, tf.int64), factors)
 
     def plan(self, first_step: Any, steps: Any, size: int) -> Batch:
-        first = int(first_step)
+        first = self._order.next(int(first_step))
         count = int(steps)
         if first != self._next_step:
             self._close()
             self._iterator = iter(self._dataset(first))
-        self._next_step = first + count
+        self._next_step = first
+        for _ in range(count):
+            self._next_step = self._order.next(self._next_step + 1)
         batches = self._next(count)
         filled = batches + [batches[-1]] * (size - count)
         return {name: tf.stack([batch[name] for batch in filled]) for name in batches[0]}
@@ -135,8 +138,9 @@ class Streamed:
         self._reader = self._make_reader()
 
     def _dataset(self, first_step: int) -> tf.data.Dataset:
-        steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-        prepared = steps.map(self._traced, num_parallel_calls=self._parallel_calls, deterministic=True)
+        prepared = self._order.steps(first_step).map(
+            self._traced, num_parallel_calls=self._parallel_calls, deterministic=True
+        )
         return prepared.prefetch(self._prefetch)
 
     def _prepare(self, step: tf.Tensor, factors: tf.Tensor | None = None) -> Batch:

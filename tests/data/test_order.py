@@ -8,43 +8,10 @@ import tensorflow as tf
 
 from framework import rng
 from framework.data import order as order_module
-from framework.data.order import permute
+from framework.data.order import key_of, permute
 from tests.compile_modes import MODES
 from tests.data.numbered import make_order, order_at
-
-U32 = np.uint32
-
-
-def mix(x):
-    """MurmurHash3's finaliser, on uint32 arrays."""
-    x = np.atleast_1d(np.asarray(x, U32))
-    x = (x ^ (x >> U32(16))) * U32(0x85EBCA6B)
-    x = (x ^ (x >> U32(13))) * U32(0xC2B2AE35)
-    return x ^ (x >> U32(16))
-
-
-def permuted(size, key):
-    """The whole permutation of [0, size): a generalised Feistel network of 8 rounds with cycle walking."""
-    rows = int(np.ceil(np.sqrt(size)))
-    columns = -(-size // rows)
-    keys = [mix(U32(key) ^ U32(0x9E3779B9 * (i + 1) % 2**32)) for i in range(8)]
-
-    def encipher(x):
-        left, right = x // columns, x % columns
-        for even, odd in zip(keys[::2], keys[1::2], strict=True):
-            left = (left + mix(right ^ even) % U32(rows)) % rows
-            right = (right + mix(left.astype(U32) ^ odd) % U32(columns)) % columns
-        return (left * columns + right).astype(U32)
-
-    x = encipher(np.arange(size, dtype=U32))
-    while (outside := x >= size).any():
-        x[outside] = encipher(x[outside])
-    return x.astype(np.int64)
-
-
-def epoch_key(seed, stream, epoch):
-    key = rng.key(seed)
-    return mix(mix(U32(stream) ^ U32(key % 2**32)) ^ U32(epoch) ^ U32(key >> 32)).item()
+from tests.shuffled import epoch_key, mix, permuted
 
 
 def walked(order, steps):
@@ -149,7 +116,7 @@ def test_permute_takes_sizes_and_keys_of_each_element():
 def permutations_of(size, count):
     """[count, size]: permutations as successive epochs have them."""
     index, sizes, _ = tensors(size, 0)
-    keys = make_order((size,))._key(tf.range(count, dtype=tf.int64), stream=1)
+    keys = key_of(3, 1, tf.range(count, dtype=tf.int64))
     every = [tf.tile(part[tf.newaxis], [count, 1]) for part in (index, sizes)]
     return permute(*every, tf.tile(keys[:, tf.newaxis], [1, size])).numpy()
 

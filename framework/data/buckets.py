@@ -1,0 +1,177 @@
+"""Buckets: examples of similar lengths, which share batches of one shape.
+
+    buckets = Buckets.by_tokens({"source": source_lengths, "target": target_lengths}, tokens=4096, count=12)
+    buckets.shapes[0], buckets.sizes[0]                     # {'source': 11, 'target': 11}, 352
+    return make_batches(source, cfg, training=split == "train", buckets=buckets)
+
+The fields of the source are padded arrays [examples, longest]. A batch of bucket b has its fields cut to the lengths of
+the bucket: [size of b, length of b]. `timetable.py` says which bucket a step has.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from framework.data.fields import Fields
+from framework.data.shapes import MOST_LENGTHS, least_padding
+from framework.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Buckets:
+    """Which examples share batches of which shape.
+
+    Attributes:
+      lengths: {field: int [examples]}, how much of each example is no padding.
+      shapes: {field: length} of each bucket. An example is in the first bucket that holds it.
+      sizes: examples in a batch of each bucket.
+      left_out: how many examples are longer than the last shape; they are in no batch.
+      group: so many batches of a bucket follow each other in training.
+    """
+
+    lengths: Mapping[str, np.ndarray]
+    shapes: Sequence[Mapping[str, int]]
+    sizes: Sequence[int]
+    left_out: int = 0
+    group: int = 1
+
+    @classmethod
+    def by_tokens(
+        cls,
+        lengths: Mapping[str, Any],
+        tokens: int,
+        count: int = 12,
+        *,
+        longest: Mapping[str, int] | None = None,
+        longer: str = "refuse",
+        multiple: int = 8,
+        group: int = 1,
+    ) -> "Buckets":
+        """Returns the buckets with the least padding for a budget of tokens.
+
+        Args:
+          lengths: {field: int [examples]} of one or two fields, each length at least 1. Other fields are not cut.
+          tokens: the most places of a batch in a field: examples times length. Within that, batches of a bucket are as
+            equal as they can be.
+          count: the most buckets; each is a trace of the step, which is compiled once.
+          longest: {field: the longest length of a bucket}; that of the longest example, by default.
+          longer: what to do with examples that are longer: "refuse", or "leave_out", which counts them.
+          multiple: sizes are multiples of this, and this is one of replicas times micro-batches.
+          group: so many batches of a bucket follow each other in training, which makes calls of several steps.
+
+        Raises:
+          UserError: lengths are not such arrays, examples are too long, or the budget holds too few of the longest.
+        """
+        arrays = _checked(lengths)
+        for name, value in {"tokens": tokens, "count": count, "multiple": multiple, "group": group}.items():
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"Buckets.by_tokens: {name}={value!r} is not a whole number of at least 1.")
+        if longer not in ("refuse", "leave_out"):
+            raise UserError(f"Buckets.by_tokens: longer={longer!r} is neither 'refuse' nor 'leave_out'.")
+        limits = {field: int(array.max()) for field, array in arrays.items()} | dict(longest or {})
+        table = np.stack(list(arrays.values()))
+        holds = np.all(table <= np.array([[limits[field]] for field in arrays]), axis=0)
+        left_out = int((~holds).sum())
+        if left_out and (longer == "refuse" or left_out == len(holds)):
+            index = int(np.argmin(holds))
+            own = {field: int(array[index]) for field, array in arrays.items()}
+            raise UserError(
+                f"Buckets.by_tokens: {left_out} examples are longer than longest={dict(longest or {})}, such as example"
+                f" {index} of lengths {own}. Raise longest, or type longer='leave_out'."
+            )
+        shapes = least_padding(table[:, holds], count)
+        top = int(shapes.max())
+        if tokens < top * multiple:
+            raise UserError(
+                f"Buckets.by_tokens: tokens={tokens} holds {tokens // top} examples of length {top}, and a batch has a"
+                f" multiple of {multiple}. Use tokens={top * multiple} or more, or a smaller longest."
+            )
+        examples_of = np.bincount(_first(shapes, table[:, holds]), minlength=len(shapes))
+        sizes = [
+            _even_size(int(examples), int(tokens // shape.max() // multiple * multiple), multiple)
+            for shape, examples in zip(shapes, examples_of, strict=True)
+        ]
+        named = tuple(dict(zip(arrays, map(int, shape), strict=True)) for shape in shapes)
+        return cls(arrays, named, tuple(sizes), left_out, group)
+
+    @functools.cached_property
+    def rows(self) -> list[np.ndarray]:
+        """Returns the numbers of the examples of each bucket, in the order of the source: int64 [examples] each."""
+        shapes = np.array([[shape[field] for field in self.lengths] for shape in self.shapes])
+        bucket = _first(shapes, np.stack(list(self.lengths.values())))
+        return [np.flatnonzero(bucket == number) for number in range(len(self.shapes))]
+
+    def places(self, bucket: int) -> int:
+        """Returns the places of an example in a batch of a bucket, over all fields."""
+        return sum(self.shapes[bucket].values())
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of all that decides the order of the examples."""
+        digest = hashlib.sha256(repr((list(map(dict, self.shapes)), self.sizes, self.group)).encode())
+        for array in self.lengths.values():
+            digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def check(self, fields: Fields, examples: int, origin: str) -> None:
+        """Raises UserError unless the buckets are those of a source with these fields and so many examples."""
+        for field, lengths in self.lengths.items():
+            if len(lengths) != examples:
+                raise UserError(
+                    f"the buckets have lengths of '{field}' of {len(lengths)} examples, and '{origin}' has {examples}."
+                )
+            spec = fields.get(field)
+            if spec is None or not spec.shape.rank:
+                raise UserError(
+                    f"the buckets have lengths of '{field}', but the fields [examples, longest] of '{origin}' are"
+                    f" {', '.join(name for name, spec in fields.items() if spec.shape.rank) or 'none'}."
+                )
+            if spec.shape[0] < self.shapes[-1][field]:
+                raise UserError(
+                    f"the longest bucket has '{field}' of length {self.shapes[-1][field]}, but in '{origin}' it is"
+                    f" [{examples}, {spec.shape[0]}]."
+                )
+
+
+def _checked(lengths: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns lengths as int64 arrays."""
+    most = max(MOST_LENGTHS)
+    if not isinstance(lengths, Mapping) or not 1 <= len(lengths) <= most:
+        raise UserError(
+            f"Buckets.by_tokens: lengths are not {{field: int [examples]}} of 1 to {most} fields: {lengths!r}."
+        )
+    arrays = {}
+    for field, given in lengths.items():
+        array = np.asarray(given)
+        if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or array.min() < 1:
+            raise UserError(
+                f"Buckets.by_tokens: the lengths of '{field}' are {array.dtype} {list(array.shape)}, not an array of"
+                " whole numbers of at least 1, one for each example."
+            )
+        arrays[field] = array.astype(np.int64)
+    if len({len(array) for array in arrays.values()}) > 1:
+        counts = {field: len(array) for field, array in arrays.items()}
+        raise UserError(f"Buckets.by_tokens: lengths are of different numbers of examples: {counts}.")
+    return arrays
+
+
+def _even_size(examples: int, most: int, multiple: int) -> int:
+    """Returns the smallest size, a multiple, that makes as few batches of the examples as the size `most` does."""
+    batches = -(-examples // most)
+    return -(-examples // (batches * multiple)) * multiple
+
+
+def _first(shapes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns the number of the first shape that holds each example; that of no shape is len(shapes).
+
+    Args:
+      shapes: int [shapes, fields].
+      lengths: int [fields, examples].
+    """
+    bucket = np.full(lengths.shape[1], len(shapes))
+    for number in reversed(range(len(shapes))):
+        bucket[(lengths <= shapes[number][:, np.newaxis]).all(axis=0)] = number
+    return bucket
