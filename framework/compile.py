@@ -74,15 +74,17 @@ class Compiled:
       traces: how often the Python body was traced; 0 in mode 'eager'.
       compilations: number of calls in which XLA compiled; None if that cannot be seen (without /proc).
       calls: number of calls.
+      shapes: how many shapes of arguments there are; each has a trace and a compilation.
     """
 
-    def __init__(self, fn: Callable[..., Any], mode: str, name: str, in_parts: bool = False) -> None:
+    def __init__(self, fn: Callable[..., Any], mode: str, name: str, in_parts: bool = False, shapes: int = 1) -> None:
         mode = "graph" if mode == "auto" else mode
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {MODES}")
         self.mode = mode
         self.name = name
         self.programs = programs(mode, in_parts)
+        self.shapes = shapes
         self.traces = 0
         self.calls = 0
         self.compilations: int | None = None if self.programs and not _STATUS.exists() else 0
@@ -114,13 +116,13 @@ class Compiled:
 
     @property
     def has_recompiled(self) -> bool:
-        """Whether the function was traced or compiled more than once."""
-        return max(self.traces, self.compilations or 0) > 1
+        """Whether the function was traced or compiled more than once for a shape."""
+        return max(self.traces, self.compilations or 0) > self.shapes
 
     @property
     def keeps_compiling(self) -> bool:
-        """Whether the function is compiled too often: more than a handful of times, and than every fourth call."""
-        return max(self.traces, self.compilations or 0) > max(_HANDFUL, self.calls / 4)
+        """Whether the function is compiled too often: over a handful of times a shape, and than every fourth call."""
+        return max(self.traces, self.compilations or 0) > max(_HANDFUL * self.shapes, self.calls / 4)
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1

@@ -7,7 +7,7 @@ resolved = resolve(config, steps_per_epoch)                      # every duratio
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -20,6 +20,17 @@ UNITS = {"step": 1e15, "epoch": 1e6, "example": 1e15, "%": 100, "percent": 100}
 
 _UNTIL = re.compile(r"(?<=\buntil=)\S+")  # of a group of parameters, see optimizer.groups
 _DURATION = re.compile(rf"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*({'|'.join(UNITS)})s?\s*", re.IGNORECASE)
+
+
+class Epoch(Protocol):
+    """Counts the examples of steps that have different numbers of them, such as batches of several shapes."""
+
+    @property
+    def examples_per_epoch(self) -> int: ...
+
+    def steps_for(self, examples: float) -> float:
+        """Returns the steps in which so many examples are seen, not rounded."""
+        ...
 
 
 def check_duration(key: str, value: Any) -> None:
@@ -40,15 +51,31 @@ def check_duration(key: str, value: Any) -> None:
         raise UserError(f"{key}='{value}' is out of range: it must be at most '{most}'.")
 
 
-def to_steps(duration: str, steps_per_epoch: float, batch_size: int, total_steps: int | None = None) -> int:
-    """Returns a duration in steps, rounded up so that no part is lost: at least 1, but 0 for ''."""
+def to_steps(
+    duration: str,
+    steps_per_epoch: float,
+    batch_size: int,
+    total_steps: int | None = None,
+    epoch: Epoch | None = None,
+) -> int:
+    """Returns a duration in steps, rounded up so that no part is lost: at least 1, but 0 for ''.
+
+    Args:
+      duration: such as '2 epochs'.
+      steps_per_epoch: steps of an epoch.
+      batch_size: examples of a step.
+      total_steps: steps of the run, for percent.
+      epoch: counts the examples of steps in place of the two numbers above.
+    """
     if not duration:
         return 0
     match = _DURATION.fullmatch(duration)
     if match is None:
         raise UserError(f"'{duration}' is not a duration; write e.g. '2 epochs'.")
     amount, unit = float(match[1]), match[2].lower()
-    if unit == "epoch":
+    if epoch is not None and unit in ("epoch", "example"):
+        amount = epoch.steps_for(amount * (epoch.examples_per_epoch if unit == "epoch" else 1))
+    elif unit == "epoch":
         amount *= steps_per_epoch
     elif unit == "example":
         amount /= batch_size
@@ -59,13 +86,14 @@ def to_steps(duration: str, steps_per_epoch: float, batch_size: int, total_steps
     return max(1, math.ceil(amount - 1e-9))
 
 
-def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
+def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = None) -> FrozenConfigDict:
     """Returns the frozen config in which every duration is a number of steps (0 = never).
 
     Args:
       config: as returned by `finalize`.
       steps_per_epoch: steps in which the training split is seen once; not whole under `data.remainder=wrap`, and
         infinite if the length of the data is not known.
+      epoch: see `to_steps`.
 
     Raises:
       UserError: epochs of data whose length is not known; a warm-up, boundary or group's end past the end of the run,
@@ -74,10 +102,10 @@ def resolve(config: ConfigDict, steps_per_epoch: float) -> FrozenConfigDict:
     if math.isinf(steps_per_epoch):
         _refuse_epochs(config)
     batch_size = config.data.batch_size
-    total = to_steps(config.train.duration, steps_per_epoch, batch_size)
+    total = to_steps(config.train.duration, steps_per_epoch, batch_size, epoch=epoch)
 
     def steps(duration: str) -> int:
-        return to_steps(duration, steps_per_epoch, batch_size, total)
+        return to_steps(duration, steps_per_epoch, batch_size, total, epoch)
 
     resolved = config.to_dict()
     for key in DURATIONS:

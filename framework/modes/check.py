@@ -18,6 +18,7 @@ from framework import optim, paths
 from framework.config import flatten
 from framework.config.keys import KEYS
 from framework.data.batches import Batches
+from framework.data.bucketed import ROW
 from framework.export.runner import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe
@@ -52,6 +53,9 @@ def _config(run: Run) -> Iterator[str]:
 def _batch(run: Run) -> Iterator[str]:
     placement = "resident on the device" if run.data.is_resident else "streamed"
     yield f"Training data: {_examples(run.data)} from {run.data.origin['source']}, {placement}"
+    for row in run.data.origin.get("buckets", []):
+        lengths = ", ".join(f"{name} {length}" for name, length in row.items() if name not in ROW)
+        yield f"  bucket ({lengths}): {row['examples']:,} examples, {row['batches']:,} batches of {row['size']}"
     for name, tensor in run.data.at(0).items():
         values = tensor.numpy()
         is_number = np.issubdtype(values.dtype, np.number)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from framework import config, optim, paths, precision, state
 from framework.checkpoint import warm_start
 from framework.data.batches import Batches
+from framework.data.bucketed import check_sizes, epoch_of, longest
 from framework.data.dataset import DatasetBatches
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas, make_replicas
@@ -105,10 +106,13 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
 
     functions = checked(loaded.functions)
     data, eval_data = (data_of.data, data_of.eval_data) if data_of else _make_data(functions, final)
-    resolved = config.resolve(final, data.steps_per_epoch)
+    check_sizes(data, replicas.count, final.train.micro_batches)
+    for batches in eval_data.values():
+        check_sizes(batches, replicas.count)
+    resolved = config.resolve(final, data.steps_per_epoch, epoch_of(data))
     made = _make_model(functions, data, resolved, replicas)
     train_state = _make_state(made, data, resolved)
-    constants = check_covered(made.probe, train_state, data)
+    constants = check_covered(made.probe, train_state, longest(data))
 
     with precision.scope(resolved.train.precision):
         trained = in_training(made.metrics)
@@ -216,12 +220,13 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
         loss = functions["make_loss"](resolved)
         metrics = functions["make_metrics"](resolved) if "make_metrics" in functions else {}
         # Tracing the loss creates the variables of models that wait for their first input.
-        trace = probe(loss, model, metrics, data, resolved, replicas.count)
+        # Batches of several shapes by the longest, for models that have weights for each place.
+        trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
         grouped = optim.group_parameters(model, resolved)
         if frozen := optim.freeze_layers(model, grouped):  # a frozen layer runs in another way and moves no average
-            trace = probe(loss, model, metrics, data, resolved, replicas.count)
+            trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
             check_frozen(trace.graph, frozen)
-        refuse_too_large(trace, data, resolved)
+        refuse_too_large(trace, longest(data), resolved)
         compile_choice.warn_of_convolutions(resolved, trace, replicas)
         if isinstance(replicas, ParameterServers):
             asynchronous.check(functions, model, data, trace)

@@ -3,11 +3,15 @@
 hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], start, run.total_steps)
 """
 
+import math
+
 from framework import optim, paths
+from framework.data.bucketed import Bucketed, Seen
 from framework.run import evaluation
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import PREFIX as MEAN
 from framework.run.interval import Interval
+from framework.run.progress import PADDING, Spent
 from framework.run.run import Run
 from framework.step import compile_choice
 
@@ -25,6 +29,9 @@ def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
         row, means = context.block.row(len(context.block.rows) - 1), interval.means()
         lap = context.progress.lap()
         times = {"examples_per_second": context.progress.examples_per_second(lap)}
+        if isinstance(run.data, Bucketed):
+            first = (context.step - 1) // cfg.log.every * cfg.log.every if cfg.log.every else 0
+            times = _seen(run.data.seen(first, context.step - first), context.step - first, lap)
         if not run.data.is_resident:
             times["data_wait"] = lap.data_wait
         context.writer.scalars(context.step, {**row, **means, **times})
@@ -37,6 +44,22 @@ def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
         Hook(cfg.eval.every, evaluate_all, evaluate),
         Hook(cfg.checkpoint.every, lambda context: context.save(), save),
     ]
+
+
+def _seen(seen: Seen, steps: int, lap: Spent) -> dict[str, float]:
+    """Returns the padding of the steps since the last row, and how fast examples and tokens are seen.
+
+    Args:
+      seen: by the steps since the last row.
+      steps: their number.
+      lap: the time of those among them that did not compile.
+    """
+    speed = lap.steps / steps / lap.seconds if lap.steps else math.nan
+    return {
+        PADDING: seen.padding,
+        "examples_per_second": seen.examples * speed,
+        "tokens_per_second": seen.tokens * speed,
+    }
 
 
 def write_histograms(context: Context) -> None:

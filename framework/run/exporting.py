@@ -64,6 +64,8 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
     """Yields whole batches of the first evaluation split, until they have `export.examples` examples."""
     batches = run.eval_data[base_split(run.resolved.eval.splits[0])]
-    wanted = -(-run.resolved.export.examples // batches.batch_size)
-    for step in range(min(wanted, epoch_steps(batches))):
-        yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
+    step, left = 0, run.resolved.export.examples
+    while left > 0 and step < epoch_steps(batches):
+        batch = {name: tensor.numpy() for name, tensor in batches.at(step).items()}
+        yield batch
+        step, left = step + 1, left - len(batch["weight"])

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from framework import config, optim
 from framework.config import DURATIONS, flatten, typed
 from framework.config.overrides import restored
+from framework.data.bucketed import epoch_of
 from framework.errors import UserError
 from framework.experiment import load
 from framework.experiment.returns import checked
@@ -32,7 +33,7 @@ def check(run: Run) -> None:
     if stored is None or not step or not stored.is_longer(run.config):
         return
     before = config.locked(restored(run.config.copy_and_resolve_references().unlock(), stored.values))
-    old = config.resolve(before, run.data.steps_per_epoch)
+    old = config.resolve(before, run.data.steps_per_epoch, epoch_of(run.data))
     what = f"train.duration={typed(run.config.train.duration)} instead of {typed(before.train.duration)}"
     elsewhere = f"Use another folder; there, --config.resume_from={run.workdir} continues this run."
     _refuse_ended(run, step, what, elsewhere)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from framework import optim
+from framework.data.bucketed import busiest, mean_size
 from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING
@@ -84,7 +85,7 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     if run.replicas.is_chief:
         run.write_header(overrides)
     run.started = run.started or time.monotonic()
-    progress = Progress(run.data.batch_size, run.started, run.note, run.modes)
+    progress = Progress(mean_size(run.data), run.started, run.note, run.modes)
     progress.passed("building")
     # Before the step is compiled, so that a mistake in the experiment is reported at once.
     optim.prepare_schedules(run.state.schedule, run.modes)
@@ -111,8 +112,10 @@ def _choose(run: Run) -> float:
         logging.info("train.compile=auto: %s, %s", run.train_block.compiled.mode, what)
         return 0.0
     modes = compile_choice.candidates(run.resolved, run.probe, run.replicas)
-    block, choice = compile_choice.choose(run.train_block, modes, run.replicas, left)
-    run.compile_by(choice, block)
+    bucket = busiest(run.data)
+    block = run.train_block if bucket is None else run.train_block.in_bucket(bucket)
+    block, choice = compile_choice.choose(block, modes, run.replicas, left)
+    run.compile_by(choice, block if bucket is None else block.in_bucket(None))
     table = ", ".join(f"{mode} {'-' if ms is None else f'{ms:.3g}'}" for mode, ms in choice.milliseconds.items())
     logging.info("train.compile=auto: %s, %s (ms a step: %s)", choice.mode, choice.reason, table or "not timed")
     if run.replicas.is_chief:

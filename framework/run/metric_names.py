@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from framework.errors import UserError, near
 from framework.evaluators import Evaluator, modes_of
 from framework.metrics import Metric, results
-from framework.run.progress import TIMES
+from framework.run.progress import PADDING, TIMES
 from framework.step.metric_row import MetricRow, term_key
 from framework.step.penalties import shown
 
@@ -17,7 +17,7 @@ def check_metric_names(
 ) -> None:
     """Raises UserError if a metric has the name of another number of a row, or a config key names no metric."""
     numbers = results.modes(metrics)
-    for name in {*metrics, *numbers} & {"step", *TIMES, *layout.scalars}:
+    for name in {*metrics, *numbers} & {"step", PADDING, *TIMES, *layout.scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )

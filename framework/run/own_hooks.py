@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from framework.config import to_steps
+from framework.data.bucketed import epoch_of
 from framework.errors import UserError
 from framework.experiment import user_code
 from framework.experiment.returns import checked, shown, takes
@@ -110,7 +111,8 @@ def _period(hook: Hook, name: str, run: Run) -> int:
     every = hook.every
     if isinstance(every, str):
         try:
-            every = to_steps(every, run.data.steps_per_epoch, run.data.batch_size, run.total_steps)
+            data = run.data
+            every = to_steps(every, data.steps_per_epoch, data.batch_size, run.total_steps, epoch_of(data))
         except (UserError, OverflowError) as error:  # infinite: epochs of data whose length is not known
             raise UserError(f"hook '{name}': every={hook.every!r} is no duration. {wanted}") from error
     if type(every) is not int or every < 0:

@@ -18,7 +18,9 @@ from typing import Any
 from absl import logging
 
 # Numbers of a row that no two runs share.
-TIMES = ("examples_per_second", "data_wait")
+TIMES = ("examples_per_second", "tokens_per_second", "data_wait")
+# A number of all steps since the last row.
+PADDING = "padding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Progress:
     """What result.json and the log report beside the state.
 
     Args:
-      batch_size: examples of a step.
+      batch_size: examples of a step, in the mean.
       started: `time.monotonic()` when this process started the run.
       note: what `note()` returned for the checkpoint that was restored; {} for a new run.
       modes: {metric: 'min' or 'max'}: which values are better.
@@ -67,7 +69,7 @@ class Progress:
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: float,
         started: float,
         note: Mapping[str, Any],
         modes: Mapping[str, str],
@@ -101,7 +103,9 @@ class Progress:
         self._phases["compiling"] = self._phases.get("compiling", 0.0) + compiling
 
     def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
-        """Runs a block of `k` steps and measures its time; the first block compiles and does not count as speed."""
+        """Runs a block of `k` steps and measures its time; what compiles does not count as speed: the first block, and
+        the first steps of each bucket.
+        """
         start = self._clock()
         block = train_block(k)
         if self.time_to_first_step is None:
@@ -111,7 +115,8 @@ class Progress:
             shares = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
             logging.info("first step after %.1f s, of which %s", self.time_to_first_step, shares)
         else:
-            self._total += Spent(k, self._clock() - start, block.waited)
+            steps, seconds = block.traced
+            self._total += Spent(k - steps, self._clock() - start - seconds, block.waited)
         return block
 
     @property

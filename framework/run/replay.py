@@ -27,7 +27,7 @@ from framework.folder import FAILURE, METRICS
 from framework.run.build import build_run
 from framework.run.evaluation import evaluate
 from framework.run.interval import PREFIX
-from framework.run.progress import TIMES
+from framework.run.progress import PADDING, TIMES
 from framework.run.run import Run
 from framework.step.block import Block
 from framework.step.diagnose import look
@@ -163,9 +163,9 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 def _logged(run: Run, step: int) -> dict[str, float | None]:
     row: dict[str, Any] = next((row for row in _rows(run) if row["step"] == step), {})
-    # A mean is of many steps.
+    # A mean is of many steps, and so is the padding.
     own = {name: value for name, value in row.items() if not name.startswith(PREFIX)}
-    return {name: value for name, value in own.items() if name not in ("step", *TIMES)}
+    return {name: value for name, value in own.items() if name not in ("step", PADDING, *TIMES)}
 
 
 def _is_listed(run: Run, step: int) -> bool:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from framework.compile import Compiled
 from framework.data.batches import Batch, Batches, Resident
+from framework.data.bucketed import members_of
 from framework.distribute.replicas import ParameterServers
 from framework.errors import RunError, UserError
 from framework.step.block import Block, BlockParts, TrainBlock
@@ -36,6 +37,8 @@ def check(make: Mapping[str, Any], model: Any, data: Batches, probe: Probe) -> N
     reason = ""
     if "make_step" in make or isinstance(model, Mapping):
         reason = "workers take the standard step of a single model, and the experiment has one of its own or several"
+    elif len(members_of(data)) > 1:
+        reason = "batches of several shapes (buckets) have a trace each, and workers trace one"
     elif isinstance(data, tf.Module):
         reason = "batches that have a state live on one device"
     elif probe.has_collectives:

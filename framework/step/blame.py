@@ -8,6 +8,7 @@ The step is traced again, and of the trace only what leads to its guards is run,
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import tf_keras as keras
 
 from framework import paths
 from framework.data.batches import Batches
+from framework.data.bucketed import bucket_at, members_of
 from framework.errors import UserError
 from framework.trace import guards
 from framework.trace.graphs import ancestors, imported, place
@@ -95,18 +97,21 @@ def first_problem(
       sentence: (step, problem) -> the sentence.
     """
 
-    def make(_: Any, step: tf.Tensor) -> None:
+    def make(member: Batches, _: Any, step: tf.Tensor) -> None:
         with guards.watched({}):
-            batches.at(step)
+            member.at(step)
 
-    of_data = Blame(make, {})
-    of_step = None
+    of_data: dict[int, Blame] = {}
+    of_step: dict[int, Blame] = {}
     for step in steps:
-        problem = of_data.problem({}, step)
+        bucket = bucket_at(batches, step)
+        member = members_of(batches)[bucket]
+        of_data[bucket] = of_data.get(bucket) or Blame(functools.partial(make, member), {})
+        problem = of_data[bucket].problem({}, step)
         if not problem:
-            batch = dict(batches.at(step))
-            of_step = of_step or Blame(look, batch, *roots)
-            problem = of_step.problem(batch, step)
+            batch = dict(member.at(step))
+            of_step[bucket] = of_step.get(bucket) or Blame(look, batch, *roots)
+            problem = of_step[bucket].problem(batch, step)
         if problem:
             return sentence(step, problem)
     return ""

@@ -1,11 +1,12 @@
 """K training steps in one compiled call, with the numbers of every one of them.
 
     train = TrainBlock(BlockParts(tools, step, rollback_variables, batches, schedules, layout))
-    block = train(k)                      # k <= train.block_steps; any k, one trace, one compilation
+    block = train(k)                      # k <= train.block_steps; any k, one trace, one compilation a shape
     block.row(k - 1)                      # {'loss': 0.21, 'learning_rate': 1e-3, 'gradient_norm': 0.8, …}
 
 On one device the whole block is one program: batches are gathered, drawn for and consumed inside it. On several, the
-loop goes around the replicas, each of which gathers its shard of a batch. `step.py` has the order of each step.
+loop goes around the replicas, each of which gathers its shard of a batch. `step.py` has the order of each step. Batches
+of several shapes have a call for each run of steps of one bucket.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import tensorflow as tf
 from framework import paths, rng
 from framework.compile import Compiled, programs
 from framework.data.batches import Batch, Batches
+from framework.data.bucketed import alike, bucket_at, members_of
 from framework.data.fields import named_shapes
 from framework.errors import UserError
 from framework.optim import Schedule, global_norm
@@ -86,6 +88,7 @@ class Block:
       norms: {'parameter_norm': of the trained weights before the last step, 'update_norm': of what the step added to
         them}; with several models 'parameter_norm/generator', ….
       waited: seconds until streamed batches were there; the devices had nothing to do meanwhile.
+      traced: steps of calls that traced a bucket, and the seconds of these calls.
     """
 
     first_step: int
@@ -95,6 +98,14 @@ class Block:
     sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     waited: float = 0.0
+    traced: tuple[int, float] = (0, 0.0)
+
+    def then(self, later: "Block") -> "Block":
+        """Returns what this block and the next one report together."""
+        rows = np.concatenate([self.rows, later.rows])
+        traced = (self.traced[0] + later.traced[0], self.traced[1] + later.traced[1])
+        waited = self.waited + later.waited
+        return dataclasses.replace(later, first_step=self.first_step, rows=rows, waited=waited, traced=traced)
 
     def row(self, index: int) -> dict[str, float]:
         """Returns the numbers of step `first_step + index + 1`; with `norms` if it is the last."""
@@ -126,19 +137,23 @@ class TrainBlock:
         self._config = parts.tools.parts.config
         self._replicas = parts.tools.parts.replicas
         self._dtype = parts.tools.parts.dtype
-        self._shards = shards_of(self._batches, self._replicas)
+        self._members = members_of(self._batches)
+        self._shards = [shards_of(member, self._replicas) for member in self._members]
+        self._bucket: int | None = None  # that of each step
         self._key = tf.constant(rng.key(self._config.seed), tf.uint64)
         # Batches that have a state move on before a block halts: the batch that it halted at is kept here.
         self._kept_batch = {} if self._state.data is None else _variables_for(self._batches)
         self._is_halted = False
         self._inspect: dict[str, Compiled] = {}
         settings = self._config.train
-        self.block_steps = steps_per_call(self._batches, min(settings.block_steps, settings.duration))
+        self._call_steps = steps_per_call(self._batches, min(settings.block_steps, settings.duration))
+        is_one_shape = len(self._members) == 1
+        self.block_steps = self._call_steps if is_one_shape else min(settings.block_steps, settings.duration)
         self.layout = parts.layout
         self.compiled = self._compile(settings.compile)
 
     def __call__(self, k: int, sums: Mapping[str, np.ndarray] | None = None) -> Block:
-        """Runs `k` steps from `state.step` and waits for their numbers.
+        """Runs `k` steps from `state.step` and waits for their numbers: in one compiled call, unless buckets change.
 
         Args:
           k: how many.
@@ -148,21 +163,44 @@ class TrainBlock:
           UserError: an id or label is out of range, or an assertion does not hold: named, the step is not taken.
         """
         self._check_k(k)
+        block = self._call(k, sums or self.layout.empty_sums())
+        while len(block.rows) < k and not block.is_halted:  # steps of other buckets
+            block = block.then(self._call(k - len(block.rows), block.sums))
+        return block
+
+    def _call(self, most: int, sums: Mapping[str, np.ndarray]) -> Block:
+        """Runs up to `most` steps, of the bucket of the next one, in one compiled call."""
         first = int(self._state.step)
+        bucket, k = self._next(first, min(most, self._call_steps))
+        traces, start = self.compiled.traces, time.perf_counter()
         with self._explained(first, k), named_shapes():
-            start = time.perf_counter()
             resident = self._batches.is_resident
-            plans = [] if resident else [shard.plan(first, k, self.block_steps) for shard in self._shards]
+            plans = [] if resident else [shard.plan(first, k, self._call_steps) for shard in self._shards[bucket]]
             waited = 0.0 if resident else time.perf_counter() - start
-            so_far = {name: tf.constant(value) for name, value in (sums or self.layout.empty_sums()).items()}
-            rows, count, is_halted, norms, totals = self.compiled(tf.constant(k), plans, so_far)
+            so_far = {name: tf.constant(value) for name, value in sums.items()}
+            rows, count, is_halted, norms, totals = self.compiled(tf.constant(k), plans, so_far, bucket)
         rows = rows.numpy()[: int(count)]
         self._is_halted = bool(is_halted)
         if self._is_halted:
             self._check_violations(first + len(rows) - 1, rows[-1])
         norms = {name: float(norm) for name, norm in norms.items()}
         totals = {name: total.numpy() for name, total in totals.items()}
-        return Block(first, rows, self.layout, self._is_halted, totals, norms, waited)
+        is_new = len(self._members) > 1 and self.compiled.traces > traces
+        traced = (len(rows), time.perf_counter() - start) if is_new else (0, 0.0)
+        waited = 0.0 if is_new else waited  # none of that time counts as speed
+        return Block(first, rows, self.layout, self._is_halted, totals, norms, waited, traced)
+
+    def _next(self, step: int, most: int) -> tuple[int, int]:
+        """Returns the bucket of a step, and how many steps from there on, at most `most`, one call can take."""
+        if self._bucket is not None:
+            return self._bucket, most
+        return bucket_at(self._batches, step), alike(self._batches, step, most)
+
+    def in_bucket(self, bucket: int | None) -> "TrainBlock":
+        """Returns the same steps, of one bucket alone whatever the step is, for timing; None: of the bucket of each."""
+        other = copy.copy(self)
+        other._bucket = bucket
+        return other
 
     @property
     def state(self) -> TrainState:
@@ -201,8 +239,8 @@ class TrainBlock:
             gradients = functools.partial(self._gradients, programs(mode, in_parts))
             self._inspect[mode] = Compiled(gradients, mode, "inspect", in_parts)
         with self.untouched(), self._explained(int(self._state.step), 1):
-            # Inside the graph where batches can be made there: a streamed one comes from the host.
-            batch = {} if self._batches.is_resident else self.batch()
+            # Inside the graph where batches can be made there; a streamed one, or a bucket's, comes from the host.
+            batch = {} if self._batches.is_resident and len(self._members) == 1 else self.batch()
             return {path: gradient.numpy() for path, gradient in self._inspect[mode](batch).items()}
 
     def dry_run(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
@@ -222,21 +260,23 @@ class TrainBlock:
             yield
 
     def _compile(self, mode: str) -> Compiled:
-        return Compiled(self._run, mode, "train", in_parts=self._replicas.strategy is not None)
+        in_parts = self._replicas.strategy is not None
+        return Compiled(self._run, mode, "train", in_parts, len(self._members))
 
     def _run(
-        self, k: tf.Tensor, plans: list[Batch], sums: MetricSums
+        self, k: tf.Tensor, plans: list[Batch], sums: MetricSums, bucket: int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor], MetricSums]:
         """Takes `k` steps: (rows, their number, whether the last halted, norms of the weights at the last, sums)."""
-        plans = plans or [shard.plan(self._state.step, k, self.block_steps) for shard in self._shards]
+        shards = self._shards[bucket]
+        plans = plans or [shard.plan(self._state.step, k, self._call_steps) for shard in shards]
 
         def segment(last: tf.Tensor, steps: Steps, norms: dict[str, tf.Tensor]) -> tuple[tf.Tensor, Any, Any]:
             before = self._trained()
-            steps = advance(lambda i: self._take(plans, i), k - 1 + last, steps)
+            steps = advance(lambda i: self._take(shards, plans, i), k - 1 + last, steps)
             return last + 1, steps, self._norms(before)
 
         # All steps but the last, then the last: to compare weights around each step, XLA would copy them each time.
-        steps = no_steps(self.block_steps, self.layout.width, self._dtype, sums)
+        steps = no_steps(self._call_steps, self.layout.width, self._dtype, sums)
         start = (tf.constant(0), steps, self._norms(self._trained()))
         _, steps, norms = tf.while_loop(lambda last, *_: last < 2, segment, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
@@ -245,7 +285,9 @@ class TrainBlock:
         is_finite = tf.reduce_all(tf.math.is_finite(tf.stack(list(norms.values()))))
         return steps.rows, steps.count, steps.is_halted | ~is_finite, norms, steps.sums
 
-    def _take(self, plans: list[Batch], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, MetricSums]:
+    def _take(
+        self, shards: Sequence[Batches], plans: list[Batch], index: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, MetricSums]:
         """Takes step `index` of a block: (row, whether to halt, what it adds to the sums)."""
         state = self._state
         updates = state.updates.read_value()
@@ -256,7 +298,7 @@ class TrainBlock:
         if state.skip_list is not None:
             allowed = tf.reduce_all(tf.not_equal(state.skip_list, state.step))
         with scopes(self._config.train.precision, self._key, state.step.read_value()):
-            batch, violations = take_shards(self._replicas, self._shards, plans, index)
+            batch, violations = take_shards(self._replicas, shards, plans, index)
             violations += [watch.violations(self._dtype)] if watch.has_any else []
             for name, variable in self._kept_batch.items():
                 variable.assign(batch[name])

@@ -18,6 +18,7 @@ from ml_collections import FrozenConfigDict
 from framework import paths, precision, rng
 from framework.compile import Compiled
 from framework.data.batches import Batch, Batches, epoch_steps
+from framework.data.bucketed import alike, bucket_at, last_steps, members_of
 from framework.data.fields import named_shapes
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
@@ -62,10 +63,12 @@ class EvalBlock:
         replicas: Replicas,
         has_collectives: bool = False,
     ) -> None:
-        self._replicas, self._shards = replicas, shards_of(batches, replicas)
+        self._replicas, self._members = replicas, members_of(batches)
+        self._shards = [shards_of(member, replicas) for member in self._members]
         self._has_collectives = has_collectives
         self._found, self._layout = found, MetricRow((VIOLATIONS,), found.terms, metrics)
         self.steps = epoch_steps(batches)
+        self._last_steps = last_steps(batches)
         self._steps = self.steps - (found.rest is not None)  # of these, with padding if the last one has some
         self._block_steps = steps_per_call(batches, min(config.train.block_steps, max(1, self._steps)))
         self._model, self._loss, self._batches = model, loss, batches
@@ -106,10 +109,11 @@ class EvalBlock:
         Half precision is returned as float32. Changes nothing, like a whole pass.
         """
         batch = {} if self._batches.is_resident else dict(self._batches.at(step))
+        bucket = bucket_at(self._batches, step)
         with untouched(self._found.assigned_variables):
-            found = self._compiled_outputs(tf.constant(step, tf.int64), batch)
-        size = rows = self._batches.batch_size
-        if step == self.steps - 1:  # padding repeats the last example
+            found = self._compiled_outputs(tf.constant(step, tf.int64), batch, bucket)
+        size = rows = self._members[bucket].batch_size
+        if step in self._last_steps:  # padding repeats the last example
             rows = len(np.unique(self._batches.indices(step)["index"]))
         rows = rows if most is None else min(rows, most)
 
@@ -134,14 +138,18 @@ class EvalBlock:
     def _rows(self) -> Iterator[np.ndarray]:
         """Yields the row of each batch, in order; `self._sums` are those of the batches so far."""
         self._sums = {name: tf.constant(value) for name, value in self._layout.empty_sums().items()}
-        for first in range(0, self._steps, self._block_steps):
-            k = min(self._block_steps, self._steps - first)
+        first = 0
+        while first < self._steps:
+            bucket = bucket_at(self._batches, first)
+            k = alike(self._batches, first, min(self._block_steps, self._steps - first))
             with explained(functools.partial(self._problem, first, k)), named_shapes():
                 plans = []
                 if not self._batches.is_resident:
-                    plans = [shard.plan(first, k, self._block_steps) for shard in self._shards]
-                rows, self._sums = self.compiled(tf.constant(first, tf.int64), tf.constant(k), plans, self._sums)
+                    plans = [shard.plan(first, k, self._block_steps) for shard in self._shards[bucket]]
+                start = tf.constant(first, tf.int64)
+                rows, self._sums = self.compiled(start, tf.constant(k), plans, self._sums, bucket)
             yield from (self._sound(first + index, row) for index, row in enumerate(rows.numpy()[:k]))
+            first += k
         if self._found.rest:
             with explained(functools.partial(self._problem, self._steps)):
                 batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
@@ -168,10 +176,9 @@ class EvalBlock:
 
     def _bad_batch(self, step: int) -> str:
         """Returns a sentence about the first batch that is not finite."""
-        first = step * self._batches.batch_size
-        problem = (
-            f"batch {step} (examples {first} to {first + self._batches.batch_size - 1}) is the first that is not finite"
-        )
+        first, size = step * self._batches.batch_size, self._batches.batch_size
+        examples = f" (examples {first} to {first + size - 1})" if len(self._members) == 1 else ""
+        problem = f"batch {step}{examples} is the first that is not finite"
         reason = weight_problem(self._model, self._batches.at(step)["weight"]) if self._found.has_uneven else ""
         return f"{problem}; {reason}" if reason else problem
 
@@ -211,22 +218,24 @@ class EvalBlock:
 
     def _compile(self, mode: str) -> None:
         mode, in_parts = _MODES.get(mode, mode), self._replicas.strategy is not None
-        self.compiled = Compiled(self._run, mode, "evaluate", in_parts)
+        shapes = len(self._members)
+        self.compiled = Compiled(self._run, mode, "evaluate", in_parts, shapes)
         self._compiled_rest = Compiled(self._run_rest, mode, "evaluate the rest", in_parts)
-        self._compiled_outputs = Compiled(self._run_outputs, mode, "predict", in_parts)
+        self._compiled_outputs = Compiled(self._run_outputs, mode, "predict", in_parts, shapes)
 
     @property
     def _mode(self) -> str:
         return "xla" if "gradients" in self.compiled.programs and not self._has_collectives else "graph"
 
     def _run(
-        self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch], sums: MetricSums
+        self, first: tf.Tensor, k: tf.Tensor, plans: list[Batch], sums: MetricSums, bucket: int
     ) -> tuple[tf.Tensor, MetricSums]:
-        plans = plans or [shard.plan(first, k, self._block_steps) for shard in self._shards]
+        shards = self._shards[bucket]
+        plans = plans or [shard.plan(first, k, self._block_steps) for shard in shards]
 
         def step(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, MetricSums]:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
-                batch, found = take_shards(self._replicas, self._shards, plans, index)
+                batch, found = take_shards(self._replicas, shards, plans, index)
                 row, states = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
                 if found:  # `found` counts the guards of the split's transform that fail
                     row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
@@ -244,19 +253,20 @@ class EvalBlock:
             row, states = self._replicas.redundant().all_reduce_sum(self._row, rest, mode=self._mode)
         return row, {name: total + states[name] for name, total in sums.items()}
 
-    def _run_outputs(self, step: tf.Tensor, batch: Batch) -> tuple[Batch, Batch]:
+    def _run_outputs(self, step: tf.Tensor, batch: Batch, bucket: int) -> tuple[Batch, Batch]:
         """Returns a whole batch and the outputs of the loss for it; every replica computes all of them.
 
         Args:
           step: number of the batch in the pass.
           batch: the batch; {} to read it here, inside of the compiled call.
+          bucket: that of the step.
         """
 
         def forward_pass(index: int, whole: Batch) -> Batch:
             return dict(forward(self._loss, self._model, whole, training=False)[1])
 
         with scopes(self._precision, self._key, step):
-            whole = batch or dict(self._batches.at(step))
+            whole = batch or dict(self._members[bucket].at(step))
             return whole, self._replicas.redundant().run(forward_pass, whole, mode=self._mode)
 
     def _row(self, index: int, batch: Batch) -> tuple[tf.Tensor, MetricSums]:

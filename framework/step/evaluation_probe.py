@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from framework import paths
 from framework.data.batches import Batches, epoch_steps
+from framework.data.bucketed import last_steps, members_of
 from framework.errors import UserError
 from framework.state import TrainState
 from framework.step import coverage
@@ -82,7 +83,11 @@ def probe_evaluation(
     has_uneven = bool(uneven(state.model))
     rest = _rest(state, batches, split) if has_uneven else None
     return EvaluationProbe(
-        tuple(names), assigned_variables, has_uneven, rest, coverage.constants(graph, state, where, batches)
+        tuple(names),
+        assigned_variables,
+        has_uneven,
+        rest,
+        coverage.constants(graph, state, where, members_of(batches)[0]),
     )
 
 
@@ -114,6 +119,10 @@ def _rest(state: TrainState, batches: Batches, split: str) -> int | None:
     Raises:
       UserError: a row of the first or last batch has another weight than 1.
     """
+    if len(members_of(batches)) > 1:
+        for step in last_steps(batches):
+            check_row_weights(state.model, batches.at(step)["weight"], f"batch {step} of '{split}'")
+        return None
     last = epoch_steps(batches) - 1
     for step in sorted({0, last}):
         weight = batches.at(step)["weight"]

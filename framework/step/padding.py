@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import FrozenConfigDict
 
 from framework.data.batches import Batches
+from framework.data.bucketed import longest
 from framework.metrics import Metric
 from framework.step.forward import Batch, Loss, forward
 from framework.step.scopes import scopes
@@ -25,8 +26,9 @@ def padded(batches: Batches) -> Batch:
     """Returns the first batch, eagerly, with its weights multiplied by 0.5 to 1.5, and those of its last rows by 0.
 
     The weights are multiplied before the transform, as padding stands there already. An experiment's own batches
-    without a method `weighted` get the weights afterwards.
+    without a method `weighted` get the weights afterwards. Batches of several shapes have that of the longest.
     """
+    batches = longest(batches)
     weighted = getattr(batches, "weighted", None)
     return with_padding(batches.at(0)) if weighted is None else weighted(0, factors(batches.batch_size))
 

@@ -1,13 +1,13 @@
 """Which batches the penalties of layers are wrong for: pieces of a batch, padding, weights; and sums that grow."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 from ml_collections import FrozenConfigDict
 
-from framework.data.batches import Batches, epoch_steps
+from framework.data.batches import Batches
+from framework.data.bucketed import last_steps
 from framework.errors import UserError
 from framework.step.added_losses import layers_of
 from framework.step.penalties import COUPLED, UNEVEN
@@ -34,7 +34,7 @@ def check_penalties(model: Any, batches: Batches, config: FrozenConfigDict, repl
     """
     check_pieces(model, config.train.micro_batches, replicas)
     if uneven(model) and not isinstance(batches, tf.Module):  # a batch of these is taken only once
-        for step in {0, epoch_steps(batches) - 1 if math.isfinite(batches.steps_per_epoch) else 0}:
+        for step in {0, *last_steps(batches)}:
             check_row_weights(model, batches.at(step)["weight"], f"the training batch of step {step}")
 
 

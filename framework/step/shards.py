@@ -10,8 +10,8 @@ from framework.trace import guards
 
 
 def steps_per_call(batches: Batches, steps: int) -> int:
-    """Returns the most steps of one call: `steps`, or the streamed batches that are read ahead if these are fewer."""
-    return min(steps, getattr(batches, "ahead", None) or steps)
+    """Returns the most steps of one call: `steps`, or the fewer streamed batches read ahead, or steps of one bucket."""
+    return min(steps, *(getattr(batches, name, None) or steps for name in ("ahead", "run_length")))
 
 
 def shards_of(batches: Batches, replicas: Replicas) -> list[Batches]:

@@ -18,7 +18,7 @@ def refuse_too_large(probe: Probe, data: Batches, resolved: FrozenConfigDict) ->
     needs much more, so a batch that passes may still be too large.
     """
     available = host_memory()
-    size = resolved.data.batch_size
+    size = data.batch_size
     batch = sum(bytes_of(spec) for spec in probe.batch.values())
     largest = max((bytes_of(tensor) for op in probe.graph.get_operations() for tensor in op.outputs), default=0)
     steps = min(resolved.train.block_steps, resolved.train.duration) if data.is_resident else 1

@@ -21,7 +21,7 @@ _SHORTEST = 4  # characters of a name that is cut
 _MEAN = "mean/"
 _SHOWN_WAIT = 0.01  # a smaller share of waiting for data is left out
 _COUNTS = ("skipped", "empty_terms")
-_NOT_METRICS = {"loss", "learning_rate", "examples_per_second", "data_wait", *_COUNTS}
+_NOT_METRICS = {"loss", "learning_rate", "examples_per_second", "tokens_per_second", "data_wait", *_COUNTS}
 
 
 class Console(Writer):

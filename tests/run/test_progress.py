@@ -30,6 +30,7 @@ class Timed:
 
     steps: int
     waited: float
+    traced: tuple[int, float] = (0, 0.0)
 
 
 def run(progress, clock, k, seconds, waited=0.0):
