@@ -215,9 +215,10 @@ def _restore(before: dict[str, dict[str, Any]]) -> None:
 def _settled(left: Callable[[], Collection[Any]]) -> list[Any]:
     """What `left()` finds once garbage is collected and closing threads and files had their time."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while left():
+    found = list(left())
+    while found and time.monotonic() < deadline:
         gc.collect()
-        if not left() or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    return list(left())
+        found = list(left())  # what this look finds counts: a later one may catch a file that is open for a moment
+        if found:
+            time.sleep(0.05)
+    return found
