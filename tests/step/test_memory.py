@@ -24,7 +24,9 @@ def make_model(cfg):
 def test_a_compiled_step(micro_batches, remat):
     settings = {"train.compile": "xla", "train.micro_batches": micro_batches, "train.remat": remat}
     built = build(functions={"make_model": make_model}, **settings)
-    program = built.train_block.compiled.function.experimental_get_compiler_ir(tf.constant(1), {}, {})("optimized_hlo")
+    program = built.train_block.compiled.function.experimental_get_compiler_ir(tf.constant(1), [], {}, 0)(
+        "optimized_hlo"
+    )
     # Were the second computation found to be the first, and merged with it, there would be one of each.
     assert len(re.findall(r" tanh\(", program)) == (2 * BLOCKS if remat else BLOCKS)
     shapes = {f"f32[{size},{WIDTH}]": size for size in (BATCH, BATCH // micro_batches)}
