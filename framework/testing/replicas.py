@@ -11,6 +11,7 @@ import numpy as np
 from framework import paths
 from framework.config import flatten
 from framework.config.overrides import override
+from framework.errors import UserError
 from framework.experiment.load import load
 from framework.run.build import build
 
@@ -35,6 +36,7 @@ def check_replicas(
 
     Raises:
       AssertionError: they disagree; the message names the worst variable, or the first step.
+      UserError: the run has fewer steps.
     """
     settings = override(load(name).get_config(), overrides)
     bound = rtol or {"float64": 1e-11, "float32": 1e-4}.get(settings.train.precision, 0.05)
@@ -42,6 +44,8 @@ def check_replicas(
     typed["train.block_steps"] = steps
     many = build(name, typed | {"runtime.strategy": "mirrored", "runtime.virtual_devices": replicas})
     one = build(name, typed)
+    if steps > one.total_steps:
+        raise UserError(f"check_replicas: steps={steps}, but train.duration has {one.total_steps} steps. Take fewer.")
     rows = [run.train_block(steps) for run in (one, many)]
     trained = {path: variable.numpy() for path, variable in paths.trainable(many.model).items()}
     distances = {}

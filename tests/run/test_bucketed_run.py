@@ -98,7 +98,13 @@ def test_two_replicas_take_the_steps_of_one():
 @pytest.mark.slow
 def test_two_replicas_that_read_a_stream_take_the_steps_of_one():
     overrides = {"model.dropout": 0.3, "data.placement": "stream"}
-    testing.check_replicas("tests/bucketed.py", overrides, replicas=2, steps=20)
+    testing.check_replicas("tests/bucketed.py", overrides, replicas=2, steps=16)
+
+
+@pytest.mark.slow
+def test_replicas_are_not_compared_beyond_the_end_of_a_run():
+    with pytest.raises(UserError, match=r"^check_replicas: steps=17, but train.duration has 16 steps\."):
+        testing.check_replicas("tests/bucketed.py", {}, replicas=2, steps=17)
 
 
 def test_sizes_that_replicas_cannot_share_are_refused():
