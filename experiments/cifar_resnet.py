@@ -15,7 +15,8 @@ Without --data_dir, the archive is downloaded (170 MB, once). Presets, by --conf
 
 On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.replica_batch_size=128.
 There, BatchNorm normalises by the pictures of its replica; --config.model.normalization=sync_batch by those of all.
-On a CPU, float16 takes --config.train.compile=xla_gradients (not run); bfloat16 is faster.
+On a CPU, float16 takes --config.train.compile=xla_gradients; bfloat16 is faster. Over 500 steps of `small` the loss of
+both, and of two replicas, stays within a tenth of that of float32 on one device (tests/test_cifar_resnet.py).
 """
 
 import functools

@@ -28,7 +28,7 @@ QUICK = {
     "log.histograms_every": "",
 }
 COUNTS = {"train": 64, "test": 40}
-BOUND = 0.1  # of the mean loss of 50 steps
+BOUND = 0.1  # of the difference of the mean losses of 50 steps, as a share of that of float32
 
 
 @pytest.fixture
@@ -231,13 +231,14 @@ CURVES = {
         "model.normalization": "sync_batch",
     },
     "bfloat16": {"train.precision": "bfloat16"},
+    "float16": {"train.precision": "float16", "train.compile": "xla_gradients"},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_loss_curves_of_precisions_and_replicas(monkeypatch, tmp_path):
-    """500 steps beside those of float32 on one device: the mean loss of each 50 steps differs by at most BOUND.
+    """500 steps beside those of float32 on one device: the mean loss of each 50 steps differs by at most a tenth.
 
     A fifth of the labels is drawn at random, so that the loss does not reach 0, where all curves would be equal.
     """
@@ -250,7 +251,6 @@ def test_loss_curves_of_precisions_and_replicas(monkeypatch, tmp_path):
 
     monkeypatch.setattr(cifar_resnet, "load", load)
     length = {"train.duration": "500 steps", "log.every": "50 steps", "data.batch_size": 32}
-    length |= {"model.net": "resnet", "model.depth": 8}
     curves = {}
     for name, values in CURVES.items():
         run = build(
@@ -261,7 +261,7 @@ def test_loss_curves_of_precisions_and_replicas(monkeypatch, tmp_path):
         print(name, curves[name].round(4))
     for name, curve in curves.items():
         assert len(curve) == 10
-        assert np.abs(curve - curves["float32"]).max() <= BOUND, name
+        assert np.abs(curve / curves["float32"] - 1).max() <= BOUND, name
 
 
 @pytest.mark.slow
