@@ -13,6 +13,7 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `TimeDistributed` | applies a layer to every time of a sequence |
 | `MultiHeadAttention`, `Attention`, `AdditiveAttention` | attention, with dropout of probabilities |
 | `Encoder`, `Decoder` and `EncoderLayer`, `DecoderLayer` | a Transformer's stacks, with a cache to decode; one layer |
+| `Transformer` | a whole encoder-decoder model: source and target tokens in, logits out |
 | `TiedEmbedding` | embeds source and target tokens, and makes logits, by one table |
 | `SinusoidalPositions`, `LearnedPositions` | add the vector of its position to each token |
 | `RandomFlip`, `RandomCrop`, `RandomRotation`, `RandomTranslation`, `RandomZoom` | move pixels in training |
@@ -75,6 +76,7 @@ from framework.layers.recurrent import (
 )
 from framework.layers.remat import rematerialise
 from framework.layers.residual import BasicBlock, BottleneckBlock, SqueezeExcite
+from framework.layers.sequence_to_sequence import Transformer
 from framework.layers.transformer import DecoderLayer, EncoderLayer
 from framework.layers.whitening import WhiteningConv2D, whitening_kernel
 
@@ -121,6 +123,7 @@ __all__ = [
     "StochasticDepth",
     "TiedEmbedding",
     "TimeDistributed",
+    "Transformer",
     "WhiteningConv2D",
     "causal_mask",
     "cifar_resnet",

@@ -38,6 +38,10 @@ def _call_tied(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training:
     return tf.cast(layer.logits(layer(*inputs)), layer.compute_dtype)  # logits are in full precision
 
 
+def _call_pair(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return tf.cast(layer(tuple(inputs), training=training), layer.compute_dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A public layer, as tests make and call it.
@@ -162,6 +166,7 @@ CASES = (
     Case("SinusoidalPositions", {"max_length": 4}, ((3, 5),), _call_plain),
     Case("LearnedPositions", {"max_length": 4}, ((3, 5),), _call_plain),
     Case("TiedEmbedding", {"vocabulary": 7, "width": 3}, ((5,),), _call_tied, below=7),
+    Case("Transformer", {"vocabulary": 7, "layers": 1, **STACK}, ((3,), (4,)), _call_pair, below=7),
     Case("StochasticDepth", {"rate": 0.72}, ((3, 2, 5),)),
     Case("SqueezeExcite", {"ratio": 2}, ((3, 2, 4),), _call_plain),
     Case(
