@@ -16,11 +16,14 @@ UNFINISHED := $(VENV)/.unfinished
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-data.txt | cksum | cut -d ' ' -f 1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt | cksum | cut -d ' ' -f 1)
 
-# The optional packages of these extras of pyproject.toml: EXTRAS='data text'.
+# The optional packages of these extras of pyproject.toml: EXTRAS='data text'. What requirements-EXTRA.txt lists is
+# installed by --no-deps.
 ifneq ($(EXTRAS),)
-EXTRAS_STAMP := $(VENV)/.extras-$(shell echo $(EXTRAS) | cat - pyproject.toml | cksum | cut -d ' ' -f 1)
+EXTRAS_ALONE := $(wildcard $(EXTRAS:%=requirements-%.txt))
+EXTRAS_STAMP := $(VENV)/.extras-$(shell echo $(EXTRAS) | cat - pyproject.toml $(EXTRAS_ALONE) | cksum | cut -d ' ' -f 1)
 EXTRAS_PINS := import sys, tomllib; of = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
-  print(*[pin for extra in sys.argv[1:] for pin in of.get(extra) or sys.exit(f'EXTRAS={extra}: there is {list(of)}')])
+  unknown = [extra for extra in sys.argv[1:] if extra not in of]; unknown and sys.exit(f'EXTRAS={unknown[0]}: there is {list(of)}'); \
+  print(*[pin for extra in sys.argv[1:] for pin in of[extra]])
 endif
 
 # The other frameworks of tests/benchmarks, apart from what the project itself needs.
@@ -86,6 +89,7 @@ ifneq ($(EXTRAS),)
 $(EXTRAS_STAMP): $(RUN_STAMP)
 	@pins=$$($(BIN)/python -c "$(EXTRAS_PINS)" $(EXTRAS)) && touch $(UNFINISHED) && \
 	  echo "Installing the extras $(EXTRAS) of pyproject.toml" && $(PIP) -r requirements.txt $$pins
+	@for file in $(EXTRAS_ALONE); do $(PIP) --no-deps -r $$file || exit 1; done
 	@rm -f $(UNFINISHED) && touch $@
 endif
 

@@ -20,6 +20,7 @@ from framework.data.replay_buffer import ReplayBuffer
 from framework.data.sets.cifar import load_cifar10
 from framework.data.sets.cmudict import load_cmudict
 from framework.data.sets.mnist import load_mnist
+from framework.data.sets.movielens import load_movielens
 from framework.data.sources import IndexedSource, Source
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "load_cifar10",
     "load_cmudict",
     "load_mnist",
+    "load_movielens",
     "make_batches",
     "text",
     "tf_records",
