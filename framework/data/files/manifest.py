@@ -21,7 +21,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """Returns the manifest of a folder; None if it has none.
 
     Raises:
-      UserError: the manifest is damaged or of another version, or the shards are not complete yet.
+      UserError: the manifest is damaged, of another version or counts wrongly, or the shards are not complete yet.
     """
     path = folder / NAME
     try:
@@ -30,6 +30,9 @@ def read(folder: Path) -> dict[str, Any] | None:
             raise UserError(f"{path} has version {value['version']}, not {VERSION}. Prepare the data again.")
         for shard in value["shards"]:
             str(shard["name"]), str(shard["sha256"]), int(shard["bytes"]), int(shard["records"])
+        total, listed = int(value["records"]), sum(int(shard["records"]) for shard in value["shards"])
+        if total != listed:
+            raise UserError(f"{path} says {total} records, but its shards have {listed}. Prepare the data again.")
         value["classes"] = [str(name) for name in value.get("classes", ())]
         return value
     except FileNotFoundError:

@@ -148,11 +148,13 @@ def test_a_shard_that_is_not_the_one_of_the_manifest_is_named(data):
     place = shards[0].parent / manifest.NAME
     write_json(place, facts)
     assert reader(shards).classes == ("cat", "dog")
-    write_json(place, facts | {"shards": listed[:2]})
+    write_json(place, facts | {"records": 5, "shards": listed[:2]})
     assert line_of(reader, shards) == f"{place} does not list {shards[2]}. Move the file to another folder."
     write_json(place, facts | {"classes": 2})
     assert line_of(reader, shards).startswith(f"{place} is damaged (")
-    write_json(place, facts | {"shards": [*listed[:2], listed[2] | {"records": 7}]})
+    write_json(place, facts | {"records": 12})
+    assert line_of(reader, shards) == f"{place} says 12 records, but its shards have 11. Prepare the data again."
+    write_json(place, facts | {"records": 12, "shards": [*listed[:2], listed[2] | {"records": 7}]})
     assert line_of(reader, shards) == f"{shards[2]} has 6 records, but {place} says 7. Prepare the data again."
     write_json(place, facts)
     then = listed[1]["sha256"]
