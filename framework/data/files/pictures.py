@@ -3,16 +3,21 @@
     header_of(content)                        # Header(format='jpeg', height=32, width=32, channels=3)
     Image(size=(32, 32)).decode(content)      # uint8 [32, 32, 3]; ValueError says what is wrong
 
-A header of 100 bytes may promise a picture of 16 GB.
+A header of 100 bytes may promise a picture of 16 GB. A JPEG whose scan is overwritten or cut in the middle is grey from
+there on for TensorFlow's decoder; the package simplejpeg of the extra `data` finds the damage, if it is installed.
 """
 
+import functools
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from framework import extras
 from framework.errors import UserError
 
 MAX_PIXELS = 2**26  # 8192 x 8192
@@ -126,9 +131,41 @@ def decoded(content: bytes, header: Header, channels: int) -> np.ndarray:
         if header.format == "png":
             return tf.raw_ops.DecodePng(contents=content, channels=channels).numpy()
         # The accurate cosine transform, as Pillow and libjpeg have it; TensorFlow's default differs between machines.
-        return tf.raw_ops.DecodeJpeg(contents=content, channels=channels, dct_method="INTEGER_ACCURATE").numpy()
+        pixels = tf.raw_ops.DecodeJpeg(contents=content, channels=channels, dct_method="INTEGER_ACCURATE").numpy()
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"the {header.format.upper()} is damaged or cut off") from error
+    _check_scan(content)
+    return pixels
+
+
+@functools.cache
+def strict_decoder() -> Callable[..., np.ndarray] | None:
+    """Returns a decoder of JPEGs that refuses what libjpeg warns of; None if it is not installed."""
+    try:
+        return extras.load("simplejpeg", "data").decode_jpeg
+    except UserError:
+        return None
+
+
+@functools.cache
+def _warn_of_grey() -> None:
+    logging.warning(
+        "JPEGs are not checked for damage in the middle, which decodes to grey: simplejpeg is not installed. Type"
+        " python -m pip install %s",
+        " ".join(extras.pins("data")),
+    )
+
+
+def _check_scan(content: bytes) -> None:
+    """Raises ValueError if the scan of a JPEG has too few or too many bytes for its pixels."""
+    decode = strict_decoder()
+    if decode is None:
+        _warn_of_grey()
+        return
+    try:
+        decode(content, "GRAY")  # reads all of the scan, and computes the brightness alone
+    except ValueError as error:
+        raise ValueError(f"the JPEG is damaged or cut off ({error})") from error
 
 
 def header_of(content: bytes) -> Header:

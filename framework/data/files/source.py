@@ -23,6 +23,7 @@ from framework import files
 from framework.data import fetch
 from framework.data.fields import Fields, checked, fields_of
 from framework.data.files.examples import Each, Examples
+from framework.data.files.pictures import strict_decoder
 from framework.data.files.records import RecordError, Records, in_threads
 from framework.errors import DataError, UserError
 
@@ -31,7 +32,7 @@ Policy = Literal["stop", "skip"]
 
 ADVICE = "Mend the file, or leave such records out by damaged='skip'."
 
-_PASS = 2  # version of what the pass finds
+_PASS = 3  # version of what the pass finds
 _CHUNK = 256  # records of one thread's turn in the pass
 _NAMED = 5  # damaged records that result.json names
 
@@ -129,7 +130,8 @@ class RecordSource:
     @property
     def _note(self) -> Path:
         """The file that remembers the pass: for these files, decoded in this way."""
-        key = hashlib.sha256(f"{_PASS} {self._reader.digest} {self._decode}".encode()).hexdigest()[:32]
+        known = f"{_PASS} {strict_decoder() is not None} {self._reader.digest} {self._decode}"
+        key = hashlib.sha256(known.encode()).hexdigest()[:32]
         return fetch.cache_folder("files") / f"damage-{key}.json"
 
     def _forget(self) -> str:

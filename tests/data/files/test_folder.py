@@ -2,11 +2,13 @@
 
 import logging
 import os
+import sys
 
 import numpy as np
 import pytest
 
 from framework import data
+from framework.data.files.pictures import strict_decoder
 from framework.errors import DataError, UserError
 from tests.data.files import made
 
@@ -84,6 +86,20 @@ def test_damaged_pictures_are_named_or_skipped(pets):
     )
     assert line_of(DataError, data.image_folder(pets, IMAGE, damaged="skip").take, np.arange(3)).startswith(line)
     assert data.image_folder(pets, IMAGE, damaged="skip").skipped["records"] == 2
+
+
+def test_a_jpeg_that_is_overwritten_is_found_when_simplejpeg_is_installed_later(pets, monkeypatch):
+    pytest.importorskip("simplejpeg", reason="needs the extra 'data'")
+    content = made.encoded(made.pixels(0), "JPEG")
+    (pets / "cat" / "3.jpg").write_bytes(content[:-40] + bytes(38) + content[-2:])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "simplejpeg", None)
+        strict_decoder.cache_clear()
+        assert data.image_folder(pets, IMAGE, damaged="skip").skipped["records"] == 0
+    strict_decoder.cache_clear()
+    assert data.image_folder(pets, IMAGE, damaged="skip").skipped["first"] == [
+        f"{pets}/cat/3.jpg: the JPEG is damaged or cut off (Corrupt JPEG data: premature end of data segment)"
+    ]
 
 
 def test_what_is_no_picture_is_said(pets, caplog):

@@ -1,7 +1,9 @@
 """framework/data/files/pictures.py: the header comes before pixels; what does not fit is damaged or converted."""
 
 import io
+import logging
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -9,6 +11,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from framework import extras
 from framework.data.files import pictures
 from framework.data.files.pictures import Header, Image, header_of, verify
 from framework.errors import UserError
@@ -127,6 +130,58 @@ def test_a_truncated_picture_is_damaged_wherever_it_ends(kind):
     verify(content, 256)
     for size in {*range(0, len(content) - 12, 23), len(content) - 13, len(content) - (2 if kind == "JPEG" else 13)}:
         assert line_of(verify, content[:size], 256)
+
+
+def scan_of(content):
+    """The place of the first byte of the scan of a JPEG with one scan."""
+    marker = content.index(b"\xff\xda")
+    return marker + 2 + int.from_bytes(content[marker + 2 : marker + 4])
+
+
+def overwritten(content):
+    middle = (scan_of(content) + len(content)) // 2
+    return content[:middle] + bytes(len(content) - 2 - middle) + content[-2:]
+
+
+def cut_inside(content):
+    return content[: scan_of(content) + 100] + content[-2:]
+
+
+@pytest.mark.parametrize("damage", [overwritten, cut_inside])
+def test_a_jpeg_damaged_in_the_middle_is_damaged(damage):
+    pytest.importorskip("simplejpeg", reason="needs the extra 'data'")
+    whole = made.encoded(made.pixels(7, 32), "JPEG", quality=80)
+    content = damage(whole)
+    # TensorFlow decodes it, to other pixels.
+    assert (tf.io.decode_jpeg(content).numpy() != tf.io.decode_jpeg(whole).numpy()).mean() > 0.4
+    line = line_of(Image((32, 32)).decode, content)
+    assert (
+        line.startswith("the JPEG is damaged or cut off (Corrupt JPEG data: ")
+        and line_of(verify, content, 1024) == line
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 2}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_whole_jpegs_of_all_kinds_are_not_damaged(mode, options):
+    content = io.BytesIO()
+    PIL.Image.fromarray(made.pixels(8, 40)).convert(mode).save(content, "JPEG", **options)
+    verify(content.getvalue(), 1600)
+
+
+def test_without_simplejpeg_one_warning_says_what_is_not_checked(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    pictures.strict_decoder.cache_clear()
+    pictures._warn_of_grey.cache_clear()
+    content = made.encoded(made.pixels(7, 32), "JPEG")
+    with caplog.at_level(logging.WARNING):
+        verify(cut_inside(content), 1024)
+        verify(content, 1024)
+    pictures.strict_decoder.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "JPEGs are not checked for damage in the middle, which decodes to grey: simplejpeg is not installed. Type"
+        f" python -m pip install {' '.join(extras.pins('data'))}"
+    ]
 
 
 def test_what_is_no_picture_is_said():
