@@ -24,11 +24,15 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `BasicBlock`, `BottleneckBlock` | residual blocks of pictures, with a shortcut that fits |
 | `StochasticDepth`, `SqueezeExcite` | drops the branch of an example; scales channels by their means |
 | `WhiteningConv2D` | convolves with a kernel that whitens windows, computed of data |
+| `Lookup`, `HashedLookup`, `Bucketize` | turn ids, texts and numbers into rows of a table |
+| `EmbeddingTable` | looks up rows of a table that features share, and pools lists of them |
+| `HistoryEncoder` | attends to a history of items |
+| `Tower`, `Score`, `CumulativeLogits` | dense layers of features; the score of a pair; logits of ratings in order |
 
 `cifar_resnet` makes the residual networks of He et al. for CIFAR, `make_normalization` a normalisation by its name,
 `Dirac` initial kernels that copy channels and `whitening_kernel` those of `WhiteningConv2D`.
 `padding_mask`, `causal_mask` and `combined_mask` make masks of attention, `sinusoidal` fixed positions, `rotate` rotary
-ones, and `token_positions` those of padded sequences.
+ones, and `token_positions` those of padded sequences; `recency_weights` weighs a history by its age.
 `rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers of a model that other code makes,
 such as `keras.applications`, the same draws.
 """
@@ -56,6 +60,7 @@ from framework.layers.dropout import (
 )
 from framework.layers.embedding import TiedEmbedding
 from framework.layers.encoder_decoder import Decoder, Encoder
+from framework.layers.ids import Bucketize, HashedLookup, Lookup
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
 from framework.layers.masks import causal_mask, combined_mask, padding_mask
@@ -77,6 +82,14 @@ from framework.layers.recurrent import (
 from framework.layers.remat import rematerialise
 from framework.layers.residual import BasicBlock, BottleneckBlock, SqueezeExcite
 from framework.layers.sequence_to_sequence import Transformer
+from framework.layers.towers import (
+    CumulativeLogits,
+    EmbeddingTable,
+    HistoryEncoder,
+    Score,
+    Tower,
+    recency_weights,
+)
 from framework.layers.transformer import DecoderLayer, EncoderLayer
 from framework.layers.whitening import WhiteningConv2D, whitening_kernel
 
@@ -88,22 +101,28 @@ __all__ = [
     "Attention",
     "BasicBlock",
     "BottleneckBlock",
+    "Bucketize",
     "ConvLSTM1D",
     "ConvLSTM2D",
     "ConvLSTM3D",
+    "CumulativeLogits",
     "Decoder",
     "DecoderLayer",
     "Dirac",
     "Dropout",
+    "EmbeddingTable",
     "Encoder",
     "EncoderLayer",
     "GRUCell",
     "GaussianDropout",
     "GaussianNoise",
     "GroupNormalization",
+    "HashedLookup",
+    "HistoryEncoder",
     "LSTMCell",
     "LayerNormalization",
     "LearnedPositions",
+    "Lookup",
     "MaxPooling2D",
     "MultiHeadAttention",
     "RandomBrightness",
@@ -113,6 +132,7 @@ __all__ = [
     "RandomRotation",
     "RandomTranslation",
     "RandomZoom",
+    "Score",
     "SimpleRNN",
     "SimpleRNNCell",
     "SinusoidalPositions",
@@ -123,6 +143,7 @@ __all__ = [
     "StochasticDepth",
     "TiedEmbedding",
     "TimeDistributed",
+    "Tower",
     "Transformer",
     "WhiteningConv2D",
     "causal_mask",
@@ -130,6 +151,7 @@ __all__ = [
     "combined_mask",
     "make_normalization",
     "padding_mask",
+    "recency_weights",
     "rematerialise",
     "rotate",
     "sinusoidal",

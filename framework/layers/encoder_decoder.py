@@ -85,7 +85,7 @@ class Encoder(_Stack):
 
     Call: x, floating [batch, length, width] -> the same shape and dtype. `is_token`, bool [batch, length]: False at
     padding. `positions`, integer [batch or 1, length]: by default 0, 1, 2, …; for padding on the left, those of
-    `token_positions(is_token)`.
+    `token_positions(is_token)`. `causal`: each token attends to those before it and itself alone.
     """
 
     layer = EncoderLayer
@@ -96,10 +96,11 @@ class Encoder(_Stack):
         is_token: tf.Tensor | None = None,
         training: bool | None = None,
         positions: tf.Tensor | None = None,
+        causal: bool = False,
     ) -> tf.Tensor:
         x = self.dropout(self._placed(x, positions), training=training)
         for layer in self.layers:
-            x = layer(x, is_token, training=training, positions=positions)
+            x = layer(x, is_token, training=training, positions=positions, causal=causal)
         return self._normed(x)
 
 

@@ -126,6 +126,7 @@ class EncoderLayer(_Layer):
 
     Call: x, floating [batch, length, width] -> the same shape and dtype. `is_token`, bool [batch, length]: False at
     padding, to which nothing attends. `positions`, integer [batch or 1, length], for `rotary`: by default 0, 1, 2, …
+    `causal`: each token attends to those before it and itself alone.
     """
 
     def call(
@@ -134,8 +135,10 @@ class EncoderLayer(_Layer):
         is_token: tf.Tensor | None = None,
         training: bool | None = None,
         positions: tf.Tensor | None = None,
+        causal: bool = False,
     ) -> tf.Tensor:
-        x = self._attend_to_self(x, training, attention_mask=_padding_mask(is_token), positions=positions)
+        mask = _padding_mask(is_token)
+        x = self._attend_to_self(x, training, attention_mask=mask, use_causal_mask=causal, positions=positions)
         return self._feed_forward(x, training)
 
 

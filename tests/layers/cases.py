@@ -42,6 +42,23 @@ def _call_pair(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training:
     return tf.cast(layer(tuple(inputs), training=training), layer.compute_dtype)
 
 
+def _call_pooled(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer(*inputs, pooling="mean", weights=layers.recency_weights(inputs[0], 2.0))
+
+
+def _call_masked(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    vectors, is_item = inputs
+    return layer(vectors, is_item > 0, training=training)
+
+
+def _call_biased(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer(*inputs[:2], bias=inputs[2])
+
+
+def _call_text(layer: keras.layers.Layer, inputs: Sequence[tf.Tensor], training: bool) -> Any:
+    return layer(tf.gather(tf.constant(["", "a", "b", "other"]), inputs[0]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A public layer, as tests make and call it.
@@ -116,6 +133,7 @@ class Case:
 
 BOTH = {"dropout": 0.3, "recurrent_dropout": 0.4}
 STACK = {"width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3, "max_length": 4}
+TEXTS = dict.fromkeys(("xla", "lite"), "strings are for the host: XLA and LiteRT have no table of strings")
 LOOPS = {"lite": "LiteRT converts a loop over time for a fixed batch size only"}
 
 CASES = (
@@ -197,4 +215,28 @@ CASES = (
         ((3, 4, 4),),
     ),
     Case("WhiteningConv2D", {}, ((3, 4, 1),), _call_plain),
+    Case("Lookup", {"keys": [3, 4, 5]}, ((3,),), _call_plain, below=7),
+    Case("Lookup", {"keys": [3, 9, 5], "unknown": "refuse"}, ((3,),), _call_plain, below=10, title="of some numbers"),
+    Case("Lookup", {"keys": ["b", "a"]}, ((3,),), _call_text, below=4, title="of strings", exempt=TEXTS),
+    Case(
+        "HashedLookup",
+        {"rows": 5},
+        ((3,),),
+        _call_plain,
+        below=100,
+        exempt={"lite": "LiteRT lacks remainders and shifts of unsigned integers"},
+    ),
+    Case("Bucketize", {"boundaries": [-0.5, 0.25, 1.0]}, ((3,),), _call_plain),
+    Case("EmbeddingTable", {"rows": 7, "width": 3}, ((5,),), _call_plain, below=7),
+    Case("EmbeddingTable", {"rows": 7, "width": 3, "shards": 3}, ((5,),), _call_pooled, below=7, title="of shards"),
+    Case(
+        "HistoryEncoder",
+        {"layers": 1, "width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3, "max_length": 3},
+        ((3, 4), (3,)),
+        _call_masked,
+    ),
+    Case("Tower", {"sizes": [4, 3], "dropout": 0.3, "normalization": "layer"}, ((2,), (3,)), _call_listed),
+    Case("Score", {"similarity": "cosine", "temperature": 0.5, "learned": True}, ((3,), (3,), ()), _call_biased),
+    Case("Score", {}, ((3,), (3,), ()), _call_biased, title="of a product"),
+    Case("CumulativeLogits", {"levels": 5}, ((3,),), _call_plain),
 )
