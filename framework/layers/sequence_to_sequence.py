@@ -64,7 +64,8 @@ class Transformer(keras.Model):
         source, target = inputs
         memory, is_source_token = self.encode(source, training)
         first = tf.fill([tf.shape(target)[0], 1], tf.cast(self.begin, target.dtype))
-        before = tf.ensure_shape(tf.concat([first, target[:, :-1]], 1), target.shape)
+        before = tf.concat([first, target[:, :-1]], 1)
+        before.set_shape(target.shape)  # not ensure_shape, which LiteRT lacks
         y = self.decoder(self.target_embedding(before), memory, is_source_token, training=training)
         return self.target_embedding.logits(y)
 

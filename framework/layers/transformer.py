@@ -103,7 +103,8 @@ class _Layer(keras.layers.Layer):
         hidden = self.expand(rows)
         if self.activation == "swiglu":
             hidden = self.gate(rows) * hidden
-        y = tf.ensure_shape(tf.reshape(self.contract(hidden), tf.shape(x)), x.shape)
+        y = tf.reshape(self.contract(hidden), tf.shape(x))
+        y.set_shape(x.shape)  # not ensure_shape, which LiteRT lacks
         return self._added(x, self.feed_forward_dropout(y, training=training), self.feed_forward_norm)
 
     def get_config(self) -> dict[str, Any]:

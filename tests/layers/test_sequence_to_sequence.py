@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import framework
-from framework import decoding, layers, paths
+from framework import decoding, export, layers, paths
 
 STACK = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12, "max_length": 9}
 BEGIN, END = 2, 3
@@ -51,6 +51,22 @@ def test_decoding_writes_the_most_probable_token_after_those_before(begin):
     logits = model((SOURCE, ids)).numpy()  # of each place, given the decoded tokens before it
     for row, length in zip(range(3), result.lengths[:, 0].numpy(), strict=True):
         np.testing.assert_array_equal(logits[row, :length].argmax(-1), ids[row, :length])
+
+
+def test_lite_decodes_the_same_tokens(tmp_path):
+    model = made(dtype="float32")
+    hook = export.LiteDecoder(
+        start=lambda model, inputs: model.start(inputs["source"], 6),
+        step=lambda model, tokens, state, position: model.step(tokens, state, position),
+        inputs={"source": tf.TensorSpec([None, SOURCE.shape[1]], tf.int32)},
+        begin=BEGIN,
+        end=END,
+        length=6,
+    )
+    hook.write(model, tmp_path / "model.tflite")
+    exported = hook.load(tmp_path / "model.tflite")[export.SERVING]({"source": SOURCE})
+    expected = framework.decode(model.step, model.start(tf.constant(SOURCE), 6), BEGIN, END, 6).ids[:, 0]
+    np.testing.assert_array_equal(exported["ids"], expected)
 
 
 def test_a_keras_fit_trains_it():
