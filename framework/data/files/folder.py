@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from framework.data.files import notes
 from framework.data.files.records import RecordError
 from framework.errors import UserError
 
@@ -56,9 +57,9 @@ class FolderRecords:
                 raise UserError(f"{folder} has no picture ({', '.join(SUFFIXES)}). Remove the folder, or fill it.")
             self._files += pictures
             self._labels += [label] * len(pictures)
-        sizes = [file.stat().st_size for file in self._files]
-        self.nbytes = sum(sizes)
-        listing = [f"{self._relative(file)} {size}" for file, size in zip(self._files, sizes, strict=True)]
+        self.nbytes = sum(file.stat().st_size for file in self._files)
+        hashes = notes.content_hashes(self._root, self._files)
+        listing = [f"{self._relative(file)} {digest}" for file, digest in zip(self._files, hashes, strict=True)]
         self.digest = hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
     def __len__(self) -> int:

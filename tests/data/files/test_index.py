@@ -1,6 +1,7 @@
 """framework/data/files/index.py: a TFRecord shard is read once, its damage is listed, and a later change is refused."""
 
 import gzip
+import hashlib
 import logging
 import zlib
 
@@ -61,6 +62,22 @@ def test_an_unchanged_file_is_hashed_once(shard, monkeypatch):
     digest = notes.content_hash(shard)
     monkeypatch.setattr(notes.hashlib, "file_digest", lambda *_: pytest.fail("the file was read again"))
     assert notes.content_hash(shard) == digest
+
+
+def test_unchanged_files_of_a_folder_are_hashed_once(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("b", "sub/a", "c")]
+    (tmp_path / "sub").mkdir()
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 9)
+    wanted = [hashlib.sha256(bytes([number]) * 9).hexdigest() for number in range(3)]
+    assert notes.content_hashes(tmp_path, paths) == wanted
+    read, by_name = [], notes._digest
+    monkeypatch.setattr(notes, "_digest", lambda path: read.append(path.name) or by_name(path))
+    paths[1].write_bytes(b"x" * 9)
+    assert notes.content_hashes(tmp_path, paths[::-1]) == [wanted[2], hashlib.sha256(b"x" * 9).hexdigest(), wanted[0]]
+    assert notes.content_hashes(tmp_path, paths[:1]) == wanted[:1] and read == ["a"]
+    with pytest.raises(UserError, match=f"{tmp_path}/d cannot be read"):
+        notes.content_hashes(tmp_path, [tmp_path / "d"])
 
 
 DAMAGE = {
