@@ -41,12 +41,8 @@ def sparse_cross_entropy(
     """
     logits, labels, weight = (tf.convert_to_tensor(tensor) for tensor in (logits, labels, weight))
     labels = _checked_labels("sparse_cross_entropy", logits, labels, weight)
-    values = _cross_entropy(logits, labels)
-    if smoothing:
-        _check_smoothing("sparse_cross_entropy", smoothing)
-        (rows,) = where_weighted(weight, _rows(logits, labels))
-        even = -tf.reduce_mean(tf.nn.log_softmax(in_full(rows)), -1)
-        values = (1 - smoothing) * values + smoothing * even
+    _check_smoothing("sparse_cross_entropy", smoothing)
+    values = _cross_entropy(logits, labels, smoothing)
     weight = tf.cast(weight, values.dtype)
     if class_weights is not None:
         weight *= _of_labels("sparse_cross_entropy", class_weights, labels, logits.shape[-1], weight.dtype)
@@ -264,20 +260,22 @@ def _check_shapes(function: str, logits: tf.Tensor, labels: tf.Tensor) -> None:
         )
 
 
-def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Returns the log of the sum of exp(logits), minus the logit of the label: [...]."""
+def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """Returns the log of the sum of exp(logits), minus the mean logit of the smoothed label: [...]."""
     dtype, classes = tf.float64 if logits.dtype == tf.float64 else tf.float32, logits.shape[-1]
     rows, of_rows = tf.reshape(logits, [-1, classes]), tf.reshape(labels, [-1])
 
     # The arithmetic, and so the rounding, is that of tf.nn's, which writes the gradient in the forward pass, as large
     # as the logits, and reads it again later.
-    def sums(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def sums(rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
         rows = tf.cast(rows, dtype)
         top = tf.stop_gradient(tf.reduce_max(rows, -1, keepdims=True))
-        return top, tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True)
+        mean = [tf.reduce_mean(rows - top, -1)] if smoothing else []
+        return top, tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True), *mean
 
     def derivative(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-        of_logits = tf.exp(tf.cast(rows, dtype) - top) / total - tf.one_hot(of_rows, classes, dtype=dtype)
+        label = tf.one_hot(of_rows, classes, 1 - smoothing + smoothing / classes, smoothing / classes, dtype=dtype)
+        of_logits = tf.exp(tf.cast(rows, dtype) - top) / total - label
         # The gradient of a row without weight is 0, even if its logits are NaN.
         return tf.cast(tf.math.multiply_no_nan(of_logits, upstream[:, tf.newaxis]), rows.dtype)
 
@@ -286,13 +284,16 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     # The sums are arguments so that the gradient, all of which is by the rows, has a derivative by them.
     @tf.custom_gradient
-    def fn(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+    def fn(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor, *mean: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         # In a graph the kernel would raise where a label is no class, and XLA would take the nearest.
         nearest = tf.clip_by_value(of_rows, 0, classes - 1)
         picked = tf.cast(tf.gather(rows, nearest, batch_dims=1, name=IN_RANGE), dtype)
         is_class = (of_rows >= 0) & (of_rows < classes)
         picked = tf.where(is_class, picked, tf.constant(float("nan"), dtype))
-        values = tf.math.log(total[:, 0]) - (picked - top[:, 0])
-        return values, lambda upstream: (derivative(rows, top, total, upstream), None, None)
+        of_label = picked - top[:, 0]
+        if smoothing:
+            of_label = (1 - smoothing) * of_label + smoothing * mean[0]
+        values = tf.math.log(total[:, 0]) - of_label
+        return values, lambda upstream: (derivative(rows, top, total, upstream), *[None] * len((top, total, *mean)))
 
     return tf.reshape(fn(rows, *sums(rows)), tf.shape(labels))

@@ -53,8 +53,9 @@ def test_gradient_is_probabilities_minus_the_label_and_has_a_gradient_itself():
     testing.check_gradients(value, [logits], order=2)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_many_logits_of_a_graph_are_an_xla_program_with_the_same_numbers(monkeypatch, dtype):
+def test_many_logits_of_a_graph_are_an_xla_program_with_the_same_numbers(monkeypatch, dtype, smoothing):
     logits, labels, weight = example((6, 7), classes=11)
     logits = tf.cast(logits, dtype)
 
@@ -63,7 +64,7 @@ def test_many_logits_of_a_graph_are_an_xla_program_with_the_same_numbers(monkeyp
             outer.watch(logits)
             with tf.GradientTape() as tape:
                 tape.watch(logits)
-                term = sparse_cross_entropy(logits, labels, weight)
+                term = sparse_cross_entropy(logits, labels, weight, smoothing)
             gradient = tape.gradient(term.sum, logits)
             along = tf.reduce_sum(tf.cast(gradient, tf.float32) * np.cos(np.arange(11)).astype(np.float32))
         return term.sum, gradient, outer.gradient(along, logits)
@@ -203,7 +204,8 @@ def test_a_term_is_a_pair():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("large", [False, True], ids=["", "in XLA programs"])
-def test_logits_without_weight_may_be_nan(mode, bad, large, monkeypatch):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_logits_without_weight_may_be_nan(mode, bad, large, smoothing, monkeypatch):
     """0 times NaN is NaN: sum and gradients, of the rows with a weight too, would be lost."""
     monkeypatch.setattr(classification, "_LARGE", 1 if large else 2**20)
     logits, labels, weight = example(dtype=np.float64)
@@ -214,13 +216,15 @@ def test_logits_without_weight_may_be_nan(mode, bad, large, monkeypatch):
     def term_and_gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            term = sparse_cross_entropy(x, labels, weight)
+            term = sparse_cross_entropy(x, labels, weight, smoothing)
         return (*term, tape.gradient(term.sum, x))
 
     *term, gradient = term_and_gradient(tf.constant(spoiled))
-    assert [float(part) for part in term] == pytest.approx(reference(logits, labels, weight), rel=1e-13)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(gradient, weight[:, np.newaxis] * (probabilities - np.eye(10)[labels]), atol=1e-14)
+    targets = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
+    expected = -(weight[:, np.newaxis] * targets * np.log(probabilities)).sum(), weight.sum()
+    assert [float(part) for part in term] == pytest.approx(expected, rel=1e-13)
+    np.testing.assert_allclose(gradient, weight[:, np.newaxis] * (probabilities - targets), atol=1e-14)
 
 
 def test_a_single_logit_has_no_softmax():
