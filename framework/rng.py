@@ -209,6 +209,13 @@ def at_example(first_example: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def of_batch() -> Iterator[None]:
+    """Turns the open scope into one of the whole batch: every replica and micro-batch draws the same."""
+    with _beginning_at(tf.zeros_like):
+        yield
+
+
+@contextlib.contextmanager
 def of_rows(rows: int) -> Iterator[None]:
     """Turns the open scope into one whose examples are rows: `rows` for each example, those of one in a row."""
     with _beginning_at(lambda first: first * tf.constant(rows, tf.uint64)):

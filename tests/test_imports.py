@@ -85,7 +85,7 @@ ROWS = (
     ("decoding.search",),
     ("decoding",),
     ("losses.base",),
-    ("losses.classification", "losses.regression", "losses.sequence"),
+    ("losses.classification", "losses.regression", "losses.sequence", "losses.ordinal", "losses.retrieval"),
     ("losses.distribution",),
     ("losses",),
     ("metrics.base",),

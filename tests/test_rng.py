@@ -45,6 +45,14 @@ def draw(stream="layer", examples=3, per_example=5, key=KEY, step=0, first_examp
         return rng.random_bits(stream, examples, per_example).numpy()
 
 
+def test_a_draw_of_the_batch_does_not_depend_on_the_place_in_it():
+    drawn = []
+    for first in (0, 64):
+        with rng.scope(KEY, 3, first), rng.of_batch():
+            drawn.append(rng.random_bits("negatives", 1, 5).numpy())
+    assert np.array_equal(*drawn) and np.array_equal(drawn[0], reference("negatives", 1, 5, step=3))
+
+
 # kat_vectors of the Random123 distribution: counter, key, result.
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),

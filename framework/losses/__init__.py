@@ -18,11 +18,14 @@ from framework.losses.classification import (
     sparse_hinge,
 )
 from framework.losses.distribution import kl_divergence
+from framework.losses.ordinal import ordinal
 from framework.losses.regression import cosine_distance, huber, mean_absolute_error, mean_squared_error
+from framework.losses.retrieval import Drawn, in_batch_softmax, popularity_negatives, uniform_negatives
 from framework.losses.sequence import ctc
 
 __all__ = [
     "BatchDependent",
+    "Drawn",
     "Term",
     "all_gather",
     "binary_cross_entropy",
@@ -33,13 +36,17 @@ __all__ = [
     "gather_offset",
     "hinge",
     "huber",
+    "in_batch_softmax",
     "kl_divergence",
     "mean",
     "mean_absolute_error",
     "mean_squared_error",
     "mixed",
+    "ordinal",
+    "popularity_negatives",
     "sparse_cross_entropy",
     "sparse_hinge",
+    "uniform_negatives",
 ]
 
 __getattr__ = moved.former_names(__name__)
