@@ -37,6 +37,12 @@ def handle_shape(handle: tf.Tensor) -> tf.TensorShape:
     return tf.TensorShape(data.shape_and_type[0].shape if data is not None and data.is_set else None)
 
 
+def without_trace_warning(function: Any) -> Any:
+    """Returns a tf.function as it is, of whose traces TensorFlow does not warn: callers count them."""
+    function._omit_frequent_tracing_warning = True
+    return function
+
+
 def function_graph(graph: Any, name: str) -> Any:
     """Returns the graph of the function `name` that `graph` calls; None if the function has no graph to read.
 

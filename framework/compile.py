@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from framework import compat
 from framework.config.keys import KEYS
 
 MODES = tuple(mode for mode in KEYS["train.compile"].choices if mode != "auto")
@@ -102,7 +103,9 @@ class Compiled:
             return result
 
         # Without autograph: loops are written with tf.while_loop, so the code reads as it is compiled.
-        self._make = lambda: tf.function(traced, jit_compile=compiled or None, autograph=False)
+        self._make = lambda: compat.without_trace_warning(
+            tf.function(traced, jit_compile=compiled or None, autograph=False)
+        )
         self.function = None if mode == "eager" else self._make()
         self._fn = fn
 

@@ -172,3 +172,14 @@ def test_set_generator():
     compat.set_generator(layer, Half())
     assert layer(tf.ones([1]), training=True).numpy().tolist() == [0.5]
     assert set(tf.train.TrackableView.children(layer)) == children
+
+
+def test_without_trace_warning(caplog):
+    """Of a function that is traced for many buckets, TensorFlow would name code that is not the user's."""
+    for is_warned, function in (
+        (False, compat.without_trace_warning(tf.function(lambda x: x))),
+        (True, tf.function(lambda x: -x)),
+    ):
+        caplog.clear()
+        assert [abs(int(function(number))) for number in range(8)] == list(range(8))  # each number is traced
+        assert ("retracing" in caplog.text) == is_warned
