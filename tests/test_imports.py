@@ -141,6 +141,8 @@ ROWS = (
     ("export.saved_model", "export.lite"),
     ("export.lite_decoder",),
     ("export",),
+    ("evaluators.base",),
+    ("evaluators.compiled", "evaluators.shown"),
     ("evaluators",),
     # a run
     ("run.arguments", "run.interval", "run.stored_config", "run.code_copies", "run.own_files"),

@@ -13,7 +13,6 @@ REASON = f"Over {LONGEST} lines: "  # starts a line of the docstring of a longer
 # Each file at the root of framework/: what an experiment imports, and the ground floor, which many rooms import.
 AT_THE_ROOT = {
     "__init__": "the public functions: build, train, evaluate, export_run, replay_step",
-    "evaluators": "an experiment imports it",
     "precision": "an experiment imports it",
     "rng": "an experiment imports it",
     "state": "an experiment's make_step gets it",

@@ -135,6 +135,21 @@ class Decoder(_Stack):
             x = layer(x, memory, is_source_token, training=training, is_token=is_token, positions=positions)
         return self._normed(x)
 
+    def source_attention(self, x: tf.Tensor, memory: tf.Tensor, is_source_token: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the probabilities with which the last layer of a call attends to the source, in inference.
+
+        Args:
+          x, memory, is_source_token: as in a call.
+
+        Returns:
+          [batch, heads, length, source length].
+        """
+        x = self._placed(x, None)
+        *before, last = self.layers
+        for layer in before:
+            x = layer(x, memory, is_source_token, training=False)
+        return last.source_attention(x, memory, is_source_token)
+
     def start(self, memory: tf.Tensor, length: int, is_source_token: tf.Tensor | None = None) -> dict[str, State]:
         """Returns the state before the first token, {layer: its state}; arguments as in `DecoderLayer.start`."""
         if self.positions is not None:

@@ -63,11 +63,29 @@ class Transformer(keras.Model):
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         source, target = inputs
         memory, is_source_token = self.encode(source, training)
+        y = self.decoder(self._embedded_before(target), memory, is_source_token, training=training)
+        return self.target_embedding.logits(y)
+
+    def source_attention(self, source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """Returns the probabilities with which the last layer of the decoder attends to the source, in inference.
+
+        Row t belongs to the place whose logits predict token t of the target.
+
+        Args:
+          source, target: int [batch, source length] and [batch, length], as in a call.
+
+        Returns:
+          [batch, heads, length, source length].
+        """
+        memory, is_source_token = self.encode(source, training=False)
+        return self.decoder.source_attention(self._embedded_before(target), memory, is_source_token)
+
+    def _embedded_before(self, target: tf.Tensor) -> tf.Tensor:
+        """Returns the embedded tokens that stand before those of the target: `begin`, then all but its last."""
         first = tf.fill([tf.shape(target)[0], 1], tf.cast(self.begin, target.dtype))
         before = tf.concat([first, target[:, :-1]], 1)
         before.set_shape(target.shape)  # not ensure_shape, which LiteRT lacks
-        y = self.decoder(self.target_embedding(before), memory, is_source_token, training=training)
-        return self.target_embedding.logits(y)
+        return self.target_embedding(before)
 
     def encode(self, source: tf.Tensor, training: bool | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the output of the encoder, [batch, length, width], and where the source has tokens, bool."""

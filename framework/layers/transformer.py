@@ -173,10 +173,28 @@ class DecoderLayer(_Layer):
     ) -> tf.Tensor:
         mask = _padding_mask(is_token)
         x = self._attend_to_self(x, training, attention_mask=mask, use_causal_mask=True, positions=positions)
-        y = self._sublayer_input(x, self.cross_norm)
-        y = self.cross_attention(y, memory, attention_mask=_padding_mask(is_source_token), training=training)
+        y, _ = self._attend_to_source(x, memory, is_source_token, training)
         x = self._added(x, self.cross_dropout(y, training=training), self.cross_norm)
         return self._feed_forward(x, training)
+
+    def source_attention(self, x: tf.Tensor, memory: tf.Tensor, is_source_token: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the probabilities with which a call attends to the source, in inference, without padding of x.
+
+        Args:
+          x, memory, is_source_token: as in a call.
+
+        Returns:
+          [batch, heads, length, source length].
+        """
+        x = self._attend_to_self(x, training=False, use_causal_mask=True)
+        return self._attend_to_source(x, memory, is_source_token, training=False)[1]
+
+    def _attend_to_source(
+        self, x: tf.Tensor, memory: tf.Tensor, is_source_token: tf.Tensor | None, training: bool | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns what attention to the source adds, and its probabilities."""
+        y, mask = self._sublayer_input(x, self.cross_norm), _padding_mask(is_source_token)
+        return self.cross_attention(y, memory, attention_mask=mask, return_attention_scores=True, training=training)
 
     def start(self, memory: tf.Tensor, length: int, is_source_token: tf.Tensor | None = None) -> State:
         """Returns the state before the first token: keys and values of the source, and room for those of the target.

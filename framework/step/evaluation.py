@@ -112,7 +112,16 @@ class EvalBlock:
         bucket = bucket_at(self._batches, step)
         with untouched(self._found.assigned_variables):
             found = self._compiled_outputs(tf.constant(step, tf.int64), batch, bucket)
-        size = rows = self._members[bucket].batch_size
+        whole, outputs = (self._first(part, step, most) for part in found)
+        return whole, outputs
+
+    def examples(self, step: int, most: int | None = None) -> dict[str, np.ndarray]:
+        """The first `most` rows of the batch of a step, padding left out."""
+        return self._first(self._batches.at(step), step, most)
+
+    def _first(self, tensors: Mapping[str, tf.Tensor], step: int, most: int | None) -> dict[str, np.ndarray]:
+        """Returns the first `most` rows of an example each, without padding, and whole what has no such rows."""
+        size = rows = self._members[bucket_at(self._batches, step)].batch_size
         if step in self._last_steps:  # padding repeats the last example
             rows = len(np.unique(self._batches.indices(step)["index"]))
         rows = rows if most is None else min(rows, most)
@@ -121,8 +130,7 @@ class EvalBlock:
             array = (tf.cast(tensor, tf.float32) if tensor.dtype in _HALF else tensor).numpy()
             return array[:rows] if array.shape[:1] == (size,) else array
 
-        whole, outputs = ({name: first(tensor) for name, tensor in part.items()} for part in found)
-        return whole, outputs
+        return {name: first(tensor) for name, tensor in tensors.items()}
 
     def forget(self) -> None:
         """Makes the next pass trace again, because constants of the traced one have changed."""

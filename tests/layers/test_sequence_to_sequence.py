@@ -42,6 +42,20 @@ def test_a_target_token_changes_the_logits_after_its_place_alone():
     assert difference[:3].max() == 0 and difference[3:].min() > 1e-3
 
 
+def test_source_attention_is_that_of_the_last_layer_after_those_before():
+    model = made()
+    is_token = SOURCE != 0
+    memory = model.encoder(model.embedding(SOURCE), is_token)
+    y = model.embedding(np.concatenate([np.full([3, 1], BEGIN), TARGET[:, :-1]], axis=1))
+    y = model.decoder.positions(y)
+    y = model.decoder.layers[0](y, memory, is_token)
+    expected = model.decoder.layers[1].source_attention(y, memory, is_token).numpy()
+    found = model.source_attention(tf.constant(SOURCE), tf.constant(TARGET)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+    assert (found * ~is_token[:, np.newaxis, np.newaxis]).max() == 0
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-13)
+
+
 @pytest.mark.parametrize("begin", [BEGIN, 1])
 def test_decoding_writes_the_most_probable_token_after_those_before(begin):
     model = made(begin=begin)

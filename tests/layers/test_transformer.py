@@ -35,6 +35,7 @@ class Reference:
         self.rate = rate
         self.is_post = layer.norm == "post"
         self.activation = layer.activation
+        self.probabilities = {}  # of each attention, [batch, heads, length, source length]
 
     def norm(self, name, x):
         centred = x - x.mean(-1, keepdims=True)
@@ -57,7 +58,8 @@ class Reference:
         query, key, value = projected("query", x), projected("key", memory), projected("value", memory)
         scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(WIDTH // HEADS)
         scores = np.where(seen, np.exp(scores), 0)
-        found = self.dropped(f"{name}/_dropout_layer", scores / scores.sum(-1, keepdims=True))
+        self.probabilities[name] = scores / scores.sum(-1, keepdims=True)
+        found = self.dropped(f"{name}/_dropout_layer", self.probabilities[name])
         found = np.einsum("bhts,bshd->bthd", found, value)
         kernel, bias = (self.weights[f"{name}/_output_dense/{part}"] for part in ("kernel", "bias"))
         return np.einsum("bthd,hdw->btw", found, kernel) + bias
@@ -104,6 +106,16 @@ def test_encoder_is_its_definition(rate, masked):
         found = layer(tf.constant(x), is_token=tf.constant(is_token) if masked else None, training=bool(rate))
     expected = Reference(layer, rate).encoder(x, is_token if masked else np.ones_like(is_token))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_source_attention_is_the_probabilities_of_a_call(norm):
+    layer = made(layers.DecoderLayer, dropout=0.3, norm=norm)
+    x, memory, is_token = normal(BATCH, LENGTH, WIDTH), normal(BATCH, SOURCE, WIDTH, seed=1), token_mask(SOURCE)
+    reference = Reference(layer)  # without dropout: in inference
+    reference.decoder(x, memory, is_token)
+    found = layer.source_attention(tf.constant(x), tf.constant(memory), tf.constant(is_token))
+    np.testing.assert_allclose(found, reference.probabilities["cross_attention"], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,4 +1,4 @@
-"""framework/evaluators.py and run/evaluation.py: an experiment's own look at the weights, at each evaluation."""
+"""framework/evaluators/base.py and run/evaluation.py: an experiment's own look at the weights, at each evaluation."""
 
 import contextlib
 import io

@@ -1,0 +1,51 @@
+"""A function of the model, compiled once and computed on the examples of an evaluation split.
+
+def decoded(model, batch):
+    return {"ids": framework.decode(model.step, model.start(batch["source"], 64), BEGIN, END, 64).ids[:, 0]}
+
+decode = Compiled(decoded)
+for batch, outputs in decode(run, "test"):
+    ...
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from framework.evaluators.base import Arrays, examples, weights_of
+
+
+class Compiled:
+    """Yields what a function of the model and a batch returns, for the batches of a split, as `predictions` does.
+
+    Make one in `make_evaluators`, so that the graph is traced at the first evaluation alone.
+
+    Args:
+      function: (model, {field: tensor}) -> {name: tensor}. It is compiled as a graph whose dimensions are free once two
+        batches differ in them.
+    """
+
+    def __init__(self, function: Callable[[Any, dict[str, tf.Tensor]], Mapping[str, tf.Tensor]]) -> None:
+        self._function = function
+        self._model: Any = None
+        self._graph: Any = None
+
+    def __call__(
+        self, run: Any, split: str | None = None, limit: int | None = None
+    ) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+        """Yields (batch, outputs) of a split in file order, without padding, as NumPy arrays.
+
+        Args and errors are those of `predictions`.
+        """
+        batches, weights = examples(run, split, limit), weights_of(run, split)
+        if self._model is not run.model:
+            self._model = run.model
+            self._graph = tf.function(lambda batch: dict(self._function(run.model, batch)), reduce_retracing=True)
+        return self._outputs(run, weights, batches)
+
+    def _outputs(self, run: Any, weights: str, batches: Iterator[Arrays]) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+        for batch in batches:
+            with run.weights(weights):
+                outputs = self._graph({name: tf.constant(array) for name, array in batch.items()})
+            yield batch, {name: output.numpy() for name, output in outputs.items()}

@@ -1,0 +1,71 @@
+"""framework/evaluators/compiled.py, and `examples`: a function of the model on the examples of a split."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import evaluators, paths, testing
+from framework.errors import UserError
+from tests import bucketed
+from tests.small import build
+
+
+def doubled(model, batch):
+    return {"twice": 2 * model(batch["x"], training=False), "label": batch["label"]}
+
+
+def twice(run, split, limit=None):
+    """Twice the logits of the model that evaluates a split, eagerly."""
+    batches = list(evaluators.examples(run, split, limit))
+    with run.weights("ema" if "@" in split else "model"):
+        return [2 * run.model(tf.constant(batch["x"]), training=False).numpy() for batch in batches]
+
+
+@pytest.mark.parametrize(("split", "limit"), [("test", None), ("test", 50), ("test@ema", None)])
+def test_it_computes_a_function_of_the_examples(split, limit):
+    run = build(**{"eval.batch_size": 48, "ema.decay": 0.5})  # the last batch of 160 examples has 16
+    run.train_block(2)
+    pairs = list(evaluators.Compiled(doubled)(run, split, limit))
+    assert [len(batch["x"]) for batch, _ in pairs] == ([48, 48, 48, 16] if limit is None else [48, 2])
+    for (batch, outputs), expected in zip(pairs, twice(run, split, limit), strict=True):
+        np.testing.assert_array_equal(outputs["label"], batch["label"])
+        np.testing.assert_allclose(outputs["twice"], expected, rtol=1e-5, atol=1e-6)
+    others = twice(run, "test@ema" if split == "test" else "test")
+    assert np.abs(others[0] - pairs[0][1]["twice"][: len(others[0])]).max() > 1e-4
+
+
+def test_it_is_traced_once_and_sees_new_weights():
+    traces = []
+
+    def counted(model, batch):
+        traces.append(batch["x"].shape)
+        return doubled(model, batch)
+
+    run, compiled = build(**{"eval.batch_size": 40}), evaluators.Compiled(counted)
+    first = [outputs["twice"] for _, outputs in compiled(run)]
+    kernel = paths.variables(run.model)["last/bias"]
+    kernel.assign(kernel + 1.0)
+    second = [outputs["twice"] for _, outputs in compiled(run)]
+    assert len(traces) == 1
+    np.testing.assert_allclose(np.concatenate(second) - np.concatenate(first), 2, rtol=0, atol=1e-5)
+
+
+def test_batches_of_several_shapes_are_without_padding():
+    cfg = {"eval.batch_size": 8, "train.precision": "float32"}
+    run = testing.build(bucketed, cfg)
+    lengths = bucketed.lengths("test")
+    compiled = evaluators.Compiled(lambda model, batch: {"ids": batch["source"]})
+    rows = [row for batch, outputs in compiled(run) for row in outputs["ids"]]
+    assert len(rows) == len(lengths["source"])
+    expected = sorted(tuple(ids[ids > 0]) for ids in bucketed.examples("test")["source"])
+    assert sorted(tuple(row[row > 0]) for row in rows) == expected
+
+
+def test_an_unknown_split_is_one_line():
+    run = build()
+    with pytest.raises(UserError, match=r"examples\(run, split='tset'\): there is no such split. Did you mean 'test'"):
+        evaluators.examples(run, "tset")
+    with pytest.raises(UserError, match=r"there is no such split"):
+        evaluators.Compiled(doubled)(run, "tset")
+    with pytest.raises(UserError, match=r"examples\(run, limit=0\): a limit is at least 1"):
+        evaluators.examples(run, limit=0)
