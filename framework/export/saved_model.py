@@ -47,8 +47,9 @@ class SavedModel:
 
     def write(self, model: Any, path: Path) -> None:
         servable = make_servable(model)
-        servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         servable.functions = {name: signature.trace(model) for name, signature in self.signatures.items()}
+        # After the traces, which may fill what they use, such as an index.
+        servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
 
     def load(self, path: Path) -> dict[str, Call]:

@@ -1,0 +1,159 @@
+"""framework/retrieval/top_k.py against a full sort in NumPy: blocks, ties, seen items, users with few items left."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import retrieval
+from framework.errors import UserError
+from tests.compile_modes import MODES
+
+USERS, ROWS, WIDTH = 7, 23, 3
+each_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
+each_block = pytest.mark.parametrize("item_block", [1, 5, 8, 23, 8192])
+
+
+def given():
+    """Vectors of small whole numbers, so that products are exact and many are equal."""
+    random = np.random.default_rng(3)
+    users, items = (random.integers(-2, 3, size=(n, WIDTH)).astype(np.float32) for n in (USERS, ROWS))
+    seen = retrieval.padded([random.permutation(np.arange(1, ROWS))[:n] for n in (0, 1, 5, 3, 19, 22, 2)])
+    return users, items, seen
+
+
+def ordered(users, items, seen=None):
+    """The rows of each user by decreasing score, of equal ones the lower first."""
+    scores = users.astype(np.float64) @ items.T.astype(np.float64)
+    lists = []
+    for user, of_user in enumerate(scores):
+        left = [row for row in range(1, len(items)) if seen is None or row not in seen[user]]
+        lists.append(sorted(left, key=lambda row: (-of_user[row], row)))
+    return scores, lists
+
+
+def expected(users, items, seen, k):
+    scores, lists = ordered(users, items, seen)
+    rows = np.array([[*some[:k], *[0] * (k - len(some))] for some in lists])
+    return np.where(rows > 0, np.take_along_axis(scores, rows, 1), -np.inf), rows
+
+
+@each_mode
+@each_block
+@pytest.mark.parametrize("has_seen", [False, True])
+def test_it_is_the_beginning_of_a_full_sort(compiled, item_block, has_seen):
+    users, items, seen = given()
+    seen = seen if has_seen else None
+    k = 6
+    scores, rows = compiled(lambda: retrieval.top_k(tf.constant(users), tf.constant(items), k, seen, item_block))()
+    best, right = expected(users, items, seen, k)
+    assert rows.dtype == tf.int32 and rows.numpy().tolist() == right.tolist()
+    assert scores.numpy().tolist() == best.tolist()
+
+
+@each_mode
+@each_block
+@pytest.mark.parametrize("has_seen", [False, True])
+def test_ranks_are_places_in_a_full_sort(compiled, item_block, has_seen):
+    users, items, seen = given()
+    targets = np.array([4, 1, 22, 9, 13, 7, 3], np.int32)
+    if has_seen:  # what is held out was not seen
+        seen = np.where(seen == targets[:, np.newaxis], 0, seen)
+    seen = seen if has_seen else None
+    found = compiled(lambda: retrieval.ranks(tf.constant(users), tf.constant(items), targets, seen, item_block))()
+    lists = ordered(users, items, seen)[1]
+    assert found.numpy().tolist() == [some.index(row) + 1 for some, row in zip(lists, targets, strict=True)]
+
+
+def test_equal_scores_of_real_numbers_are_ranked_as_they_are_recommended():
+    """The score of the target has the bits of the others': items that are copies of each other are in order."""
+    random = np.random.default_rng(0)
+    items = np.repeat(random.normal(size=(50, 64)).astype(np.float32), 4, 0)
+    users = random.normal(size=(9, 64)).astype(np.float32)
+    _, rows = retrieval.top_k_of_all(users, items, 199, item_block=32)
+    for place in (0, 1, 57, 198):
+        found = retrieval.ranks_of_all(users, items, rows[:, place], item_block=32)
+        assert found.tolist() == [place + 1] * 9
+
+
+@pytest.mark.parametrize("user_block", [1, 3, 7, 100])
+def test_users_in_blocks_get_what_they_get_together(user_block):
+    users, items, seen = given()
+    best, right = expected(users, items, seen, 4)
+    scores, rows = retrieval.top_k_of_all(users, items, 4, seen, user_block, 8)
+    assert rows.tolist() == right.tolist() and scores.tolist() == best.tolist()
+    targets = right[:, 0].copy()
+    targets[5] = 9  # user 5 has seen everything
+    found = retrieval.ranks_of_all(users, items, targets, seen, user_block, 8)
+    assert found.tolist() == [1] * USERS
+
+
+def test_a_score_that_is_nan_is_never_a_recommendation():
+    users, items, seen = given()
+    users[2, 1] = np.nan
+    scores, rows = retrieval.top_k(tf.constant(users), tf.constant(items), 3, seen)
+    assert np.isnan(scores[2]).all() and not rows[2].numpy().any()
+    assert np.isfinite(scores[3]).all()
+    for call in (
+        lambda: retrieval.top_k_of_all(users, items, 3, seen),
+        lambda: retrieval.ranks_of_all(users, items, np.ones(USERS, int)),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert str(error.value) == (
+            "1 users have a score that is NaN, the first is user 2: vectors of users or items are not finite."
+        )
+
+
+def test_an_item_of_the_score_minus_infinity_is_never_recommended():
+    users, items, _ = given()
+    users, items = np.concatenate([users, np.ones([USERS, 1], np.float32)], 1), np.pad(items, [[0, 0], [0, 1]])
+    items[5:, -1] = -np.inf
+    _, rows = retrieval.top_k_of_all(users, items, 6)
+    assert [sorted(some) for some in rows.tolist()] == [[0, 0, 1, 2, 3, 4]] * USERS
+
+
+def test_no_more_than_a_block_of_scores_is_in_memory():
+    """The graph has no tensor of all users and items."""
+    specs = [tf.TensorSpec([64, 4], tf.float32), tf.TensorSpec([1000, 4], tf.float32)]
+    function = tf.function(lambda users, items: retrieval.top_k(users, items, 5, item_block=50), autograph=False)
+    definition = function.get_concrete_function(*specs).graph.as_graph_def(add_shapes=True)
+    nodes = [*definition.node, *(node for one in definition.library.function for node in one.node_def)]
+    shapes = [shape for node in nodes for shape in node.attr["_output_shapes"].list.shape]
+    sizes = [np.prod([dim.size for dim in shape.dim]) for shape in shapes if not shape.unknown_rank]
+    assert 64 * 50 <= max(sizes) < 64 * 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, "top_k_of_all: k=0 must be at least 1."),
+        (
+            {"items": np.zeros([4, 2], np.float32)},
+            "users are float32 (7, 3), items float32 (4, 2) and seen (7, 22), but must be [users, width], [rows, width]"
+            " of the same dtype with row 0 for padding, and [users, length].",
+        ),
+        (
+            {"seen": np.zeros([3, 2], int)},
+            "users are float32 (7, 3), items float32 (23, 3) and seen (3, 2), but must be [users, width], [rows, width]"
+            " of the same dtype with row 0 for padding, and [users, length].",
+        ),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(change, message):
+    users, items, seen = given()
+    with pytest.raises(UserError) as error:
+        retrieval.top_k_of_all(**{"users": users, "items": items, "k": 3, "seen": seen, **change})
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("targets", [[0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 23], [1, 2]])
+def test_a_target_that_is_no_item_is_refused(targets):
+    users, items, _ = given()
+    with pytest.raises(UserError) as error:
+        retrieval.ranks_of_all(users, items, np.array(targets))
+    assert str(error.value) == "ranks_of_all: targets are 7 rows from 1 to 22, one for each user."
+
+
+def test_lists_are_filled_up():
+    assert retrieval.padded([[3, 1], [], [2]]).tolist() == [[3, 1], [0, 0], [2, 0]]
+    assert retrieval.padded([]).shape == (0, 0)
