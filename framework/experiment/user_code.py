@@ -36,6 +36,12 @@ _NOT_OWN = (
 _LISTED = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _XLA_LISTS = "Stack trace for op definition"
 
+# What TensorFlow says of an operation of a gradient, which no line of the experiment made.
+_OF_GRADIENT = re.compile(
+    r"do not yet have a deterministic XLA|gradient registry has no entry|Detected unsupported operations"
+)
+_NODE = re.compile(r"\{\{node (?:gradient_tape/)?(?:while(?:_\d+)?/)*([^}]+)\}\}")
+
 _NO_VALUE = "A tensor has no value while the step is traced"
 # (regex searched in the message, text that replaces the message or '' to keep it, what to write)
 _ADVICE = (
@@ -59,6 +65,17 @@ _ADVICE = (
         r"Detected unsupported operations when trying to compile graph .* on XLA_\w+: (\w+(?:, \w+)*) \(",
         r"XLA has no operation \1.",
         "Use --config.train.compile=graph, or write it with other functions of tf.",
+    ),
+    (
+        r"MaxPool gradient ops do not yet have a deterministic XLA",
+        "XLA has no deterministic gradient of max pooling.",
+        "Use layers.MaxPooling2D of the framework, for windows that do not overlap, or --config.train.compile=graph, or"
+        " --config.runtime.deterministic=False.",
+    ),
+    (
+        r"gradient registry has no entry for: (\w+)",
+        r"TensorFlow has no gradient of \1.",
+        "Do it in the transform of the data, or write it with other functions of tf.",
     ),
     (r"A KerasTensor cannot be used as input to a TensorFlow", "a layer of tf_keras got a KerasTensor.", KERAS_3),
     (r"<class 'keras\.|keras\.src\.", "", KERAS_3),
@@ -86,9 +103,8 @@ def explained(folder: Path | None = None) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{error.filename} is too long for the name of a file. Type a shorter one.") from error
-        # When memory runs out no line is wrong, but the sizes in the config are too large.
         places = [getattr(error, _OBJECT, None), _place(error)]
-        place = ": ".join(filter(None, places)) or ("a step" if _is_out_of_memory(error) else None)
+        place = ": ".join(filter(None, places)) or _in_step(error)
         if place is None:
             raise
         said = f"{place}: {_kind(error)}: {_message(error)} {_kept(error, folder)}"
@@ -167,6 +183,16 @@ def _place(error: BaseException) -> str | None:
         return getattr(error, _FUNCTION, None)
     file, line, name = lines[-1]
     return f"{shown_path(file)}:{line}{'' if name == '<module>' else f': {name}'}"
+
+
+def _in_step(error: BaseException) -> str | None:
+    """Returns where a step fails without a wrong line of the experiment; None if it does not."""
+    if _is_out_of_memory(error):  # the sizes in the config are too large
+        return "a step"
+    if not _OF_GRADIENT.search(_raw(error)):
+        return None
+    node = _NODE.search(_raw(error))
+    return f"a step, at {node[1]}" if node else "a step"
 
 
 def _listed(error: BaseException) -> list[tuple[str, int, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from framework.config import RunError, UserError
 from framework.experiment import user_code
@@ -103,6 +104,43 @@ def test_an_op_that_fails_while_it_runs(source, compiled, message):
     assert found.startswith("x.py:3: f: InvalidArgumentError: ")
     assert message in found
     assert len(found) < 450
+
+
+@pytest.mark.parametrize(
+    ("layer", "compiled", "expected"),
+    [
+        (
+            keras.layers.MaxPooling2D(2, name="pool"),
+            True,
+            "a step, at pool/MaxPool/MaxPoolGrad: UnimplementedError: XLA has no deterministic gradient of max pooling."
+            " Use layers.MaxPooling2D of the framework, for windows that do not overlap, or --config.train.compile=graph,"
+            " or --config.runtime.deterministic=False.",
+        ),
+        (
+            keras.layers.UpSampling2D(2, name="up"),
+            True,
+            "a step, at up/resize/ResizeNearestNeighborGrad: InvalidArgumentError: XLA has no operation"
+            " ResizeNearestNeighborGrad. Use --config.train.compile=graph, or write it with other functions of tf.",
+        ),
+        (
+            keras.layers.Resizing(3, 3, "area", name="small"),
+            None,
+            "a step: LookupError: TensorFlow has no gradient of ResizeArea. Do it in the transform of the data, or write"
+            " it with other functions of tf.",
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_gradient_that_tensorflow_cannot_compute(layer, compiled, expected):
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(layer(x) ** 2)
+        return tape.gradient(y, x)
+
+    tf.config.experimental.enable_op_determinism()  # as each run that is deterministic
+    function = tf.function(gradient, autograph=False, jit_compile=compiled)
+    assert line(lambda: function(tf.ones([2, 6, 6, 1]))) == f"{expected} {DEBUG}"
 
 
 @pytest.mark.parametrize(
