@@ -113,8 +113,8 @@ def test_an_op_that_fails_while_it_runs(source, compiled, message):
             keras.layers.MaxPooling2D(2, name="pool"),
             True,
             "a step, at pool/MaxPool/MaxPoolGrad: UnimplementedError: XLA has no deterministic gradient of max pooling."
-            " Use layers.MaxPooling2D of the framework, for windows that do not overlap, or --config.train.compile=graph,"
-            " or --config.runtime.deterministic=False.",
+            " Use layers.MaxPooling2D of the framework, for windows that do not overlap, or"
+            " --config.train.compile=graph, or --config.runtime.deterministic=False.",
         ),
         (
             keras.layers.UpSampling2D(2, name="up"),
@@ -125,8 +125,8 @@ def test_an_op_that_fails_while_it_runs(source, compiled, message):
         (
             keras.layers.Resizing(3, 3, "area", name="small"),
             None,
-            "a step: LookupError: TensorFlow has no gradient of ResizeArea. Do it in the transform of the data, or write"
-            " it with other functions of tf.",
+            "a step: LookupError: TensorFlow has no gradient of ResizeArea. Do it in the transform of the data, or"
+            " write it with other functions of tf.",
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),
