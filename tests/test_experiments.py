@@ -12,6 +12,7 @@ from framework.run import build, evaluation, exporting, loop
 from tests.made_up import made_up, write_set
 
 FILES = sorted(Path("experiments").glob("*.py"))
+OWN_TESTS = ("translate_transformer",)  # trained and exported in tests/test_NAME.py, because their data need a package
 
 
 def presets(path):
@@ -52,7 +53,7 @@ def made_up_cifar10(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in OWN_TESTS], ids=str)
 def test_two_steps_save_restore_export(path, tmp_path, made_up_cifar10):
     small = {"train.duration": "2 steps", "schedule.warmup": "", "export.examples": 100, "log.histograms_every": ""}
     if load.load(str(path)).get_config().data.name == "cifar10":
