@@ -7,8 +7,8 @@ test_2016_flickr.en, test_2016_flickr.de. Other corpora: --config.data.source=cs
 About an hour on two free CPU cores; what to expect is in experiments/README.md, "Results". Needs the extra `text`.
 
 Evaluations write BLEU and chrF with the signatures of sacrebleu, samples, lengths and attention. After the run,
-`--mode=evaluate --config.checkpoint.average=10` scores the mean of the last ten checkpoints, and `--mode=export` with the
-same key exports it: a SavedModel `decode` that takes and returns text, and an encoder and decoder step for LiteRT.
+`--mode=evaluate --config.checkpoint.average=10` scores the mean of the last ten checkpoints, and `--mode=export` with
+the same key exports it: a SavedModel that takes and returns text, and an encoder and a decoder step for LiteRT.
 
 On several GPUs (not run): --config.runtime.strategy=mirrored --config.train.precision=bfloat16.
 """
