@@ -12,7 +12,8 @@ from framework.run import build, evaluation, exporting, loop
 from tests.made_up import made_up, write_set
 
 FILES = sorted(Path("experiments").glob("*.py"))
-OWN_TESTS = ("translate_transformer",)  # trained and exported in tests/test_NAME.py, because their data need a package
+# Trained and exported in tests/test_NAME.py, because their data need a package.
+OWN_TESTS = ("g2p_transformer", "translate_transformer")
 
 
 def presets(path):
