@@ -125,7 +125,7 @@ ROWS = (
     ("step.probe",),
     ("step.size",),
     ("step.padding",),
-    ("step.additivity",),
+    ("step.additivity", "step.examples_apart"),
     ("step.block",),
     ("step.asynchronous",),
     ("step.evaluation_probe",),

@@ -1,8 +1,8 @@
 """--mode=check: runs the whole pipeline without training, and prints its parts.
 
 It prints the config, one real batch, shapes and dtypes, parameters, the schedule and an estimate of memory. Then it
-takes and undoes the first step, checks the loss and the metrics, and exports the untrained model through every export
-hook.
+takes and undoes the first step, checks the transform, the loss and the metrics, and exports the untrained model through
+every export hook.
 """
 
 import math
@@ -28,6 +28,7 @@ from framework.run.own_hooks import own_hooks
 from framework.run.run import Run
 from framework.step import compile_choice
 from framework.step.additivity import check_additive
+from framework.step.examples_apart import check_apart
 from framework.step.padding import check_metrics, padded
 from framework.step.penalties import shown
 from framework.step.size import bytes_of
@@ -37,7 +38,7 @@ def main(run: Run, overrides: Sequence[str]) -> int:
     """Prints the report; returns 1 if the first step, the loss, a metric or a dry export fails. Keeps no file."""
     for section in (_config, _batch, _parameters, _schedule, _memory):
         print("\n".join(section(run)), end="\n\n")
-    return max(_first_step(run), _loss(run), _metrics(run), _exports(run))
+    return max(_first_step(run), _transform(run), _loss(run), _metrics(run), _exports(run))
 
 
 def _config(run: Run) -> Iterator[str]:
@@ -124,6 +125,15 @@ def _guesses(run: Run) -> Iterator[str]:
             if is_label and classes and classes > 1:
                 cost = f"costs ln({classes}) = {math.log(classes):.4g}"
                 yield f"a guess of '{label}' among the {classes} classes of '{name}' {cost}"
+
+
+def _transform(run: Run) -> int:
+    print("Parts of a batch")
+    problems = check_apart(run.data)
+    if problems is None:
+        print("  the transform cannot be given a part of the batch\n")
+        return 0
+    return _verdict(problems, "the transform makes of them what it makes of the whole batch")
 
 
 def _loss(run: Run) -> int:

@@ -37,6 +37,7 @@ from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
 from framework.run.waiting import warn_of_waiting
 from framework.step import compile_choice
+from framework.step.examples_apart import refuse_together
 from framework.writers import MultiWriter
 
 _BLOCK_SECONDS = 2.0
@@ -89,6 +90,8 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     progress.passed("building")
     # Before the step is compiled, so that a mistake in the experiment is reported at once.
     optim.prepare_schedules(run.state.schedule, run.modes)
+    if run.replicas.count > 1:
+        refuse_together(run.data)
     own = own_hooks(run)
     if run.config.train.compile == "auto":
         progress.passed("tuning", compiling=_choose(run))
