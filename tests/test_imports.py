@@ -1,13 +1,11 @@
 """The direction of the arrows: a framework file imports only rows above its own."""
 
 import ast
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.imported import ROOT, imported, shown
 
 # Rooms, top to bottom: a file imports what stands above it. Modules of one row do not import each other, except below a
 # package that ends in '/*'.
@@ -185,10 +183,6 @@ ROWS = (
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 
 FRAMEWORK_FILES = sorted((ROOT / "framework").rglob("*.py"))
-ALL_FILES = sorted(
-    [*FRAMEWORK_FILES, *(ROOT / "experiments").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.py")]
-)
-FORBIDDEN_MODULES = {"keras", "pickle", "cloudpickle", "dill", "tensorflow.keras"}
 
 
 def place(module: str) -> tuple[int, str] | None:
@@ -197,19 +191,6 @@ def place(module: str) -> tuple[int, str] | None:
         return ROW_OF[module], module
     package = module.rpartition(".")[0] + "/*"
     return (ROW_OF[package], package) if package in ROW_OF else None
-
-
-def imported(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of all that `tree` imports anywhere in it, in `package` ('framework.data')."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            origin = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
-            base = ".".join(part for part in (origin, node.module) if part)
-            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
-            yield from ((node.lineno, argument.value) for argument in node.args[:1] if _is_text(argument))
 
 
 def import_problems(source: str, module: str, is_package: bool, modules: set[str]) -> list[str]:
@@ -241,44 +222,11 @@ def import_problems(source: str, module: str, is_package: bool, modules: set[str
     return problems
 
 
-def forbidden(source: str) -> list[str]:
-    """Uses of Keras 3, of pickle and of eval."""
-    tree = ast.parse(source)
-    found = []
-    for line, name in imported(tree, ""):
-        prefixes = {".".join(name.split(".")[:length]) for length in (1, 2)}
-        found += [f"line {line}: import of {module}" for module in sorted(prefixes & FORBIDDEN_MODULES)]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "keras" and _is_name(node.value, "tf", "tensorflow"):
-            found.append(f"line {node.lineno}: use of tf.keras")
-        if isinstance(node, ast.Call) and _is_name(node.func, "eval"):
-            found.append(f"line {node.lineno}: call of eval")
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not _is_false(node.value):
-            found.append(f"line {node.value.lineno}: allow_pickle")
-    return found
-
-
 def _module_of(name: str, modules: set[str]) -> str:
     """The longest prefix of 'data.batches.Batches' that is a module; '' is the package framework itself."""
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name
-
-
-def _called(node: ast.Call) -> str:
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-
-
-def _is_name(node: ast.expr, *names: str) -> bool:
-    return isinstance(node, ast.Name) and node.id in names
-
-
-def _is_false(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is False
-
-
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _name_of(path: Path) -> str:
@@ -289,22 +237,9 @@ def _name_of(path: Path) -> str:
 MODULES = {_name_of(path) for path in FRAMEWORK_FILES}
 
 
-def _ids(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("path", FRAMEWORK_FILES, ids=_ids)
+@pytest.mark.parametrize("path", FRAMEWORK_FILES, ids=shown)
 def test_framework_files_import_only_rows_above(path: Path) -> None:
     assert import_problems(path.read_text(), _name_of(path), path.name == "__init__.py", MODULES) == []
-
-
-@pytest.mark.parametrize("path", ALL_FILES, ids=_ids)
-def test_forbidden_names(path: Path) -> None:
-    found = forbidden(path.read_text())
-    if path.name.startswith("keras3"):  # the peer of the comparison that is Keras 3
-        found = [problem for problem in found if not problem.endswith("import of keras")]
-    assert found == []
-    assert not re.fullmatch(r"_?(utils?|helpers?)\.py", path.name)
 
 
 PLANTED_MODULES = {
@@ -397,27 +332,3 @@ def test_the_check_wants_a_row_for_every_file() -> None:
 )
 def test_the_check_lets_proper_imports_pass(module: str, source: str) -> None:
     assert import_problems(source, module, module in ("", "data", "layers"), PLANTED_MODULES) == []
-
-
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("x = tf.keras.layers", "line 1: use of tf.keras"),
-        ("from tensorflow import keras", "line 1: import of tensorflow.keras"),
-        ("import tensorflow.keras.layers", "line 1: import of tensorflow.keras"),
-        ("\nimport keras", "line 2: import of keras"),
-        ("def f():\n    import pickle", "line 2: import of pickle"),
-        ("from pickle import loads", "line 1: import of pickle"),
-        ("eval('1')", "line 1: call of eval"),
-        ("np.load(path, allow_pickle=True)", "line 1: allow_pickle"),
-    ],
-)
-def test_the_check_finds_forbidden_names(source: str, found: str) -> None:
-    assert forbidden(source) == [found]
-
-
-def test_the_check_lets_lawful_names_pass() -> None:
-    source = (
-        "import tf_keras as keras\nx = keras.layers\nmodel.eval()\nnp.load(path, allow_pickle=False)\ns = 'tf.keras'"
-    )
-    assert forbidden(source) == []
