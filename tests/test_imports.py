@@ -82,7 +82,7 @@ ROWS = (
     ("decoding.single", "decoding.beam"),
     ("decoding.search",),
     ("decoding",),
-    ("retrieval.top_k",),
+    ("retrieval.top_k", "retrieval.approximate"),
     ("retrieval.index",),
     ("retrieval",),
     ("losses.base",),
