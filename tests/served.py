@@ -162,6 +162,8 @@ def one(folder):
     report["skipped"], _ = compared(dense, heat={(4, 15): HOT}, **sgd, **skip)[:2]
     streamed = {"data.placement": "stream", "data.prefetch_batches": STEPS}
     report["table_sgd"], _ = compared(words(), **clipped, **sgd, **streamed)[:2]
+    # Without momentum a dense update writes its step into the slot of the table, rows do not; nothing reads it.
+    del report["table_sgd"]["distances"]["optimizer/groups/0/_variables/1"]
     report["table_adam"], table, _ = compared(words(), **clipped, **{"schedule.learning_rate": 0.1})
     report["table_in_a_step"] = tables_in_a_step(table.train_block)
     stopped = on_servers(dense, heat={(4, 15): HOT})

@@ -40,6 +40,7 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
     _check_micro_batches(flat)
     _check_replicas(flat)
     _check_asynchronous(flat)
+    _check_tables(flat)
     _check_loss_scale(flat)
     _check_schedule(flat)
 
@@ -166,6 +167,27 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{key}={flat[key]!r} does not work with runtime.strategy='parameter_server': {why}."
                 f" Use --config.{key}={legal[0]}."
+            )
+
+
+def _check_tables(flat: Mapping[str, Any]) -> None:
+    """Gradients that are rows of tables: several pieces of a batch have other rows, and XLA does not know how many."""
+    if flat["optimizer.table_gradients"] == "dense":
+        if flat["optimizer.name"] == "lazy_adam":
+            raise UserError(
+                "optimizer.name='lazy_adam' changes the rows of tables that a step looked up, but"
+                " optimizer.table_gradients='dense' does not say which. Use --config.optimizer.table_gradients=rows."
+            )
+        return
+    for key, legal, why in (
+        ("train.compile", ("graph", "auto", "eager"), "XLA would have to know how many rows there are"),
+        ("train.micro_batches", (1,), "micro-batches look up other rows each"),
+        ("runtime.strategy", ("one_device", "parameter_server"), "replicas look up other rows each"),
+    ):
+        if flat[key] not in legal:
+            raise UserError(
+                f"{key}={flat[key]!r} does not work with optimizer.table_gradients='rows': {why}."
+                f" Use --config.{key}={legal[0]}, or --config.optimizer.table_gradients=dense."
             )
 
 

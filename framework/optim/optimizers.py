@@ -46,9 +46,11 @@ def make_optimizer(
     if settings.name == "muon":
         dtype = settings.newton_schulz_dtype.replace("full", "")
         return Muon(settings.newton_schulz_steps, dtype, settings.rescale_weights, **common)
+    if settings.name == "adagrad":
+        return keras.optimizers.Adagrad(epsilon=epsilon, **common)
     common |= {name: number(settings[name]) for name in ("beta_1", "beta_2")}
-    if settings.name == "adam":
-        return Adam(epsilon=epsilon, **common)
+    if settings.name in ("adam", "lazy_adam"):
+        return Adam(epsilon=epsilon, lazy=settings.name == "lazy_adam", **common)
     if settings.name == "adamw":
         return Adam(decay=decay, epsilon=epsilon, **common)
     if settings.name == "lamb":

@@ -44,7 +44,9 @@ class Sgd(keras.optimizers.SGD):
             return
         if decays:
             variable.assign_sub(variable * tf.cast(self.decay, variable.dtype) * rate)
-        if isinstance(gradient, tf.IndexedSlices):
+        if isinstance(gradient, tf.IndexedSlices) and self.momentum == 0:
+            variable.scatter_sub(tf.IndexedSlices(gradient.values * rate, gradient.indices))  # the slot stays as it is
+        elif isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable)
         else:
             tf.raw_ops.ResourceApplyKerasMomentum(

@@ -302,7 +302,8 @@ class TrainBlock:
             violations += [watch.violations(self._dtype)] if watch.has_any else []
             for name, variable in self._kept_batch.items():
                 variable.assign(batch[name])
-            trace = StepTrace(self._tools.parts, allowed, self.compiled.programs, violations)
+            keeps_rows = self._config.optimizer.table_gradients == "rows"
+            trace = StepTrace(self._tools.parts, allowed, self.compiled.programs, violations, keeps_rows)
             with self._tools.tracing(trace):
                 result = take_step(trace, self._parts.step, batch, self._parts.rollback_variables)
         halts = count_step(trace, result)

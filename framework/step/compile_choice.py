@@ -81,6 +81,8 @@ def candidates(config: FrozenConfigDict, probe: Probe, replicas: Replicas) -> tu
     """Returns the modes that can be tried; the first is the one to take if none is."""
     if config.runtime.strategy == "parameter_server" or (probe.has_collectives and replicas.count > 1):
         return ("graph",)
+    if config.optimizer.table_gradients == "rows":  # whose number XLA would have to know
+        return ("graph",)
     modes: tuple[str, ...] = MODES if replicas.strategy is None else ("graph", "xla")
     slow = (*slow_convolutions(probe.graph, replicas), *(("xla", "xla_gradients") if probe.unread else ()))
     return tuple(mode for mode in modes if mode not in slow)

@@ -21,6 +21,8 @@ OPTIMIZERS = {
     "decayed nesterov": {"name": "sgd", "momentum": 0.5, "nesterov": True, "weight_decay": 0.05},
     "adam": {"name": "adam", "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3},
     "adamw": {"name": "adamw", "weight_decay": 0.05, "beta_1": 0.7},
+    "lazy adam": {"name": "lazy_adam", "table_gradients": "rows", "beta_2": 0.95, "epsilon": 1e-3},  # of no table: Adam
+    "adagrad": {"name": "adagrad", "epsilon": 1e-3},
     "lamb": {"name": "lamb", "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "weight_decay": 0.05},
     "lion": {"name": "lion", "beta_1": 0.8, "beta_2": 0.95, "weight_decay": 0.05},
     "muon": {"name": "muon", "momentum": 0.8, "nesterov": True, "weight_decay": 0.05, "newton_schulz_steps": 3},
@@ -68,6 +70,13 @@ class Reference:
         # tf_keras adds epsilon after the bias correction is moved into the rate ("epsilon hat" of the paper).
         rate *= np.sqrt(1 - s.beta_2**self.t) / (1 - s.beta_1**self.t)
         self.w -= rate * self.m / (np.sqrt(self.v) + s.epsilon)
+
+    def lazy_adam(self, g, rate, s):
+        self.adam(g, rate, s)
+
+    def adagrad(self, g, rate, s):
+        self.v += g**2 + (0.1 if self.t == 1 else 0)
+        self.w -= rate * g / np.sqrt(self.v + s.epsilon)
 
     def adamw(self, g, rate, s):
         self.w -= rate * s.weight_decay * self.w
@@ -138,7 +147,7 @@ def test_updates_are_those_of_the_paper(name, masked, mode, precision):
     references = {path: Reference(config.optimizer, w) for path, w in weights.items()}
     optimizer = optim.Optimizer([(make_optimizer(config, updates), variables)])
     if masked and not optimizer.is_maskable:
-        assert config.optimizer.name in ("lamb", "lion")
+        assert config.optimizer.name in ("lamb", "lion", "adagrad")
         return
     update = MODES[mode](optimizer.apply)
     extra = {"allowed": tf.constant(True)} if masked else {}
@@ -200,6 +209,8 @@ def test_lamb_does_not_scale_by_a_norm_of_zero(mode):
 KINDS = {
     "sgd": (keras.optimizers.SGD, {"momentum": "momentum", "nesterov": "nesterov", "decay": "weight_decay"}),
     "adam": (keras.optimizers.Adam, {"beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon"}),
+    "lazy_adam": (keras.optimizers.Adam, {"beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon"}),
+    "adagrad": (keras.optimizers.Adagrad, {"epsilon": "epsilon"}),
     "adamw": (
         keras.optimizers.Adam,
         {"beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon", "decay": "weight_decay"},

@@ -6,16 +6,17 @@ from framework.config.key import Key
 _BELOW_ONE = 0.999999
 _MOMENTUM = {"name": ("sgd", "muon")}
 _MUON = {"name": ("muon",)}
-_AVERAGING = {"name": ("adam", "adamw", "lamb", "lion")}
+_ADAMS = ("adam", "adamw", "lazy_adam", "lamb")
+_AVERAGING = {"name": (*_ADAMS, "lion")}
 
 KEYS = {
-    "name": Key("adam", "update rule", choices=("sgd", "adam", "adamw", "lamb", "lion", "muon")),
+    "name": Key("adam", "update rule", choices=("sgd", "adagrad", *_ADAMS, "lion", "muon")),
     "momentum": Key(0.0, "share of the last step that is added to the next", low=0, high=1, only_with=_MOMENTUM),
     "nesterov": Key(False, "Nesterov's form of momentum", only_with=_MOMENTUM),
     "beta_1": Key(0.9, "decay of the average of gradients", low=0, high=_BELOW_ONE, only_with=_AVERAGING),
     "beta_2": Key(0.999, "decay of the average of squared gradients", low=0, high=_BELOW_ONE, only_with=_AVERAGING),
     "epsilon": Key(
-        1e-7, "added to the root of the average square", low=1e-30, only_with={"name": ("adam", "adamw", "lamb")}
+        1e-7, "added to the root of the average square", low=1e-30, only_with={"name": (*_ADAMS, "adagrad")}
     ),
     "weight_decay": Key(
         0.0,
@@ -31,6 +32,11 @@ KEYS = {
         False,
         "before each update, bring each matrix to the norm sqrt(outputs); for weights before normalisation",
         only_with=_MUON,
+    ),
+    "table_gradients": Key(
+        "dense",
+        "gradients of tables: dense = as large as the table; rows = the rows that a step looked up, for large tables",
+        choices=("dense", "rows"),
     ),
     "groups": Key(
         (),
