@@ -40,6 +40,7 @@ FURTHER_FLAGS = {
     "repeats",
     "repetitions",
     "rm",
+    "run",
     "sizes",
     "starts",
     "tf_xla_persistent_cache_directory",
@@ -97,9 +98,9 @@ def spans(page: str) -> Iterator[tuple[str, str]]:
 
 def config_keys() -> set[str]:
     """All keys of the framework and of the experiments, those of the pages included."""
-    from experiments import mnist_mlp
+    from experiments import mnist_mlp, movielens_two_tower
 
-    keys = set(config.flatten(mnist_mlp.get_config("")))
+    keys = {key for experiment in (mnist_mlp, movielens_two_tower) for key in config.flatten(experiment.get_config(""))}
     for page in PAGES:
         for block in saved(page):
             keys |= set(re.findall(r"^ +config\.([a-z_0-9.]+) = ", block.text, re.MULTILINE))

@@ -10,6 +10,7 @@ from framework import config, paths
 from framework.experiment import load
 from framework.run import build, evaluation, exporting, loop
 from tests.made_up import made_up, write_set
+from tests.made_up_ratings import write_ratings
 
 FILES = sorted(Path("experiments").glob("*.py"))
 # Trained and exported in tests/test_NAME.py, because their data need a package.
@@ -59,6 +60,8 @@ def test_two_steps_save_restore_export(path, tmp_path, made_up_cifar10):
     small = {"train.duration": "2 steps", "schedule.warmup": "", "export.examples": 100, "log.histograms_every": ""}
     if load.load(str(path)).get_config().data.name == "cifar10":
         small |= {"data.dir": str(made_up_cifar10), "data.batch_size": 16}
+    if load.load(str(path)).get_config().data.name == "ml-100k":
+        small |= {"data.dir": str(write_ratings(tmp_path / "ratings")), "data.batch_size": 16}
     built = build.build(str(path), small, tmp_path / "run")
     before = {name: variable.numpy() for name, variable in paths.trainable(built.model).items()}
     result = loop.train(built)

@@ -2,10 +2,12 @@
 
     python tests/benchmarks/recommender_baselines.py
     python tests/benchmarks/recommender_baselines.py --data_dir=DIR --name=ml-1m
+    python tests/benchmarks/recommender_baselines.py --run=runs/retrieval
 
 Ranking: leave-last-out in time, trained on all ratings but the last of each user; every film is ranked, those that the
-user has rated are left out. Rating: RMSE on the folds u1 to u5, and on a random fifth. The methods are NumPy in
-float64, with dense matrices of users and films, for which ml-1m is still small enough.
+user has rated are left out. With --run, a run of experiments/movielens_two_tower.py has a row too, and is compared with
+each method by a paired bootstrap over users. Rating: RMSE on the folds u1 to u5, and on a random fifth. The methods are
+NumPy in float64, with dense matrices of users and films, for which ml-1m is still small enough.
 
 Sources: item-kNN, Sarwar et al., 2001; EASE, Steck, 2019, "Embarrassingly shallow autoencoders for sparse data"; iALS,
 Hu, Koren and Volinsky, 2008, "Collaborative filtering for implicit feedback datasets"; biases and ALS, Koren, Bell and
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
+from framework import metrics
 from framework.data.sets.movielens import MovieLens, load_movielens
 from framework.data.sets.rating_splits import Split, fold, leave_last_out, random_split
 
@@ -153,17 +156,23 @@ def ranks(scores: np.ndarray, known: np.ndarray, targets: np.ndarray) -> np.ndar
     return 1 + ((scores > own) | ((scores == own) & is_before)).sum(axis=1)
 
 
-def measures(scores: np.ndarray, known: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Returns recall, NDCG, MRR and coverage@10, the share of items that are in anyone's first ten."""
-    place = ranks(scores, known, targets)
-    first = np.argsort(-np.where(known > 0, -np.inf, scores), axis=1, kind="stable")[:, :10]
-    return {
+def measures(place: np.ndarray, scores: np.ndarray | None = None, known: np.ndarray | None = None) -> dict[str, float]:
+    """Returns recall, NDCG and MRR of ranks and, of scores, the share of items that are in anyone's first ten."""
+    numbers = {
         "recall@10": np.mean(place <= 10),
         "recall@100": np.mean(place <= 100),
-        "NDCG@10": np.mean((place <= 10) / np.log2(1 + place)),
+        "NDCG@10": np.mean(ndcg(place)),
         "MRR": np.mean(1 / place),
-        "coverage@10": len(np.unique(first)) / scores.shape[1],
     }
+    if scores is not None:
+        first = np.argsort(-np.where(known > 0, -np.inf, scores), axis=1, kind="stable")[:, :10]
+        numbers["coverage@10"] = len(np.unique(first)) / scores.shape[1]
+    return numbers
+
+
+def ndcg(place: np.ndarray) -> np.ndarray:
+    """Returns the NDCG@10 of each user, of whom one item is held out."""
+    return (place <= 10) / np.log2(1 + place)
 
 
 def rmse(ratings: MovieLens, split: Split, size: int) -> float:
@@ -186,14 +195,13 @@ def rmse(ratings: MovieLens, split: Split, size: int) -> float:
 # ---- The tables ----
 
 
-def ranking_table(ratings: MovieLens) -> None:
-    """Prints the measures of each method of ranking."""
+def ranking_table(ratings: MovieLens, run: str = "") -> None:
+    """Prints the measures of each method of ranking, and those of a run beside them."""
     user, item, timestamp = (ratings.arrays[name] for name in ("user", "item", "timestamp"))
     shape = len(ratings.users["id"]), len(ratings.items["id"])
     parts = leave_last_out(ratings).parts
-    test = parts["test"][np.argsort(user[parts["test"]])]
     order = np.lexsort((np.arange(len(user)), timestamp, user))
-    order = order[~np.isin(order, test)]
+    order = order[~np.isin(order, parts["test"])]
     x = seen(user[order], item[order], *shape)
     weighted = decayed(user, item, order, shape, half_life=5)
     methods: dict[str, Callable[[], np.ndarray]] = {
@@ -203,13 +211,40 @@ def ranking_table(ratings: MovieLens) -> None:
         "EASE, lambda 400, history .5^(age/5)": lambda: weighted @ ease_weights(x, 400),
         "iALS, 64 factors": lambda: ials(x, 64, unobserved=0.3, regularization=3.0, sweeps=8),
     }
-    known, targets = x[user[test]], item[test]
+    test_user, targets = user[parts["test"]], item[parts["test"]]
+    known = x[test_user]
     print(f"{'ranking':40}{'recall@10':>12}{'recall@100':>12}{'NDCG@10':>12}{'MRR':>12}{'coverage@10':>12}{'s':>8}")
-    for name, scores in methods.items():
+    places = {}
+    for name, method in methods.items():
         start = time.perf_counter()
-        numbers = measures(scores()[user[test]], known, targets)
+        scores = method()[test_user]
         took = time.perf_counter() - start
-        print(f"{name:40}" + "".join(f"{number:12.4f}" for number in numbers.values()) + f"{took:8.1f}", flush=True)
+        places[name] = ranks(scores, known, targets)
+        numbers = measures(places[name], scores, known).values()
+        print(f"{name:40}" + "".join(f"{number:12.4f}" for number in numbers) + f"{took:8.1f}", flush=True)
+    if run:
+        compare(run, places_of_run(run), places)
+
+
+def places_of_run(folder: str) -> np.ndarray:
+    """Returns the place of each held-out film by the last checkpoint of a run, in the order of the file."""
+    import framework
+
+    run = framework.build("experiments/movielens_two_tower.py", workdir=folder, from_workdir=True)
+    return run.evaluators["ranking"].ranked(run)[0]
+
+
+def compare(run: str, place: np.ndarray, places: dict[str, np.ndarray]) -> None:
+    """Prints the measures of a run, and its differences to each method with intervals of 95 %."""
+    print(f"{run:40}" + "".join(f"{number:12.4f}" for number in measures(place).values()))
+    for name, theirs in places.items():
+        recall = metrics.paired_bootstrap(place <= 10, theirs <= 10)
+        gain = metrics.paired_bootstrap(ndcg(place), ndcg(theirs))
+        texts = [
+            f"{what} {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            for what, (mean, low, high) in {"recall@10": recall, "NDCG@10": gain}.items()
+        ]
+        print(f"  less {name:36} " + ", ".join(texts))
 
 
 def rating_table(ratings: MovieLens) -> None:
@@ -226,9 +261,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="ml-100k")
     parser.add_argument("--data_dir", default="")
+    parser.add_argument("--run", default="", help="run folder of experiments/movielens_two_tower.py")
     arguments = parser.parse_args()
     ratings = load_movielens(arguments.name, arguments.data_dir)
-    ranking_table(ratings)
+    ranking_table(ratings, arguments.run)
     rating_table(ratings)
 
 

@@ -76,7 +76,7 @@ def test_measures_are_those_of_a_sorted_list():
     scores = np.array([[3.0, 1, 2, 2], [0, 0, 0, 0], [1, 2, 3, 4]])
     known = np.array([[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
     assert baselines.ranks(scores, known, np.array([3, 1, 0])).tolist() == [2, 2, 4]
-    assert baselines.measures(scores, known, np.array([3, 1, 0])) == pytest.approx(
+    assert baselines.measures(np.array([2, 2, 4]), scores, known) == pytest.approx(
         {
             "recall@10": 1,
             "recall@100": 1,
@@ -85,6 +85,17 @@ def test_measures_are_those_of_a_sorted_list():
             "coverage@10": 1,
         }
     )
+
+
+def test_a_run_is_compared_with_each_method(capsys):
+    place, theirs = np.array([1, 2, 30, 200]), np.array([20, 20, 20, 20])
+    baselines.compare("runs/x", place, {"theirs": theirs, "equal": place})
+    lines = capsys.readouterr().out.splitlines()
+    assert [float(word) for word in lines[0].split()[1:]] == pytest.approx(
+        [0.5, 0.75, (1 + 1 / np.log2(3)) / 4, (1 + 1 / 2 + 1 / 30 + 1 / 200) / 4], abs=5e-5
+    )
+    assert "less theirs" in lines[1] and "recall@10 +0.5000 [+0.0000, +1.0000]" in lines[1]
+    assert "recall@10 +0.0000 [+0.0000, +0.0000], NDCG@10 +0.0000 [+0.0000, +0.0000]" in lines[2]
 
 
 def test_the_numbers_of_ml_100k(capsys, monkeypatch):
