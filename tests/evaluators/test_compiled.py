@@ -54,8 +54,16 @@ def test_batches_of_several_shapes_are_without_padding():
     cfg = {"eval.batch_size": 8, "train.precision": "float32"}
     run = testing.build(bucketed, cfg)
     lengths = bucketed.lengths("test")
-    compiled = evaluators.Compiled(lambda model, batch: {"ids": batch["source"]})
-    rows = [row for batch, outputs in compiled(run) for row in outputs["ids"]]
+    traces = []
+
+    def source(model, batch):
+        traces.append(batch["source"].shape)
+        return {"ids": batch["source"]}
+
+    found = [outputs["ids"] for _, outputs in evaluators.Compiled(source)(run)]
+    assert len({ids.shape for ids in found}) > 2
+    assert len(traces) <= 2 and traces[-1].as_list() == [None, None]
+    rows = [row for ids in found for row in ids]
     assert len(rows) == len(lengths["source"])
     expected = sorted(tuple(ids[ids > 0]) for ids in bucketed.examples("test")["source"])
     assert sorted(tuple(row[row > 0]) for row in rows) == expected
