@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from framework import compat
 from framework.evaluators.base import Arrays, examples, weights_of
 
 
@@ -41,7 +42,9 @@ class Compiled:
         batches, weights = examples(run, split, limit), weights_of(run, split)
         if self._model is not run.model:
             self._model = run.model
-            self._graph = tf.function(lambda batch: dict(self._function(run.model, batch)), reduce_retracing=True)
+            self._graph = compat.without_trace_warning(
+                tf.function(lambda batch: dict(self._function(run.model, batch)), reduce_retracing=True)
+            )
         return self._outputs(run, weights, batches)
 
     def _outputs(self, run: Any, weights: str, batches: Iterator[Arrays]) -> Iterator[tuple[Arrays, dict[str, Any]]]:
