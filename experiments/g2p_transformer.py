@@ -14,7 +14,9 @@ The error rates of the mean of the last checkpoints, by beam search, where any p
         --config.checkpoint.average=8 --config.eval.splits="('valid','test')"
 
 The rate falls with the root of the step, so a longer --config.train.duration continues the run in its folder.
-On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.tokens=16384.
+On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.tokens=16384. Over 500 steps of a small
+net, the loss of two replicas, bfloat16 and float16 stays within 2 % of that of float32 on one device
+(tests/test_g2p_transformer.py).
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ QUICK = {
     "log.histograms_every": "",
     "export.examples": 16,
 }
-BOUND = 0.1  # of the difference of the mean losses of 50 steps, as a share of that of float32
+BOUND = 0.02  # of the difference of the mean losses of 50 steps, as a share of that of float32
 
 
 def pronunciation(word):
