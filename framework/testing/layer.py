@@ -62,7 +62,7 @@ def check_layer(
     | `graph` | a graph of a free batch dimension computes what eager execution does, for other batch sizes too |
     | `gradients` | gradients by inputs and weights are those of differences in float64 |
     | `xla` | XLA computes what eager execution does; thoroughly, in every precision and in inference |
-    | `replicas` | halves of a batch, and two replicas, give the outputs and gradients of the whole |
+    | `replicas` | halves of a batch, and two replicas, give the outputs and gradients of the whole, added losses too |
     | `config` | `from_config(get_config())` computes the same from the same weights |
     | `weights` | checkpoints and `save_weights` restore all variables |
     | `saved_model`, `lite` | thoroughly, exports in float32 return the same outputs, for any batch size |

@@ -13,12 +13,14 @@ from framework import paths, precision
 from framework.compile import jit
 from framework.config.keys import KEYS
 from framework.distribute.replicas import Replicas
+from framework.step.penalty_checks import unlike_mean
 from framework.testing.built_layer import PRODUCTS, BuiltLayer, Subject, Trace, joined, shard
 from framework.testing.comparison import GRADIENT, compare
 from framework.testing.function import Named, direction, floating
 from framework.testing.gradients import Point, Probing, check_differences
 
 _DIRECTIONS = 3
+_CLOSE_LOSS = 1e-6  # of what a layer adds to the loss, relative
 _HALF_BOUNDS = {"float16": 0.02, "bfloat16": 0.1}  # of the largest magnitude in float32
 
 
@@ -153,6 +155,7 @@ def check_replicas(examined: Examined) -> None:
     """Two replicas, which have half of the examples each, compute what one device does."""
     layer, trace, half = examined.layer, examined.trace, examined.examples // 2
     _check_batch_first(examined)
+    _check_added_losses(examined)
     places = ((0, half), (half, None))
     halves = [layer.run(functools.partial(trace, layer.inputs, *place)) for place in places]
     _compare_joined("two halves of the batch", examined.eager, halves)
@@ -194,6 +197,24 @@ def _check_batch_first(examined: Examined) -> None:
     for name, x in examined.eager.items():
         if name.startswith("output ") and x.shape[:1] != (examined.examples,):
             raise AssertionError(f"{name} has shape {[*x.shape]} for {examined.examples} examples: put the batch first")
+
+
+def _check_added_losses(examined: Examined) -> None:
+    """What the layer adds to the loss must be a mean over the examples, or a number for each of them."""
+    layer, half = examined.layer, examined.examples // 2
+
+    def added(begin: int, end: int) -> Named:
+        layer.train(shard(layer.inputs, begin, end), first_example=begin)
+        return {"added": tf.add_n([tf.zeros([], tf.float64), *map(_mean, getattr(layer.layer, "losses", ()))])}
+
+    places = ((0, 2 * half), (0, half), (half, 2 * half))
+    whole, *halves = (float(layer.run(functools.partial(added, *place))["added"]) for place in places)
+    if abs(whole - sum(halves) / 2) > _CLOSE_LOSS * abs(whole) and (problem := unlike_mean(whole, halves, _CLOSE_LOSS)):
+        raise AssertionError(problem)
+
+
+def _mean(loss: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.reduce_mean(loss), tf.float64)
 
 
 def _check_dtypes(layer: BuiltLayer, results: dict[str, np.ndarray]) -> None:

@@ -242,6 +242,25 @@ def test_a_layer_that_mixes_the_examples_of_a_batch():
     fails("graph", Summed)
 
 
+def test_a_penalty_that_grows_with_the_batch():
+    class Penalised(Scale):
+        def call(self, x, training=None):
+            self.add_loss(tf.reduce_sum(x**2))
+            return super().call(x)
+
+    class Right(Scale):
+        def call(self, x, training=None):
+            self.add_loss(tf.reduce_mean(x**2))
+            self.add_loss(tf.reduce_sum(x**2, 1))
+            self.add_loss(tf.reduce_sum(self.scale**2))
+            return super().call(x)
+
+    total, half = np.sum(X**2), np.sum(X**2) / 2
+    told = f"what layers add to the loss is {total:.6g} over a batch and {half:.6g} over its two halves: it grows"
+    fails("replicas", Penalised, told)
+    testing.check_layer(Right, [X], thorough=False)
+
+
 def test_a_layer_that_looks_where_it_runs():
     class Graph(keras.layers.Layer):
         def call(self, x, training=None):
