@@ -36,7 +36,6 @@ NOT_RUN = {
     r"docker run .*": "needs a container daemon",
     r"curl .*:predict": "asks the server that `docker run` starts",
     r"python launch\.py --config=experiments/(cifar_resnet|fine_tune)\.py.*": "needs CIFAR-10, whose download is large",
-    r"python launch\.py --config=experiments/movielens_two_tower\.py.*": "needs MovieLens, which may not be passed on",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
 }
 
