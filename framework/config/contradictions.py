@@ -173,9 +173,13 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
 def _check_tables(flat: Mapping[str, Any]) -> None:
     """Gradients that are rows of tables: several pieces of a batch have other rows, and XLA does not know how many."""
     if flat["optimizer.table_gradients"] == "dense":
-        if flat["optimizer.name"] == "lazy_adam":
+        groups = [
+            f"optimizer.groups: '{text}'" for text in flat["optimizer.groups"] if "name=lazy_adam" in text.split()
+        ]
+        named = ["optimizer.name='lazy_adam'"] if flat["optimizer.name"] == "lazy_adam" else groups
+        if named:
             raise UserError(
-                "optimizer.name='lazy_adam' changes the rows of tables that a step looked up, but"
+                f"{named[0]} changes the rows of tables that a step looked up, but"
                 " optimizer.table_gradients='dense' does not say which. Use --config.optimizer.table_gradients=rows."
             )
         return

@@ -43,7 +43,7 @@ class Group:
 
 _FACTORS = ("lr", "decay")
 # Not the weight decay, of which a group has a factor.
-_KEYS = tuple(name for name in KEYS if name not in ("weight_decay", "groups"))
+_KEYS = tuple(name for name in KEYS if name not in ("weight_decay", "table_gradients", "groups"))
 _SETTINGS = (*_FACTORS, "until", "frozen", *_KEYS)
 _EXAMPLE = "Type e.g. '.*/bias: decay=0', '.*/kernel: lr=0.1 decay=2', 'head/.*: name=adamw' or 'head/.*: frozen'."
 

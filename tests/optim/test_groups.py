@@ -55,12 +55,16 @@ def test_without_groups_there_is_one_of_everything():
         ("a: until=3 epochs", "has until='3', which is not a duration such as 3epochs or 40%."),
         (
             "a: name=adamax",
-            "has name='adamax'; legal: sgd, adam, adamw, lamb, lion, muon.",
+            "has name='adamax'; legal: sgd, adagrad, adam, adamw, lazy_adam, lamb, lion, muon.",
         ),
         ("a: momentum=2", "has momentum='2'; legal: 0 to 1; only with optimizer.name=sgd or muon."),
         ("a: momentum=nan", "has momentum='nan'; legal: 0 to 1; only with optimizer.name=sgd or muon."),
         ("a: nesterov=yes", "has nesterov='yes'; legal: True or False; only with optimizer.name=sgd or muon."),
-        ("a: epsilon=inf", "has epsilon='inf'; legal: at least 1e-30; only with optimizer.name=adam, adamw or lamb."),
+        (
+            "a: epsilon=inf",
+            "has epsilon='inf'; legal: at least 1e-30; only with optimizer.name=adam, adamw, lazy_adam, lamb or"
+            " adagrad.",
+        ),
         ("a: newton_schulz_steps=2.5", "has newton_schulz_steps='2.5'; legal: 1 to 20; only with optimizer.name=muon."),
         ("a: lr=-1", "has lr='-1', which is not a finite number of at least 0."),
         ("a: decay=inf", "has decay='inf', which is not a finite number of at least 0."),

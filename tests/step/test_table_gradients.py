@@ -168,3 +168,13 @@ def test_lazy_adam_without_rows_is_refused():
 def test_auto_takes_the_graph():
     _, _, run = trained("rows", **{"train.compile": "auto", "optimizer.name": "sgd"})
     assert run.train_block.compiled.mode == "graph"
+
+
+def test_a_group_of_lazy_adam_needs_gradients_that_are_rows():
+    groups = ("films/.*: lr=0.5 name=lazy_adam",)
+    with pytest.raises(config.UserError) as error:
+        config.finalize(override(config.base_config(), {"optimizer.groups": groups}))
+    assert str(error.value) == (
+        "optimizer.groups: 'films/.*: lr=0.5 name=lazy_adam' changes the rows of tables that a step looked up, but"
+        " optimizer.table_gradients='dense' does not say which. Use --config.optimizer.table_gradients=rows."
+    )
