@@ -16,7 +16,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # That have a page.
-ROOMS = ("config", "data", "data/text", "decoding", "distribute", "layers", "metrics", "optim", "run", "testing")
+ROOMS = (
+    "config",
+    "data",
+    "data/text",
+    "decoding",
+    "distribute",
+    "export",
+    "layers",
+    "metrics",
+    "optim",
+    "run",
+    "testing",
+)
 PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
 PAGES += [f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES")]
 PAGES += [f"framework/{room}/README.md" for room in ROOMS]

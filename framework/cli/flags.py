@@ -27,7 +27,7 @@ from framework.run.arguments import LOOK_BACK
 MODES: dict[str, tuple[str, ...]] = {
     "train": ("local_workers",),
     "evaluate": ("checkpoint",),
-    "export": ("checkpoint",),
+    "export": ("checkpoint", "formats"),
     "check": (),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
@@ -44,6 +44,12 @@ FLAGS = (
         "train: number of worker processes on this machine that share each step.",
     ),
     (flags.DEFINE_string, "checkpoint", None, "evaluate, export: last, best, or the number of a step. [last]"),
+    (
+        flags.DEFINE_string,
+        "formats",
+        None,
+        "export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
+    ),
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, and check every layer for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),

@@ -7,9 +7,20 @@ An experiment returns its hooks from `make_exports`; the run exports with them a
 """
 
 from framework.export.base import SERVING, ExportHook, ExportReport, Signature
+from framework.export.bounds import Bounds
 from framework.export.lite import Lite
 from framework.export.lite_decoder import LiteDecoder
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
 
-__all__ = ["SERVING", "ExportHook", "ExportReport", "Lite", "LiteDecoder", "SavedModel", "Signature", "export_all"]
+__all__ = [
+    "SERVING",
+    "Bounds",
+    "ExportHook",
+    "ExportReport",
+    "Lite",
+    "LiteDecoder",
+    "SavedModel",
+    "Signature",
+    "export_all",
+]

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from framework import paths
 from framework.errors import UserError
+from framework.export.bounds import Bounds
 from framework.trace.assigned import assigned
 
 SERVING = "serving_default"  # the signature that every export has, and that latency and metrics are measured on
@@ -63,6 +64,30 @@ class Signature:
         arrays = batch if self.from_batch is None else self.from_batch(batch)
         return {name: arrays[name] for name in self.inputs if name in arrays}
 
+    def check(self, name: str, batch: Arrays, split: str) -> None:
+        """Raises UserError unless a batch has every input, with its dtype and shape.
+
+        Args:
+          name: the signature, as errors name it.
+          batch: {name: [n, …]}.
+          split: the batches, as errors name them: 'held-out'.
+        """
+        arrays = self.inputs_of(batch)
+        for key, spec in self.inputs.items():
+            if key not in arrays:
+                raise UserError(
+                    f"signature '{name}' takes '{key}', which is not in the {split} batches:"
+                    f" {', '.join(sorted(batch))}. Take inputs that the batches have, or make them by"
+                    " Signature(from_batch=…)."
+                )
+            array = np.asarray(arrays[key])
+            kind = tf.as_dtype(array.dtype)
+            if kind != spec.dtype or not spec.shape.is_compatible_with(array.shape):
+                raise UserError(
+                    f"signature '{name}' takes '{key}' as {spec.dtype.name} {spec.shape}, but the {split} batches hold"
+                    f" {kind.name} {array.shape}."
+                )
+
     def trace(self, model: Any) -> tf.types.experimental.ConcreteFunction:
         """Returns a new graph of `fn` on `model`, which takes the inputs as keywords.
 
@@ -94,6 +119,9 @@ class ExportHook(Protocol):
 
     A hook whose artefact computes in another precision than the model also has `arithmetic(model)`: a context in which
     the model computes in the artefact's precision, for the comparison.
+
+    A hook that needs examples of the training split, for the ranges of int8 say, also has `representative`, their
+    number; `write(model, path, batches)` gets them as batches {name: [n, …]} without padding.
     """
 
     @property
@@ -101,8 +129,13 @@ class ExportHook(Protocol):
         """Returns the name of the folder below exports/."""
 
     @property
-    def bound(self) -> float:
-        """Returns the allowed error of a floating-point output, relative to max(1, max|reference|) of that output."""
+    def bound(self) -> float | Bounds:
+        """Returns how far outputs may be from those of the trained model.
+
+        A number is the allowed error of a floating-point output, relative to max(1, max|reference|) of that output, for
+        formats that compute as the model does: rows keep their argmax but for ties, and metrics differ by at most 1e-3.
+        `Bounds` are for formats that approximate the model.
+        """
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -129,11 +162,14 @@ class ExportReport:
       passed: whether the artefact agrees with the trained model and was put in place.
       failure: why it did not pass, in one line; '' if it passed.
       bytes: size of the artefact.
+      gzip_bytes: size of its files by gzip, together.
       outputs: for each output ('<signature>/<output>' with several signatures) `max_error` and `p99_error` (over all
-        values), `bound`, `max_reference` (largest magnitude), `argmax_mismatches` (beyond ties) and `nonfinite` (values
-        that are NaN or infinite, unlike those of the trained model; the other numbers leave them out). Outputs that are
-        not floating point must be equal: error 0 or 1, bound 0.
+        values), `bound` (of the largest error), `range` and `max_reference` (largest magnitude) of the trained model's,
+        `agreement` (part of the rows with the same argmax, or of equal values), `argmax_mismatches` (beyond ties) and
+        `nonfinite` (values that are NaN or infinite, unlike those of the trained model; the other numbers leave them
+        out). Outputs that are not floating point have an error of 0 or 1, and a bound of 0.
       latency_ms: for the batch sizes '1' and '32', `p50` and `p99` of one call in milliseconds.
+      throughput: for the same batch sizes, examples per second at the median time of a call.
       metrics: for each metric, its value from the trained model (`trained`) and the artefact (`exported`); None if it
         is not finite.
       examples: number of held-out examples compared.
@@ -155,6 +191,8 @@ class ExportReport:
     seconds: float
     sha256: str = ""
     averaged: list[int] = dataclasses.field(default_factory=list)
+    gzip_bytes: int = 0
+    throughput: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> str:

@@ -1,10 +1,13 @@
 """The difference between the outputs of an exported artefact and those of the trained model."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
 from framework.errors import UserError
 from framework.export.base import Arrays
+from framework.export.bounds import Bounds
 
 
 class Difference:
@@ -14,7 +17,8 @@ class Difference:
         self.is_floating = tf.as_dtype(dtype).is_floating
         self.errors: list[np.ndarray] = []  # absolute errors of values that are finite on both sides
         self.gaps: list[np.ndarray] = []  # top-1 minus top-2 of the reference, in rows whose argmax differs
-        self.max_reference = 0.0
+        self.largest = -math.inf  # of the finite values of the reference
+        self.smallest = math.inf
         self.nonfinite = 0
         self.reference_nans = 0
         self.values = 0
@@ -33,7 +37,9 @@ class Difference:
         self.reference_nans += int(nan.sum())
         self.nonfinite += int((~finite & ~same).sum())
         self.errors.append(np.abs(reference[finite] - exported[finite]))
-        self.max_reference = max(self.max_reference, np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
+        known = reference[np.isfinite(reference)]
+        self.largest = max(self.largest, known.max(initial=-math.inf))
+        self.smallest = min(self.smallest, known.min(initial=math.inf))
         if reference.ndim > 1 and reference.shape[-1] > 1:
             self._add_argmax(reference, exported)
 
@@ -45,43 +51,83 @@ class Difference:
         second, first = np.moveaxis(np.partition(reference, -2, axis=-1)[..., -2:], -1, 0)
         self.gaps.append(first - second)
 
-    def bound(self, relative: float) -> float:
-        """Returns the largest allowed error; it grows with the largest magnitude of the reference."""
-        return relative * max(1.0, self.max_reference) if self.is_floating else 0.0
+    @property
+    def max_reference(self) -> float:
+        """Returns the largest magnitude of the reference; 0 without a finite value."""
+        return float(max(self.largest, -self.smallest, 0.0))
 
-    def summary(self, relative: float) -> dict[str, float]:
+    @property
+    def _range(self) -> float:
+        """Returns the largest minus the smallest value of the reference, or the magnitude if all values are equal."""
+        return float(self.largest - self.smallest if self.largest > self.smallest else self.max_reference)
+
+    def measure_as(self, whole: "Difference") -> None:
+        """Takes the magnitudes of the reference from another difference, of which this one is a part."""
+        self.largest, self.smallest = whole.largest, whole.smallest
+
+    def bound(self, allowed: float | Bounds) -> float:
+        """Returns the largest allowed error of a value, see `ExportHook.bound`."""
+        if not self.is_floating:
+            return 0.0
+        return (
+            allowed.max_error * self._range if isinstance(allowed, Bounds) else allowed * max(1.0, self.max_reference)
+        )
+
+    def summary(self, allowed: float | Bounds) -> dict[str, float]:
         """Returns the numbers that `ExportReport.outputs` has for an output."""
         errors = np.concatenate(self.errors)
-        bound = self.bound(relative)
+        bound = self.bound(allowed)
+        differ = sum(gaps.size for gaps in self.gaps) if self.is_floating else int(errors.sum())
+        compared = self.rows if self.is_floating else self.values
         return {
             "max_error": float(errors.max(initial=0.0)),
             "p99_error": float(np.percentile(errors, 99)) if errors.size else 0.0,
             "bound": bound,
-            "max_reference": float(self.max_reference),
+            "range": self._range if self.is_floating else 0.0,
+            "max_reference": self.max_reference,
+            "agreement": 1 - differ / compared if compared else 1.0,
             "argmax_mismatches": int(sum((gaps > bound).sum() for gaps in self.gaps)),
             "nonfinite": self.nonfinite,
         }
 
-    def failures(self, name: str, relative: float) -> list[str]:
-        """Returns one line for each way in which the outputs do not agree."""
-        summary = self.summary(relative)
-        error = summary["max_error"]
-        bound = summary["bound"]
-        mismatches = summary["argmax_mismatches"]
+    def failures(self, name: str, allowed: float | Bounds, is_whole: bool = True) -> list[str]:
+        """Returns one line for each way in which the outputs do not agree.
+
+        Args:
+          name: the output, as the lines name it.
+          allowed: the bound of the hook.
+          is_whole: False for a few examples, whose percentiles and agreement say little: the largest error alone
+            is then compared with `Bounds`.
+        """
+        summary = self.summary(allowed)
         texts = []
         if self.reference_nans:
             texts.append(f"{name}: {self.reference_nans} of {self.values} values of the trained model are NaN")
         if self.nonfinite:
             unlike = "values are NaN or infinite, unlike those of the trained model"
             texts.append(f"{name}: {self.nonfinite} of {self.values} {unlike}")
-        if error > bound and not self.is_floating:
+        if self.is_floating and summary["max_error"] > summary["bound"]:
+            texts.append(f"{name}: max error {summary['max_error']:.3g} exceeds the bound {summary['bound']:.3g}")
+        if isinstance(allowed, Bounds):
+            return texts + (self._approximation_failures(name, allowed, summary) if is_whole else [])
+        if not self.is_floating and summary["max_error"]:
             texts.append(f"{name}: {int(np.concatenate(self.errors).sum())} of {self.values} values differ")
-        elif error > bound:
-            texts.append(f"{name}: max error {error:.3g} exceeds the bound {bound:.3g}")
-        if mismatches:
-            texts.append(
-                f"{name}: argmax differs in {mismatches} of {self.rows} rows, ties within {bound:.3g} not counted"
-            )
+        if mismatches := summary["argmax_mismatches"]:
+            ties = f"ties within {summary['bound']:.3g} not counted"
+            texts.append(f"{name}: argmax differs in {mismatches} of {self.rows} rows, {ties}")
+        return texts
+
+    def _approximation_failures(self, name: str, allowed: Bounds, summary: dict[str, float]) -> list[str]:
+        texts = []
+        p99_bound = allowed.p99_error * self._range
+        if self.is_floating and summary["p99_error"] > p99_bound:
+            texts.append(f"{name}: p99 error {summary['p99_error']:.3g} exceeds the bound {p99_bound:.3g}")
+        compared, what = (self.rows, "rows have the same argmax") if self.is_floating else (self.values, "values agree")
+        differ = round((1 - summary["agreement"]) * compared)
+        # The small number makes up for rounding: 2 of 10 are allowed to differ by an agreement of 0.8.
+        may_differ = max(1.0, (1 - allowed.agreement) * compared + 1e-6) if allowed.agreement < 1 else 0
+        if differ > may_differ:
+            texts.append(f"{name}: {compared - differ} of {compared} {what}, below the bound {allowed.agreement:g}")
         return texts
 
 

@@ -1,6 +1,7 @@
-"""The LiteRT format in float32, for phones and small boards: exports/lite/model.tflite.
+"""The LiteRT format, for phones and small boards, in float32, float16 or int8: exports/lite/model.tflite.
 
-    Lite(Signature(fn, {"image": tf.TensorSpec([None, 28, 28], tf.float32)}))
+    signature = Signature(fn, {"image": tf.TensorSpec([None, 28, 28], tf.float32)})
+    [Lite(signature), Lite(signature, "int8")]            # exports/lite/, exports/lite_int8/
 
     interpreter = ai_edge_litert.interpreter.Interpreter("exports/lite/model.tflite")
     runner = interpreter.get_signature_runner("serving_default")
@@ -11,55 +12,120 @@ A model that was trained in half precision computes in float32 here, from the sa
 
 import contextlib
 import dataclasses
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from framework import precision
-from framework.errors import UserError
+from framework.errors import UserError, near
 from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
+from framework.export.bounds import Bounds
+from framework.export.lite_formats import FORMATS
 
 _MISSING_OPS = re.compile(r"^(?:TF Select|Flex|Custom) ops: (.+?)\s*$", re.MULTILINE)
-_DELEGATE_NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU."
 
 
 @dataclasses.dataclass(frozen=True)
 class Lite:
-    """Exports one signature with weights and arithmetic in float32, for LiteRT.
+    """Exports one signature for LiteRT.
+
+    | format | weights | arithmetic | inputs and outputs |
+    |---|---|---|---|
+    | `float32` | float32 | float32 | as of the signature |
+    | `float16` | float16 | float32 | as of the signature |
+    | `dynamic` | int8 | int8 in products, by ranges found at each call; else float32 | as of the signature |
+    | `int8` | int8 | int8, by ranges found in training examples; float32 where there is no int8 | as of the signature |
+    | `int8_io` | int8 | the same | int8 in place of float32: the host quantises |
 
     Attributes:
       signature: the signature, exported as 'serving_default'.
-      bound: allowed relative error, see `ExportHook.bound`.
-      name: name of the folder below exports/.
+      format: one of the table.
+      bound: allowed error, see `ExportHook.bound`; None is that of the format in `FORMATS` of `lite_formats.py`.
+      name: name of the folder below exports/; '' is 'lite' for float32, and 'lite_<format>' for the others.
+      examples: number of training examples by which `int8` and `int8_io` find the ranges of activations.
+
+    Raises:
+      UserError: there is no such format, or `examples` is below 1.
     """
 
     signature: Signature
-    bound: float = 2e-6
-    name: str = "lite"
+    format: str = "float32"
+    bound: float | Bounds = None  # type: ignore[assignment]  # __post_init__ sets it
+    name: str = ""
+    examples: int = 200
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UserError(
+                f"Lite: there is no format '{self.format}'. Use one of {', '.join(FORMATS)}."
+                f"{near(self.format, FORMATS)}"
+            )
+        if self.examples < 1:
+            raise UserError(f"Lite: examples={self.examples} is out of range: it must be at least 1.")
+        defaults = {
+            "name": self.name or ("lite" if self.format == "float32" else f"lite_{self.format}"),
+            "bound": FORMATS[self.format].bound if self.bound is None else self.bound,
+        }
+        for name, value in defaults.items():
+            object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
 
     @property
     def signatures(self) -> dict[str, Signature]:
         return {SERVING: self.signature}
 
+    @property
+    def representative(self) -> int:
+        """Returns how many examples of the training split `write` needs, see `ExportHook`."""
+        return self.examples if FORMATS[self.format].is_calibrated else 0
+
     def target(self, folder: Path) -> Path:
         return folder / "model.tflite"
 
-    def write(self, model: Any, path: Path) -> None:
+    def write(self, model: Any, path: Path, examples: Iterable[Arrays] = ()) -> None:
         """Converts the signature and writes the file.
 
         Raises:
-          UserError: the graph computes in another precision, or has an operation that LiteRT does not have.
+          UserError: the graph computes in another precision, has an operation that LiteRT does not have, or the
+            examples do not have the inputs of the signature.
         """
         with self.arithmetic(model):
             function = self.signature.trace(model)
         check_float32(self.name, function)
-        convert(self.name, tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model)), path)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
+        FORMATS[self.format].set_up(converter)
+        if self.representative:
+            rows = list(self._rows(examples))
+            converter.representative_dataset = lambda: iter(rows)
+        convert(self.name, converter, path)
+
+    def _rows(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+        """Yields the inputs of one example at a time.
+
+        Raises:
+          UserError: an input is missing, has another shape or dtype, or is not finite; or there is no example.
+        """
+        number = 0
+        for batch in batches:
+            self.signature.check(SERVING, batch, "training")
+            inputs = self.signature.inputs_of(batch)
+            for name, array in inputs.items():
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise UserError(
+                        f"export '{self.name}': '{name}' of the training batches has NaN or infinite values, so the"
+                        " ranges of activations cannot be found. Mend the data, or leave the format out."
+                    )
+            for row in range(len(batch["weight"])):
+                yield {name: array[row : row + 1] for name, array in inputs.items()}
+                number += 1
+        if not number:
+            raise UserError(
+                f"export '{self.name}': there is no training example to find the ranges of activations by."
+                " Give export_all(training=…), or leave the format out."
+            )
 
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
@@ -67,16 +133,9 @@ class Lite:
 
     def load(self, path: Path) -> dict[str, Call]:
         # Imported here, because a run that exports no .tflite does not need LiteRT.
-        from ai_edge_litert.interpreter import Interpreter
+        from framework.export import lite_runtime
 
-        runner = Interpreter(model_path=str(path)).get_signature_runner(SERVING)
-        first = iter([without_delegate_notice()])
-
-        def call(inputs: Arrays) -> Arrays:
-            with next(first, contextlib.nullcontext()):
-                return runner(**inputs)
-
-        return {SERVING: call}
+        return lite_runtime.load(str(path))
 
 
 def check_float32(name: str, function: tf.types.experimental.ConcreteFunction) -> None:
@@ -95,9 +154,11 @@ def check_float32(name: str, function: tf.types.experimental.ConcreteFunction) -
 
 def convert(name: str, converter: Any, path: Path) -> None:
     """Writes what a converter makes; raises UserError if LiteRT does not have an operation."""
+    from framework.export.lite_runtime import caught_stderr
+
     chatter: list[bytes] = []
     try:
-        with _caught(chatter):
+        with caught_stderr(chatter):
             converted = converter.convert()
     except Exception as error:
         (path.parent / "converter.txt").write_bytes(b"".join(chatter))
@@ -109,33 +170,3 @@ def convert(name: str, converter: Any, path: Path) -> None:
             " or leave Lite out of make_exports."
         ) from error
     path.write_bytes(converted)
-
-
-@contextlib.contextmanager
-def without_delegate_notice() -> Iterator[None]:
-    """Drops a line that LiteRT's C++ code prints at the first call, for which there is no option; others pass."""
-    lines: list[bytes] = []
-    try:
-        with _caught(lines):
-            yield
-    finally:
-        for line in lines:
-            if line.strip() != _DELEGATE_NOTICE:
-                os.write(2, line)
-
-
-@contextlib.contextmanager
-def _caught(lines: list[bytes]) -> Iterator[None]:
-    """Collects in `lines` what the process writes to standard error meanwhile, from C++ code too."""
-    with tempfile.TemporaryFile() as caught:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            caught.seek(0)
-            lines += caught

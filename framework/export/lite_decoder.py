@@ -11,7 +11,7 @@
     ids = greedy(runner("start"), runner("step"), {"source": source}, begin=1, end=2, length=24)
 
 The signature `start` takes the inputs and returns `state_0`, `state_1`, …; `step` takes `tokens`, `position` and these,
-and returns `logits` and the next ones. `greedy` is the loop, in NumPy alone, for the host to copy.
+and returns `logits` and the next ones. `greedy` of `lite_runtime.py` is the loop, in NumPy alone, for the host to copy.
 """
 
 import contextlib
@@ -21,14 +21,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from framework import precision
 from framework.decoding import Greedy, decode
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
-from framework.export.lite import check_float32, convert, without_delegate_notice
+from framework.export.lite import check_float32, convert
 
 _STATE = "state_"
 
@@ -125,53 +124,14 @@ class LiteDecoder:
 
     def load(self, path: Path) -> dict[str, Call]:
         # Imported here, because a run that exports no .tflite does not need LiteRT.
-        from ai_edge_litert.interpreter import Interpreter
+        from framework.export import lite_runtime
 
-        interpreter = Interpreter(model_path=str(path))
-        start, step = (interpreter.get_signature_runner(name) for name in ("start", "step"))
-        first = iter([without_delegate_notice()])
+        return lite_runtime.load_decoder(str(path), **self._loop)
 
-        def call(inputs: Arrays) -> Arrays:
-            with next(first, contextlib.nullcontext()):
-                return {"ids": greedy(start, step, inputs, self.begin, self.end, self.length, self.padding)}
-
-        return {SERVING: call}
-
-
-def greedy(
-    start: Callable[..., Arrays],
-    step: Callable[..., Arrays],
-    inputs: Arrays,
-    begin: int,
-    end: int,
-    length: int,
-    padding: int = 0,
-) -> np.ndarray:
-    """Decodes a batch greedily with the two signatures of a `LiteDecoder`, and stops when all sequences have ended.
-
-    Args:
-      start: runner of the signature `start`.
-      step: runner of the signature `step`.
-      inputs: {name: array}, the inputs of `start`.
-      begin, end, length, padding: as of the hook.
-
-    Returns:
-      int32 [batch, length].
-    """
-    state = start(**inputs)
-    batch = len(next(iter(inputs.values())))
-    tokens = np.full(batch, begin, np.int32)
-    ids = np.full([batch, length], padding, np.int32)
-    has_ended = np.zeros(batch, bool)
-    for position in range(length):
-        state = step(tokens=tokens, position=np.array(position, np.int32), **state)
-        best = state.pop("logits").argmax(axis=-1).astype(np.int32)
-        tokens = np.where(has_ended, np.int32(end), best)
-        ids[:, position] = np.where(has_ended, padding, tokens)
-        has_ended |= tokens == end
-        if has_ended.all():
-            break
-    return ids
+    @property
+    def _loop(self) -> dict[str, int]:
+        """Returns the arguments of `greedy` that are the hook's own."""
+        return {"begin": self.begin, "end": self.end, "length": self.length, "padding": self.padding}
 
 
 def _named(state: Any) -> dict[str, tf.Tensor]:

@@ -45,7 +45,7 @@ def write(folder: Path, reports: Sequence[ExportReport]) -> None:
 
 
 def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequence[int] = ()) -> bool:
-    """Returns whether exactly these hooks passed for the state of a step, and their artefacts are unchanged.
+    """Returns whether these hooks passed for the state of a step, and their artefacts are unchanged.
 
     Args:
       folder: exports/.
@@ -55,19 +55,35 @@ def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequen
     """
 
     def take(value: Any) -> bool:
-        if {report["hook"] for report in value} != set(hooks):
+        own = [report for report in value if report["hook"] in hooks]
+        if {report["hook"] for report in own} != set(hooks):
             return False
-        if any([*report.get("averaged", ())] != [*averaged] for report in value):
+        if any([*report.get("averaged", ())] != [*averaged] for report in own):
             return False
-        if not all(report["passed"] is True and report["step"] == step for report in value):
+        if not all(report["passed"] is True and report["step"] == step for report in own):
             return False
-        for report in value:
+        for report in own:
             if "sha256" in report and digest(folder / report["path"]) != report["sha256"]:
                 logging.warning("%s has changed since it was exported: it is exported again", folder / report["path"])
                 return False
         return True
 
     return read_json(folder / REPORT, take, False, "everything is exported again")
+
+
+def others(folder: Path, hooks: Collection[str], step: int, averaged: Sequence[int] = ()) -> list[ExportReport]:
+    """Returns the reports of other hooks that passed for the same state, and whose artefacts are unchanged."""
+
+    def take(value: Any) -> list[ExportReport]:
+        known = [ExportReport(**report) for report in value if report["hook"] not in hooks]
+        return [
+            report
+            for report in known
+            if (report.passed, report.step, report.averaged) == (True, step, [*averaged])
+            and report.sha256 == digest(folder / report.path)
+        ]
+
+    return read_json(folder / REPORT, take, [], "its entries are left out")
 
 
 def digest(artefact: Path) -> str:

@@ -6,12 +6,13 @@ A hook writes its artefact beside the final place. Only an artefact that agrees 
 """
 
 import contextlib
+import gzip
 import logging as python_logging
 import os
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def export_all(
     step: int = 0,
     own_outputs: Call | None = None,
     averaged: tuple[int, ...] = (),
+    training: Callable[[int], Iterable[Mapping[str, Any]]] | None = None,
+    keeps_others: bool = False,
 ) -> list[ExportReport]:
     """Writes, verifies and puts in place one artefact for each hook, and `report.json`; a failure stops no other hook.
 
@@ -52,6 +55,8 @@ def export_all(
       own_outputs: batch -> the outputs that the run's own evaluation gives to metrics. With them, a signature fails
         whose `fn` differs from the run, by other preprocessing say; without them, `fn` is the reference itself.
       averaged: the steps of the checkpoints whose mean the weights are, for the report.
+      training: number of examples -> batches of the training split with so many, for hooks with `representative`.
+      keeps_others: whether the report keeps what earlier exports of the same state by other hooks have found.
 
     Returns:
       One report for each hook, in order.
@@ -74,24 +79,27 @@ def export_all(
     except OSError as error:
         why = unreachable(folder) or error.strerror or error
         raise RunError(f"{folder} cannot be made: {why}. Mend that and export again.") from error
-    trained = Trained(model, held_out, metrics, own_outputs, averaged)
+    trained = Trained(model, held_out, metrics, own_outputs, averaged, training)
     # One export at a time: two at once would write the same artefact, or take the same version.
     busy = "process {} is exporting to {}: waiting for it"
     with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):
-        return _export_each(hooks, trained, folder, step)
+        others = report.others(folder, names, step, averaged) if keeps_others else []
+        return _export_each(hooks, trained, folder, step, others)
 
 
-def _export_each(hooks: Sequence[ExportHook], trained: Trained, folder: Path, step: int) -> list[ExportReport]:
+def _export_each(
+    hooks: Sequence[ExportHook], trained: Trained, folder: Path, step: int, others: Sequence[ExportReport]
+) -> list[ExportReport]:
     """Runs the hooks, and keeps report.json true meanwhile: an export that has not ended has not passed."""
     reports = [report.begun(hook.name, step) for hook in hooks]
     with contextlib.suppress(RunError):  # the last write raises it, if it fails too
-        report.write(folder, reports)
+        report.write(folder, [*reports, *others])
     for place, hook in enumerate(hooks):
         reports[place] = _export(hook, trained, folder, step)
         if place + 1 < len(hooks):
             with contextlib.suppress(RunError):
-                report.write(folder, reports)
-    report.write(folder, reports)
+                report.write(folder, [*reports, *others])
+    report.write(folder, [*reports, *others])
     return reports
 
 
@@ -108,7 +116,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
     partial = folder / f".{hook.name}.partial"
     failed = folder / f"{hook.name}.failed"
     target = folder / hook.name
-    size = 0
+    size = gzip_size = 0
     sha256 = ""
     findings = Findings()
     try:
@@ -118,8 +126,8 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
         target = hook.target(folder / hook.name)
         path = partial / target.name
         with _without_tensorflow_chatter():
-            hook.write(trained.model, path)
-        size = _size(path)
+            _write(hook, trained, path)
+        size, gzip_size = _sizes(path)
         sha256 = report.digest(path)
         verify(findings, hook, path, trained)
         if not findings.failures:
@@ -146,8 +154,10 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
         passed=not findings.failures,
         failure="; ".join(findings.failures),
         bytes=size,
+        gzip_bytes=gzip_size,
         outputs=findings.outputs,
         latency_ms=findings.latency_ms,
+        throughput=findings.throughput,
         metrics=findings.metrics,
         examples=findings.examples,
         seconds=round(time.perf_counter() - start, 3),
@@ -184,8 +194,20 @@ def _without_tensorflow_chatter() -> Iterator[None]:
             logger.removeFilter(is_wanted)
 
 
-def _size(path: Path) -> int:
-    return sum(entry.stat().st_size for entry in (path, *path.rglob("*")) if entry.is_file())
+def _write(hook: ExportHook, trained: Trained, path: Path) -> None:
+    wanted = getattr(hook, "representative", 0)
+    if not wanted:
+        hook.write(trained.model, path)
+        return
+    batches = trained.training(wanted) if trained.training else ()
+    # The protocol has this argument for hooks with `representative` alone.
+    hook.write(trained.model, path, map(_without_padding, batches))  # type: ignore[call-arg]
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """Returns the size of a file, or of the files of a folder together, in bytes, and the same by gzip."""
+    files = [entry for entry in (path, *path.rglob("*")) if entry.is_file()]
+    return sum(file.stat().st_size for file in files), sum(len(gzip.compress(file.read_bytes())) for file in files)
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import tensorflow as tf
 
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, ExportHook, Signature
+from framework.export.bounds import Bounds
 from framework.export.difference import Difference, add
 from framework.metrics import Metric, Picture, results
 
 LATENCY_BATCHES = (1, 32)
 _WARM_UP_CALLS = 5
 _TIMED_CALLS = 50
-# Ties within the bound of an output may change a metric by so much; a larger change is another function.
+# Ties within the bound of an exact format may change a metric by so much; a larger change is another function.
 _METRIC_BOUND = 1e-3
 
 
@@ -39,6 +40,7 @@ class Trained:
       metrics: {name: metric}.
       own_outputs: batch -> the outputs that the run's own evaluation gives to metrics; None for those of the signature.
       averaged: the steps of the checkpoints whose mean the weights are; () if they are no mean.
+      training: number of examples -> batches of the training split with so many; None if there are none.
     """
 
     model: Any
@@ -46,6 +48,7 @@ class Trained:
     metrics: Mapping[str, Metric]
     own_outputs: Call | None = None
     averaged: tuple[int, ...] = ()
+    training: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
 
 
 @dataclasses.dataclass
@@ -55,6 +58,7 @@ class Findings:
     failures: list[str] = dataclasses.field(default_factory=list)
     outputs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     latency_ms: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    throughput: dict[str, float] = dataclasses.field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
     examples: int = 0
 
@@ -62,7 +66,7 @@ class Findings:
 def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -> None:
     """Compares the artefact at `path` with the trained model on all batches, and again at the latency batch sizes."""
     for name, signature in hook.signatures.items():
-        _check_inputs(name, signature, trained.batches[0])
+        signature.check(name, trained.batches[0], "held-out")
     artefact = hook.load(path)
     with _arithmetic(hook, trained.model):
         live = {name: _live_call(signature, trained.model) for name, signature in hook.signatures.items()}
@@ -87,7 +91,7 @@ def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -
         numbers = {kind: _numbers(name, metric, state) for kind, state in states[name].items()}
         for full in numbers["trained"]:
             findings.metrics[full] = {kind: of_kind[full] for kind, of_kind in numbers.items()}
-            findings.failures += _metric_failures(full, **findings.metrics[full])
+            findings.failures += _metric_failures(full, hook.bound, **findings.metrics[full])
     agrees = not findings.failures
     for size in LATENCY_BATCHES:
         probe = {
@@ -97,9 +101,10 @@ def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -
             probed: dict[str, Difference] = {}
             add(probed, _run(live, probe), _run(loaded, probe), size)
             for name, difference in probed.items():
-                difference.max_reference = differences[name].max_reference
-                findings.failures += difference.failures(f"{name} at batch {size}", hook.bound)
+                difference.measure_as(differences[name])
+                findings.failures += difference.failures(f"{name} at batch {size}", hook.bound, is_whole=False)
         findings.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
+        findings.throughput[str(size)] = 1e3 * size / findings.latency_ms[str(size)]["p50"]
 
 
 def _arithmetic(hook: ExportHook, model: Any) -> contextlib.AbstractContextManager[None]:
@@ -108,29 +113,14 @@ def _arithmetic(hook: ExportHook, model: Any) -> contextlib.AbstractContextManag
     return contextlib.nullcontext() if own is None else own(model)
 
 
-def _metric_failures(name: str, trained: float | None, exported: float | None) -> list[str]:
+def _metric_failures(name: str, allowed: float | Bounds, trained: float | None, exported: float | None) -> list[str]:
+    bound = allowed.metric if isinstance(allowed, Bounds) else _METRIC_BOUND
     if trained is None or exported is None:
         same = trained == exported
     else:
-        same = abs(trained - exported) <= _METRIC_BOUND * max(1.0, abs(trained))
+        # The small number makes up for rounding: 0.99 and 0.98 differ by 0.01.
+        same = abs(trained - exported) <= (bound + 1e-9) * max(1.0, abs(trained))
     return [] if same else [f"metric '{name}' is {exported} once exported, but {trained} in the run's own evaluation"]
-
-
-def _check_inputs(name: str, signature: Signature, batch: Arrays) -> None:
-    """Raises UserError unless a batch has every input of a signature, with its dtype and shape."""
-    arrays = signature.inputs_of(batch)
-    for key, spec in signature.inputs.items():
-        if key not in arrays:
-            raise UserError(
-                f"signature '{name}' takes '{key}', which is not in the held-out batches: {', '.join(sorted(batch))}."
-                " Take inputs that the batches have, or make them by Signature(from_batch=…)."
-            )
-        array = np.asarray(arrays[key])
-        if tf.as_dtype(array.dtype) != spec.dtype or not spec.shape.is_compatible_with(array.shape):
-            raise UserError(
-                f"signature '{name}' takes '{key}' as {spec.dtype.name} {spec.shape}, but the held-out batches hold"
-                f" {tf.as_dtype(array.dtype).name} {array.shape}."
-            )
 
 
 def _live_call(signature: Signature, model: Any) -> Call:

@@ -5,6 +5,7 @@ takes and undoes the first step, checks the transform, the loss and the metrics,
 every export hook.
 """
 
+import functools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from framework.export.runner import export_all
 from framework.folder import EXPORTS
 from framework.modes.export import describe
 from framework.run.evaluation import untouched
-from framework.run.exporting import held_out
+from framework.run.exporting import held_out, training
 from framework.run.own_hooks import own_hooks
 from framework.run.run import Run
 from framework.step import compile_choice
@@ -215,7 +216,14 @@ def _exports(run: Run) -> int:
         return 0
     print("Dry export of the untrained model")
     with tempfile.TemporaryDirectory() as folder:
-        reports = export_all(run.exports, run.model, list(held_out(run)), run.metrics, Path(folder, EXPORTS))
+        reports = export_all(
+            run.exports,
+            run.model,
+            list(held_out(run)),
+            run.metrics,
+            Path(folder, EXPORTS),
+            training=functools.partial(training, run),
+        )
     for report in reports:
         print(f"  {report.hook:<14} {describe(report)}")
     return 0 if all(report.passed for report in reports) else 1

@@ -4,28 +4,38 @@ from collections.abc import Sequence
 
 from framework.errors import UserError
 from framework.export.base import ExportReport
+from framework.export.formats import select
 from framework.run import lookback
 from framework.run.exporting import export_run
 from framework.run.run import Run
 
 
-def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None) -> int:
-    """Exports a checkpoint, by default that of `export.checkpoint`; returns 1 if an artefact fails its verification."""
+def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None, formats: str | None = None) -> int:
+    """Exports a checkpoint, by default that of `export.checkpoint`; returns 1 if an artefact fails its verification.
+
+    Args:
+      run: as built.
+      overrides: as typed.
+      checkpoint: 'last', 'best' or the number of a step.
+      formats: 'saved_model,lite_int8', the names of the formats; None exports every hook of `make_exports`.
+    """
     if not run.exports:
         raise UserError(
             f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
         )
+    names = [name.strip() for name in formats.split(",")] if formats is not None else []
+    select(run.exports, names)  # a wrong name is told before the checkpoint is read
     step = run.restore(checkpoint or run.resolved.export.checkpoint, average=run.resolved.checkpoint.average)
     run.recall()
     print(f"exporting step {step} of {run.workdir}")
     for line in lookback.lines(run):
         print(f"  {line}")
-    return print_reports(run)
+    return print_reports(run, names)
 
 
-def print_reports(run: Run) -> int:
+def print_reports(run: Run, formats: Sequence[str] = ()) -> int:
     """Exports the present state, prints a line for each hook, and returns the exit status."""
-    reports = export_run(run)
+    reports = export_run(run, formats)
     for report in reports:
         print(f"  {report.hook:<14} {describe(report)}")
     return 0 if all(report.passed for report in reports) else 1

@@ -3,7 +3,8 @@
 reports = export_run(run)
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,9 +12,10 @@ import tensorflow as tf
 from framework import precision
 from framework.compile import jit
 from framework.config import base_split
-from framework.data.batches import epoch_steps
+from framework.data.batches import Batches, epoch_steps
 from framework.errors import UserError
 from framework.export.base import ExportReport
+from framework.export.formats import select
 from framework.export.runner import export_all
 from framework.folder import EXPORTS, FILES
 from framework.run import own_files
@@ -24,22 +26,38 @@ from framework.step import compile_choice
 from framework.step.forward import forward
 
 
-def export_run(run: Run) -> list[ExportReport]:
+def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
     """Exports the live state through every hook of the experiment and verifies each on held-out examples.
 
     The files of `make_files`, such as a vocabulary, are copied to exports/files/.
 
+    Args:
+      run: as built.
+      formats: names of hooks, or of formats made of them, see `export.formats`; () are the hooks of `make_exports`.
+
     Raises:
-      UserError: the state is untrained, but the run folder has a checkpoint.
+      UserError: the state is untrained, but the run folder has a checkpoint; or there is no such format.
     """
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     run = on_one_device(run)
+    hooks = select(run.exports, formats) if formats else run.exports
     folder, step = run.workdir / EXPORTS, int(run.state.step)
     own_files.write(folder / FILES, run.files)
     with run.weights(run.resolved.export.weights), untouched(run):
         batches, own = list(held_out(run)), _own_outputs(run)
-        return export_all(run.exports, run.model, batches, run.metrics, folder, step, own, run.averaged)
+        return export_all(
+            hooks,
+            run.model,
+            batches,
+            run.metrics,
+            folder,
+            step,
+            own,
+            run.averaged,
+            functools.partial(training, run),
+            keeps_others=bool(formats),
+        )
 
 
 def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -63,9 +81,30 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
 
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
     """Yields whole batches of the first evaluation split, until they have `export.examples` examples."""
-    batches = run.eval_data[base_split(run.resolved.eval.splits[0])]
-    step, left = 0, run.resolved.export.examples
-    while left > 0 and step < epoch_steps(batches):
-        batch = {name: tensor.numpy() for name, tensor in batches.at(step).items()}
+    left = run.resolved.export.examples
+    split = run.eval_data[base_split(run.resolved.eval.splits[0])]
+    for batch in _epoch(split):
         yield batch
-        step, left = step + 1, left - len(batch["weight"])
+        if (left := left - len(batch["weight"])) <= 0:
+            return
+
+
+def training(run: Run, examples: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the first batches of training, augmented as they are there, until they have so many examples.
+
+    The last batch is cut. Examples of weight 0, which are padding, do not count.
+    """
+    for batch in _epoch(run.data):
+        is_real = batch["weight"] != 0
+        cut = np.flatnonzero(is_real)[:examples]
+        yield {name: array[cut] if array.shape[:1] == is_real.shape else array for name, array in batch.items()}
+        if (examples := examples - len(cut)) <= 0:
+            return
+
+
+def _epoch(batches: Batches) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches of one epoch as arrays."""
+    step = 0
+    while step < epoch_steps(batches):
+        yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
+        step += 1

@@ -74,6 +74,7 @@ def _check_export(examined: Examined, make: Callable[[Signature], ExportHook]) -
         return {f"output_{place}": output for place, output in enumerate(outputs)}
 
     hook = make(Signature(serve, specs))
+    assert isinstance(hook.bound, float), hook  # a format that computes as the layer does
     with tempfile.TemporaryDirectory() as folder:
         path = hook.target(Path(folder))
         hook.write(layer.layer, path)

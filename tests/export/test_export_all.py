@@ -40,6 +40,7 @@ def test_latency_percentiles(tmp_path, monkeypatch):
     report = export_one(tmp_path, Fake(spoil=spoil))
     expected = {"p50": pytest.approx(25.5), "p99": pytest.approx(49.51)}
     assert report.latency_ms == {"1": expected, "32": expected}
+    assert report.throughput == {"1": pytest.approx(1e3 / 25.5), "32": pytest.approx(32e3 / 25.5)}
     assert report.seconds == 2.55
     assert sizes == [3] + [1] * 56 + [32] * 56  # compared, then a probe, 5 to warm up and 50 timed of each size
 

@@ -9,7 +9,7 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from framework import layers, metrics, precision
-from framework.export import lite
+from framework.export import lite_runtime
 from framework.export.base import Signature
 from framework.export.lite import Lite
 from framework.export.runner import export_all
@@ -56,17 +56,20 @@ def test_report_has_the_errors_of_a_separate_interpreter(model, exported):
     path = folder / "lite/model.tflite"
     assert report.bytes == path.stat().st_size
     runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
-    errors, largest = [], 0.0
+    errors, largest, largest_value, smallest_value = [], 0.0, -np.inf, np.inf
     for batch in (make_batch(200), make_batch(9, 1)):
         reference = tf.function(lambda image: model(image, training=False))(batch["image"]).numpy()
         errors.append(np.abs(runner(image=batch["image"])["logits"].astype(np.float64) - reference).ravel())
         largest = max(largest, float(np.abs(reference).max()))
+        largest_value, smallest_value = max(largest_value, reference.max()), min(smallest_value, reference.min())
     errors = np.concatenate(errors)
     assert report.outputs["logits"] == {
         "max_error": errors.max(),
         "p99_error": np.percentile(errors, 99),
         "bound": 2e-6 * largest,
+        "range": pytest.approx(largest_value - smallest_value),
         "max_reference": largest,
+        "agreement": 1.0,
         "argmax_mismatches": 0,
         "nonfinite": 0,
     }
@@ -237,8 +240,8 @@ def test_a_failed_conversion_leaves_the_earlier_file(model, exported, tmp_path):
 
 
 def test_only_the_delegate_notice_is_dropped(capfd):
-    with lite.without_delegate_notice():
-        os.write(2, b"first\n" + lite._DELEGATE_NOTICE + b"\nERROR: last")
+    with lite_runtime.without_delegate_notice():
+        os.write(2, b"first\n" + lite_runtime._DELEGATE_NOTICE + b"\nERROR: last")
     os.write(2, b", and after")
     assert capfd.readouterr().err == "first\nERROR: last, and after"
 
@@ -253,4 +256,4 @@ def test_the_delegate_notice_is_what_litert_prints(exported):
     path = str(exported[0] / "lite/model.tflite")
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, timeout=60, check=True)
     # Where LiteRT has no such delegate, it prints nothing.
-    assert done.stderr.strip() in (b"", lite._DELEGATE_NOTICE)
+    assert done.stderr.strip() in (b"", lite_runtime._DELEGATE_NOTICE)

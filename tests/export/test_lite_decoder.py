@@ -4,7 +4,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from framework.errors import UserError
 from framework.export import export_all
-from framework.export.lite_decoder import greedy
+from framework.export.lite_runtime import greedy
 from framework.metrics import Accuracy
 from tests.export.translator import BEGIN, END, LENGTH, Translator, hook, make_batch, reference
 

@@ -1,11 +1,14 @@
 """framework/export/verify.py: exports that differ from the trained model fail in one line."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from framework.config import UserError
 from framework.export.base import Signature
+from framework.export.bounds import Bounds
 from tests.export.fakes import SIGNATURE, Fake, Hits, Scale, X, adding, export_one, make_batch
 
 
@@ -36,7 +39,9 @@ def test_errors_are_those_numpy_finds(tmp_path):
             "max_error": errors.max(),
             "p99_error": np.percentile(errors, 99),
             "bound": 5e-6 * np.abs(reference).max(),
+            "range": reference.max() - reference.min(),
             "max_reference": np.abs(reference).max(),
+            "agreement": 1.0,
             "argmax_mismatches": 0,
             "nonfinite": 0,
         }
@@ -172,6 +177,75 @@ def test_a_metric_that_needs_another_output(tmp_path):
         "metric 'loss' needs 'per_example_loss', which is neither an output of 'serving_default' (logits) nor in the"
         " batches (x, label, weight). Return it from the signature's fn."
     )
+
+
+LOOSE = Bounds(max_error=0.1, p99_error=0.05, agreement=0.9, metric=0.1)
+RISING = np.linspace(-1, 1, 300).reshape(100, 3).astype(np.float32)  # range 2, argmax 2 everywhere
+ALL_RIGHT = make_batch(RISING, label=np.full(100, 2))
+
+
+def changed(rows, column, by):
+    def spoil(outputs):
+        logits = outputs["logits"].copy()
+        if len(logits) == 100:
+            logits[rows, column] += np.float32(by)
+        return {"logits": logits}
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "bound", "failure"),
+    [
+        (changed([7], 0, 0.19), LOOSE, ""),
+        (changed([7], 0, 0.21), LOOSE, "logits: max error 0.21 exceeds the bound 0.2"),
+        (changed(slice(0, 5), 0, 0.11), LOOSE, "logits: p99 error 0.11 exceeds the bound 0.1"),
+        (changed(slice(0, 10), 0, 0.05), LOOSE, ""),
+        (
+            changed(slice(0, 11), 0, 0.05),
+            dataclasses.replace(LOOSE, metric=1),
+            "logits: 89 of 100 rows have the same argmax, below the bound 0.9",
+        ),
+        (
+            changed(slice(0, 2), 0, 0.05),
+            dataclasses.replace(LOOSE, metric=0.01),
+            "metric 'hits' is 0.98 once exported, but 1.0 in the run's own evaluation",
+        ),
+        (changed([0], 0, 0.05), dataclasses.replace(LOOSE, agreement=0.999), ""),  # one may always differ
+        (
+            changed([0], 0, 0.05),
+            dataclasses.replace(LOOSE, agreement=1.0),
+            "logits: 99 of 100 rows have the same argmax, below the bound 1",
+        ),
+        (
+            changed([7], 0, np.nan),
+            LOOSE,
+            "logits: 1 of 300 values are NaN or infinite, unlike those of the trained model",
+        ),
+    ],
+)
+def test_bounds_of_a_format_that_approximates(tmp_path, spoil, bound, failure):
+    report = export_one(tmp_path, Fake(spoil=spoil, bound=bound), [ALL_RIGHT], {"hits": Hits()})
+    assert report.failure == failure
+    assert report.outputs["logits"]["bound"] == pytest.approx(0.2)
+
+
+def test_whole_numbers_of_a_format_that_approximates(tmp_path):
+    signature = Signature(
+        lambda model, inputs: {"logits": tf.cast(inputs["x"][:, 0] * 1e3, tf.int32)}, {"x": tf.TensorSpec([None, 3])}
+    )
+
+    def run(wrong, bound):
+        def spoil(outputs):
+            logits = (outputs["logits"][:, 0] * np.float32(1e3)).astype(np.int32)
+            logits[:wrong] += 1
+            return {"logits": logits if len(logits) == 100 else (logits - (np.arange(len(logits)) < wrong))}
+
+        return export_one(tmp_path, Fake(spoil=spoil, signature=signature, bound=bound), [ALL_RIGHT])
+
+    report = run(10, LOOSE)
+    assert (report.failure, report.outputs["logits"]["agreement"]) == ("", 0.9)
+    assert run(11, LOOSE).failure == "logits: 89 of 100 values agree, below the bound 0.9"
 
 
 def test_whole_numbers_must_be_equal(tmp_path):

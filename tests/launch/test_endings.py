@@ -141,6 +141,7 @@ def test_help():
         f"  --mode          What to do: {MODES}. [train]",
         "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
+        "  --formats       export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
         "  --step          replay: the step to show.",
         "  --eager         replay: compute the step eagerly as well, and check every layer for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",

@@ -63,6 +63,7 @@ from tests.launch.started import EXPERIMENT, MODES
                 ("--kills=3", "kills", ["--mode=replay"], "replay", "verify_resume"),
                 ("--kills=3", "kills", [], "train", "verify_resume"),
                 ("--local_workers=2", "local_workers", ["--mode=evaluate"], "evaluate", "train"),
+                ("--formats=lite", "formats", ["--mode=evaluate"], "evaluate", "export"),
                 ("--checkpoint=best", "checkpoint", [], "train", "evaluate or --mode=export"),
                 ("--checkpoint=3", "checkpoint", ["--mode=replay", "--step=3"], "replay", "evaluate or --mode=export"),
             )

@@ -164,6 +164,23 @@ def test_other_data_than_those_of_the_run_are_said(tmp_path, capsys, mode):
     assert lines(f"--mode={mode}")[1] == f"  {shown}other examples of 'train'; other examples of 'test'"
 
 
+def test_export_in_formats_by_name(trained, capsys):
+    """They are added to the report, and int8 has its ranges from the training examples of the run."""
+    assert call(f"--workdir={trained}", "--mode=export") == 0
+    assert call(f"--workdir={trained}", "--mode=export", "--formats=lite_dynamic, lite_int8") == 0
+    assert "  lite_int8      exports/lite_int8/model.tflite  " in capsys.readouterr().out
+    reports = json.loads((trained / "exports" / "report.json").read_text())
+    assert [report["hook"] for report in reports] == ["lite_dynamic", "lite_int8", "saved_model", "lite"]
+    assert all(report["passed"] for report in reports)
+    sizes = {report["hook"]: report["bytes"] for report in reports}
+    assert sizes["lite"] > 3.5 * sizes["lite_int8"]
+    assert call(f"--workdir={trained}", "--mode=export", "--formats=tflite") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: --formats: there is no format 'tflite'. Did you mean 'lite'? This experiment has saved_model, lite,"
+        " lite_float16, lite_dynamic, lite_int8, lite_int8_io."
+    )
+
+
 def test_export_adds_a_version(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export") == 0
     assert f"exporting step 40 of {trained}\n" in capsys.readouterr().out

@@ -1,0 +1,41 @@
+"""The export hooks of a run by their names: those of `make_exports`, and formats that are made of them.
+
+hooks = select(run.exports, ["saved_model", "lite_int8"])
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from framework.errors import UserError, near
+from framework.export.base import ExportHook
+from framework.export.lite import Lite
+from framework.export.lite_formats import FORMATS
+
+
+def available(hooks: Sequence[ExportHook]) -> dict[str, ExportHook]:
+    """Returns {name: hook} of the hooks, and of the other formats of each float32 `Lite`: 'lite_int8' of 'lite'."""
+    found = {hook.name: hook for hook in hooks}
+    for hook in hooks:
+        if isinstance(hook, Lite) and hook.format == "float32":
+            for kind in FORMATS:
+                name = f"{hook.name}_{kind}"
+                if kind != hook.format and name not in found:
+                    found[name] = dataclasses.replace(hook, format=kind, bound=FORMATS[kind].bound, name=name)
+    return found
+
+
+def select(hooks: Sequence[ExportHook], names: Sequence[str]) -> list[ExportHook]:
+    """Returns the hooks of the names, in their order.
+
+    Raises:
+      UserError: there is no such format, or one is named twice.
+    """
+    known = available(hooks)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--formats: there is no format '{name}'.{near(name, known)} This experiment has {', '.join(known)}."
+            )
+        if names.count(name) > 1:
+            raise UserError(f"--formats names {name} twice. Leave one out.")
+    return [known[name] for name in names]

@@ -1,0 +1,66 @@
+"""The formats of a .tflite file: the type of its weights and arithmetic, and how exact it is by default.
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    FORMATS["int8"].set_up(converter)
+    converter.representative_dataset = …           # as FORMATS["int8"].is_calibrated says
+
+All of them hold builtin operations only, because LiteRT's interpreter has no others.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from framework.export.bounds import Bounds
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteFormat:
+    """One format.
+
+    Attributes:
+      bound: the default of `Lite.bound`.
+      set_up: tells a converter to make the format.
+      is_calibrated: whether the ranges of activations are found by running the model on examples.
+    """
+
+    bound: float | Bounds
+    set_up: Callable[[Any], None]
+    is_calibrated: bool = False
+
+
+def _float32(converter: Any) -> None:
+    del converter  # what it makes if nothing is said
+
+
+def _float16(converter: Any) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+
+
+def _dynamic(converter: Any) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+
+def _int8(converter: Any) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    # An operation without int8 arithmetic, such as a sine, stays in float32 all the same.
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+
+
+def _int8_io(converter: Any) -> None:
+    _int8(converter)
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+
+
+_INT8 = Bounds(max_error=0.3, p99_error=0.05, agreement=0.97, metric=0.01)
+
+FORMATS = {
+    "float32": LiteFormat(2e-6, _float32),
+    "float16": LiteFormat(Bounds(max_error=0.005, p99_error=0.002, agreement=0.995, metric=0.002), _float16),
+    "dynamic": LiteFormat(Bounds(max_error=0.1, p99_error=0.03, agreement=0.98, metric=0.005), _dynamic),
+    "int8": LiteFormat(_INT8, _int8, is_calibrated=True),
+    "int8_io": LiteFormat(_INT8, _int8_io, is_calibrated=True),
+}
