@@ -97,9 +97,10 @@ class EmbeddingTable(keras.layers.Layer):
         return tf.where(is_item[..., tf.newaxis], vectors, tf.cast(others, vectors.dtype)[..., tf.newaxis])
 
     def _from_shards(self, rows: tf.Tensor) -> tf.Tensor:
-        if "/job:ps" in self.table[0].device:  # each server gets the rows that it has; XLA and LiteRT could not
-            return tf.nn.embedding_lookup(list(self.table), rows)
         claim_range(rows, 0, self.rows - 1)
+        if "/job:ps" in self.table[0].device:  # each server gets the rows that it has; XLA and LiteRT could not
+            known = tf.clip_by_value(rows, 0, self.rows - 1)  # a server would raise without a word about the example
+            return tf.nn.embedding_lookup(list(self.table), known, name=IN_RANGE)
         vectors, first = 0.0, 0
         for table in self.table:
             is_here = (rows >= first) & (rows < first + table.shape[0])

@@ -42,7 +42,7 @@ def make_optimizer(
     if settings.name in ("sgd", "muon"):
         common |= {"decay": decay, "momentum": number(settings.momentum), "nesterov": settings.nesterov}
     if settings.name == "sgd":
-        return Sgd(**common)
+        return Sgd(slotless=settings.table_gradients == "rows", **common)
     if settings.name == "muon":
         dtype = settings.newton_schulz_dtype.replace("full", "")
         return Muon(settings.newton_schulz_steps, dtype, settings.rescale_weights, **common)
