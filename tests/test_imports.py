@@ -133,7 +133,7 @@ ROWS = (
     ("step",),
     # what is written
     ("writers.base",),
-    ("writers.jsonl", "writers.console", "writers.tensorboard"),
+    ("writers.jsonl", "writers.console", "writers.tensorboard", "writers.projector"),
     ("writers",),
     ("checkpoint.storage",),
     ("checkpoint.snapshot",),

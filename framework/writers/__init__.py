@@ -3,6 +3,7 @@
 from framework.writers.base import AsyncWriter, MultiWriter, Writer
 from framework.writers.console import Console
 from framework.writers.jsonl import Jsonl
+from framework.writers.projector import write_projector
 from framework.writers.tensorboard import TensorBoard
 
-__all__ = ["AsyncWriter", "Console", "Jsonl", "MultiWriter", "TensorBoard", "Writer"]
+__all__ = ["AsyncWriter", "Console", "Jsonl", "MultiWriter", "TensorBoard", "Writer", "write_projector"]
