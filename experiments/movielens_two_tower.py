@@ -25,7 +25,7 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework import config, data, evaluators, export, layers, losses, metrics, retrieval, rng
+from framework import config, data, evaluators, export, layers, losses, metrics, retrieval, rng, writers
 from framework.data.sets import rating_splits
 
 AGES = (18, 25, 35, 45, 50, 56)
@@ -71,6 +71,8 @@ def get_config(arg: str) -> ConfigDict:
     cfg.model.next_weight = 1.0  # of the cross-entropy of the film that is watched
     cfg.model.softmax = "full"  # or in_batch, with logQ correction
     cfg.model.rating_weight = 0.0  # of the squared error of its rating
+    cfg.model.shards = 1  # of the tables of films, for several parameter servers
+    cfg.model.projector = False  # at evaluations, write vectors and titles of films for TensorBoard's projector
     cfg.model.members = 16  # models of ratings, whose mean is the prediction
     cfg.model.factors = 10  # of each
     cfg.model.prior = 12.0  # variance of ratings over that of factors
@@ -94,7 +96,7 @@ def check_config(cfg: ConfigDict) -> None:
     config.check_choice("model.softmax", cfg.model.softmax, ("full", "in_batch"))
     config.check_range("data.history", cfg.data.history, 0, 1000)
     config.check_range("model.dropout", cfg.model.dropout, 0, 0.99)
-    for key in ("width", "hidden", "members", "factors"):
+    for key in ("width", "hidden", "members", "factors", "shards"):
         config.check_range(f"model.{key}", cfg.model[key], 1, None)
     for key in ("next_weight", "rating_weight", "prior", "bias_prior", "noise"):
         config.check_range(f"model.{key}", cfg.model[key], 0, None)
@@ -206,15 +208,15 @@ class TwoTowers(keras.Model):
         self.genre_rows, self.years = tf.constant(genres), tf.constant(years)
         near_zero = keras.initializers.RandomNormal(stddev=0.05)
 
-        def table(rows, width, name):
-            return layers.EmbeddingTable(rows, width, near_zero, name=name)
+        def table(rows, width, name, shards=1):
+            return layers.EmbeddingTable(rows, width, near_zero, shards, name=name)
 
         if settings.next_weight:
             self.decade = layers.Bucketize(DECADES)
             self.age = layers.Bucketize(AGES)
             self.film_rows = layers.Lookup(ratings.items["id"])
-            self.watched = table(rows, width, "watched")
-            self.films = table(rows, width, "films")
+            self.watched = table(rows, width, "watched", settings.shards)
+            self.films = table(rows, width, "films", settings.shards)
             self.film_biases = layers.EmbeddingTable(rows, 1, "zeros", name="film_biases")
             self.genres = table(len(ratings.genre_names) + 1, width, "genres")
             self.decades = table(self.decade.rows, width, "decades")
@@ -377,8 +379,16 @@ class Ranking:
         of_user = np.split(film[train][np.argsort(user[train], kind="stable")], ends[:-1])
         self.seen = retrieval.padded([of_user[number] for number in user[test]])
         self.popularity = np.bincount(film[train], minlength=len(ratings.items["id"]) + 1)
+        self.shown = {}
+        if cfg.model.projector:
+            self.shown = {name: ratings.items[name] for name in ("title", "id", "year")}
+            self.shown["ratings"] = self.popularity[1:]
 
     def __call__(self, run):
+        if self.shown and run.replicas.is_chief:
+            folder = run.workdir / "tensorboard" / "train"  # a run of TensorBoard's, where its projector looks
+            vectors = tf.cast(run.model.items(), tf.float32).numpy()[1:]
+            writers.write_projector(folder, "films", vectors, self.shown)
         places, rows, film = self.ranked(run)
         scalars = metrics.ranking(rows, film[:, np.newaxis], self.popularity, ks=(10, 100))
         return evaluators.Report(scalars | {"mrr": float(np.mean(1 / places))})
@@ -399,7 +409,8 @@ class Ranking:
 def make_exports(cfg: ConfigDict):
     """Returns the exports: `recommend` with the index and titles inside, both towers, and ratings.
 
-    Titles are those of MovieLens: whoever gets the export gets them.
+    Titles are those of MovieLens: whoever gets the export gets them, and its report says so. With the extra `recommend`
+    it also says how an approximate index does on these vectors.
     """
     rated = export.Signature(
         fn=lambda model, inputs: {"predictions": model(inputs, training=False)["predictions"]},
@@ -408,7 +419,8 @@ def make_exports(cfg: ConfigDict):
     if not cfg.model.next_weight:
         return [export.SavedModel({export.SERVING: rated}), export.Lite(rated)]
     known = {"age": tf.TensorSpec([None], tf.float32), "occupation": tf.TensorSpec([None], tf.int32)}
-    films = load(cfg)[0].items
+    ratings = load(cfg)[0]
+    films = ratings.items
     keys = np.concatenate([[0], films["id"]])
     index = retrieval.Index(films["id"], films["title"])
 
@@ -418,6 +430,13 @@ def make_exports(cfg: ConfigDict):
         rows = model.film_rows(inputs["history"])
         rows = tf.where(rows < index.rows, rows, 0)  # the row after the last film is that of unknown ids
         return index.recommend(model.users({**inputs, "history": rows}), RECOMMENDED, seen=rows)
+
+    def measured(model, batches):
+        """Returns the recall and latency of an approximate index beside the exact one, films of histories left out."""
+        users = [tf.cast(model.users(batch), tf.float32).numpy() for batch in batches]
+        items = tf.cast(model.items(), tf.float32).numpy()
+        seen = np.concatenate([batch["history"] for batch in batches])
+        return {"approximate_index": retrieval.compared(np.concatenate(users), items, RECOMMENDED, seen)}
 
     users = export.Signature(
         fn=lambda model, inputs: {"users": model.users(inputs, training=False)},
@@ -435,9 +454,10 @@ def make_exports(cfg: ConfigDict):
         from_batch=lambda batch: {**{name: batch[name] for name in known}, "history": keys[batch["history"]]},
         has_metrics=False,
         uses=[index],
+        holds=ratings.terms,
     )
     return [
-        export.SavedModel({export.SERVING: recommend, "users": users, "items": items}),
+        export.SavedModel({export.SERVING: recommend, "users": users, "items": items}, measure=measured),
         export.Lite(users, name="lite_users"),
         export.Lite(items, name="lite_items"),
     ]

@@ -83,7 +83,7 @@ ROWS = (
     ("decoding.search",),
     ("decoding",),
     ("retrieval.top_k", "retrieval.approximate"),
-    ("retrieval.index",),
+    ("retrieval.index", "retrieval.compared"),
     ("retrieval",),
     ("losses.base",),
     ("losses.classification", "losses.regression", "losses.sequence", "losses.ordinal", "losses.retrieval"),

@@ -1,8 +1,16 @@
 """experiments/movielens_two_tower.py: histories, losses, the exact ranking and exports, on made-up ratings."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
+from werkzeug.test import Client
+from werkzeug.wrappers import Response
 
 from experiments import movielens_two_tower as experiment
 from framework import paths, rng, testing
@@ -175,6 +183,28 @@ def test_the_ranking_is_that_of_brute_force(folder, tmp_path):
     assert report["mrr"] == pytest.approx((1 / places).mean())
 
 
+def test_the_projector_shows_the_films_beside_the_curves(folder, tmp_path):
+    """Read back by TensorBoard's plugin, from the run folder that the command line prints."""
+    run = build(folder, tmp_path, **{"model.projector": True, "eval.every": "1 step", "log.every": "1 step"})
+    loop.train(run)
+    curves = EventMultiplexer().AddRunsFromDirectory(str(run.workdir))
+    curves.Reload()
+    provider = MultiplexerDataProvider(curves, str(run.workdir))
+    plugin = ProjectorPlugin(TBContext(logdir=str(run.workdir), data_provider=provider))
+
+    def served(route, **arguments):
+        app = plugin.get_plugin_apps()[route]
+        return Client(app, Response).get(route, query_string={"run": "tensorboard/train", **arguments}).get_data()
+
+    vectors = np.frombuffer(served("/tensor", name="films"), np.float32).reshape(30, -1)
+    np.testing.assert_array_equal(vectors, run.model.items().numpy()[1:])
+    lines = served("/metadata", name="films").decode().splitlines()
+    assert lines[0] == "title\tid\tyear\tratings" and lines[3].startswith("Film 3\t3\t1953\t") and len(lines) == 31
+    ratings, split = experiment.load(run.config)
+    counts = [int(line.split("\t")[3]) for line in lines[1:]]
+    assert counts == np.bincount(ratings.arrays["item"][split.parts["train"]], minlength=30).tolist()
+
+
 @pytest.mark.parametrize("preset", ["rating", "joint"])
 def test_a_preset_trains_evaluates_and_exports(folder, tmp_path, preset):
     run = build(folder, tmp_path, preset, **{"schedule.learning_rate": 0.1})
@@ -186,7 +216,7 @@ def test_a_preset_trains_evaluates_and_exports(folder, tmp_path, preset):
 def test_the_export_recommends_unseen_films_by_brute_force(folder, tmp_path):
     run = build(folder, tmp_path)
     loop.train(run)
-    exporting.export_run(run)
+    reports = exporting.export_run(run)
     served = tf.saved_model.load(str(run.workdir / "exports/saved_model/1")).signatures["serving_default"]
     history = np.array([[0, 0, 3, 7, 999], [0, 0, 0, 0, 0], [0, 0, 0, 3, 7]], np.int64)  # 999 is unknown
     inputs = {"age": np.array([20, np.nan, 20], np.float32), "occupation": np.array([1, 0, 1], np.int32)}
@@ -199,6 +229,18 @@ def test_the_export_recommends_unseen_films_by_brute_force(folder, tmp_path):
         assert [title.decode() for title in found["titles"][row].numpy()] == [f"Film {film}" for film in order]
         np.testing.assert_allclose(found["scores"][row], scores[row][order], rtol=1e-5)
     np.testing.assert_array_equal(found["ids"][0], found["ids"][2])
+    (report,) = (one for one in reports if one.hook == "saved_model")
+    assert report.holds == [
+        "titles and ids of MovieLens (ml-100k) by GroupLens, University of Minnesota: not to be passed on, nor used"
+        " commercially, without its permission"
+    ]
+    assert all(not one.holds for one in reports if one is not report)  # the towers have no title
+    index = report.measured["approximate_index"]
+    if importlib.util.find_spec("faiss") is None:
+        assert index["missing"].startswith("faiss is not installed")
+    else:
+        assert (index["items"], index["users"]) == (30, 12)
+        assert index["recall@10"] == 1.0  # a search keeps 128 of the 30 films in view
 
 
 WRONG = [

@@ -41,6 +41,7 @@ class Signature:
       has_metrics: False if the outputs are not those that the run's metrics read, such as decoded tokens: outputs are
         compared then, and no metrics.
       uses: objects with variables or lookup tables that `fn` uses beside the model, such as a tokenizer.
+      holds: whose data the export holds as it is, such as titles, and on what terms; the report repeats it.
     """
 
     fn: Callable[[Any, dict[str, tf.Tensor]], Mapping[str, tf.Tensor]]
@@ -48,6 +49,7 @@ class Signature:
     from_batch: Callable[[Arrays], Arrays] | None = None
     has_metrics: bool = True
     uses: Sequence[Any] = ()
+    holds: str = ""
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -122,6 +124,9 @@ class ExportHook(Protocol):
 
     A hook that needs examples of the training split, for the ranges of int8 say, also has `representative`, their
     number; `write(model, path, batches)` gets them as batches {name: [n, …]} without padding.
+
+    A hook with `measure(model, batches)`, unless it is None, adds the {name: JSON} that it returns to the report of an
+    artefact that has passed.
     """
 
     @property
@@ -176,6 +181,8 @@ class ExportReport:
       seconds: time that writing and verifying took.
       sha256: hash of the artefact, if it passed.
       averaged: the steps of the checkpoints whose mean the exported weights are; [] if they are no mean.
+      holds: whose data the artefact holds beside the weights, as its signatures say.
+      measured: {name: number, text or dict of them} that the hook measured itself.
     """
 
     hook: str
@@ -193,6 +200,8 @@ class ExportReport:
     averaged: list[int] = dataclasses.field(default_factory=list)
     gzip_bytes: int = 0
     throughput: dict[str, float] = dataclasses.field(default_factory=dict)
+    holds: list[str] = dataclasses.field(default_factory=list)
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> str:

@@ -119,6 +119,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
     size = gzip_size = 0
     sha256 = ""
     findings = Findings()
+    measured: dict[str, Any] = {}
     try:
         remove(partial)
         remove(failed)
@@ -131,6 +132,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
         sha256 = report.digest(path)
         verify(findings, hook, path, trained)
         if not findings.failures:
+            measured = _measured(hook, trained)
             _put_in_place(path, target)
     except KeyboardInterrupt:
         raise
@@ -163,9 +165,17 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
         seconds=round(time.perf_counter() - start, 3),
         sha256="" if findings.failures else sha256,
         averaged=[*trained.averaged],
+        holds=[*dict.fromkeys(signature.holds for signature in hook.signatures.values() if signature.holds)],
+        measured=measured,
     )
     _log(done)
     return done
+
+
+def _measured(hook: ExportHook, trained: Trained) -> dict[str, Any]:
+    """Returns what a hook measures itself, for the report; {} if it measures nothing."""
+    measure = getattr(hook, "measure", None)
+    return {} if measure is None else dict(measure(trained.model, trained.batches))
 
 
 def _put_in_place(path: Path, target: Path) -> None:

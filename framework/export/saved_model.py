@@ -7,7 +7,7 @@ loaded.signatures["serving_default"](image=images)["logits"]
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class SavedModel:
       signatures: {name: Signature}; one is 'serving_default', which TensorFlow Serving calls by default.
       bound: allowed relative error, see `ExportHook.bound`.
       name: name of the folder below exports/.
+      measure: (model, held-out batches) -> {name: JSON} for the report, such as the recall of an approximate index.
 
     Raises:
       UserError: there is no 'serving_default'.
@@ -33,6 +34,7 @@ class SavedModel:
     signatures: Mapping[str, Signature]
     bound: float = 2e-6
     name: str = "saved_model"
+    measure: Callable[[Any, Sequence[Arrays]], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if SERVING not in self.signatures:

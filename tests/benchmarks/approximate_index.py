@@ -9,10 +9,8 @@ prints the share of the exact lists of 10 that is found, milliseconds of a call 
 
 import argparse
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import retrieval
+from framework.retrieval.compared import milliseconds as timed
 
 K, USERS = 10, 200
 
@@ -43,27 +42,16 @@ def main() -> None:
     users = users[:USERS]
     table = tf.constant(items)
     search = tf.function(lambda user: retrieval.top_k(user, table, K), autograph=False, jit_compile=True)
-    exact, milliseconds = timed(lambda user: [x.numpy() for x in search(tf.constant(user))], users)
+    exact, milliseconds = timed(lambda user: search(tf.constant(users[user]))[1].numpy(), len(users))
     print(f"{'index':>24} {'recall@10':>9} {'ms a user':>9} {'s to build':>10}")
     print(f"{'exact':>24} {1:9.4f} {milliseconds:9.3f} {0:10.1f}")
     for links, effort in ((16, 64), (32, 128), (32, 512)):
         start = time.perf_counter()
         index = retrieval.Approximate(items, links, effort)
         built = time.perf_counter() - start
-        rows, milliseconds = timed(lambda user, index=index: index.top_k(user, K), users)
-        recall = retrieval.overlap(rows, exact)
+        rows, milliseconds = timed(lambda user, index=index: index.top_k(users[user], K)[1], len(users))
+        recall = retrieval.overlap(np.concatenate(rows), np.concatenate(exact))
         print(f"{f'links={links}, effort={effort}':>24} {recall:9.4f} {milliseconds:9.3f} {built:10.1f}", flush=True)
-
-
-def timed(search: Callable[[np.ndarray], Sequence[np.ndarray]], users: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the rows of each user, and the median milliseconds of a call."""
-    search(users[:1])
-    rows, times = [], []
-    for place in range(len(users)):
-        begin = time.perf_counter()
-        rows.append(search(users[place : place + 1])[1])
-        times.append(time.perf_counter() - begin)
-    return np.concatenate(rows), 1e3 * statistics.median(times)
 
 
 if __name__ == "__main__":

