@@ -58,6 +58,7 @@ def made_up_cifar10(tmp_path_factory):
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem not in OWN_TESTS], ids=str)
 def test_two_steps_save_restore_export(path, tmp_path, made_up_cifar10):
     small = {"train.duration": "2 steps", "schedule.warmup": "", "export.examples": 100, "log.histograms_every": ""}
+    small["export.process"] = "own"
     if load.load(str(path)).get_config().data.name == "cifar10":
         small |= {"data.dir": str(made_up_cifar10), "data.batch_size": 16}
     if load.load(str(path)).get_config().data.name == "ml-100k":

@@ -21,6 +21,7 @@ from tests.benchmarks.recommender_baselines import ranks
 from tests.made_up_ratings import write_ratings
 
 QUICK = {
+    "export.process": "own",
     "train.duration": "2 steps",
     "data.batch_size": 16,
     "data.history": 5,

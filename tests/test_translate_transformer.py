@@ -17,6 +17,7 @@ pytest.importorskip("sacrebleu", reason="needs the extra 'text'")
 WORDS = {"one": "eins", "two": "zwei", "red": "rot", "dog": "Hund", "cat": "Katze", "runs": "läuft", "sees": "sieht"}
 COUNTS = {"train": 600, "val": 24, "test": 24}
 SETTINGS = {
+    "export.process": "own",
     "data.pieces": 64,
     "data.tokens": 256,
     "data.buckets": 2,

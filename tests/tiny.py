@@ -23,6 +23,7 @@ def get_config(arg: str) -> ConfigDict:
     config.log.every = "5 steps"
     config.eval.batch_size = 128
     config.export.examples = 256
+    config.export.process = "own"  # a fresh one imports TensorFlow; tests/export/test_processes.py has them
     return config
 
 

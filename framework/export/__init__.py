@@ -6,7 +6,7 @@
 An experiment returns its hooks from `make_exports`; the run exports with them at its end.
 """
 
-from framework.export.base import SERVING, ExportHook, ExportReport, Signature
+from framework.export.base import SERVING, ExportHook, ExportReport, Runtime, Signature
 from framework.export.bounds import Bounds
 from framework.export.lite import Lite
 from framework.export.lite_decoder import LiteDecoder
@@ -20,6 +20,7 @@ __all__ = [
     "ExportReport",
     "Lite",
     "LiteDecoder",
+    "Runtime",
     "SavedModel",
     "Signature",
     "export_all",

@@ -116,8 +116,26 @@ class Signature:
         return function
 
 
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Says how a fresh process loads an artefact.
+
+    Attributes:
+      file: a Python file, which imports what the format needs and nothing of this project, because the process has to
+        show that the artefact needs no more.
+      function: the name of a function in it, (path as str, **settings) -> {signature: NumPy inputs -> NumPy outputs}.
+      settings: further arguments, of values that JSON has.
+    """
+
+    file: Path
+    function: str = "load"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class ExportHook(Protocol):
     """Writes and loads one export format; an immutable value, so the artefact depends on the model alone.
+
+    A hook whose artefact is to be verified in a fresh process also has `runtime`, a `Runtime`.
 
     A hook whose artefact computes in another precision than the model also has `arithmetic(model)`: a context in which
     the model computes in the artefact's precision, for the comparison.
@@ -153,7 +171,7 @@ class ExportHook(Protocol):
         """Writes the artefact, a file or a folder, at exactly `path`."""
 
     def load(self, path: Path) -> Mapping[str, Call]:
-        """Returns {signature: NumPy inputs -> NumPy outputs} of the artefact, loaded in its own runtime."""
+        """Returns {signature: NumPy inputs -> NumPy outputs} of the artefact, loaded here in its own runtime."""
 
 
 @dataclasses.dataclass(frozen=True)

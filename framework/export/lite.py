@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from framework import precision
 from framework.errors import UserError, near
-from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
+from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
 from framework.export.bounds import Bounds
 from framework.export.lite_formats import FORMATS
 
@@ -130,6 +130,11 @@ class Lite:
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
         return precision.in_float32(model)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Returns how a fresh process loads the artefact, see `ExportHook`."""
+        return Runtime(Path(__file__).with_name("lite_runtime.py"))
 
     def load(self, path: Path) -> dict[str, Call]:
         # Imported here, because a run that exports no .tflite does not need LiteRT.

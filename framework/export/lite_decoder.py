@@ -26,7 +26,7 @@ import tensorflow as tf
 from framework import precision
 from framework.decoding import Greedy, decode
 from framework.errors import UserError
-from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
+from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
 from framework.export.lite import check_float32, convert
 
 _STATE = "state_"
@@ -121,6 +121,11 @@ class LiteDecoder:
             tf.TensorSpec([None], tf.int32, "tokens"), tf.TensorSpec([], tf.int32, "position"), **states
         )
         return {"start": started, "step": stepped}
+
+    @property
+    def runtime(self) -> Runtime:
+        """Returns how a fresh process loads the artefact, see `ExportHook`."""
+        return Runtime(Path(__file__).with_name("lite_runtime.py"), "load_decoder", self._loop)
 
     def load(self, path: Path) -> dict[str, Call]:
         # Imported here, because a run that exports no .tflite does not need LiteRT.

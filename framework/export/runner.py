@@ -24,6 +24,7 @@ from framework.errors import RunError, UserError
 from framework.experiment import user_code
 from framework.export import report
 from framework.export.base import Arrays, Call, ExportHook, ExportReport
+from framework.export.processes import Processes
 from framework.export.verify import Findings, Trained, verify
 from framework.files import held, is_full_disk, remove, sync, unreachable
 from framework.metrics import Metric
@@ -42,6 +43,7 @@ def export_all(
     averaged: tuple[int, ...] = (),
     training: Callable[[int], Iterable[Mapping[str, Any]]] | None = None,
     keeps_others: bool = False,
+    is_fresh: bool = False,
 ) -> list[ExportReport]:
     """Writes, verifies and puts in place one artefact for each hook, and `report.json`; a failure stops no other hook.
 
@@ -57,6 +59,7 @@ def export_all(
       averaged: the steps of the checkpoints whose mean the weights are, for the report.
       training: number of examples -> batches of the training split with so many, for hooks with `representative`.
       keeps_others: whether the report keeps what earlier exports of the same state by other hooks have found.
+      is_fresh: whether each artefact whose hook has a `runtime` is loaded in a fresh process, or all in this one.
 
     Returns:
       One report for each hook, in order.
@@ -84,18 +87,24 @@ def export_all(
     busy = "process {} is exporting to {}: waiting for it"
     with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):
         others = report.others(folder, names, step, averaged) if keeps_others else []
-        return _export_each(hooks, trained, folder, step, others)
+        with Processes() if is_fresh else contextlib.nullcontext() as processes:
+            return _export_each(hooks, trained, folder, step, others, processes)
 
 
 def _export_each(
-    hooks: Sequence[ExportHook], trained: Trained, folder: Path, step: int, others: Sequence[ExportReport]
+    hooks: Sequence[ExportHook],
+    trained: Trained,
+    folder: Path,
+    step: int,
+    others: Sequence[ExportReport],
+    processes: Processes | None,
 ) -> list[ExportReport]:
     """Runs the hooks, and keeps report.json true meanwhile: an export that has not ended has not passed."""
     reports = [report.begun(hook.name, step) for hook in hooks]
     with contextlib.suppress(RunError):  # the last write raises it, if it fails too
         report.write(folder, [*reports, *others])
     for place, hook in enumerate(hooks):
-        reports[place] = _export(hook, trained, folder, step)
+        reports[place] = _export(hook, trained, folder, step, processes)
         if place + 1 < len(hooks):
             with contextlib.suppress(RunError):
                 report.write(folder, [*reports, *others])
@@ -110,7 +119,7 @@ def _without_padding(batch: Mapping[str, Any]) -> Arrays:
     return {name: array[is_real] if array.shape[:1] == is_real.shape else array for name, array in arrays.items()}
 
 
-def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> ExportReport:
+def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, processes: Processes | None) -> ExportReport:
     """Runs one hook; its artefact ends in place, or below <hook>.failed/ with the reason."""
     start = time.perf_counter()
     partial = folder / f".{hook.name}.partial"
@@ -130,7 +139,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int) -> Expo
             _write(hook, trained, path)
         size, gzip_size = _sizes(path)
         sha256 = report.digest(path)
-        verify(findings, hook, path, trained)
+        verify(findings, hook, path, trained, processes)
         if not findings.failures:
             measured = _measured(hook, trained)
             _put_in_place(path, target)
@@ -222,7 +231,7 @@ def _sizes(path: Path) -> tuple[int, int]:
 
 def _one_line(error: BaseException) -> str:
     kind = type(error).__name__
-    text = str(error) if isinstance(error, UserError) else f"{kind}: {error}" if str(error) else kind
+    text = str(error) if isinstance(error, UserError | RunError) else f"{kind}: {error}" if str(error) else kind
     return user_code.one_line(text, _FAILURE_CHARACTERS)
 
 

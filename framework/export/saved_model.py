@@ -14,7 +14,8 @@ from typing import Any
 import tensorflow as tf
 
 from framework.errors import UserError
-from framework.export.base import SERVING, Arrays, Call, Signature, make_servable
+from framework.export import saved_model_runtime
+from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +55,10 @@ class SavedModel:
         servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
 
+    @property
+    def runtime(self) -> Runtime:
+        """Returns how a fresh process loads the artefact, see `ExportHook`."""
+        return Runtime(Path(saved_model_runtime.__file__))
+
     def load(self, path: Path) -> dict[str, Call]:
-        loaded = tf.saved_model.load(str(path))
-        return {name: _call(loaded, name) for name in loaded.signatures}
-
-
-def _call(loaded: Any, name: str) -> Call:
-    # The closure keeps `loaded` and so the variables alive: a signature has only weak references to them.
-    def call(inputs: Arrays) -> Arrays:
-        outputs = loaded.signatures[name](**{key: tf.constant(array) for key, array in inputs.items()})
-        return {key: output.numpy() for key, output in outputs.items()}
-
-    return call
+        return saved_model_runtime.load(str(path))

@@ -9,7 +9,6 @@ findings.failures                       # [] if outputs and metrics agree within
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, ExportHook, Signature
 from framework.export.bounds import Bounds
 from framework.export.difference import Difference, add
+from framework.export.processes import Processes, load_here
 from framework.metrics import Metric, Picture, results
 
 LATENCY_BATCHES = (1, 32)
-_WARM_UP_CALLS = 5
-_TIMED_CALLS = 50
 # Ties within the bound of an exact format may change a metric by so much; a larger change is another function.
 _METRIC_BOUND = 1e-3
 
@@ -63,14 +61,25 @@ class Findings:
     examples: int = 0
 
 
-def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -> None:
-    """Compares the artefact at `path` with the trained model on all batches, and again at the latency batch sizes."""
+def verify(
+    findings: Findings, hook: ExportHook, path: Path, trained: Trained, processes: Processes | None = None
+) -> None:
+    """Compares the artefact at `path` with the trained model on all batches, and again at the latency batch sizes.
+
+    Args:
+      findings: filled in.
+      hook: the hook that wrote it.
+      path: the artefact.
+      trained: what it is compared with.
+      processes: where it is loaded, if the hook has a runtime; None is this process.
+    """
     for name, signature in hook.signatures.items():
         signature.check(name, trained.batches[0], "held-out")
-    artefact = hook.load(path)
+    runtime = getattr(hook, "runtime", None)
+    artefact = load_here(hook.load(path)) if runtime is None or processes is None else processes.load(runtime, path)
     with _arithmetic(hook, trained.model):
         live = {name: _live_call(signature, trained.model) for name, signature in hook.signatures.items()}
-    loaded = {name: _with_inputs(signature, artefact[name]) for name, signature in hook.signatures.items()}
+    loaded = {name: _with_inputs(signature, artefact.calls[name]) for name, signature in hook.signatures.items()}
     metrics = trained.metrics if hook.signatures[SERVING].has_metrics else {}
     states = {name: {"trained": metric.empty(), "exported": metric.empty()} for name, metric in metrics.items()}
     differences: dict[str, Difference] = {}
@@ -103,7 +112,7 @@ def verify(findings: Findings, hook: ExportHook, path: Path, trained: Trained) -
             for name, difference in probed.items():
                 difference.measure_as(differences[name])
                 findings.failures += difference.failures(f"{name} at batch {size}", hook.bound, is_whole=False)
-        findings.latency_ms[str(size)] = _latency(loaded[SERVING], probe)
+        findings.latency_ms[str(size)] = artefact.timed(SERVING, hook.signatures[SERVING].inputs_of(probe))
         findings.throughput[str(size)] = 1e3 * size / findings.latency_ms[str(size)]["p50"]
 
 
@@ -153,18 +162,6 @@ def _updated(name: str, metric: Metric, outputs: Arrays, batch: Arrays) -> Any:
             f"metric '{name}' needs {error}, which is neither an output of '{SERVING}' ({', '.join(outputs)}) nor in"
             f" the batches ({', '.join(batch)}). Return it from the signature's fn."
         ) from error
-
-
-def _latency(call: Call, batch: Arrays) -> dict[str, float]:
-    """Returns the median and the 99th percentile of the time of a call, in milliseconds."""
-    for _ in range(_WARM_UP_CALLS):
-        call(batch)
-    milliseconds = []
-    for _ in range(_TIMED_CALLS):
-        start = time.perf_counter()
-        call(batch)
-        milliseconds.append((time.perf_counter() - start) * 1e3)
-    return {"p50": float(np.percentile(milliseconds, 50)), "p99": float(np.percentile(milliseconds, 99))}
 
 
 def _numbers(name: str, metric: Metric, state: Any) -> dict[str, float | None]:

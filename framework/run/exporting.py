@@ -57,6 +57,7 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
             run.averaged,
             functools.partial(training, run),
             keeps_others=bool(formats),
+            is_fresh=run.resolved.export.process == "fresh",
         )
 
 

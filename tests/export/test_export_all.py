@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from framework.config import UserError
-from framework.export import runner, verify
+from framework.export import runner, worker
 from framework.export.base import Signature
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
@@ -29,7 +29,7 @@ def test_latency_percentiles(tmp_path, monkeypatch):
         yield now
 
     clock = ticks()
-    for module in (runner, verify):
+    for module in (runner, worker):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     sizes = []
 
@@ -106,7 +106,7 @@ def test_one_line_is_logged_per_hook(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(runner.logging, "info", lambda text, *values: lines.append(text % values))
     monkeypatch.setattr(runner.logging, "error", lambda text, *values: lines.append(text % values))
-    monkeypatch.setattr(verify, "_latency", lambda call, batch: {"p50": 0.1234, "p99": 1.0})
+    monkeypatch.setattr(worker, "timed", lambda call, batch: {"p50": 0.1234, "p99": 1.0})
     ticks = iter([0.0, 1.26, 0.0, 1.0])
     monkeypatch.setattr(runner, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
     export_all([Fake("good"), Fake("bad", spoil=adding(1))], Scale(), [make_batch(X)], {}, tmp_path)

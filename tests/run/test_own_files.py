@@ -16,6 +16,7 @@ WORDS = text.WordPieces(("<pad>", "<unk>", "<s>", "</s>", *"▁abdgostw.()", "�
 OTHER = text.WordPieces((*WORDS.pieces[:-1], "▁other"))  # the same ids for all lines
 SETTINGS = {
     "train.duration": "2 steps",
+    "export.process": "own",
     "train.compile": "graph",
     "data.batch_size": 8,
     "eval.batch_size": 8,
