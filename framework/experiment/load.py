@@ -24,6 +24,7 @@ from framework.config import base_config, flatten, former
 from framework.errors import UserError, closest, near
 from framework.experiment.own_modules import OwnModules
 from framework.experiment.returns import FUNCTIONS, OPTIONAL, REQUIRED
+from framework.experiment.user_code import staying
 
 _MOST_BYTES = 5_000_000  # of an experiment file
 CODE = "code"  # folder with the copies of modules, inside a run folder
@@ -113,7 +114,8 @@ def load(name: str) -> Experiment:
     if path.suffix != ".py":
         raise UserError(f"--config={path} is not a Python file. Type e.g. --config=experiments/mnist_mlp.py.")
     modules = _modules_of(path)
-    module = modules.load(f"experiment_{path.stem}", path)
+    with staying(str(path)):
+        module = modules.load(f"experiment_{path.stem}", path)
     _refuse_tensors(module, path)
     functions = {name: getattr(module, name) for name in FUNCTIONS if hasattr(module, name)}
     for function_name, function in functions.items():

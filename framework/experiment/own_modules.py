@@ -50,20 +50,22 @@ class OwnModules:
         """Executes a file as a module called `name`, and returns the module."""
         importlib.invalidate_caches()
         linecache.checkcache()
-        spec = spec_from_loader(name, _Loader(self, name, str(path.resolve())))
+        file = str(path.resolve())
+        spec = spec_from_loader(name, _Loader(self, name, file))
         assert spec is not None
         module = module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and type hints of the file look up their module
         assert spec.loader is not None
         spec.loader.exec_module(module)
+        # Under the path as typed too, which leads elsewhere once the working folder is another or gone.
+        self._read[str(path)] = self._read[file]
         return module
 
     def source(self, path: Path) -> bytes:
         """Returns the bytes of a file as they were when it was loaded."""
-        file = str(path.resolve())
-        if file not in self._read:  # not loaded here: as it is at the first request
-            self._read[file] = path.read_bytes()
-        return self._read[file]
+        if str(path) not in self._read:  # not loaded here: as it is at the first request
+            self._read[str(path)] = path.read_bytes()
+        return self._read[str(path)]
 
     def files(self) -> dict[str, tuple[Path, bytes]]:
         """Returns {'helpers.py': (path, content)} of each module imported before `close`.
@@ -169,7 +171,7 @@ class OwnModules:
 
     def read(self, path: str, data: bytes) -> None:
         """Remembers the bytes of a file as they were when it was executed."""
-        self._read[str(Path(path).resolve())] = data
+        self._read[path] = data
 
 
 class _Loader(SourceFileLoader):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from framework.errors import UserError
-from framework.experiment.user_code import KERAS_3, calling
+from framework.experiment.user_code import KERAS_3, calling, staying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        with calling(name):
+        with calling(name), staying(name):
             returned = function(*args)
         if problem := entry.check(returned, f"It must return {entry.doc}."):
             raise UserError(f"{name} returned {shown(returned)}. {problem}")

@@ -132,11 +132,38 @@ def named(what: str) -> Iterator[None]:
     A file and a line alone do not say which of several objects that one function made has failed.
     """
     try:
-        yield
+        with staying(what):
+            yield
     except BaseException as error:
         with contextlib.suppress(AttributeError):
             setattr(error, _OBJECT, what)
         raise
+
+
+@contextlib.contextmanager
+def staying(what: str) -> Iterator[None]:
+    """Refuses a change of the working folder inside the context: --workdir and --config, as typed, are relative to it.
+
+    Args:
+      what: the function or object that is called, for the message.
+    """
+    before = _working_folder()
+    yield
+    now = _working_folder()
+    if before and now not in ("", before):
+        os.chdir(before)
+        raise UserError(
+            f"{what} changed the working folder from {before} to {now}, but the run folder and other paths, as typed,"
+            " are relative to the first. Open files by absolute paths, or go back with os.chdir before it returns."
+        )
+
+
+def _working_folder() -> str:
+    """Returns the working folder; '' if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def one_line(text: str, most: int = 800) -> str:

@@ -201,3 +201,15 @@ def test_what_is_too_large_to_copy(caplog):
     code_copies.write(Path("run"), loaded, 0)
     assert files() == ["x.py"]
     assert caplog.messages[0].startswith("the code of the run has more than 5 MB: ")
+
+
+def test_the_file_is_known_as_it_was_loaded_when_the_working_folder_is_gone(monkeypatch, tmp_path):
+    """A checkpoint hashes the file: it must not be looked for again, under a path relative to another folder."""
+    loaded = load("", "1")
+    before = code_copies.hashes(loaded)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert code_copies.hashes(loaded) == before
+    monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """Slips in an experiment file through launch.py: one line, status 2, before anything is trained or written."""
 
+import os
 import re
 
 import pytest
@@ -29,6 +30,11 @@ DEBUG = "--debug shows the traceback."
 METRICS = "It must return {'name': metric}, e.g. {'accuracy': metrics.Accuracy()}.".replace("'name'", "name")
 
 CASES = {
+    "os.chdir": (
+        "import os\ndef make_metrics(cfg):\n    os.chdir('/')\n    return {}",
+        "make_metrics changed the working folder from FOLDER to /, but the run folder and other paths, as typed, are"
+        " relative to the first. Open files by absolute paths, or go back with os.chdir before it returns.",
+    ),
     "tf.data": (
         "def make_data(cfg, split):\n    return tf.data.Dataset.range(3)",
         "make_data returned a value of type _RangeDataset. It must return batches: make_batches(source, cfg,"
@@ -263,5 +269,5 @@ def test_one_line_before_training(tmp_path, capsys, slip, expected):
     out, err = capsys.readouterr()
     assert out == ""
     line = re.sub(r"0x\w+", "ADDRESS", err.splitlines()[-1])
-    assert line == f"error: {expected.replace('FILE', str(file))}"
+    assert line == f"error: {expected.replace('FILE', str(file)).replace('FOLDER', os.getcwd())}"
     assert not (tmp_path / "run").exists()

@@ -247,3 +247,19 @@ def test_a_tensor_of_keras_3_in_a_layer_of_tf_keras():
         "x.py:4: f: ValueError: a layer of tf_keras got a KerasTensor. It is of Keras 3, whose layers, models and"
         f" optimizers are others: write `import tf_keras as keras`. {DEBUG}"
     )
+
+
+def test_a_change_of_the_working_folder(folder):
+    """Relative paths, such as that of the run folder, would lead elsewhere from then on."""
+    (folder / "other").mkdir()
+    away = own("import os\ndef away(): os.chdir('other')\ndef back(): os.chdir('other'); os.chdir('..')\n")
+    expected = (
+        f"hook 'own' changed the working folder from {folder} to {folder / 'other'}, but the run folder and other paths,"
+        " as typed, are relative to the first. Open files by absolute paths, or go back with os.chdir before it returns."
+    )
+    with pytest.raises(UserError) as caught, user_code.named("hook 'own'"):
+        away["away"]()
+    assert str(caught.value) == expected
+    assert Path.cwd() == folder
+    with user_code.named("hook 'own'"):
+        away["back"]()
