@@ -13,7 +13,7 @@ from absl import logging
 
 from framework.data.items import from_items, is_map_style
 from framework.data.reading import RetryingReader
-from framework.data.sources import IndexedSource, Source, hash_of_sample, instead, is_source
+from framework.data.sources import IndexedSource, Source, hash_of_arrays, hash_of_sample, instead, is_source
 from framework.errors import UserError
 
 
@@ -54,8 +54,9 @@ def _source_of(given: Any, where: str) -> IndexedSource:
 
 
 def origin_of(sources: Sequence[IndexedSource], placement: str, fingerprint: str | None) -> dict[str, Any]:
-    """Returns what result.json says of the data of a split: where it comes from, its size and its fingerprint.
+    """Returns what result.json says of the data of a split: where it comes from, its size and how it is recognised.
 
+    `sample` is the fingerprint, `sha256` the hash of all examples of arrays in memory.
     `skipped` is there if a source leaves damaged records out: {origin: how many, and the first ones}.
     """
     skipped = {source.origin: getattr(source, "skipped", None) for source in sources}
@@ -66,6 +67,7 @@ def origin_of(sources: Sequence[IndexedSource], placement: str, fingerprint: str
         "bytes": sum(source.nbytes for source in sources),
         "subset": any(source.is_subset for source in sources),
         "sample": fingerprint,
+        "sha256": hash_of_arrays(sources),
         **({"skipped": skipped} if any(skipped.values()) else {}),
     }
 

@@ -89,22 +89,31 @@ def warn_of_change(workdir: Path, loaded: Experiment) -> None:
         logging.warning("%s %s changed since %s was started", ", ".join(files), verb, workdir)
 
 
-def refuse_other_data(workdir: Path, samples: Mapping[str, str | None], facts: Mapping[str, Any]) -> None:
+def refuse_other_data(workdir: Path, data: Mapping[str, Mapping[str, str | None]], facts: Mapping[str, Any]) -> None:
     """Raises UserError if the examples of a split are not those of the newest checkpoint.
 
     Args:
       workdir: the run folder.
-      samples: {split: fingerprint of its examples}; None for batches of a source without a fingerprint.
+      data: the `Run.data_facts()` of now.
       facts: what the newest checkpoint records.
     """
-    begun = facts.get("data", {})
-    for split, sample in samples.items():
-        if None not in (sample, begun.get(split)) and sample != begun[split]:
-            raise UserError(
-                f"the examples of '{split}' changed since {workdir} was begun, so the run cannot resume exactly. Does"
-                " make_data draw them without a seed? Use another folder; there,"
-                f" --config.resume_from={workdir} continues this run."
-            )
+    for split in other_splits(data, facts):
+        raise UserError(
+            f"the examples of '{split}' changed since {workdir} was begun, so the run cannot resume exactly. Does"
+            " make_data draw them without a seed? Use another folder; there,"
+            f" --config.resume_from={workdir} continues this run."
+        )
+
+
+def other_splits(data: Mapping[str, Mapping[str, str | None]], facts: Mapping[str, Any]) -> list[str]:
+    """Returns the splits whose examples are not those of a checkpoint, as its facts say."""
+    differing = {
+        split: None
+        for fact, known in data.items()
+        for split, now in known.items()
+        if None not in (now, then := facts.get(fact, {}).get(split)) and now != then
+    }
+    return [*differing]
 
 
 def refuse_other_batch(workdir: Path, step: int, last: Mapping[str, str], facts: Mapping[str, Any]) -> None:

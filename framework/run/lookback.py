@@ -6,7 +6,7 @@ Modes that look back, such as `--mode=evaluate`, print these lines, so that no n
 """
 
 from framework.config import base_config, flatten
-from framework.run import stored_config
+from framework.run import continuity, stored_config
 from framework.run.run import Run
 
 # The framework's keys that decide which examples are evaluated, and which arithmetic evaluates them.
@@ -44,9 +44,5 @@ def mean_lines(run: Run) -> list[str]:
 
 def _other_examples(run: Run) -> list[str]:
     """Returns 'other examples of …' for each split whose hash in the restored checkpoint differs."""
-    begun = run.checkpoints.facts(int(run.state.step)).get("data", {})
-    return [
-        f"other examples of '{split}'"
-        for split, sample in run.samples().items()
-        if None not in (sample, begun.get(split)) and sample != begun[split]
-    ]
+    splits = continuity.other_splits(run.data_facts(), run.checkpoints.facts(int(run.state.step)))
+    return [f"other examples of '{split}'" for split in splits]

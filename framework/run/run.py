@@ -135,7 +135,7 @@ class Run:
         """
         continuity.refuse_other_run(self.workdir, self.experiment, self.config)
         metric_names.check_watched(self.config, [*self.eval_blocks], [*self.evaluators])
-        continuity.refuse_other_data(self.workdir, self.samples(), self.checkpoints.facts())
+        continuity.refuse_other_data(self.workdir, self.data_facts(), self.checkpoints.facts())
         continuity.refuse_other_constants(self.workdir, self.constants, self.checkpoints.facts())
         own_files.refuse_other(self.workdir, self.files, self.checkpoints.facts())
         code_copies.refuse_damaged(self.workdir, self.experiment, self.checkpoints.facts().get("code", {}))
@@ -163,13 +163,13 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Returns what each checkpoint records about this run, as JSON; a resumed run must have the same.
 
-        'data' holds the fingerprint of each split, 'goals' the metrics that decide which checkpoint is the
+        'data' and 'arrays' hold what each split is known by, 'goals' the metrics that decide which checkpoint is the
         best, 'constants' hashes of the tables and constants of the traces, 'code' hashes of the experiment's files,
         'config' the hash of the config, 'files' those of `make_files`. 'last_batch' is the hash of the batch that a
         tf.data pipeline gave last.
         """
         return {
-            "data": self.samples(),
+            **self.data_facts(),
             "goals": goals(self.resolved, self.modes),
             "constants": dict(self.constants),
             "code": code_copies.hashes(self.experiment),
@@ -183,9 +183,14 @@ class Run:
         known = self.data.hash_at(step - 1) if isinstance(self.data, DatasetBatches) and step else None
         return {} if known is None else {"last_batch": known}
 
-    def samples(self) -> dict[str, str | None]:
-        """Returns {split: fingerprint of its examples}; None for batches of a source without a fingerprint."""
-        return {split: data.origin.get("sample") for split, data in {"train": self.data, **self.eval_data}.items()}
+    def data_facts(self) -> dict[str, dict[str, str | None]]:
+        """Returns {'data': {split: fingerprint}, 'arrays': {split: SHA-256 of all examples}}, None if there is none.
+
+        Checkpoints of earlier versions have 'data' alone: the hash of some examples of arrays.
+        """
+        splits = {"train": self.data, **self.eval_data}
+        names = {"data": "sample", "arrays": "sha256"}
+        return {fact: {split: data.origin.get(name) for split, data in splits.items()} for fact, name in names.items()}
 
     def compile_by(self, choice: CompileChoice, block: TrainBlock | None = None) -> None:
         """Compiles the blocks by `choice`; `block` is the training block if it is compiled already."""
@@ -275,7 +280,7 @@ class Run:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": int(self.state.step),
             "replicas": self.replicas.count,
-            "data": self.samples(),
+            "data": self.data_facts()["data"],
             "experiment_git": git_commit(self.experiment.path.resolve().parent),
         }
         folder.add_start(self.workdir, now | environment())

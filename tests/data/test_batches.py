@@ -1,5 +1,6 @@
 """framework/data/batches.py: resident and streamed batches are the same; unfit sources are refused."""
 
+import hashlib
 import re
 import time
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from framework import rng
 from framework.config import UserError
+from framework.data import sources
 from framework.data.batches import epoch_steps, make_batches
 from framework.data.sources import Source
 from tests.compile_modes import MODES
@@ -167,6 +169,7 @@ def test_batches_say_what_they_are(placement):
         "bytes": 17 * 12,
         "subset": True,
         "sample": batches.origin["sample"],
+        "sha256": batches.origin["sha256"],
     }
 
 
@@ -189,6 +192,24 @@ def test_batches_are_known_by_some_of_their_examples():
         {"x": np.append(x, x[-1])},
     ]
     assert len({known, *map(sample, others)}) == 1 + len(others)
+
+
+def test_arrays_are_known_by_all_of_their_examples(monkeypatch):
+    """One label of a thousand that was mended between two starts is other data."""
+    x, y = np.arange(3000, dtype=np.float32).reshape(1000, 3), np.arange(1000) % 10
+
+    def known(**arrays):
+        return make_batches(Source(arrays, "x"), make_config(), training=True).origin["sha256"]
+
+    expected = hashlib.sha256(b"x float32 (1000, 3) " + x.tobytes() + b"y int64 (1000,) " + y.tobytes()).hexdigest()
+    assert known(x=x, y=y) == known(y=y.copy(), x=np.asfortranarray(x)) == expected
+    relabelled = y.copy()
+    relabelled[517] = 3
+    assert sample({"x": x, "y": relabelled}) == sample({"x": x, "y": y})
+    assert known(x=x, y=relabelled) != expected
+    monkeypatch.setattr(sources, "_CHUNK", 100)
+    assert known(x=x, y=y) == expected
+    assert sources.hash_of_arrays([Source({"x": np.zeros(2**30 + 1, np.uint8)}, "x")]) is None
 
 
 def test_a_source_that_reads_in_a_way_of_its_own_is_not_read_to_be_known():

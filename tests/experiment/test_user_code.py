@@ -254,8 +254,9 @@ def test_a_change_of_the_working_folder(folder):
     (folder / "other").mkdir()
     away = own("import os\ndef away(): os.chdir('other')\ndef back(): os.chdir('other'); os.chdir('..')\n")
     expected = (
-        f"hook 'own' changed the working folder from {folder} to {folder / 'other'}, but the run folder and other paths,"
-        " as typed, are relative to the first. Open files by absolute paths, or go back with os.chdir before it returns."
+        f"hook 'own' changed the working folder from {folder} to {folder / 'other'}, but the run folder and other"
+        " paths, as typed, are relative to the first. Open files by absolute paths, or go back with os.chdir before it"
+        " returns."
     )
     with pytest.raises(UserError) as caught, user_code.named("hook 'own'"):
         away["away"]()

@@ -186,9 +186,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_replayed(tmp_path, monkeypatc
 
 
 def test_other_buckets_are_other_data():
-    samples = [build(**settings).samples() for settings in ({}, {"model.group": 2}, {"model.buckets": 2})]
+    samples = [build(**settings).data_facts()["data"] for settings in ({}, {"model.group": 2}, {"model.buckets": 2})]
     assert len({sample["train"] for sample in samples}) == 3
-    assert build().samples() == samples[0]
+    assert build().data_facts()["data"] == samples[0]
 
 
 @pytest.mark.slow

@@ -212,7 +212,7 @@ def test_result_says_what_happened(uninterrupted):
     assert result["commit"] == {"framework": start["git"], "experiment": start["experiment_git"]}
     assert result["data"]["train"] == {
         "placement": "resident", "source": "made-up digits", "examples": 2560, "bytes": 2560 * 788, "subset": False,
-        "sample": built.data.origin["sample"],
+        "sample": built.data.origin["sample"], "sha256": built.data.origin["sha256"],
     }  # fmt: skip
     assert result["parameters"] == 784 * 128 + 128 + 128 * 10 + 10
     assert (result["compile"], result["traces"], result["compilations"]) == ("graph", 1, 0)
