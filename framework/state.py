@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import paths, rng
-from framework.optim import ExponentialMovingAverage, Lookahead, Optimizer
+from framework.optim import ExponentialMovingAverage, Lookahead, Optimizer, Pruner
 from framework.precision import LossScale
 
 
@@ -68,6 +68,7 @@ class TrainState(tf.Module):
       loss_scale: None without one.
       ema: moving average of the weights; None without one.
       lookahead: slow weights that replace the trained ones now and then; None without them.
+      prune: masks outside of which weights are 0; None without them.
       extra: what the experiment's `make_state` returned; None without one.
       schedule: learning-rate schedules with variables, or a dict of them by model; None without one.
       data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
@@ -88,6 +89,7 @@ class TrainState(tf.Module):
         skip_list: int = 0,
         schedule: Any = None,
         lookahead: Lookahead | None = None,
+        prune: Pruner | None = None,
     ) -> None:
         super().__init__("state")
         self.step = new_counter()
@@ -100,6 +102,7 @@ class TrainState(tf.Module):
         self.loss_scale = loss_scale
         self.ema = ema
         self.lookahead = lookahead
+        self.prune = prune
         self.extra = extra
         self.data = data
         self.schedule = schedule
@@ -118,22 +121,26 @@ class TrainState(tf.Module):
         return paths.models(self.optimizer)
 
     @property
-    def is_averaged(self) -> bool:
-        """Whether `average` does anything."""
-        return self.ema is not None or self.lookahead is not None
+    def extensions(self) -> list[Lookahead | Pruner | ExponentialMovingAverage]:
+        """What follows an update inside of the step, in this order."""
+        return [extension for extension in (self.lookahead, self.prune, self.ema) if extension is not None]
 
-    def average(self, count: tf.Tensor, step: tf.Tensor, allowed: tf.Tensor | None = None) -> None:
-        """After an update, replaces the weights by the slow ones of Lookahead if that is due; then updates the EMA.
+    def after_update(self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None) -> None:
+        """Replaces the weights by the slow ones of Lookahead if that is due, masks them, and then averages them.
 
         Args:
-          count: int64 scalar; updates made, including this one.
+          updates: int64 scalar; updates made, including this one.
           step: int64 scalar; steps counted before this one.
-          allowed: bool scalar; False leaves all as it is, as in `Optimizer.apply`.
+          applied: bool scalar; False leaves all as it is, as in `Optimizer.apply`.
         """
-        if self.lookahead is not None:
-            self.lookahead.update(count, step, allowed)
-        if self.ema is not None:
-            self.ema.update(count, allowed)
+        for extension in self.extensions:
+            extension.after_update(updates, step, applied)
+
+    def restart(self) -> None:
+        """Makes the extensions those of a run that starts at the present weights."""
+        for extension in (self.ema, self.lookahead, self.prune):  # which masks the others
+            if extension is not None:
+                extension.restart()
 
     @property
     def learned(self) -> dict[str, tf.Variable]:

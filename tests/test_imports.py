@@ -104,7 +104,7 @@ ROWS = (
     ("optim.groups", "optim.options", "optim.masked"),
     ("optim.sgd", "optim.adam", "optim.lamb"),
     ("optim.muon",),
-    ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average", "optim.lookahead"),
+    ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average", "optim.lookahead", "optim.pruning"),
     ("optim.checked", "optim.freezing", "optim.stateful"),
     ("optim.building",),
     ("optim",),

@@ -259,6 +259,8 @@ def test_a_cluster_without_its_roles_is_refused(environment, message):
         ("train.compile", "eager", "XLA cannot read weights that lie on another device", "graph"),
         ("ema.decay", 0.9, "an average would read all weights after every update", "0"),
         ("lookahead.every", 5, "slow weights would replace weights that other workers are reading", "0"),
+        ("prune.sparsity", 0.8, "masks would write all weights after every update", "0.0"),
+        ("prune.schedule", "keep", "masks would write all weights after every update", "polynomial"),
         ("train.on_nonfinite", "rewind", "what other workers did meanwhile cannot be undone", "stop"),
         ("loss_scale.name", "dynamic", "updates are not in the order that a loss scale counts", "auto"),
         ("train.precision", "float16", "float16 needs a loss scale", "float32"),

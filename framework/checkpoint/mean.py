@@ -25,7 +25,8 @@ def restore_mean(state: TrainState, folders: Sequence[Path]) -> dict[str, Any]:
     """Sets `state` from the newest of several checkpoints, and its weights to the mean of all; returns its note.
 
     Floating-point variables of the model, the statistics of BatchNormalization among them, and of the moving average of
-    its weights are means, computed in float64 and rounded once. All others, such as counters, are those of the newest.
+    its weights are means, computed in float64 and rounded once. All others, such as counters, are those of the newest;
+    by its masks, if it has some, weights and averages are 0.
 
     Args:
       state: a state of the same model and optimizer.
@@ -47,6 +48,8 @@ def restore_mean(state: TrainState, folders: Sequence[Path]) -> dict[str, Any]:
     variables = paths.variables(state)
     for path, total in sums.items():
         paths.assign(variables[path], (total / len(folders)).astype(variables[path].dtype.as_numpy_dtype))
+    if state.prune is not None:
+        state.prune.mask_all()
     return note
 
 

@@ -196,7 +196,5 @@ def _take_weights(state: TrainState, config: FrozenConfigDict) -> _Weights:
     ambiguous = warm_start.Ambiguous(snapshot.named_in(source), paths.ambiguous(state.model))
     match = warm_start.match(arrays, target, warm_start.parse_map(config.init_map), str(source), ambiguous)
     warm_start.assign(match, arrays, target)
-    for average in (state.ema, state.lookahead):
-        if average is not None:
-            average.restart()
+    state.restart()
     return _Weights(source, match, len(target))

@@ -13,6 +13,7 @@ from framework.config.check import check_choice, check_plain, check_range, final
 from framework.config.contradictions import check_effects, with_replicas
 from framework.config.durations import DURATIONS, resolve, to_steps
 from framework.config.keys.eval import AVERAGED, base_split
+from framework.config.keys.prune import is_pruned
 from framework.config.overrides import apply_preset, override, restored
 from framework.errors import DataError, RunError, UserError, closest, near
 
@@ -32,6 +33,7 @@ __all__ = [
     "closest",
     "finalize",
     "flatten",
+    "is_pruned",
     "locked",
     "near",
     "override",

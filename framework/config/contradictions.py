@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from framework.config.base import locked, typed
 from framework.config.keys import KEYS
 from framework.config.keys.eval import AVERAGED
+from framework.config.keys.prune import is_pruned, pattern
 from framework.config.keys.runtime import ALL_REDUCE
 from framework.errors import UserError
 
@@ -36,6 +37,7 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
     _check_origin(flat)
     _check_evaluation(flat)
     _check_lookahead(flat)
+    _check_prune(flat)
     check_effects({key: value for key, value in flat.items() if key.partition(".")[0] not in own})
     _check_micro_batches(flat)
     _check_replicas(flat)
@@ -117,6 +119,33 @@ def _check_lookahead(flat: Mapping[str, Any]) -> None:
             )
 
 
+def _check_prune(flat: Mapping[str, Any]) -> None:
+    prune = {key.removeprefix("prune."): value for key, value in flat.items() if key.startswith("prune.")}
+    sparsity, initial = prune["sparsity"], prune["initial"]
+    if not is_pruned(prune):
+        for name, value in prune.items():
+            if value != KEYS[f"prune.{name}"].default:
+                raise UserError(
+                    f"prune.{name}={value!r} has no effect with prune.sparsity=0. Type e.g."
+                    f" --config.prune.sparsity=0.8, or --config.prune.{name}={typed(KEYS[f'prune.{name}'].default)}."
+                )
+        return
+    if prune["schedule"] == "polynomial" and initial >= sparsity:
+        raise UserError(
+            f"prune.initial={initial} is not below prune.sparsity={sparsity}, to which it rises."
+            " Use --config.prune.initial=0, or --config.prune.schedule=constant."
+        )
+    if (zeros_of := pattern(prune["pattern"])) is None or prune["schedule"] == "keep":
+        return
+    share = zeros_of[0] / zeros_of[1]
+    if sparsity != share or prune["schedule"] != "constant":
+        raise UserError(
+            f"prune.pattern='{prune['pattern']}' is a sparsity of {share} from prune.begin on, but prune.sparsity="
+            f"{sparsity} and prune.schedule='{prune['schedule']}'. Use --config.prune.sparsity={share}"
+            " --config.prune.schedule=constant."
+        )
+
+
 def _check_micro_batches(flat: Mapping[str, Any]) -> None:
     batch_size = flat["data.batch_size"]
     micro_batches = flat["train.micro_batches"]
@@ -159,6 +188,8 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
         ("train.compile", ("graph", "auto"), "XLA cannot read weights that lie on another device"),
         ("ema.decay", (0,), "an average would read all weights after every update"),
         ("lookahead.every", (0,), "slow weights would replace weights that other workers are reading"),
+        ("prune.sparsity", (0.0,), "masks would write all weights after every update"),
+        ("prune.schedule", _without("prune.schedule", "keep"), "masks would write all weights after every update"),
         ("train.on_nonfinite", ("stop", "skip"), "what other workers did meanwhile cannot be undone"),
         ("loss_scale.name", ("auto", "none"), "updates are not in the order that a loss scale counts"),
         ("train.precision", _without("train.precision", "float16"), "float16 needs a loss scale"),
@@ -187,6 +218,8 @@ def _check_tables(flat: Mapping[str, Any]) -> None:
         ("train.compile", ("graph", "auto", "eager"), "XLA would have to know how many rows there are"),
         ("train.micro_batches", (1,), "micro-batches look up other rows each"),
         ("runtime.strategy", ("one_device", "parameter_server"), "replicas look up other rows each"),
+        ("prune.sparsity", (0.0,), "masks would write whole tables after every update"),
+        ("prune.schedule", _without("prune.schedule", "keep"), "masks would write whole tables after every update"),
     ):
         if flat[key] not in legal:
             raise UserError(

@@ -6,12 +6,13 @@ resolved = resolve(config, steps_per_epoch)                      # every duratio
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework.config.keys import KEYS
+from framework.config.keys.prune import is_pruned
 from framework.errors import UserError
 
 DURATIONS = tuple(name for name, key in KEYS.items() if key.duration)
@@ -96,8 +97,8 @@ def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = No
       epoch: see `to_steps`.
 
     Raises:
-      UserError: epochs of data whose length is not known; a warm-up, boundary or group's end past the end of the run,
-        or boundaries that do not increase.
+      UserError: epochs of data whose length is not known; a warm-up, boundary, group's end or end of pruning past the
+        end of the run; or boundaries, or begin and end of pruning, that do not increase.
     """
     if math.isinf(steps_per_epoch):
         _refuse_epochs(config)
@@ -124,7 +125,20 @@ def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = No
                 f"schedule.{key}={config.schedule[key]!r} reaches step {last}, but train.duration="
                 f"'{config.train.duration}' ends at step {total}. Shorten schedule.{key}."
             )
+    if is_pruned(resolved["prune"]):
+        _check_prune(config, resolved["prune"], total)
     return FrozenConfigDict(resolved)
+
+
+def _check_prune(config: ConfigDict, resolved: Mapping[str, Any], total: int) -> None:
+    """Raises UserError unless masks begin before they end, and end within the run."""
+    begin, end = resolved["begin"], resolved["end"]
+    if resolved["schedule"] != "keep" and not begin < end <= total:
+        raise UserError(
+            f"prune.begin='{config.prune.begin}' and prune.end='{config.prune.end}' are updates {begin} and {end}: they"
+            f" must increase and be within the run, which has {total} steps. Type e.g. --config.prune.begin=10%"
+            " --config.prune.end=75%."
+        )
 
 
 def _group_in_steps(group: str, steps: Callable[[str], int], total: int) -> str:

@@ -179,6 +179,15 @@ def _parameters(run: Run) -> Iterator[str]:
         )
 
 
+def _pruning(run: Run) -> Iterator[str]:
+    pruner, trained = run.state.prune, paths.trainable(run.model)
+    if pruner is None:
+        return
+    yield f"Pruning: {len(pruner.masks)} variables; zeros now, and at the last masks (after update {pruner.end:,})"
+    for path, share in pruner.sparsities().items():
+        yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {share:.3f}  {max(share, pruner.sparsity):.3f}"
+
+
 def _schedule(run: Run) -> Iterator[str]:
     total = run.total_steps
     for name, schedule in run.schedules.items():
@@ -186,6 +195,7 @@ def _schedule(run: Run) -> Iterator[str]:
         yield f"Schedule '{run.resolved.schedule.name}'{of} over {total:,} steps"
         for update in optim.sampled_updates(total):
             yield f"  update {update:>9,}  learning rate {float(schedule(update)):.6g}"
+    yield from _pruning(run)
     # What training refuses at its start is refused here.
     optim.prepare_schedules(run.state.schedule, run.modes)
     for hook in own_hooks(run).hooks:

@@ -18,17 +18,20 @@ from framework.optim.lamb import Lamb
 from framework.optim.lookahead import Lookahead
 from framework.optim.muon import Muon
 from framework.optim.optimizers import Optimizer, make_optimizer
+from framework.optim.pruning import LOGGED, Pruner, pruned_variables
 from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
 from framework.optim.sgd import Sgd
 from framework.optim.stateful import observe, prepare_schedules, schedule_state
 
 __all__ = [
+    "LOGGED",
     "ExponentialMovingAverage",
     "Group",
     "Lamb",
     "Lookahead",
     "Muon",
     "Optimizer",
+    "Pruner",
     "ReduceOnPlateau",
     "Schedule",
     "Sgd",
@@ -45,6 +48,7 @@ __all__ = [
     "observe",
     "parse_groups",
     "prepare_schedules",
+    "pruned_variables",
     "sampled_updates",
     "schedule_state",
     "schedules_of",

@@ -1,7 +1,7 @@
 """The exponential moving average of a model's weights over updates.
 
 average = ExponentialMovingAverage(0.999, paths.variables(model))
-average.update(t)                  # after update t = 1, 2, …
+average.after_update(t, step)      # after update t = 1, 2, …
 with average.swapped():
     evaluate(model)                # on the averaged weights
 """
@@ -41,14 +41,15 @@ class ExponentialMovingAverage(tf.Module):
             for path, variable in self._averaged.items()
         }
 
-    def update(self, count: tf.Tensor, allowed: tf.Tensor | None = None) -> None:
+    def after_update(self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None) -> None:
         """Moves the averages towards the weights of the model.
 
         Args:
-          count: int64 scalar; updates made, including this one.
-          allowed: bool scalar; False leaves the averages as they are, as in `Optimizer.apply`.
+          updates: int64 scalar; updates made, including this one.
+          step: int64 scalar; not used.
+          applied: bool scalar; False leaves the averages as they are, as in `Optimizer.apply`. None is as True.
         """
-        count = tf.cast(count, tf.int64)
+        count = tf.cast(updates, tf.int64)
         passed = -tf.math.expm1(tf.cast(count, tf.float64) * tf.constant(math.log(self.decay), tf.float64))
         share = tf.constant(1 - self.decay, tf.float64) / passed
         for path, variable in self._averaged.items():
@@ -56,7 +57,7 @@ class ExponentialMovingAverage(tf.Module):
             moved = average + tf.cast(share, average.dtype) * (weights - average)
             # The first is the weights to the last bit, whatever stood there before.
             value = tf.where(count > 1, moved, weights)
-            average.assign(value if allowed is None else tf.where(allowed, value, average))
+            average.assign(value if applied is None else tf.where(applied, value, average))
 
     def restart(self) -> None:
         """Sets the averages to the weights, as before the first update."""

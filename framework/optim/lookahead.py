@@ -1,7 +1,7 @@
 """Lookahead: slow weights, which every few updates take a share of the way to the trained ones, and replace them.
 
     lookahead = Lookahead(config.lookahead, total_steps, paths.variables(model))
-    lookahead.update(t, step)        # after update t = 1, 2, …
+    lookahead.after_update(t, step)  # after update t = 1, 2, …
 
 Sources: Zhang et al., 2019; the growing inertia of the slow weights and their place at the end are those of airbench94
 (Jordan, 2024, https://github.com/KellerJordan/cifar10-airbench).
@@ -42,25 +42,25 @@ class Lookahead(tf.Module):
             for path, variable in self._fast.items()
         }
 
-    def update(self, count: tf.Tensor, step: tf.Tensor, allowed: tf.Tensor | None = None) -> None:
+    def after_update(self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None) -> None:
         """Moves slow and fast weights, if they are due.
 
         Args:
-          count: int64 scalar; updates made, including this one.
+          updates: int64 scalar; updates made, including this one.
           step: int64 scalar; steps counted before this one: skipped steps are no updates.
-          allowed: bool scalar: False leaves all weights as they are, and True or False writes them in any case, as in
+          applied: bool scalar: False leaves all weights as they are, and True or False writes them in any case, as in
             `Optimizer.apply`. None: a conditional leaves them alone unless they are due.
         """
-        count = tf.cast(count, tf.int64)
+        count = tf.cast(updates, tf.int64)
         is_due, is_last = tf.equal(count % self.every, 0), tf.equal(step, self.total - 1)
         done = tf.cast(count, tf.float64) / self.total
         power = tf.constant(self.power, tf.float64)
         share = 1 - tf.constant(1 - self.alpha, tf.float64) * tf.pow(done, power)
         share = tf.where(is_due, share, 0)
-        if allowed is None:
+        if applied is None:
             tf.cond(is_due | is_last, lambda: self._move(share), lambda: tf.constant(False))
         else:
-            self._move(share, (is_due | is_last) & allowed)
+            self._move(share, (is_due | is_last) & applied)
 
     def _move(self, share: tf.Tensor, allowed: tf.Tensor | None = None) -> tf.Tensor:
         """Moves slow weights by a share of the way to the fast ones, and fast weights to the slow ones."""

@@ -244,18 +244,36 @@ def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> Train
     """Returns all that a checkpoint of the run holds."""
     decay, slow = resolved.ema.decay, resolved.lookahead.every
     variables = paths.variables(made.model)
+    ema = optim.ExponentialMovingAverage(decay, variables) if decay else None
+    lookahead = optim.Lookahead(resolved.lookahead, resolved.train.duration, variables) if slow else None
     return state.create(
         made.model,
         made.optimizer,
         made.updates,
         loss_scale=precision.make_loss_scale(resolved),
-        ema=optim.ExponentialMovingAverage(decay, variables) if decay else None,
+        ema=ema,
         extra=made.extra,
         data=data if isinstance(data, tf.Module) else None,
         skip_list=resolved.train.nonfinite_limit if resolved.train.on_nonfinite == "rewind" else 0,
         schedule=made.schedule_state,
-        lookahead=optim.Lookahead(resolved.lookahead, resolved.train.duration, variables) if slow else None,
+        lookahead=lookahead,
+        prune=_make_pruner(made, resolved, ema, lookahead),
     )
+
+
+def _make_pruner(
+    made: _Made,
+    resolved: FrozenConfigDict,
+    ema: optim.ExponentialMovingAverage | None,
+    lookahead: optim.Lookahead | None,
+) -> optim.Pruner | None:
+    """Returns the masks of the trained parameters, with averages and slow weights that follow them."""
+    if not config.is_pruned(resolved.prune):
+        return None
+    trained = {id(v) for one in paths.models(made.optimizer).values() for v in one.trained.values()}
+    legal = {path: variable for path, variable in paths.trainable(made.model).items() if id(variable) in trained}
+    followers = [*([ema.averages] if ema else []), *([lookahead.slow] if lookahead else [])]
+    return optim.Pruner(resolved.prune, optim.pruned_variables(resolved.prune, legal), followers)
 
 
 def _make_step(

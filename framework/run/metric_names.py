@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from framework import optim
+from framework.config import is_pruned
 from framework.errors import UserError, near
 from framework.evaluators import Evaluator, modes_of
 from framework.metrics import Metric, results
@@ -17,7 +19,8 @@ def check_metric_names(
 ) -> None:
     """Raises UserError if a metric has the name of another number of a row, or a config key names no metric."""
     numbers = results.modes(metrics)
-    for name in {*metrics, *numbers} & {"step", PADDING, *TIMES, *layout.scalars}:
+    pruning = optim.LOGGED if is_pruned(resolved.prune) else ()
+    for name in {*metrics, *numbers} & {"step", PADDING, *TIMES, *pruning, *layout.scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )

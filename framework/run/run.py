@@ -17,7 +17,7 @@ from typing import Any
 import tf_keras as keras
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from framework import folder, state
+from framework import folder, paths, state
 from framework.checkpoint.checkpoints import Checkpoints
 from framework.checkpoint.mean import restore_mean
 from framework.checkpoint.start import begin, goals
@@ -107,6 +107,12 @@ class Run:
         average = self.state.ema if which == "ema" else None
         with average.swapped() if average is not None else contextlib.nullcontext():
             yield
+
+    def sparsity(self) -> dict[str, float]:
+        """Returns the shares of the weights that pruning made 0; {} without pruning."""
+        if self.state.prune is None:
+            return {}
+        return self.state.prune.shares(sum(v.shape.num_elements() for v in paths.trainable(self.model).values()))
 
     @property
     def modes(self) -> dict[str, str]:

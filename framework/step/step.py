@@ -11,8 +11,8 @@
                              assertion fails on any replica (a violation), no replica applies the update
     5  clip                  gradients are clipped as `config.clip` says
     6  apply                 the optimizer changes the weights
-    7  count                 once a step: the counters, the averages of weights (Lookahead, then EMA), the loss scale;
-                             the statistics of BatchNormalization become their mean over replicas
+    7  count                 once a step: the counters, the extensions (Lookahead, masks of pruning, then EMA), the loss
+                             scale; the statistics of BatchNormalization become their mean over replicas
 
 A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
 `apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:
@@ -23,18 +23,18 @@ A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below)
         return result.terms, result.metrics
 
 An experiment's own step function may call them several times, for several models. `take_step` calls the step function.
-If all was finite, and the step is not one that a rewound run leaves out, it adds 1 to `updates` and averages weights;
-otherwise it restores `rollback_variables`. `count_step` moves `step`, the counts of skipped steps and the loss scale,
-and returns whether the block halts, that is, ends before its last step. A block is the steps of one compiled call:
-`block.py` calls both functions for each of them, on one device or several, and packs the numbers of a step into a row
-for the log.
+If all was finite, and the step is not one that a rewound run leaves out, it adds 1 to `updates` and calls the
+extensions; otherwise it restores `rollback_variables`. `count_step` moves `step`, the counts of skipped steps and the
+loss scale, and returns whether the block halts, that is, ends before its last step. A block is the steps of one
+compiled call: `block.py` calls both functions for each of them, on one device or several, and packs the numbers of a
+step into a row for the log.
 
 Three paths differ. On parameter servers, workers call `take_step` (`asynchronous.py`), which moves `updates`; the chief
-moves the other counters when all steps of the block are done: the updates after a step that halts stay. Weights are not
-averaged, and there is no loss scale. In a dry run (`tools.dry_run`) each replica computes the whole batch, nothing is
-summed over replicas, `tools.apply` only notes the gradients, and stages 4 to 7 are left out. An evaluation
-(`evaluation.py`) has a forward pass of its own, with training=False; its sums are merged over batches in float64, and
-the variables that it moves are restored.
+moves the other counters when all steps of the block are done: the updates after a step that halts stay. There are no
+extensions and no loss scale. In a dry run (`tools.dry_run`) each replica computes the whole batch, nothing is summed
+over replicas, `tools.apply` only notes the gradients, and stages 4 to 7 are left out. An evaluation (`evaluation.py`)
+has a forward pass of its own, with training=False; its sums are merged over batches in float64, and the variables that
+it moves are restored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,7 +144,7 @@ def apply_update(
 def take_step(
     trace: StepTrace, step: StepFunction, batch: Batch, rollback_variables: Sequence[tf.Variable]
 ) -> StepResult:
-    """Takes a step, stages 0 to 6, then counts the update and averages weights; or rolls all of it back.
+    """Takes a step, stages 0 to 6, then counts the update and calls the extensions; or rolls all of it back.
 
     Args:
       step: called while `tools.tracing(trace)` is open.
@@ -158,23 +158,23 @@ def take_step(
     # 0 to 6. The step function calls `batch_gradients` and `apply_update`: the weights are changed here, if at all.
     terms, metrics = trace.call(step, batch)
 
-    # 7. Count the update, and average the weights; or roll back. A violation counts as not finite.
+    # 7. Count the update, and do what follows it; or roll back. A violation counts as not finite.
     is_finite = trace.checks.is_finite()
     is_taken = is_finite & trace.allowed
     state.updates.assign_add(tf.cast(is_taken, tf.int64))
-    if state.is_averaged and trace.is_masked:
-        trace.program("update", state.average)(state.updates.read_value(), state.step.read_value(), is_taken)
+    if state.extensions and trace.is_masked:
+        trace.program("update", state.after_update)(state.updates.read_value(), state.step.read_value(), is_taken)
 
     def keep() -> None:
         replicas.sync_mean(rollback_variables)
         if not trace.is_masked:
-            state.average(state.updates.read_value(), state.step.read_value())
+            state.after_update(state.updates.read_value(), state.step.read_value())
 
     def roll_back() -> None:
         for copy, value in before:
             copy.assign(value)
 
-    if rollback_variables or (state.is_averaged and not trace.is_masked):
+    if rollback_variables or (state.extensions and not trace.is_masked):
         when(is_taken, keep, roll_back)
     return StepResult(terms, metrics, is_finite, is_taken, trace.checks.violations(), count_empty(terms))
 

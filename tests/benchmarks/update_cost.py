@@ -44,14 +44,14 @@ def updates(workload: str) -> tuple[dict[str, Callable[[], None]], int, int]:
     def ops(allowed: tf.Tensor) -> None:
         def do() -> tf.Tensor:
             optimizer.apply(gradients)
-            average.update(count)
+            average.after_update(count, count)
             return tf.zeros([])
 
         tf.cond(allowed, do, lambda: tf.zeros([]))
 
     def program(gradients: dict[str, tf.Tensor], allowed: tf.Tensor) -> None:
         optimizer.apply(gradients, allowed)
-        average.update(count, allowed)
+        average.after_update(count, count, allowed)
 
     inner = jit(program)
     by_ops, by_program = (tf.function(fn, autograph=False) for fn in (ops, lambda allowed: inner(gradients, allowed)))

@@ -173,6 +173,31 @@ from tests.config.finalized import final, message
             " Type e.g. --config.lookahead.every=5, or --config.lookahead.alpha=0.5.",
         ),
         (
+            {"prune.end": "50%"},
+            "prune.end='50%' has no effect with prune.sparsity=0."
+            " Type e.g. --config.prune.sparsity=0.8, or --config.prune.end='75%'.",
+        ),
+        (
+            {"prune.sparsity": 0.5, "prune.initial": 0.5},
+            "prune.initial=0.5 is not below prune.sparsity=0.5, to which it rises."
+            " Use --config.prune.initial=0, or --config.prune.schedule=constant.",
+        ),
+        (
+            {"prune.sparsity": 0.5, "prune.schedule": "keep"},
+            "prune.sparsity=0.5 has no effect with prune.schedule='keep'."
+            " Use --config.prune.schedule=polynomial or --config.prune.sparsity=0.0.",
+        ),
+        (
+            {"prune.sparsity": 0.8, "prune.pattern": "2:4"},
+            "prune.pattern='2:4' is a sparsity of 0.5 from prune.begin on, but prune.sparsity=0.8 and"
+            " prune.schedule='polynomial'. Use --config.prune.sparsity=0.5 --config.prune.schedule=constant.",
+        ),
+        (
+            {"prune.sparsity": 0.8, "optimizer.table_gradients": "rows", "train.compile": "graph"},
+            "prune.sparsity=0.8 does not work with optimizer.table_gradients='rows': masks would write whole tables"
+            " after every update. Use --config.prune.sparsity=0.0, or --config.optimizer.table_gradients=dense.",
+        ),
+        (
             {"lookahead.power": 3.0},
             "lookahead.power=3.0 has no effect with lookahead.every=0."
             " Type e.g. --config.lookahead.every=5, or --config.lookahead.power=0.0.",

@@ -73,6 +73,9 @@ def test_resolve():
         "log.every": 235,
         "log.histograms_every": 469,
         "checkpoint.every": 938,
+        "prune.begin": 235,
+        "prune.end": 1758,
+        "prune.every": 24,
     }
     rest = {key: value for key, value in flatten(typed).items() if key not in {*DURATIONS, "schedule.boundaries"}}
     assert {key: flatten(resolved)[key] for key in rest} == rest
@@ -128,6 +131,11 @@ def test_resolve_turns_the_ends_of_groups_into_steps():
         (
             {"schedule.name": "piecewise", "schedule.boundaries": ("1 epoch", "469 steps"), "schedule.factors": (1, 1)},
             "schedule.boundaries=('1 epoch', '469 steps') are steps (469, 469): they must increase.",
+        ),
+        (
+            {"prune.sparsity": 0.8, "prune.begin": "4 epochs"},
+            "prune.begin='4 epochs' and prune.end='75%' are updates 1875 and 1758: they must increase and be within the"
+            " run, which has 2344 steps. Type e.g. --config.prune.begin=10% --config.prune.end=75%.",
         ),
     ],
 )

@@ -37,7 +37,8 @@ def test_every_key_is_listed_with_its_line():
     assert list(shown) == list(KEYS)
     for name, key in KEYS.items():
         default, text = shown[name]
-        assert default == (repr(key.default) if str(key.default) == "" or " " in str(key.default) else str(key.default))
+        is_quoted = str(key.default) == "" or set(str(key.default)) & set(" %")
+        assert default == (repr(key.default) if is_quoted else str(key.default))
         meaning, _, values = text.partition(" [")
         assert meaning == key.doc
         assert values.startswith(", ".join(key.choices))

@@ -27,14 +27,14 @@ def weighted(history, decay):
 def test_average_is_the_weighted_sum(decay, mode, precision):
     variables = make_variables(precision)
     average = optim.ExponentialMovingAverage(decay, variables)
-    update = MODES[mode](average.update)
+    update = MODES[mode](average.after_update)
     rng = np.random.default_rng(2)
     history = {path: [] for path in average.averages}
     for t in range(1, 26):
         for path, seen in history.items():
             variables[path].assign(rng.normal(size=variables[path].shape))
             seen.append(variables[path].numpy().astype(np.float64))
-        update(tf.constant(t, tf.int64))
+        update(tf.constant(t, tf.int64), tf.constant(t - 1, tf.int64))
         for path, seen in history.items():
             found = average.averages[path]
             assert found.dtype == variables[path].dtype
@@ -50,7 +50,7 @@ def test_the_first_average_is_the_weights_to_the_bit(mode):
     assert average.averages["w"].numpy().tolist() == variables["w"].numpy().tolist()
     first = np.array([1.1, -0.0, 3e-5], np.float32)
     variables["w"].assign(first)
-    MODES[mode](average.update)(tf.constant(1, tf.int64))
+    MODES[mode](average.after_update)(tf.constant(1, tf.int64), tf.constant(0, tf.int64))
     assert average.averages["w"].numpy().tobytes() == first.tobytes()
 
 
@@ -59,13 +59,13 @@ def test_the_first_average_is_the_weights_to_the_bit(mode):
 def test_the_share_of_the_newest_weights_is_accurate(decay, mode):
     variables = {"w": tf.Variable(np.zeros(()))}
     average = optim.ExponentialMovingAverage(decay, variables)
-    update = MODES[mode](average.update)
+    update = MODES[mode](average.after_update)
     variables["w"].assign(1.0)
     decimal.getcontext().prec = 50
     exact = decimal.Decimal(decay)
     for t in (2, 3, 10, 1000, 10**5, 10**7):
         average.averages["w"].assign(0.0)
-        update(tf.constant(t, tf.int64))
+        update(tf.constant(t, tf.int64), tf.constant(t - 1, tf.int64))
         assert float(average.averages["w"]) == pytest.approx(float((1 - exact) / (1 - exact**t)), rel=1e-14)
 
 
@@ -85,10 +85,10 @@ def test_swapped_puts_the_averages_in_and_the_weights_back(mode):
     variables = make_variables("float32")
     variables["norm/mean"].assign([math.nan, 1e-40])
     average = optim.ExponentialMovingAverage(0.9, variables)
-    update = MODES[mode](average.update)
+    update = MODES[mode](average.after_update)
     for t in (1, 2):
         variables["dense/kernel"].assign_add(tf.ones((3, 2)))
-        update(tf.constant(t, tf.int64))
+        update(tf.constant(t, tf.int64), tf.constant(t - 1, tf.int64))
     own, averages = bits(variables), bits(average.averages)
     with average.swapped():
         assert bits(variables) == {**own, **averages}

@@ -38,7 +38,7 @@ class Reference:
 def test_weights_are_those_of_the_algorithm(mode, masked, settings):
     variables = make_variables("float64")
     lookahead = make(variables, **settings)
-    update = MODES[mode](lookahead.update)
+    update = MODES[mode](lookahead.after_update)
     rng = np.random.default_rng(2)
     fast = {path: variables[path].numpy() for path in lookahead.slow}
     references = {path: Reference(w, **{"alpha": 0.5, "power": 0.0, **settings}) for path, w in fast.items()}
@@ -67,7 +67,7 @@ def test_the_last_step_of_a_run_with_skipped_steps_ends_on_the_slow_weights():
     variables = {"w": tf.Variable([1.0])}
     lookahead = make(variables)
     variables["w"].assign([7.0])
-    lookahead.update(tf.constant(TOTAL - 2, tf.int64), tf.constant(TOTAL - 1, tf.int64))  # 21 updates in 23 steps
+    lookahead.after_update(tf.constant(TOTAL - 2, tf.int64), tf.constant(TOTAL - 1, tf.int64))  # 21 updates in 23 steps
     assert variables["w"].numpy() == [1.0]
 
 
@@ -79,7 +79,7 @@ def test_what_no_step_changes_keeps_its_bits(mode, masked):
     before = variables["mask"].numpy().tobytes()
     variables["w"].assign([2.0])
     counters = tf.constant(5, tf.int64), tf.constant(4, tf.int64)
-    MODES[mode](lookahead.update)(*counters, *([tf.constant(True)] if masked else []))
+    MODES[mode](lookahead.after_update)(*counters, *([tf.constant(True)] if masked else []))
     assert variables["mask"].numpy().tobytes() == lookahead.slow["mask"].numpy().tobytes() == before
     assert variables["w"].numpy() == [1.5]
 

@@ -1,0 +1,198 @@
+"""Pruning in whole runs: compile modes, skips, micro-batches, replicas, resume, averages, warm starts, exports."""
+
+import json
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from framework import metrics, paths, testing
+from framework.checkpoint.checkpoints import Checkpoints
+from framework.checkpoint.mean import restore_mean
+from framework.config import UserError
+from framework.run import loop
+from tests.small import HOT_IN_HALF, build, differing, snapshot
+from tests.test_equivalence import assert_copies_agree, distance
+
+# Masks at updates 2, 4, 6, 8; 48 and 24 weights are pruned, and keep 10 and 5.
+PRUNED = {"prune.sparsity": 0.8, "prune.begin": "2 steps", "prune.end": "8 steps", "prune.every": "2 steps"}
+SHARES = {"first/kernel": 38 / 48, "last/kernel": 19 / 24}
+AVERAGED = {**PRUNED, "ema.decay": 0.9, "lookahead.every": 3, "optimizer.weight_decay": 0.01, "optimizer.name": "adamw"}
+TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
+
+
+def without_norm(cfg):
+    """Returns a model in which no statistics depend on how a batch is cut."""
+    return keras.Sequential([keras.layers.Dense(8, "tanh", name="first"), keras.layers.Dense(3, name="last")])
+
+
+def masks(built):
+    return {path: mask.numpy() for path, mask in built.state.prune.masks.items()}
+
+
+def zeros(variables):
+    return {path: float(np.mean(variables[path].numpy() == 0)) for path in SHARES}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return trained()
+
+
+def trained(**more):
+    double = {"train.precision": "float64"}
+    built = build(functions={"make_model": without_norm}, **{**AVERAGED, **double, **more})
+    built.train_block(10)
+    return built
+
+
+def test_the_last_weights_and_their_average_have_the_sparsity(graph):
+    assert graph.state.prune.sparsities() == SHARES
+    assert zeros(paths.variables(graph.model)) == zeros(graph.state.ema.averages) == SHARES
+    with graph.weights("ema"):
+        assert zeros(paths.variables(graph.model)) == SHARES
+    assert graph.sparsity() == {"sparsity": 57 / 72, "sparsity_overall": 57 / 83}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"train.compile": "eager", "train.micro_batches": 4},
+        {**TWO, "train.micro_batches": 2},
+        {"train.compile": "xla"},
+        pytest.param({"train.compile": "xla_update"}, marks=pytest.mark.slow),
+        pytest.param({"train.compile": "xla_gradients", **TWO}, marks=pytest.mark.slow),
+    ],
+    ids=lambda more: "-".join(map(str, more.values())),
+)
+def test_every_way_to_compute_a_step_has_the_same_masks(graph, more):
+    built = trained(**more)
+    for path, mask in masks(graph).items():
+        np.testing.assert_array_equal(masks(built)[path], mask, err_msg=path)
+    for name in ("model", "ema", "lookahead"):
+        one, other = (paths.variables(getattr(run.state, name)) for run in (built, graph))
+        assert distance(*({p: v.numpy() for p, v in each.items()} for each in (one, other))) <= 1e-12
+    assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
+    assert_copies_agree(built)
+
+
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
+def test_a_skipped_step_of_float16_makes_no_masks(mode):
+    """Steps 2 and 3 overflow, so update 4 is step 6."""
+    half = {"train.precision": "float16", "train.compile": mode, "loss_scale.initial": 8.0}
+    built = build(heat={(1, 3): HOT_IN_HALF, (2, 3): HOT_IN_HALF}, **PRUNED, **half)
+    built.train_block(1)
+    before = snapshot(built)
+    built.train_block(2)
+    changed = differing(before, snapshot(built))
+    assert {path for path in changed if not path.startswith("loss_scale/")} == {"step", "skipped", "skipped_in_row"}
+    assert all(mask.all() for mask in masks(built).values())
+    built.train_block(1)
+    assert int(built.state.updates) == 2 and all(mask.all() for mask in masks(built).values())  # of sparsity 0
+    built.train_block(2)
+    kept = {path: round(mask.size * (1 - 0.8 * (1 - (1 - 2 / 6) ** 3))) for path, mask in masks(built).items()}
+    assert {path: mask.sum() for path, mask in masks(built).items()} == kept
+    built.train_block(4)
+    assert int(built.state.updates) == 8 and built.state.prune.sparsities() == SHARES
+
+
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
+def test_a_resumed_run_ends_in_the_same_bits(mode, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
+    whole, resumed = (build(**AVERAGED, **{"train.compile": mode}) for _ in range(2))
+    whole.train_block(5)
+    checkpoints.save(whole.state, {})
+    whole.train_block(5)
+    checkpoints.close()
+    checkpoints.restore(resumed.state)
+    assert not masks(resumed)["first/kernel"].all()
+    resumed.train_block(5)
+    assert "prune/masks/first/kernel" in snapshot(whole)
+    assert differing(snapshot(whole), snapshot(resumed)) == set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    built = build(
+        tmp_path_factory.mktemp("pruned") / "run",
+        **{**AVERAGED, "log.every": "5 steps", "checkpoint.every": "5 steps", "eval.splits": ("test", "test@ema")},
+    )
+    return built, loop.train(built)
+
+
+def test_the_log_and_the_result_say_the_sparsity(finished):
+    built, result = finished
+    rows = [row for row in testing.rows(built) if "sparsity" in row]
+    assert [row["step"] for row in rows] == [5, 10]
+    assert rows[0]["sparsity"] < rows[1]["sparsity"] == 57 / 72
+    assert result["sparsity"] == {"sparsity": 57 / 72, "sparsity_overall": 57 / 99, "variables": SHARES}
+    assert json.loads((built.workdir / "result.json").read_text())["sparsity"] == result["sparsity"]
+
+
+def test_the_mean_of_checkpoints_has_the_newest_masks(finished):
+    built, _ = finished
+    target = build(**AVERAGED)
+    folders = [built.checkpoints.directory.path(step) for step in (5, 10)]
+    restore_mean(target.state, folders)
+    assert zeros(paths.variables(target.model)) == zeros(target.state.ema.averages) == SHARES
+
+
+@pytest.mark.parametrize("which", ["model", "ema"])
+def test_a_run_that_starts_from_a_pruned_one_may_keep_its_zeros(finished, tmp_path, which):
+    source = str(finished[0].workdir)
+    built = build(
+        tmp_path / "run", init_from=source, init_weights=which, **{"prune.schedule": "keep", "ema.decay": 0.9}
+    )
+    built.open()
+    kept = masks(built)
+    assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
+    built.train_block(3)
+    assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
+    for path, mask in masks(built).items():
+        np.testing.assert_array_equal(mask, kept[path])
+
+
+def test_masks_at_the_start_are_of_the_weights_that_are_taken(tmp_path):
+    dense = build(tmp_path / "dense")
+    loop.train(dense)
+    now = {"prune.sparsity": 0.5, "prune.schedule": "constant", "prune.begin": "", "prune.end": "5 steps"}
+    built = build(tmp_path / "run", init_from=str(dense.workdir), **{**now, "ema.decay": 0.9, "lookahead.every": 5})
+    built.open()
+    for path in SHARES:
+        weights = paths.variables(dense.model)[path].numpy()
+        wanted = np.where(np.abs(weights) >= np.median(np.abs(weights)), weights, 0)
+        for variables in (paths.variables(built.model), built.state.ema.averages, built.state.lookahead.slow):
+            np.testing.assert_array_equal(variables[path], wanted)
+
+
+def test_frozen_parameters_are_not_pruned():
+    frozen = {"optimizer.groups": ("first/.*: frozen",)}
+    built = build(**PRUNED, **frozen)
+    assert list(built.state.prune.masks) == ["last/kernel"]
+    with pytest.raises(
+        UserError, match=r"^prune\.include='first/\.\*' matches none of the parameters that can be pruned"
+    ):
+        build(**PRUNED, **frozen, **{"prune.include": "first/.*"})
+
+
+def test_a_longer_run_must_have_the_masks_of_the_shorter_one(tmp_path):
+    percent = {**PRUNED, "prune.end": "80%", "schedule.name": "constant"}
+    loop.train(build(tmp_path / "run", **percent))
+    with pytest.raises(UserError) as error:
+        loop.train(build(tmp_path / "run", **percent, **{"train.duration": "20 steps"}))
+    assert str(error.value) == (
+        "train.duration='20 steps' instead of '10 steps' changes prune.end from 8 to 16 steps."
+        " Type --config.prune.end='8 steps' too."
+    )
+
+
+def test_a_metric_that_hides_the_sparsity_is_refused():
+    class Anything(metrics.Mean):
+        mode = "max"
+
+        def values(self, outputs, batch):
+            return batch["weight"], batch["weight"]
+
+    functions = {"make_metrics": lambda cfg: {"sparsity": Anything()}}
+    with pytest.raises(UserError, match="make_metrics names a metric 'sparsity', which every step reports already"):
+        build(functions=functions, **PRUNED)
