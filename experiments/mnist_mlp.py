@@ -108,4 +108,5 @@ def make_exports(cfg: ConfigDict):
         fn=lambda model, inputs: {"logits": model(inputs["image"], training=False)},
         inputs={"image": tf.TensorSpec([None, 28, 28], precision.full(cfg.train.precision))},
     )
-    return [export.SavedModel({export.SERVING: signature}), export.Lite(signature)]
+    served = export.SavedModel({export.SERVING: signature}, serving=export.Serving("mnist"))
+    return [served, export.Lite(signature)]

@@ -46,6 +46,8 @@ NOT_RUN = {
     r"export TF_CONFIG=.*": "names hosts that are not there",
     r".*/shared/mnist .*": "runs on hosts that are not there",
     r"docker run .*": "needs a container daemon",
+    r"sudo apt-get install tensorflow-model-server": "needs the apt repository of TensorFlow Serving",
+    r"tensorflow_model_server .*": "needs TensorFlow Serving",
     r"curl .*:predict": "asks the server that `docker run` starts",
     r"python launch\.py --config=experiments/(cifar_resnet|fine_tune)\.py.*": "needs CIFAR-10, whose download is large",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",

@@ -19,14 +19,20 @@ LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
 FURTHER_FLAGS = {
+    "batching_parameters_file",
     "before",
     "data",
     "devices",
+    "enable_batching",
     "help",
     "help_config",
     "json",
     "logdir",
+    "model_base_path",
+    "model_config_file",
+    "model_name",
     "modes",
+    "monitoring_config_file",
     "no-deps",
     "nodes",
     "ntasks-per-node",
@@ -39,6 +45,7 @@ FURTHER_FLAGS = {
     "quick",
     "repeats",
     "repetitions",
+    "rest_api_port",
     "rm",
     "run",
     "sizes",

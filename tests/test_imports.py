@@ -148,7 +148,7 @@ ROWS = (
     ("export.difference",),
     ("export.verify",),
     ("export.runner",),
-    ("export.lite_formats", "export.lite_runtime", "export.saved_model_runtime"),
+    ("export.lite_formats", "export.lite_runtime", "export.saved_model_runtime", "export.serving"),
     ("export.saved_model", "export.lite"),
     ("export.lite_decoder", "export.formats"),
     ("export",),

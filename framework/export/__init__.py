@@ -12,6 +12,7 @@ from framework.export.lite import Lite
 from framework.export.lite_decoder import LiteDecoder
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
+from framework.export.serving import Serving
 
 __all__ = [
     "SERVING",
@@ -22,6 +23,7 @@ __all__ = [
     "LiteDecoder",
     "Runtime",
     "SavedModel",
+    "Serving",
     "Signature",
     "export_all",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import paths
+from framework.compile import jit
 from framework.errors import UserError
 from framework.export.bounds import Bounds
 from framework.trace.assigned import assigned
@@ -90,15 +91,15 @@ class Signature:
                     f" {kind.name} {array.shape}."
                 )
 
-    def trace(self, model: Any) -> tf.types.experimental.ConcreteFunction:
-        """Returns a new graph of `fn` on `model`, which takes the inputs as keywords.
+    def trace(self, model: Any, jit_compile: bool = False) -> tf.types.experimental.ConcreteFunction:
+        """Returns a new graph of `fn` on `model`, which takes the inputs as keywords; XLA compiles it if asked to.
 
         Raises:
           UserError: `fn` does not return a dict of named tensors, or changes a variable.
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs = self.fn(model, inputs)
+            outputs = jit(lambda: self.fn(model, inputs))() if jit_compile else self.fn(model, inputs)
             if not isinstance(outputs, Mapping) or not outputs:
                 raise UserError(
                     f"Signature.fn returned {type(outputs).__name__}. Return a dict of named tensors,"
@@ -139,6 +140,9 @@ class ExportHook(Protocol):
 
     A hook whose artefact computes in another precision than the model also has `arithmetic(model)`: a context in which
     the model computes in the artefact's precision, for the comparison.
+
+    A hook with `complete(path, batches)` adds to what it has written, from held-out batches. One with `beside`, {file
+    name: text}, has these files in exports/<name>/, unless they are there already, for people to edit.
 
     A hook that needs examples of the training split, for the ranges of int8 say, also has `representative`, their
     number; `write(model, path, batches)` gets them as batches {name: [n, …]} without padding.
@@ -230,6 +234,11 @@ class ExportReport:
     def worst_output(self) -> dict[str, float]:
         """Returns the numbers of the output whose error is the largest part of its bound."""
         return max(self.outputs.values(), key=lambda output: output["max_error"] / (output["bound"] or 1))
+
+
+def first_rows(batch: Arrays, size: int) -> Arrays:
+    """Returns the first rows of a batch, from the start again if it has fewer."""
+    return {name: np.take(array, np.arange(size), axis=0, mode="wrap") for name, array in batch.items()}
 
 
 def make_servable(model: Any) -> tf.Module:

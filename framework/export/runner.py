@@ -26,7 +26,7 @@ from framework.export import report
 from framework.export.base import Arrays, Call, ExportHook, ExportReport
 from framework.export.processes import Processes
 from framework.export.verify import Findings, Trained, verify
-from framework.files import held, is_full_disk, remove, sync, unreachable
+from framework.files import held, is_full_disk, remove, sync, unreachable, write_text
 from framework.metrics import Metric
 
 _FAILURE_CHARACTERS = 400
@@ -142,7 +142,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, process
         verify(findings, hook, path, trained, processes)
         if not findings.failures:
             measured = _measured(hook, trained)
-            _put_in_place(path, target)
+            _put_in_place(path, target, getattr(hook, "beside", {}))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a format that breaks, or tries to end the process, must not stop the others
@@ -187,11 +187,20 @@ def _measured(hook: ExportHook, trained: Trained) -> dict[str, Any]:
     return {} if measure is None else dict(measure(trained.model, trained.batches))
 
 
-def _put_in_place(path: Path, target: Path) -> None:
-    """Moves an artefact to its place once all of it is on disk; until then, an earlier artefact stays."""
+def _put_in_place(path: Path, target: Path, beside: Mapping[str, str]) -> None:
+    """Moves an artefact to its place once all of it is on disk; until then, an earlier artefact stays.
+
+    Args:
+      path: the artefact.
+      target: its place.
+      beside: {file name: text} of files beside it, written unless they are there.
+    """
     for entry in (path, *path.rglob("*")):
         sync(entry)
     target.parent.mkdir(exist_ok=True)
+    for name, text in beside.items():
+        if not (target.parent / name).exists():
+            write_text(target.parent / name, text)
     os.replace(path, target)
     sync(target.parent)
 
@@ -214,13 +223,14 @@ def _without_tensorflow_chatter() -> Iterator[None]:
 
 
 def _write(hook: ExportHook, trained: Trained, path: Path) -> None:
-    wanted = getattr(hook, "representative", 0)
-    if not wanted:
+    if wanted := getattr(hook, "representative", 0):
+        batches = trained.training(wanted) if trained.training else ()
+        # The protocol has this argument for hooks with `representative` alone.
+        hook.write(trained.model, path, map(_without_padding, batches))  # type: ignore[call-arg]
+    else:
         hook.write(trained.model, path)
-        return
-    batches = trained.training(wanted) if trained.training else ()
-    # The protocol has this argument for hooks with `representative` alone.
-    hook.write(trained.model, path, map(_without_padding, batches))  # type: ignore[call-arg]
+    if complete := getattr(hook, "complete", None):
+        complete(path, trained.batches)
 
 
 def _sizes(path: Path) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The SavedModel format, in the layout of TensorFlow Serving: exports/saved_model/<version>/saved_model.pb.
 
-SavedModel({"serving_default": classify, "features": embed})
+SavedModel({"serving_default": classify, "features": embed}, serving=Serving("mnist", warm_up=(1, 32)))
 
 loaded = tf.saved_model.load("exports/saved_model/1")
 loaded.signatures["serving_default"](image=images)["logits"]
@@ -16,6 +16,7 @@ import tensorflow as tf
 from framework.errors import UserError
 from framework.export import saved_model_runtime
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
+from framework.export.serving import Serving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SavedModel:
       bound: allowed relative error, see `ExportHook.bound`.
       name: name of the folder below exports/.
       measure: (model, held-out batches) -> {name: JSON} for the report, such as the recall of an approximate index.
+      serving: what TensorFlow Serving gets beside the SavedModel; None is nothing.
+      jit_compile: whether the signatures are XLA programs, compiled at the first call of each batch size.
 
     Raises:
       UserError: there is no 'serving_default'.
@@ -36,6 +39,8 @@ class SavedModel:
     bound: float = 2e-6
     name: str = "saved_model"
     measure: Callable[[Any, Sequence[Arrays]], Mapping[str, Any]] | None = None
+    serving: Serving | None = None
+    jit_compile: bool = False
 
     def __post_init__(self) -> None:
         if SERVING not in self.signatures:
@@ -50,10 +55,22 @@ class SavedModel:
 
     def write(self, model: Any, path: Path) -> None:
         servable = make_servable(model)
-        servable.functions = {name: signature.trace(model) for name, signature in self.signatures.items()}
+        servable.functions = {
+            name: signature.trace(model, self.jit_compile) for name, signature in self.signatures.items()
+        }
         # After the traces, which may fill what they use, such as an index.
         servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
+
+    def complete(self, path: Path, batches: Sequence[Arrays]) -> None:
+        """Writes the warm-up requests, see `ExportHook`."""
+        if self.serving:
+            self.serving.write_warm_up(path, self.signatures, batches[0])
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """Returns the configs of TensorFlow Serving, see `ExportHook`."""
+        return self.serving.files(self.jit_compile) if self.serving else {}
 
     @property
     def runtime(self) -> Runtime:

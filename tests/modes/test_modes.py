@@ -166,7 +166,6 @@ def test_other_data_than_those_of_the_run_are_said(tmp_path, capsys, mode):
 
 def test_export_in_formats_by_name(trained, capsys):
     """They are added to the report, and int8 has its ranges from the training examples of the run."""
-    assert call(f"--workdir={trained}", "--mode=export") == 0
     assert call(f"--workdir={trained}", "--mode=export", "--formats=lite_dynamic, lite_int8") == 0
     assert "  lite_int8      exports/lite_int8/model.tflite  " in capsys.readouterr().out
     reports = json.loads((trained / "exports" / "report.json").read_text())
@@ -177,14 +176,15 @@ def test_export_in_formats_by_name(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export", "--formats=tflite") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: --formats: there is no format 'tflite'. Did you mean 'lite'? This experiment has saved_model, lite,"
-        " lite_float16, lite_dynamic, lite_int8, lite_int8_io."
+        " saved_model_xla, lite_float16, lite_dynamic, lite_int8, lite_int8_io."
     )
 
 
 def test_export_adds_a_version(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export") == 0
     assert f"exporting step 40 of {trained}\n" in capsys.readouterr().out
-    assert [path.name for path in sorted((trained / "exports" / "saved_model").iterdir())] == ["1", "2"]
+    names = sorted(path.name for path in (trained / "exports" / "saved_model").iterdir())
+    assert names == ["1", "2", "batching.config", "models.config", "monitoring.config"]
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export"])
