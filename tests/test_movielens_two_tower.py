@@ -219,17 +219,19 @@ def test_the_export_recommends_unseen_films_by_brute_force(folder, tmp_path):
     loop.train(run)
     reports = exporting.export_run(run)
     served = tf.saved_model.load(str(run.workdir / "exports/saved_model/1")).signatures["serving_default"]
-    history = np.array([[0, 0, 3, 7, 999], [0, 0, 0, 0, 0], [0, 0, 0, 3, 7]], np.int64)  # 999 is unknown
-    inputs = {"age": np.array([20, np.nan, 20], np.float32), "occupation": np.array([1, 0, 1], np.int32)}
+    # Unknown ids are skipped, large and negative ones too; there are 30 films. The last user watched a film twice.
+    history = np.array([[2**40, -5, 3, 7, 999], [0, 0, 0, 0, 0], [0, 0, 0, 3, 7], [0, 0, 3, 3, 7]], np.int64)
+    inputs = {"age": np.array([20, np.nan, 20, 20], np.float32), "occupation": np.array([1, 0, 1, 1], np.int32)}
     found = served(history=tf.constant(history), **{name: tf.constant(value) for name, value in inputs.items()})
-    known = np.where(history == 999, 0, history).astype(np.int32)
+    known = np.where((history < 1) | (history > 30), 0, history).astype(np.int32)
     scores = run.model.users({"history": known, **inputs}).numpy() @ run.model.items().numpy().T
-    for row in range(3):
+    for row in range(4):
         order = [film for film in np.argsort(-scores[row], kind="stable") if film and film not in known[row]][:10]
         assert found["ids"][row].numpy().tolist() == order
         assert [title.decode() for title in found["titles"][row].numpy()] == [f"Film {film}" for film in order]
         np.testing.assert_allclose(found["scores"][row], scores[row][order], rtol=1e-5)
     np.testing.assert_array_equal(found["ids"][0], found["ids"][2])
+    assert np.abs(scores[2] - scores[3]).max() > 1e-5  # once is not twice
     (report,) = (one for one in reports if one.hook == "saved_model")
     assert report.holds == [
         "titles and ids of MovieLens (ml-100k) by GroupLens, University of Minnesota: not to be passed on, nor used"

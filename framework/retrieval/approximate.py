@@ -5,6 +5,9 @@ scores, rows = index.top_k(users, 10, seen)
 retrieval.overlap(rows, retrieval.top_k_of_all(users, items, 10, seen)[1])      # 0.999: how good it is
 """
 
+import logging
+from typing import Any
+
 import numpy as np
 
 from framework import extras
@@ -25,7 +28,7 @@ class Approximate:
     """
 
     def __init__(self, items: np.ndarray, links: int = 32, effort: int = 128) -> None:
-        faiss = extras.load("faiss", "recommend")
+        faiss = load_faiss()
         items = np.ascontiguousarray(items, np.float32)
         if items.ndim != 2 or len(items) < 2 or not np.isfinite(items[1:]).all():
             raise UserError(
@@ -61,6 +64,16 @@ class Approximate:
         short = ((0, 0), (0, k - order.shape[1]))
         scores, rows = (np.take_along_axis(array, order, 1) for array in (scores, rows))
         return np.pad(scores, short, constant_values=-np.inf), np.pad(rows, short)
+
+
+def load_faiss() -> Any:
+    """Returns the module faiss.
+
+    Raises:
+      UserError: it is not installed; the line says what to type.
+    """
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # six lines about what the processor could do
+    return extras.load("faiss", "recommend")
 
 
 def overlap(found: np.ndarray, exact: np.ndarray) -> float:

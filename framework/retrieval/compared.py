@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from framework import extras
 from framework.compile import jit
 from framework.errors import UserError
-from framework.retrieval.approximate import Approximate, overlap
+from framework.retrieval.approximate import Approximate, load_faiss, overlap
 from framework.retrieval.top_k import ITEM_BLOCK, top_k, top_k_of_all
 
 QUERIES = 200  # users who are timed
@@ -34,7 +33,7 @@ def compared(users: np.ndarray, items: np.ndarray, k: int, seen: np.ndarray | No
       alone, the line that says what to install.
     """
     try:
-        extras.load("faiss", "recommend")
+        load_faiss()
     except UserError as error:
         return {"missing": str(error)}
     users, items = (np.ascontiguousarray(array, np.float32) for array in (users, items))
