@@ -31,6 +31,7 @@ CURVES = "tensorboard"
 EXPORTS = "exports"
 FILES = "files"
 REPORT = "report.json"  # in exports/
+PAGE = "report.html"  # beside it
 FAILURE = "failure"
 WORKERS = "workers"
 

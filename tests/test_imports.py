@@ -143,7 +143,7 @@ ROWS = (
     ("checkpoint",),
     ("export.bounds",),
     ("export.base",),
-    ("export.worker",),
+    ("export.worker", "export.page"),
     ("export.report", "export.processes"),
     ("export.difference",),
     ("export.verify",),

@@ -1,4 +1,4 @@
-"""exports/report.json: the reports of the newest export of a run folder, true at every moment.
+"""exports/report.json and report.html: the reports of the newest export of a run folder, true at every moment.
 
 write(folder, [begun("lite", 469)])         # before anything is written, for an export that is killed
 write(folder, [report])
@@ -15,8 +15,9 @@ from absl import logging
 
 from framework.errors import RunError
 from framework.export.base import ExportReport
-from framework.files import CorruptError, read_bytes, read_json, remove, write_json
-from framework.folder import REPORT
+from framework.export.page import page
+from framework.files import CorruptError, read_bytes, read_json, remove, write_json, write_text
+from framework.folder import PAGE, REPORT
 
 
 def begun(hook: str, step: int) -> ExportReport:
@@ -33,9 +34,11 @@ def write(folder: Path, reports: Sequence[ExportReport]) -> None:
     path = folder / REPORT
     try:
         write_json(path, [dataclasses.asdict(report) for report in reports])
+        write_text(folder / PAGE, page(reports))
     except OSError as error:
         try:
             remove(path)
+            remove(folder / PAGE)
             left = "there is no report now"
         except OSError:
             left = "the report in its place is of an earlier export"
@@ -80,6 +83,7 @@ def others(folder: Path, hooks: Collection[str], step: int, averaged: Sequence[i
             report
             for report in known
             if (report.passed, report.step, report.averaged) == (True, step, [*averaged])
+            and report.throughput  # reports of earlier versions have none
             and report.sha256 == digest(folder / report.path)
         ]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.export.formats import select
+from framework.folder import PAGE
 from framework.run import lookback
 from framework.run.exporting import export_run
 from framework.run.run import Run
@@ -40,6 +41,7 @@ def print_reports(run: Run, formats: Sequence[str] = ()) -> int:
         print(f"  {report.hook:<14} {describe(report)}")
         for line in notes(report):
             print(f"    {line}")
+    print(f"  exports/{PAGE} compares them")
     return 0 if all(report.passed for report in reports) else 1
 
 

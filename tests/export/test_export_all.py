@@ -66,6 +66,7 @@ def test_one_bad_hook_stops_no_other_and_the_report_has_all(tmp_path):
         "bad.failed",
         "good",
         "late.failed",
+        "report.html",
         "report.json",
     ]
 
@@ -86,7 +87,7 @@ def test_the_last_good_export_stays_until_the_next_has_passed(tmp_path):
     assert (tmp_path / "fake.failed/factor.txt").read_text() == "2.0"
     assert export_one(tmp_path, Fake(), model=Scale(3.0)).passed
     assert (tmp_path / "fake/factor.txt").read_text() == "3.0"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fake", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fake", "report.html", "report.json"]
 
 
 def test_nothing_is_served_while_it_is_being_written(tmp_path):

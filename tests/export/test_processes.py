@@ -157,4 +157,4 @@ def test_formats_of_ours_in_fresh_processes(tmp_path):
     reports = export_all([saved, Lite(SIGNATURE)], Scale(1.5), [batch], {}, tmp_path, is_fresh=True)
     assert [report.failure for report in reports] == ["", ""]
     assert reports[0].outputs["texts/text"]["agreement"] == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lite", "report.json", "saved_model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lite", "report.html", "report.json", "saved_model"]

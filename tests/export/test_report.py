@@ -139,7 +139,7 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path, when):
     assert (tmp_path / "two").exists() == (when == "later")
     export(tmp_path, Versions("one"), Versions("two"), factor=2.0)
     assert report.is_current(tmp_path, ["one", "two"], 7)
-    assert sorted(os.listdir(tmp_path)) == ["one", "report.json", "two"]
+    assert sorted(os.listdir(tmp_path)) == ["one", "report.html", "report.json", "two"]
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -180,7 +180,7 @@ def test_what_is_half_written_on_a_full_disk_is_not_kept(tmp_path, full):
     bad, good = export(tmp_path, Versions("one", meanwhile=fill), Versions("two"))
     assert (bad.passed, bad.path, good.passed) == (False, "one.failed", True)
     assert os.listdir(tmp_path / "one.failed") == ["error.txt"]
-    assert sorted(os.listdir(tmp_path)) == ["one.failed", "report.json", "two"]
+    assert sorted(os.listdir(tmp_path)) == ["one.failed", "report.html", "report.json", "two"]
 
 
 def test_no_room_for_the_report_leaves_none_that_is_not_true(tmp_path, monkeypatch):
