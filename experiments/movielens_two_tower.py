@@ -331,7 +331,8 @@ def make_loss(cfg: ConfigDict):
             return losses.in_batch_softmax(users, model.items(film), film, weight, log_q)
         logits = tf.matmul(users, model.items(), transpose_b=True)
         is_padding = tf.equal(tf.range(tf.shape(logits)[1]), 0)
-        return losses.sparse_cross_entropy(tf.where(is_padding, -1e4, logits), film, weight)
+        lowest = tf.constant(-1e4, logits.dtype)
+        return losses.sparse_cross_entropy(tf.where(is_padding, lowest, logits), film, weight)
 
     def noise(factors, examples):
         """Returns a sum whose gradient is noise: gradient descent by it samples factors (Welling and Teh, 2011)."""
@@ -345,6 +346,7 @@ def make_loss(cfg: ConfigDict):
                 sums.append(tf.reduce_sum(drawn * table))
         return tf.add_n(sums)
 
+    loss.needs_collectives = bool(cfg.model.next_weight) and cfg.model.softmax == "in_batch"  # of all replicas
     return loss
 
 

@@ -246,6 +246,35 @@ def test_the_export_recommends_unseen_films_by_brute_force(folder, tmp_path):
         assert index["recall@10"] == 1.0  # a search keeps 128 of the 30 films in view
 
 
+CURVES = {
+    "float32": {},
+    "two replicas": {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2},
+    "bfloat16": {"train.precision": "bfloat16"},
+    "float16": {"train.precision": "float16"},  # with a dynamic loss scale
+}
+BOUND = 0.01  # of the difference of the mean losses of 50 steps, as a share of that of float32
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("preset", "softmax"), [("retrieval", "full"), ("retrieval", "in_batch")])
+def test_loss_curves_of_precisions_and_replicas(folder, tmp_path, preset, softmax):
+    """500 steps with dropout, or noise, beside those of float32 on one device: the mean loss of each 50 steps."""
+    values = {"train.duration": "500 steps", "log.every": "50 steps", "model.softmax": softmax, "model.dropout": 0.3}
+    curves, skipped = {}, {}
+    for name, setting in CURVES.items():
+        run = build(folder, tmp_path / name, preset, **values, **setting)
+        loop.train(run)
+        rows = [row for row in testing.rows(run) if "mean/loss" in row]
+        curves[name] = np.array([row["mean/loss"] for row in rows])
+        skipped[name] = 500 - int(run.state.updates)
+        print(name, curves[name].round(4), f"skipped {skipped[name]}")
+    for name, curve in curves.items():
+        assert len(curve) == 10
+        assert skipped[name] <= (5 if name == "float16" else 0)  # its loss scale starts too high
+        assert np.abs(curve / curves["float32"] - 1).max() <= BOUND, name
+
+
 WRONG = [
     ({"data.split": "u1"}, "data.split=u1 holds out ratings that the histories of others have"),
     ({"data.history": 0}, "data.history=0 and model.next_weight=1: the films of a history are"),
