@@ -8,14 +8,15 @@ The names of variables are their paths in this object, see `paths`. A checkpoint
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import paths, rng
-from framework.optim import ExponentialMovingAverage, Lookahead, Optimizer, Pruner
+from framework import compat, paths, rng
+from framework.optim import ExponentialMovingAverage, Extension, Lookahead, Optimizer, Pruner
 from framework.precision import LossScale
 
 
@@ -69,6 +70,7 @@ class TrainState(tf.Module):
       ema: moving average of the weights; None without one.
       lookahead: slow weights that replace the trained ones now and then; None without them.
       prune: masks outside of which weights are 0; None without them.
+      extensions: {name: {path: variable}} of the extensions that the experiment's `make_extensions` returned.
       extra: what the experiment's `make_state` returned; None without one.
       schedule: learning-rate schedules with variables, or a dict of them by model; None without one.
       data: batches that have a state, such as a replay buffer; None for those that are a function of the step.
@@ -90,6 +92,7 @@ class TrainState(tf.Module):
         schedule: Any = None,
         lookahead: Lookahead | None = None,
         prune: Pruner | None = None,
+        extensions: Mapping[str, Extension] | None = None,
     ) -> None:
         super().__init__("state")
         self.step = new_counter()
@@ -103,6 +106,13 @@ class TrainState(tf.Module):
         self.ema = ema
         self.lookahead = lookahead
         self.prune = prune
+        self._own = compat.untracked(self, dict(extensions or {}))
+        # Not what an extension holds of the model, which is saved as the model.
+        known = {id(variable) for variable in paths.variables({"model": model, "optimizer": optimizer}).values()}
+        self.extensions = {
+            name: {path: v for path, v in paths.variables(extension).items() if id(v) not in known}
+            for name, extension in self._own.items()
+        }
         self.extra = extra
         self.data = data
         self.schedule = schedule
@@ -121,26 +131,32 @@ class TrainState(tf.Module):
         return paths.models(self.optimizer)
 
     @property
-    def extensions(self) -> list[Lookahead | Pruner | ExponentialMovingAverage]:
-        """What follows an update inside of the step, in this order."""
-        return [extension for extension in (self.lookahead, self.prune, self.ema) if extension is not None]
+    def is_extended(self) -> bool:
+        """Whether `after_update` does anything."""
+        return any((self.lookahead, self._own, self.prune, self.ema))
 
     def after_update(self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None) -> None:
-        """Replaces the weights by the slow ones of Lookahead if that is due, masks them, and then averages them.
+        """Does what follows an update: Lookahead, the experiment's own extensions, masks of pruning, then the EMA.
 
         Args:
           updates: int64 scalar; updates made, including this one.
           step: int64 scalar; steps counted before this one.
-          applied: bool scalar; False leaves all as it is, as in `Optimizer.apply`.
+          applied: bool scalar; False leaves all as it is, as in `Optimizer.apply`. None is as True.
         """
-        for extension in self.extensions:
-            extension.after_update(updates, step, applied)
+        if self.lookahead is not None:
+            self.lookahead.after_update(updates, step, applied)
+        for extension in self._own.values():
+            extension.after_update(updates, step, tf.constant(True) if applied is None else applied)
+        if self.prune is not None:
+            self.prune.after_update(updates, step, applied)
+        if self.ema is not None:
+            self.ema.after_update(updates, step, applied)
 
     def restart(self) -> None:
-        """Makes the extensions those of a run that starts at the present weights."""
-        for extension in (self.ema, self.lookahead, self.prune):  # which masks the others
-            if extension is not None:
-                extension.restart()
+        """Makes all that follows updates that of a run which starts at the present weights."""
+        for follower in (self.ema, self.lookahead, *self._own.values(), self.prune):  # which masks the others
+            if follower is not None:
+                follower.restart()
 
     @property
     def learned(self) -> dict[str, tf.Variable]:

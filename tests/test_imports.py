@@ -101,7 +101,7 @@ ROWS = (
     ),
     ("metrics",),
     ("precision",),
-    ("optim.groups", "optim.options", "optim.masked"),
+    ("optim.groups", "optim.options", "optim.masked", "optim.extension"),
     ("optim.sgd", "optim.adam", "optim.lamb"),
     ("optim.muon",),
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average", "optim.lookahead", "optim.pruning"),

@@ -295,6 +295,13 @@ FOUND = Probe(terms=("a",), batch={}, outputs={}, graph=None, assigned_variables
             FOUND,
             "workers take the standard step of a single model, and the experiment has one of its own or several",
         ),
+        (
+            {"make_extensions": None},
+            None,
+            None,
+            FOUND,
+            "extensions of the step would read and write weights that other workers are changing",
+        ),
         ({}, None, tf.Module(), FOUND, "batches that have a state live on one device"),
         (
             {},

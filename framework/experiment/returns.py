@@ -161,6 +161,18 @@ def _state(returned: Any, wanted: str) -> str:
     return "" if isinstance(returned, tf.Module) else wanted
 
 
+def _extensions(returned: Any, wanted: str) -> str:
+    import tensorflow as tf
+
+    if not isinstance(returned, Mapping):
+        return wanted
+    for name, extension in returned.items():
+        is_extension = isinstance(extension, tf.Module) and takes(getattr(extension, "after_update", None), 3)
+        if not isinstance(name, str) or not is_extension or not takes(getattr(extension, "restart", None), 0):
+            return f"{name!r} is {shown(extension)}, not an optim.Extension. {wanted}"
+    return ""
+
+
 def _step(returned: Any, wanted: str) -> str:
     return "" if takes(returned, 2) else wanted
 
@@ -210,6 +222,11 @@ FUNCTIONS: Mapping[str, Function] = {
     "make_metrics": Function(("cfg",), "{name: metric}, e.g. {'accuracy': metrics.Accuracy()}", _metrics),
     "make_optimizer": Function(("cfg", "learning_rate"), "e.g. keras.optimizers.RMSprop(learning_rate)"),
     "make_state": Function(("cfg", "model"), "a tf.Module, whose variables are saved", _state),
+    "make_extensions": Function(
+        ("cfg", "model"),
+        "{name: extension}, e.g. {'bounded': Bounded(model)} of a class of optim.Extension",
+        _extensions,
+    ),
     "make_step": Function(("cfg", "tools"), "the function step(state, batch)", _step),
     "make_exports": Function(("cfg",), "a list of exports", _list),
     "make_files": Function(("cfg",), "{file name: text}, e.g. {'vocabulary.json': words.to_json()}", _files),

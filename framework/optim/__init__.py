@@ -12,6 +12,7 @@ from framework.optim.average import ExponentialMovingAverage
 from framework.optim.building import build_optimizers, schedules_of
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
+from framework.optim.extension import Extension
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.lamb import Lamb
@@ -26,6 +27,7 @@ from framework.optim.stateful import observe, prepare_schedules, schedule_state
 __all__ = [
     "LOGGED",
     "ExponentialMovingAverage",
+    "Extension",
     "Group",
     "Lamb",
     "Lookahead",

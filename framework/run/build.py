@@ -111,7 +111,7 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
         check_sizes(batches, replicas.count)
     resolved = config.resolve(final, data.steps_per_epoch, epoch_of(data))
     made = _make_model(functions, data, resolved, replicas)
-    train_state = _make_state(made, data, resolved)
+    train_state = _make_state(functions, made, data, resolved)
     constants = check_covered(made.probe, train_state, longest(data))
 
     with precision.scope(resolved.train.precision):
@@ -240,7 +240,7 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
     return _Made(model, loss, metrics, trace, schedules, schedule_state, optimizer, updates, extra)
 
 
-def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> TrainState:
+def _make_state(functions: Mapping[str, Any], made: _Made, data: Batches, resolved: FrozenConfigDict) -> TrainState:
     """Returns all that a checkpoint of the run holds."""
     decay, slow = resolved.ema.decay, resolved.lookahead.every
     variables = paths.variables(made.model)
@@ -258,6 +258,7 @@ def _make_state(made: _Made, data: Batches, resolved: FrozenConfigDict) -> Train
         schedule=made.schedule_state,
         lookahead=lookahead,
         prune=_make_pruner(made, resolved, ema, lookahead),
+        extensions=functions["make_extensions"](resolved, made.model) if "make_extensions" in functions else None,
     )
 
 

@@ -37,6 +37,8 @@ def check(make: Mapping[str, Any], model: Any, data: Batches, probe: Probe) -> N
     reason = ""
     if "make_step" in make or isinstance(model, Mapping):
         reason = "workers take the standard step of a single model, and the experiment has one of its own or several"
+    elif "make_extensions" in make:
+        reason = "extensions of the step would read and write weights that other workers are changing"
     elif len(members_of(data)) > 1:
         reason = "batches of several shapes (buckets) have a trace each, and workers trace one"
     elif isinstance(data, tf.Module):

@@ -11,8 +11,9 @@
                              assertion fails on any replica (a violation), no replica applies the update
     5  clip                  gradients are clipped as `config.clip` says
     6  apply                 the optimizer changes the weights
-    7  count                 once a step: the counters, the extensions (Lookahead, masks of pruning, then EMA), the loss
-                             scale; the statistics of BatchNormalization become their mean over replicas
+    7  count                 once a step: the counters; what follows an update: Lookahead, the experiment's extensions,
+                             masks of pruning, EMA; the loss scale; the statistics of BatchNormalization become
+                             their mean over replicas
 
 A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
 `apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:
@@ -162,7 +163,7 @@ def take_step(
     is_finite = trace.checks.is_finite()
     is_taken = is_finite & trace.allowed
     state.updates.assign_add(tf.cast(is_taken, tf.int64))
-    if state.extensions and trace.is_masked:
+    if state.is_extended and trace.is_masked:
         trace.program("update", state.after_update)(state.updates.read_value(), state.step.read_value(), is_taken)
 
     def keep() -> None:
@@ -174,7 +175,7 @@ def take_step(
         for copy, value in before:
             copy.assign(value)
 
-    if rollback_variables or (state.extensions and not trace.is_masked):
+    if rollback_variables or (state.is_extended and not trace.is_masked):
         when(is_taken, keep, roll_back)
     return StepResult(terms, metrics, is_finite, is_taken, trace.checks.violations(), count_empty(terms))
 
