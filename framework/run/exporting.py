@@ -12,7 +12,7 @@ import tensorflow as tf
 from framework import precision
 from framework.compile import jit
 from framework.config import base_split
-from framework.data.batches import Batches, epoch_steps
+from framework.data.batches import Batches
 from framework.errors import UserError
 from framework.export.base import ExportReport
 from framework.export.formats import select
@@ -104,8 +104,8 @@ def training(run: Run, examples: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _epoch(batches: Batches) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches of one epoch as arrays."""
+    """Yields the batches of one epoch as arrays; of a stream whose length is not known, without end."""
     step = 0
-    while step < epoch_steps(batches):
+    while step < batches.steps_per_epoch:
         yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
         step += 1

@@ -232,3 +232,18 @@ def test_an_artefact_that_has_changed_is_exported_anew(tmp_path, caplog):
     assert report.is_current(tmp_path, ["saved"], 7)
     shutil.rmtree(tmp_path / "saved")
     assert not report.is_current(tmp_path, ["saved"], 7)
+
+
+def test_reports_of_other_hooks_stay_while_they_are_true(tmp_path):
+    def exported(hook, step):
+        export_all([hook], Scale(1.5), [BATCH], {}, tmp_path, step, keeps_others=True)
+        return told(tmp_path)
+
+    assert exported(Versions("one"), 7) == [("one", 7, True)]
+    assert exported(Versions("two"), 7) == [("two", 7, True), ("one", 7, True)]
+    assert report.is_current(tmp_path, ["one"], 7) and report.is_current(tmp_path, ["one", "two"], 7)
+    (tmp_path / "one/1/factor.txt").write_text("1.4")
+    assert exported(Versions("three"), 7) == [("three", 7, True), ("two", 7, True)]
+    assert exported(Versions("two"), 9) == [("two", 9, True)]  # of another state
+    export(tmp_path, Versions("four"), step=9)
+    assert told(tmp_path) == [("four", 9, True)]  # not asked to keep them
