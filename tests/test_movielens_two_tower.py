@@ -184,8 +184,8 @@ def test_rows_are_scaled_so_that_all_have_one_deviation(folder, tmp_path):
     for what, deviation in deviations.items():
         scale = run.model.factors.scales[f"film_{what}"].numpy()[:, 0]
         np.testing.assert_allclose(scale * of_a_number, deviation, rtol=1e-5)
-    by_adam = build(folder, tmp_path / "joint", "joint")
-    assert all(np.all(scale.numpy() == 1) for scale in by_adam.model.factors.scales.values())
+    as_they_are = build(folder, tmp_path / "unscaled", "rating", **{"model.scaled": False})
+    assert all(np.all(scale.numpy() == 1) for scale in as_they_are.model.factors.scales.values())
 
 
 # ---- Runs ----
