@@ -19,7 +19,7 @@ from framework.optim.lamb import Lamb
 from framework.optim.lookahead import Lookahead
 from framework.optim.muon import Muon
 from framework.optim.optimizers import Optimizer, make_optimizer
-from framework.optim.pruning import LOGGED, Pruner, pruned_variables
+from framework.optim.pruning import LOGGED, Pruner, check_wrapped, pruned_variables
 from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
 from framework.optim.sgd import Sgd
 from framework.optim.stateful import observe, prepare_schedules, schedule_state
@@ -39,6 +39,7 @@ __all__ = [
     "Sgd",
     "assign_groups",
     "build_optimizers",
+    "check_wrapped",
     "checked_schedule",
     "clip",
     "freeze_layers",

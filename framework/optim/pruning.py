@@ -12,11 +12,14 @@ a step and calls the pass after update t step t + 1; and at `end` a mask is made
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
-from ml_collections import ConfigDict
+from absl import logging
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import compat, paths
+from framework.config import flatten
 from framework.config.keys.prune import pattern
 from framework.errors import UserError, near
 
@@ -61,6 +64,27 @@ def pruned_variables(settings: ConfigDict, trained: Mapping[str, tf.Variable]) -
             f" outputs], not of {', '.join(bad)}. Leave these out by prune.exclude, or use --config.prune.pattern=any."
         )
     return pruned
+
+
+def check_wrapped(model: Any, config: FrozenConfigDict) -> None:
+    """Warns of layers in the wrapper of tensorflow_model_optimization, and refuses them where it does not work.
+
+    The wrapper makes and applies masks in the forward pass: before an update, never after the last one, and by calls
+    between replicas.
+
+    Raises:
+      UserError: there are several replicas or micro-batches, or `prune` makes masks as well.
+    """
+    wrapped = [path for path, layer in paths.objects(model).items() if type(layer).__name__ == "PruneLowMagnitude"]
+    if not wrapped:
+        return
+    what = f"make_model wraps {', '.join(wrapped)} by prune_low_magnitude of tensorflow_model_optimization"
+    instead = "Return the layers without it, and type e.g. --config.prune.sparsity=0.8."
+    for key, legal in (("runtime.strategy", "one_device"), ("train.micro_batches", 1), ("prune.sparsity", 0.0)):
+        value = flatten(ConfigDict(config.to_dict()))[key]
+        if value != legal:
+            raise UserError(f"{what}, which does not work with {key}={value!r}. {instead}")
+    logging.warning("%s, which does not mask the weights after the last update. %s", what, instead)
 
 
 class Pruner(tf.Module):

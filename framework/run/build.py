@@ -215,6 +215,7 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
     with precision.scope(resolved.train.precision), replicas.scope():
         keras.utils.set_random_seed(resolved.seed % 2**32)  # NumPy takes 32 bits; draws and order take the whole seed
         model = functions["make_model"](resolved)
+        optim.check_wrapped(model, resolved)
         if resolved.train.remat:
             rematerialise(model, resolved.train.remat)
         loss = functions["make_loss"](resolved)

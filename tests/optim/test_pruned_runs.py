@@ -186,6 +186,40 @@ def test_a_longer_run_must_have_the_masks_of_the_shorter_one(tmp_path):
     )
 
 
+def wrapped(cfg):
+    """Returns a model in the wrapper of tensorflow_model_optimization."""
+    sparsity = pytest.importorskip("tensorflow_model_optimization").sparsity.keras
+    layers = [sparsity.prune_low_magnitude(layer) for layer in without_norm(cfg).layers]
+    return keras.Sequential([keras.Input([6]), *layers])
+
+
+WRAPPED = (
+    "make_model wraps prune_low_magnitude_first, prune_low_magnitude_last by prune_low_magnitude of"
+    " tensorflow_model_optimization, which does not "
+)
+INSTEAD = "Return the layers without it, and type e.g. --config.prune.sparsity=0.8."
+
+
+@pytest.mark.parametrize(
+    ("more", "value"),
+    [
+        (TWO, "runtime.strategy='mirrored'"),
+        ({"train.micro_batches": 2}, "train.micro_batches=2"),
+        (PRUNED, "prune.sparsity=0.8"),
+    ],
+    ids=["replicas", "micro-batches", "both"],
+)
+def test_a_model_in_the_wrapper_of_tfmot_is_refused_where_that_does_not_work(more, value):
+    with pytest.raises(UserError) as error:
+        build(functions={"make_model": wrapped}, **more)
+    assert str(error.value) == f"{WRAPPED}work with {value}. {INSTEAD}"
+
+
+def test_a_model_in_the_wrapper_of_tfmot_is_warned_of_elsewhere(caplog):
+    build(functions={"make_model": wrapped})
+    assert f"{WRAPPED}mask the weights after the last update. {INSTEAD}" in caplog.messages
+
+
 def test_a_metric_that_hides_the_sparsity_is_refused():
     class Anything(metrics.Mean):
         mode = "max"
