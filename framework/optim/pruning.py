@@ -267,4 +267,4 @@ def _value(variable: tf.Variable) -> tf.Tensor:
 
 def _masked(mask: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
     value = variable.read_value()
-    return tf.where(mask, value, tf.zeros_like(value))
+    return tf.where(mask, value, tf.zeros([], value.dtype))

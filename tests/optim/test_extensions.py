@@ -39,7 +39,11 @@ def run(*arguments, **more):
     return build(*arguments, functions=functions, heat={(4, 3): HOT}, **SKIPPING, **more)
 
 
-@pytest.mark.parametrize("more", [{}, TWO, {"train.compile": "xla"}], ids=["graph", "replicas", "xla"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, pytest.param(TWO, marks=pytest.mark.slow), {"train.compile": "xla"}],
+    ids=["graph", "replicas", "xla"],
+)
 def test_an_extension_changes_weights_before_the_average_and_not_after_a_skipped_step(more):
     built = run(**more)
     own = built.state.extensions["bounded"]
@@ -62,6 +66,7 @@ def test_an_extension_changes_weights_before_the_average_and_not_after_a_skipped
     assert "model/first/kernel" in snapshot(built)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
     whole, resumed = run(), run()

@@ -57,9 +57,9 @@ def test_the_last_weights_and_their_average_have_the_sparsity(graph):
 @pytest.mark.parametrize(
     "more",
     [
-        {"train.compile": "eager", "train.micro_batches": 4},
         {**TWO, "train.micro_batches": 2},
-        {"train.compile": "xla"},
+        pytest.param({"train.compile": "eager", "train.micro_batches": 4}, marks=pytest.mark.slow),
+        pytest.param({"train.compile": "xla"}, marks=pytest.mark.slow),
         pytest.param({"train.compile": "xla_update"}, marks=pytest.mark.slow),
         pytest.param({"train.compile": "xla_gradients", **TWO}, marks=pytest.mark.slow),
     ],
@@ -137,7 +137,7 @@ def test_the_mean_of_checkpoints_has_the_newest_masks(finished):
     assert zeros(paths.variables(target.model)) == zeros(target.state.ema.averages) == SHARES
 
 
-@pytest.mark.parametrize("which", ["model", "ema"])
+@pytest.mark.parametrize("which", ["ema", pytest.param("model", marks=pytest.mark.slow)])
 def test_a_run_that_starts_from_a_pruned_one_may_keep_its_zeros(finished, tmp_path, which):
     source = str(finished[0].workdir)
     built = build(
@@ -175,6 +175,7 @@ def test_frozen_parameters_are_not_pruned():
         build(**PRUNED, **frozen, **{"prune.include": "first/.*"})
 
 
+@pytest.mark.slow
 def test_a_longer_run_must_have_the_masks_of_the_shorter_one(tmp_path):
     percent = {**PRUNED, "prune.end": "80%", "schedule.name": "constant"}
     loop.train(build(tmp_path / "run", **percent))

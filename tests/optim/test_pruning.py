@@ -73,9 +73,9 @@ PATTERN = (
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "ours", "theirs"),
     [
-        ("sgd", "float64", *POLYNOMIAL),
+        pytest.param("sgd", "float64", *POLYNOMIAL, marks=pytest.mark.slow),
         ("adam", "float64", *POLYNOMIAL),
-        ("adam", "float64", *CONSTANT),
+        pytest.param("adam", "float64", *CONSTANT, marks=pytest.mark.slow),
         ("sgd", "float32", *PATTERN),  # which it has in float32 alone
     ],
     ids=["polynomial-sgd", "polynomial-adam", "constant-adam", "2:4-sgd"],
