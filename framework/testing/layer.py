@@ -60,7 +60,7 @@ def check_layer(
     | `training` | training and inference differ only if `training_differs`; inference changes no variable |
     | `precision` | outputs, gradients and variables are finite and of the right dtype, also in float16 and bfloat16 |
     | `graph` | a graph of a free batch dimension computes what eager execution does, for other batch sizes too |
-    | `gradients` | gradients by inputs and weights are those of differences in float64 |
+    | `gradients` | gradients by inputs and weights are those of differences in float64; outputs depend on each weight |
     | `xla` | XLA computes what eager execution does; thoroughly, in every precision and in inference |
     | `replicas` | halves of a batch, and two replicas, give the outputs and gradients of the whole, added losses too |
     | `config` | `from_config(get_config())` computes the same from the same weights |

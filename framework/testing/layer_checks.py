@@ -101,7 +101,7 @@ def check_graph(examined: Examined) -> None:
 
 
 def check_gradients(examined: Examined) -> None:
-    """The gradients by inputs and weights are those of differences, in float64."""
+    """The gradients by inputs and weights are those of differences, in float64, and each weight has one."""
     layer, trace = examined.layer, examined.trace
     sources = layer.sources(layer.inputs)
     if not sources or not examined.upstream:
@@ -120,6 +120,12 @@ def check_gradients(examined: Examined) -> None:
 
     with layer.state:
         check_differences("gradient", products, gradients, point, Probing(probes))
+    for path in floating(paths.trainable(layer.layer)):
+        if not np.any(examined.eager.get(f"{GRADIENT}{path}", 0)):  # none at all if no op reads the weight
+            raise AssertionError(
+                f"the trained weight '{path}' has a gradient of 0 in every element: no output depends on it. Use it in"
+                " call, or make it with trainable=False"
+            )
 
 
 def check_xla(examined: Examined) -> None:

@@ -208,6 +208,15 @@ def test_a_weight_without_a_gradient():
     fails("gradients", Stopped, "gradient by scale along direction ", "The tape gave None")
 
 
+def test_a_weight_that_is_never_read():
+    class Spare(Scale):
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.spare = self.add_weight("spare", [3])
+
+    fails("gradients", Spare, "the trained weight 'spare' has a gradient of 0 in every element")
+
+
 def test_a_layer_that_bakes_a_batch_size_in():
     class Reshaped(keras.layers.Layer):
         def call(self, x, training=None):
