@@ -9,7 +9,7 @@ Each file stands alone; `building` puts them together for a run.
 """
 
 from framework.optim.average import ExponentialMovingAverage
-from framework.optim.building import build_optimizers, schedules_of
+from framework.optim.building import build_optimizers, schedules_of, shortened
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
 from framework.optim.extension import Extension
@@ -55,4 +55,5 @@ __all__ = [
     "sampled_updates",
     "schedule_state",
     "schedules_of",
+    "shortened",
 ]

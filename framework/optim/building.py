@@ -116,8 +116,7 @@ def _make(
     """Returns {model: keras optimizer} for the parameters of one group."""
     dtype = precision.master_dtype(config.train.precision)
     if group.until:
-        steps = to_steps(group.until, steps_per_epoch=0, batch_size=1)
-        schedules = {name: compressed(schedule, steps, config.train.duration) for name, schedule in schedules.items()}
+        schedules = {name: shortened(schedule, group, config.train.duration) for name, schedule in schedules.items()}
     rates = {name: learning_rate(schedule, updates, dtype, group.lr) for name, schedule in schedules.items()}
     scaled = ConfigDict(config.to_dict())
     scaled.optimizer = ConfigDict(settings_of(config.to_dict()["optimizer"], group))
@@ -144,6 +143,11 @@ def _make(
             )
         check_options(optimizer, config)
     return made
+
+
+def shortened(schedule: Schedule, group: Group, duration: int) -> Schedule:
+    """Returns the schedule of a group that ends at `group.until`, of a run of `duration` steps."""
+    return compressed(schedule, to_steps(group.until, steps_per_epoch=0, batch_size=1), duration)
 
 
 def _trace(optimizer: Optimizer) -> None:

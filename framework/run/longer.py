@@ -2,10 +2,12 @@
 
     check(run)              # of a run just restored; UserError if the new duration would have changed the run so far
 
-The learning rates of all updates so far must agree bit for bit, and so must the periods of rows and evaluations. Saves
+The learning rates of all updates so far must agree bit for bit, those of groups with an end of their own too, and so
+must the periods of rows and evaluations, the turns of masks, and what Lookahead did. Saves
 and histograms may come at other steps. An experiment may read its duration in make_schedule only.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -40,6 +42,7 @@ def check(run: Run) -> None:
     _refuse_ended(run, step, what, elsewhere)
     _refuse_readers(run, what, elsewhere)
     _refuse_other_periods(run, old, what)
+    _refuse_other_slow_weights(run, old, what, elsewhere)
     _refuse_other_rates(run, old, what, elsewhere)
 
 
@@ -76,6 +79,23 @@ def _refuse_other_periods(run: Run, old: FrozenConfigDict, what: str) -> None:
             )
 
 
+def _refuse_other_slow_weights(run: Run, old: FrozenConfigDict, what: str, elsewhere: str) -> None:
+    """Raises UserError if Lookahead would have moved the weights in another way under the config `old`."""
+    if run.state.lookahead is None:
+        return
+    power, step = run.resolved.lookahead.power, int(run.state.step)
+    if power and int(run.state.updates):
+        raise UserError(
+            f"{what} changes how far Lookahead moved the slow weights so far: by a share of the whole duration to the"
+            f" power of lookahead.power={power:g}. {elsewhere}"
+        )
+    if step >= old.train.duration:
+        raise UserError(
+            f"{what}: at step {step}, the last of the shorter run, Lookahead replaced the weights by the slow ones."
+            f" {elsewhere}"
+        )
+
+
 def _refuse_other_rates(run: Run, old: FrozenConfigDict, what: str, elsewhere: str) -> None:
     """Raises UserError if an update so far had another learning rate under the config `old`."""
     updates = int(run.state.updates)
@@ -88,18 +108,40 @@ def _refuse_other_rates(run: Run, old: FrozenConfigDict, what: str, elsewhere: s
     returned = make_schedule(old, old.train.duration)
     earlier = check_schedules(returned, run.model, old.train.duration)
     for name, schedule in run.schedules.items():
-        update = first_difference(earlier[name], schedule, updates)
-        if update is None:
-            continue
-        rates = [float(rate(tf.constant(update, tf.int64))) for rate in (earlier[name], schedule)]
-        was, now = _flat(old), _flat(run.resolved)
-        kept = [key for key in DURATIONS if key.startswith("schedule.") and was[key] != now[key]]
-        hint = " ".join(f"--config.{key}='{was[key]} steps'" for key in kept)
-        raise UserError(
-            f"{what} changes the learning rate of update {update}{'' if name == 'model' else f' of {name}'}"
-            f" from {rates[0]!r} to {rates[1]!r}, and {updates} updates are made."
-            f"{f' If nothing else changes it, type {hint} too.' if hint else ''} {elsewhere}"
-        )
+        own = "" if name == "model" else f" of {name}"
+        for whose, was, now in ((own, earlier[name], schedule), *_of_groups(run, old, earlier[name], schedule)):
+            update = first_difference(was, now, updates)
+            if update is None:
+                continue
+            rates = [float(rate(tf.constant(update, tf.int64))) for rate in (was, now)]
+            raise UserError(
+                f"{what} changes the learning rate of update {update}{whose}"
+                f" from {rates[0]!r} to {rates[1]!r}, and {updates} updates are made.{_hint(run, old)} {elsewhere}"
+            )
+
+
+def _of_groups(
+    run: Run, old: FrozenConfigDict, earlier: Schedule, schedule: Schedule
+) -> Iterator[tuple[str, Schedule, Schedule]]:
+    """Yields whose schedules they are, then and now, of each group of parameters that ends before the run does."""
+    groups = zip(
+        optim.parse_groups(old.optimizer.groups), optim.parse_groups(run.resolved.optimizer.groups), strict=True
+    )
+    for was, now in groups:
+        if was.until:
+            yield (
+                f" of optimizer.groups '{now.pattern}'",
+                optim.shortened(earlier, was, old.train.duration),
+                optim.shortened(schedule, now, run.resolved.train.duration),
+            )
+
+
+def _hint(run: Run, old: FrozenConfigDict) -> str:
+    """Returns a sentence with the durations of the schedule that must be typed in steps to stay what they were."""
+    was, now = _flat(old), _flat(run.resolved)
+    kept = [key for key in DURATIONS if key.startswith("schedule.") and was[key] != now[key]]
+    typed = " ".join(f"--config.{key}='{was[key]} steps'" for key in kept)
+    return f" If nothing else changes it, type {typed} too." if typed else ""
 
 
 def _flat(resolved: FrozenConfigDict) -> dict[str, Any]:

@@ -127,6 +127,57 @@ def test_periods_in_percent_must_stay(tmp_path):
     assert loop.train(build(tmp_path / "run", **kept))["step"] == 16
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        (
+            {"lookahead.every": 2, "lookahead.power": 3.0},
+            4,
+            "changes how far Lookahead moved the slow weights so far: by a share of the whole duration to the power of"
+            " lookahead.power=3.",
+        ),
+        (
+            {"lookahead.every": 2},
+            8,
+            ": at step 8, the last of the shorter run, Lookahead replaced the weights by the slow ones.",
+        ),
+        ({"lookahead.every": 2}, 4, ""),
+        (
+            {
+                "optimizer.groups": (".*bias: until=6steps",),
+                "schedule.name": "piecewise",
+                "schedule.warmup": "",
+                "schedule.boundaries": ("5 steps",),
+                "schedule.factors": (0.5,),
+            },
+            4,
+            "changes the learning rate of update 3 of optimizer.groups '.*bias' from 0.005 to 0.0025, and 4 updates are"
+            " made.",
+        ),
+    ],
+    ids=["lookahead by a share", "lookahead at its end", "lookahead midway", "group with an end"],
+)
+def test_what_depends_on_the_duration_beside_the_schedule(tmp_path, settings, steps, expected):
+    """A run of 8 steps, stopped after some of them, becomes one of 12."""
+    short = build(tmp_path, **settings)
+    short.open()
+    short.write_header([])
+    for _ in range(steps):
+        short.train_block(1)
+    with short.checkpoints:
+        short.checkpoints.save(short.state, {}, short.facts())
+    if not expected:
+        longer, whole = (build(tmp_path / name, **settings, **{"train.duration": "12 steps"}) for name in ("", "whole"))
+        assert loop.train(longer)["step"] == loop.train(whole)["step"] == 12
+        assert digest(longer.state) == digest(whole.state)
+        return
+    where = "" if expected.startswith(":") else " "
+    assert refusal(tmp_path, **settings, **{"train.duration": "12 steps"}) == (
+        f"train.duration='12 steps' instead of '8 steps'{where}{expected} Use another folder; there,"
+        f" --config.resume_from={tmp_path} continues this run."
+    )
+
+
 def test_another_key_is_another_run(finished):
     folder = finished[0]
     with pytest.raises(
