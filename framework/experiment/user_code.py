@@ -144,18 +144,32 @@ def named(what: str) -> Iterator[None]:
 def staying(what: str) -> Iterator[None]:
     """Refuses a change of the working folder inside the context: --workdir and --config, as typed, are relative to it.
 
+    An exception goes on once the folder is that of before, so that the traceback is written into the run folder.
+
     Args:
       what: the function or object that is called, for the message.
     """
     before = _working_folder()
-    yield
-    now = _working_folder()
-    if before and now not in ("", before):
-        os.chdir(before)
+    try:
+        yield
+    except BaseException:
+        _go_back(before)
+        raise
+    if now := _go_back(before):
         raise UserError(
             f"{what} changed the working folder from {before} to {now}, but the run folder and other paths, as typed,"
             " are relative to the first. Open files by absolute paths, or go back with os.chdir before it returns."
         )
+
+
+def _go_back(before: str) -> str:
+    """Makes `before` the working folder, and returns the one that was; '' if nothing had changed."""
+    now = _working_folder()
+    if not before or now in ("", before):
+        return ""
+    with contextlib.suppress(OSError):  # it was removed meanwhile
+        os.chdir(before)
+    return now
 
 
 def _working_folder() -> str:

@@ -252,7 +252,10 @@ def test_a_tensor_of_keras_3_in_a_layer_of_tf_keras():
 def test_a_change_of_the_working_folder(folder):
     """Relative paths, such as that of the run folder, would lead elsewhere from then on."""
     (folder / "other").mkdir()
-    away = own("import os\ndef away(): os.chdir('other')\ndef back(): os.chdir('other'); os.chdir('..')\n")
+    away = own(
+        "import os\ndef away(): os.chdir('other')\ndef back(): os.chdir('other'); os.chdir('..')\n"
+        "def breaks(): os.chdir('other'); 1 / 0\n"
+    )
     expected = (
         f"hook 'own' changed the working folder from {folder} to {folder / 'other'}, but the run folder and other"
         " paths, as typed, are relative to the first. Open files by absolute paths, or go back with os.chdir before it"
@@ -262,5 +265,8 @@ def test_a_change_of_the_working_folder(folder):
         away["away"]()
     assert str(caught.value) == expected
     assert Path.cwd() == folder
+    with pytest.raises(ZeroDivisionError), user_code.named("hook 'own'"):
+        away["breaks"]()
+    assert Path.cwd() == folder  # where the traceback is written
     with user_code.named("hook 'own'"):
         away["back"]()
