@@ -192,9 +192,10 @@ class ExportReport:
       gzip_bytes: size of its files by gzip, together.
       outputs: for each output ('<signature>/<output>' with several signatures) `max_error` and `p99_error` (over all
         values), `bound` (of the largest error), `range` and `max_reference` (largest magnitude) of the trained model's,
-        `agreement` (part of the rows with the same argmax, or of equal values), `argmax_mismatches` (beyond ties) and
-        `nonfinite` (values that are NaN or infinite, unlike those of the trained model; the other numbers leave them
-        out). Outputs that are not floating point have an error of 0 or 1, and a bound of 0.
+        `agreement` (part of the rows with the same argmax, or of equal values; absent for floating outputs of one value
+        a row, which have no argmax), `argmax_mismatches` (beyond ties) and `nonfinite` (values that are NaN or
+        infinite, unlike those of the trained model; the other numbers leave them out). Outputs that are not floating
+        point have an error of 0 or 1, and a bound of 0.
       latency_ms: for the batch sizes '1' and '32', `p50` and `p99` of one call in milliseconds.
       throughput: for the same batch sizes, examples per second at the median time of a call.
       metrics: for each metric, its value from the trained model (`trained`) and the artefact (`exported`); None if it

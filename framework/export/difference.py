@@ -85,7 +85,7 @@ class Difference:
             "bound": bound,
             "range": self._range if self.is_floating else 0.0,
             "max_reference": self.max_reference,
-            "agreement": 1 - differ / compared if compared else 1.0,
+            **({"agreement": 1 - differ / compared} if compared else {}),
             "argmax_mismatches": int(sum((gaps > bound).sum() for gaps in self.gaps)),
             "nonfinite": self.nonfinite,
         }
@@ -126,7 +126,7 @@ class Difference:
         if self.is_floating and summary["p99_error"] > p99_bound:
             texts.append(f"{name}: p99 error {summary['p99_error']:.3g} exceeds the bound {p99_bound:.3g}")
         compared, what = (self.rows, "rows have the same argmax") if self.is_floating else (self.values, "values agree")
-        differ = round((1 - summary["agreement"]) * compared)
+        differ = round((1 - summary.get("agreement", 1.0)) * compared)
         # The small number makes up for rounding: 2 of 10 are allowed to differ by an agreement of 0.8.
         may_differ = max(1.0, (1 - allowed.agreement) * compared + 1e-6) if allowed.agreement < 1 else 0
         if differ > may_differ:

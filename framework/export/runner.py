@@ -8,6 +8,7 @@ A hook writes its artefact beside the final place. Only an artefact that agrees 
 import contextlib
 import gzip
 import logging as python_logging
+import math
 import os
 import re
 import time
@@ -129,7 +130,9 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, process
     sha256 = ""
     findings = Findings()
     measured: dict[str, Any] = {}
+    holds: list[str] = []
     try:
+        holds = [*dict.fromkeys(signature.holds for signature in hook.signatures.values() if signature.holds)]
         remove(partial)
         remove(failed)
         partial.mkdir()
@@ -174,7 +177,7 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, process
         seconds=round(time.perf_counter() - start, 3),
         sha256="" if findings.failures else sha256,
         averaged=[*trained.averaged],
-        holds=[*dict.fromkeys(signature.holds for signature in hook.signatures.values() if signature.holds)],
+        holds=holds,
         measured=measured,
     )
     _log(done)
@@ -182,9 +185,35 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, process
 
 
 def _measured(hook: ExportHook, trained: Trained) -> dict[str, Any]:
-    """Returns what a hook measures itself, for the report; {} if it measures nothing."""
+    """Returns what a hook measures itself, for the report; {} if it measures nothing.
+
+    Raises:
+      UserError: it is no dict of what JSON has.
+    """
     measure = getattr(hook, "measure", None)
-    return {} if measure is None else dict(measure(trained.model, trained.batches))
+    if measure is None:
+        return {}
+    found = measure(trained.model, trained.batches)
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"measure returned a value of type {type(found).__name__}. Return {{name: number, text or dict}}."
+        )
+    return _as_json(found, "measure")
+
+
+def _as_json(value: Any, place: str) -> Any:
+    """Returns a measured value as JSON: numbers of NumPy and TensorFlow as Python's, those not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(one, f"{place}: '{name}'") for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one, place) for one in value]
+    if isinstance(value, np.generic | np.ndarray | tf.Tensor | tf.Variable):
+        return _as_json(np.asarray(value).tolist(), place)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise UserError(f"{place} is of type {type(value).__name__}. Return numbers, texts, or dicts of them.")
 
 
 def _put_in_place(path: Path, target: Path, beside: Mapping[str, str]) -> None:

@@ -72,7 +72,12 @@ def verify(
       path: the artefact.
       trained: what it is compared with.
       processes: where it is loaded, if the hook has a runtime; None is this process.
+
+    Raises:
+      UserError: the bound of the hook is no bound, or the batches do not have the inputs of a signature.
     """
+    if not isinstance(hook.bound, Bounds) and not 0 <= hook.bound < math.inf:
+        raise UserError(f"bound={hook.bound} is out of range. Use a number of 0 or more, or export.Bounds.")
     for name, signature in hook.signatures.items():
         signature.check(name, trained.batches[0], "held-out")
     runtime = getattr(hook, "runtime", None)

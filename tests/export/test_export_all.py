@@ -71,6 +71,42 @@ def test_one_bad_hook_stops_no_other_and_the_report_has_all(tmp_path):
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Measuring(Fake):
+    found: object = None
+
+    def measure(self, model, batches):
+        return self.found
+
+
+class Unfinished(Fake):
+    @property
+    def signatures(self):
+        raise ValueError("no signature yet")
+
+
+def test_what_a_hook_measures_is_json_or_fails_that_hook(tmp_path):
+    numbers = {"recall": np.float32(0.5), "at": {"10": tf.constant(3)}, "worst": float("nan"), "each": np.arange(2)}
+    hooks = [
+        Measuring("a", found=numbers),
+        Measuring("b", found={"index": {"kind": object()}}),
+        Measuring("c", found=5),
+        Unfinished("d"),
+        Fake("e"),
+    ]
+    reports = export_all(hooks, Scale(), [make_batch(X)], {}, tmp_path)
+    assert reports[0].measured == {"recall": 0.5, "at": {"10": 3}, "worst": None, "each": [0, 1]}
+    assert [report.failure for report in reports] == [
+        "",
+        "measure: 'index': 'kind' is of type object. Return numbers, texts, or dicts of them.",
+        "measure returned a value of type int. Return {name: number, text or dict}.",
+        "ValueError: no signature yet",
+        "",
+    ]
+    assert json.loads((tmp_path / "report.json").read_text()) == [dataclasses.asdict(report) for report in reports]
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_metric_that_is_not_finite_is_null(tmp_path):
     class Undefined(Hits):
         def result(self, state):

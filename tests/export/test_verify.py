@@ -1,6 +1,7 @@
 """framework/export/verify.py: exports that differ from the trained model fail in one line."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -101,6 +102,10 @@ def test_the_bound_is_absolute_for_small_outputs(tmp_path):
             Fake(signature=Signature(lambda model, inputs: inputs["x"], SIGNATURE.inputs)),
             'Signature.fn returned SymbolicTensor. Return a dict of named tensors, e.g. {"logits": logits}.',
         ),
+        (
+            Fake(bound=math.nan, spoil=adding(5)),  # no error is larger than NaN
+            "bound=nan is out of range. Use a number of 0 or more, or export.Bounds.",
+        ),
     ],
 )
 def test_a_bad_export_fails_in_one_line(tmp_path, hook, failure):
@@ -122,6 +127,15 @@ def test_a_changed_argmax_fails_where_errors_are_small(tmp_path):
     report = export_one(tmp_path, Fake(bound=0.1, spoil=swap), [make_batch(NARROW)])
     assert report.failure == "logits: argmax differs in 2 of 3 rows, ties within 0.1 not counted"
     assert report.outputs["logits"]["argmax_mismatches"] == 2
+
+
+def test_outputs_without_an_argmax_have_no_agreement(tmp_path):
+    inputs = {"x": tf.TensorSpec([None, 3], tf.float32)}
+    one = Signature(lambda model, inputs: {"logits": inputs["x"][:, :1] * model.factor}, inputs)
+    report = export_one(tmp_path, Fake(signature=one, spoil=lambda outputs: {"logits": outputs["logits"][:, :1]}))
+    assert report.passed
+    assert "agreement" not in report.outputs["logits"]
+    assert "100.00%" not in (tmp_path / "report.html").read_text()
 
 
 def test_ties_may_change_their_argmax(tmp_path):
