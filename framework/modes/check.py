@@ -183,9 +183,11 @@ def _pruning(run: Run) -> Iterator[str]:
     pruner, trained = run.state.prune, paths.trainable(run.model)
     if pruner is None:
         return
-    yield f"Pruning: {len(pruner.masks)} variables; zeros now, and at the last masks (after update {pruner.end:,})"
-    for path, share in pruner.sparsities().items():
-        yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {share:.3f}  {max(share, pruner.sparsity):.3f}"
+    now, last = pruner.sparsities(), pruner.last_sparsities()
+    taken = " (of the initial weights, not those of init_from)" if run.resolved.init_from else ""
+    yield f"Pruning: {len(now)} variables; zeros now{taken}, and at the last masks (after update {pruner.end:,})"
+    for path in now:
+        yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {now[path]:.3f}  {last[path]:.3f}"
 
 
 def _schedule(run: Run) -> Iterator[str]:

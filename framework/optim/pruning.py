@@ -160,11 +160,43 @@ class Pruner(tf.Module):
         """Returns {path: share of its weights that are 0}."""
         return {path: zeros / self._pruned[path].shape.num_elements() for path, zeros in self._zeros().items()}
 
+    def last_sparsities(self) -> dict[str, float]:
+        """Returns {path: share of its weights that the last masks set to 0}, of which ties are no part."""
+        if self._keeps:
+            return self.sparsities()
+        return {path: self._last_zeros(v.shape) / v.shape.num_elements() for path, v in self._pruned.items()}
+
+    def _last_zeros(self, shape: tf.TensorShape) -> int:
+        size = shape.num_elements()
+        if self._pattern is None:
+            return size - int(kept_of(size, tf.constant(self.sparsity, tf.float64)))
+        zeros, group = self._pattern
+        whole, rest = divmod(shape[-2], group)
+        of_column = whole * zeros + max(0, rest - (group - zeros))  # weights that fill a group up are pruned first
+        return of_column * size // shape[-2]
+
+    def refuse_useless_start(self) -> None:
+        """Raises UserError if `keep` would keep no weight at 0 or, of a variable, all of them: it would not train."""
+        if not self._keeps:
+            return
+        shares = self.sparsities()
+        if not any(shares.values()):
+            raise UserError(
+                f"prune.schedule=keep: no weight of {', '.join(shares)} is 0 at the start, so nothing would be pruned."
+                " Type --config.init_from=RUN of a pruned run, or --config.prune.schedule=polynomial"
+                " --config.prune.sparsity=0.8."
+            )
+        if empty := [path for path, share in shares.items() if share == 1]:
+            raise UserError(
+                f"prune.schedule=keep: all weights of {', '.join(empty)} are 0 at the start, so they would never be"
+                " trained. Leave these out by --config.prune.exclude."
+            )
+
     def shares(self, parameters: int) -> dict[str, float]:
         """Returns the numbers that are logged: weights that are 0, as a share of those pruned and of all.
 
         Args:
-          parameters: number of all parameters of the model.
+          parameters: number of all parameters in `model.trainable_variables`.
         """
         zeros, pruned = sum(self._zeros().values()), sum(v.shape.num_elements() for v in self._pruned.values())
         return dict(zip(LOGGED, (zeros / pruned, zeros / parameters), strict=True))
@@ -211,10 +243,13 @@ def magnitude_mask(weights: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
       weights: floating, of any shape, finite.
       sparsity: float64 scalar; k is the rest of the weights, rounded, at least 1.
     """
-    count = (1 - sparsity) * weights.shape.num_elements()
-    kept = tf.maximum(tf.cast(tf.floor(count + 0.5 + _ROUNDING), tf.int32), 1)
     magnitudes = tf.abs(weights)
-    return magnitudes >= kth_largest(magnitudes, kept)
+    return magnitudes >= kth_largest(magnitudes, kept_of(weights.shape.num_elements(), sparsity))
+
+
+def kept_of(size: int, sparsity: tf.Tensor) -> tf.Tensor:
+    """Returns how many of `size` weights a mask of a sparsity (float64 scalar) keeps, at least 1: int32 scalar."""
+    return tf.maximum(tf.cast(tf.floor((1 - sparsity) * size + 0.5 + _ROUNDING), tf.int32), 1)
 
 
 def kth_largest(magnitudes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:

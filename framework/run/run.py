@@ -150,6 +150,8 @@ class Run:
         self.note = self.note if note is None else note
         self.refuse_altered()
         step = int(self.state.step)
+        if self.state.prune is not None and not step:
+            self.state.prune.refuse_useless_start()
         continuity.refuse_other_batch(self.workdir, step, self._last_batch(step), self.checkpoints.facts(step))
         self.refresh()
         return step

@@ -152,6 +152,12 @@ def test_a_run_that_starts_from_a_pruned_one_may_keep_its_zeros(finished, tmp_pa
         np.testing.assert_array_equal(mask, kept[path])
 
 
+def test_a_run_that_starts_from_dense_weights_has_no_zeros_to_keep(tmp_path):
+    built = build(tmp_path / "run", functions={"make_model": without_norm}, **{"prune.schedule": "keep"})
+    with pytest.raises(UserError, match="so nothing would be pruned"):
+        built.open()
+
+
 def test_masks_at_the_start_are_of_the_weights_that_are_taken(tmp_path):
     dense = build(tmp_path / "dense")
     loop.train(dense)

@@ -220,6 +220,54 @@ def test_keep_leaves_the_zeros_of_the_start():
 
 
 @pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        *(({"sparsity": share}, shape) for share in (0.5, 0.8, 0.95) for shape in ((3, 1), (7, 5), (2, 2, 3, 4))),
+        *(
+            ({"sparsity": int(pattern[0]) / int(pattern[2]), "pattern": pattern}, shape)
+            for pattern in ("1:2", "1:4", "2:4", "4:8")
+            for shape in ((1, 3), (6, 8), (11, 2), (3, 3, 7, 2))
+        ),
+    ],
+)
+def test_the_sparsity_to_expect_is_that_of_the_last_masks(values, shape):
+    weights = {"kernel": tf.Variable(np.random.default_rng(1).normal(size=shape).astype(np.float32))}
+    pruner = optim.Pruner(settings(schedule="constant", begin=1, end=2, every=1, **values), weights)
+    expected = pruner.last_sparsities()
+    pruner.after_update(tf.constant(2, tf.int64), ZERO)
+    assert pruner.sparsities() == expected
+
+
+@pytest.mark.parametrize(
+    ("zeros", "message"),
+    [
+        (
+            {},
+            "prune.schedule=keep: no weight of a/kernel, b/kernel is 0 at the start, so nothing would be pruned. Type"
+            " --config.init_from=RUN of a pruned run, or --config.prune.schedule=polynomial"
+            " --config.prune.sparsity=0.8.",
+        ),
+        (
+            {"a/kernel": 1, "b/kernel": None},
+            "prune.schedule=keep: all weights of b/kernel are 0 at the start, so they would never be trained. Leave"
+            " these out by --config.prune.exclude.",
+        ),
+    ],
+)
+def test_zeros_that_keep_cannot_mean_are_refused(zeros, message):
+    weights = variables()
+    for path, rows in zeros.items():
+        value = weights[path].numpy()
+        value[:rows] = 0
+        weights[path].assign(value)
+    values = settings(schedule="keep")
+    pruner = optim.Pruner(values, optim.pruned_variables(values, weights))
+    with pytest.raises(UserError) as error:
+        pruner.refuse_useless_start()
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         (
