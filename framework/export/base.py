@@ -56,6 +56,11 @@ class Signature:
         if not self.inputs:
             raise UserError('Signature.inputs is empty. Name inputs, e.g. {"image": tf.TensorSpec([None, 28, 28])}.')
         for name, spec in self.inputs.items():
+            if not name.isidentifier():
+                raise UserError(
+                    f"Signature.inputs['{name}']: TensorFlow gives such an input another name. Use letters, digits and"
+                    " _, and begin with a letter."
+                )
             if spec.shape.rank in (None, 0) or spec.shape[0] is not None:
                 raise UserError(
                     f"Signature.inputs['{name}'] has shape {spec.shape}: its first dimension is the batch and must be"

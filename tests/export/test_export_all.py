@@ -188,6 +188,11 @@ def test_what_is_refused_before_anything_is_written(tmp_path, hooks, batches, me
             " Use tf.TensorSpec([None, ...]).",
         ),
         (
+            {"user id": tf.TensorSpec([None])},
+            "Signature.inputs['user id']: TensorFlow gives such an input another name. Use letters, digits and _, and"
+            " begin with a letter.",
+        ),
+        (
             {"x": tf.TensorSpec([])},
             "Signature.inputs['x'] has shape (): its first dimension is the batch and must be free."
             " Use tf.TensorSpec([None, ...]).",

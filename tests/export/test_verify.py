@@ -269,6 +269,14 @@ def test_whole_numbers_of_a_format_that_approximates(tmp_path):
     assert (report.failure, report.outputs["logits"]["agreement"]) == ("", 0.9)
     assert run(11, LOOSE).failure == "logits: 89 of 100 values agree, below the bound 0.9"
 
+    def spoil_batches_of_32(outputs):
+        logits = (outputs["logits"][:, 0] * np.float32(1e3)).astype(np.int32)
+        logits[:20] += 4 * (len(logits) == 32)
+        return {"logits": logits}
+
+    report = export_one(tmp_path, Fake(spoil=spoil_batches_of_32, signature=signature, bound=LOOSE), [ALL_RIGHT])
+    assert report.failure == "logits at batch 32: 12 of 32 values agree, below the bound 0.9"
+
 
 def test_whole_numbers_must_be_equal(tmp_path):
     signature = Signature(
