@@ -88,6 +88,7 @@ def build(
     return run
 
 
+@user_code.staying("the loss, a metric or other code of the experiment")
 def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: float, data_of: Run | None = None) -> Run:
     """Returns the run of a final config: data -> durations -> model, loss, optimizer -> state -> step -> evaluation.
 

@@ -19,6 +19,7 @@ from framework.config.overrides import override
 from framework.experiment import load
 from framework.folder import check_workdir
 from framework.run import build, environment, evaluation, exporting, loop, request
+from tests import small
 
 TINY = "tests/tiny.py"
 GRAPH = {"train.compile": "graph"}
@@ -49,6 +50,25 @@ def refusal(call):
 )
 def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path, key, value, message):
     assert refusal(lambda: build.build(TINY, {**GRAPH, key: value}, tmp_path / "run")) == message
+
+
+def test_a_loss_that_changes_the_working_folder_is_refused(tmp_path, monkeypatch):
+    """Functions and hooks are refused by name; what is traced on the way is refused once the run is built."""
+    monkeypatch.chdir(tmp_path)
+
+    def make_loss(cfg):
+        loss = small.make_loss(cfg)
+
+        def leaving(*args):
+            os.chdir("/")
+            return loss(*args)
+
+        return leaving
+
+    assert refusal(lambda: small.build(functions={"make_loss": make_loss})).startswith(
+        f"the loss, a metric or other code of the experiment changed the working folder from {tmp_path} to /,"
+    )
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("name", ["loss", "learning_rate", "gradient_norm", "step", "examples_per_second", "data_wait"])
