@@ -86,9 +86,10 @@ class _Process:
         self._runtime = runtime
         self._folder = tempfile.TemporaryDirectory()
         self._stderr = open(self._file("stderr"), "w+b")  # noqa: SIM115 - `close` closes it
-        # -P: the folder of worker.py must not hide packages. A session of its own: Ctrl-C is for the run alone.
+        # -P: the folder of worker.py must not hide packages. -u: the last words of a crash are not left in a buffer. A
+        # session of its own: Ctrl-C is for the run alone.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(worker.__file__)), str(runtime)],
+            [sys.executable, "-P", "-u", str(Path(worker.__file__)), str(runtime)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
