@@ -200,7 +200,8 @@ class ExportReport:
         `agreement` (part of the rows with the same argmax, or of equal values; absent for floating outputs of one value
         a row, which have no argmax), `argmax_mismatches` (beyond ties) and `nonfinite` (values that are NaN or
         infinite, unlike those of the trained model; the other numbers leave them out). Outputs that are not floating
-        point have an error of 0 or 1, and a bound of 0.
+        point have an error of 0 or 1, and a bound of 0. With `Bounds`, `lost_columns` is the number of columns, places
+        of the last dimension, to which their mean is nearer (by squared error) than the artefact.
       latency_ms: for the batch sizes '1' and '32', `p50` and `p99` of one call in milliseconds.
       throughput: for the same batch sizes, examples per second at the median time of a call.
       metrics: for each metric, its value from the trained model (`trained`) and the artefact (`exported`); None if it

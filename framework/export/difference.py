@@ -9,6 +9,39 @@ from framework.errors import UserError
 from framework.export.base import Arrays
 from framework.export.bounds import Bounds
 
+_ROUNDING = 1e-6  # a column whose spread is a smaller part of its magnitude is constant
+
+
+class _Columns:
+    """Collects, for each column of an output, how large its errors are beside its own spread in the reference."""
+
+    def __init__(self) -> None:
+        self._origin: np.ndarray | None = None  # the first row: sums of squares lose no digits to the mean
+        self._sums: np.ndarray | float = 0.0  # [count, reference, its square, square of the error][columns]
+        self._largest: np.ndarray | float = 0.0
+
+    def add(self, reference: np.ndarray, exported: np.ndarray) -> None:
+        """Adds float64 [rows, columns]; values that are not finite on both sides are left out."""
+        if not len(reference):
+            return
+        finite = np.isfinite(reference) & np.isfinite(exported)
+        if self._origin is None:
+            self._origin = np.where(finite[0], reference[0], 0.0)
+        moved = np.where(finite, reference - self._origin, 0.0)
+        error = np.where(finite, reference - exported, 0.0)
+        self._sums = self._sums + np.stack([part.sum(0) for part in (finite, moved, moved**2, error**2)])
+        self._largest = np.maximum(self._largest, np.where(finite, np.abs(reference), 0.0).max(0))
+
+    def lost(self) -> int:
+        """Returns how many columns a constant, their mean, would meet better than the artefact does."""
+        if self._origin is None:
+            return 0
+        count, total, squares, errors = np.asarray(self._sums)
+        count = np.maximum(count, 1)
+        spread = squares - total**2 / count
+        is_constant = spread <= count * (_ROUNDING * self._largest) ** 2
+        return int(((errors >= spread) & ~is_constant).sum())
+
 
 class Difference:
     """Collects, batch by batch, how far one output of an artefact is from that of the trained model."""
@@ -23,6 +56,7 @@ class Difference:
         self.reference_nans = 0
         self.values = 0
         self.rows = 0
+        self._columns: dict[int, _Columns] = {}  # by their number, which may differ from batch to batch
 
     def add(self, reference: np.ndarray, exported: np.ndarray) -> None:
         """Adds the outputs of one batch; whole numbers, bools and texts are equal or not: an error of 0 or 1."""
@@ -40,7 +74,13 @@ class Difference:
         known = reference[np.isfinite(reference)]
         self.largest = max(self.largest, known.max(initial=-math.inf))
         self.smallest = min(self.smallest, known.min(initial=math.inf))
-        if reference.ndim > 1 and reference.shape[-1] > 1:
+        width = reference.shape[-1] if reference.ndim > 1 else 1
+        if width:
+            with np.errstate(invalid="ignore"):  # infinity minus infinity, which is left out
+                self._columns.setdefault(width, _Columns()).add(
+                    reference.reshape(-1, width), exported.reshape(-1, width)
+                )
+        if width > 1:
             self._add_argmax(reference, exported)
 
     def _add_argmax(self, reference: np.ndarray, exported: np.ndarray) -> None:
@@ -60,6 +100,10 @@ class Difference:
     def _range(self) -> float:
         """Returns the largest minus the smallest value of the reference, or the magnitude if all values are equal."""
         return float(self.largest - self.smallest if self.largest > self.smallest else self.max_reference)
+
+    @property
+    def _lost_columns(self) -> int:
+        return sum(columns.lost() for columns in self._columns.values())
 
     def measure_as(self, whole: "Difference") -> None:
         """Takes the magnitudes of the reference from another difference, of which this one is a part."""
@@ -88,6 +132,7 @@ class Difference:
             **({"agreement": 1 - differ / compared} if compared else {}),
             "argmax_mismatches": int(sum((gaps > bound).sum() for gaps in self.gaps)),
             "nonfinite": self.nonfinite,
+            **({"lost_columns": self._lost_columns} if isinstance(allowed, Bounds) and self.is_floating else {}),
         }
 
     def failures(self, name: str, allowed: float | Bounds, is_whole: bool = True) -> list[str]:

@@ -295,3 +295,12 @@ def _log(done: ExportReport) -> None:
         done.latency_ms["1"]["p50"],
         done.seconds,
     )
+    for name, numbers in done.outputs.items():
+        if lost := numbers.get("lost_columns"):
+            logging.warning(
+                "export %s: %d of the columns of output '%s' hold no more than their mean, because the range of the"
+                " whole output is larger than theirs. If they matter, give them an output of their own",
+                done.hook,
+                lost,
+                name,
+            )

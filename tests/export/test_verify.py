@@ -252,6 +252,35 @@ def test_a_batch_size_at_which_a_format_that_approximates_differs_from_itself(tm
     assert report.failure == "logits at batch 32: max error 0.1 exceeds the bound 0.08"
 
 
+def test_columns_that_are_lost_within_the_range_of_others_are_told(tmp_path, caplog):
+    x = np.random.default_rng(2).normal(size=(200, 3)) * [1000, 0.1, 0] + [0, 50, 7]  # the last is constant
+
+    def spoil(outputs):
+        logits = outputs["logits"].copy()
+        logits[:, 0] += 1
+        logits[:, 1] = 50.01
+        logits[:, 2] += 0.01
+        return {"logits": logits}
+
+    batches = [make_batch(x[:120]), make_batch(x[120:])]
+    report = export_one(tmp_path, Fake(spoil=spoil, bound=LOOSE), batches)
+    assert (report.failure, report.outputs["logits"]["lost_columns"]) == ("", 1)
+    assert "1 of the columns of output 'logits' hold no more than their mean" in caplog.text
+    errors = (x[:, 1] - 50.01) ** 2
+    assert errors.sum() > ((x[:, 1] - x[:, 1].mean()) ** 2).sum()  # which is what is meant by lost
+    assert export_one(tmp_path, Fake(bound=LOOSE), batches).outputs["logits"]["lost_columns"] == 0
+
+
+def test_outputs_whose_width_is_that_of_the_batch(tmp_path):
+    pairs = Signature(
+        lambda model, inputs: {"logits": inputs["x"] @ tf.transpose(inputs["x"])}, {"x": tf.TensorSpec([None, 3])}
+    )
+    keeps = Fake(signature=pairs, bound=LOOSE, spoil=lambda out: {"logits": out["logits"] @ out["logits"].T})
+    x = np.random.default_rng(3).normal(size=(9, 3))
+    report = export_one(tmp_path, keeps, [make_batch(x[:5]), make_batch(x[5:])])
+    assert report.outputs["logits"]["lost_columns"] == 0
+
+
 def test_whole_numbers_of_a_format_that_approximates(tmp_path):
     signature = Signature(
         lambda model, inputs: {"logits": tf.cast(inputs["x"][:, 0] * 1e3, tf.int32)}, {"x": tf.TensorSpec([None, 3])}
