@@ -23,6 +23,8 @@ from framework.errors import UserError
 from framework.files import write_text
 
 _CONFIG = "projector_config.pbtxt"
+_EMPTY = "-"  # the first cell of a row without a text
+_BYTE_ORDER_MARK = "\ufeff"  # white space in JavaScript, but not in Python
 
 
 def write_projector(
@@ -34,8 +36,8 @@ def write_projector(
       folder: made if it is missing.
       name: of the vectors in the projector, and of the files: letters, digits and _.
       vectors: floating or integer [rows, width], finite.
-      columns: {name: a value for each row}, such as titles; a tab or a line break in a text becomes a space. At least
-        one.
+      columns: {name: a value for each row}, such as titles, as bytes of UTF-8 too; a tab or a line break in a text
+        becomes a space, and a row without any text gets '-'. At least one.
 
     Raises:
       UserError: the name is none of a file, or the numbers of vectors and of values differ.
@@ -46,10 +48,12 @@ def write_projector(
     # Nine digits give every float32 back.
     rows = ("\t".join(f"{number:.9g}" for number in row.tolist()) for row in vectors)
     write_text(folder / f"{name}.tsv", "".join(f"{row}\n" for row in rows))
-    cells = [[" ".join(str(value).split()) for value in column] for column in columns.values()]
+    cells = [[_cell(value) for value in column] for column in columns.values()]
     # The projector takes the first line of several columns for their names, and that of a single one for a value.
     names = [[" ".join(column.split()) for column in columns]] if len(columns) > 1 else []
     lines = ["\t".join(line) for line in [*names, *zip(*cells, strict=True)]]
+    # It leaves out lines without a text, and would show each later vector with the line of the next one.
+    lines = [line if line.replace(_BYTE_ORDER_MARK, "").strip() else f"{_EMPTY}{line}" for line in lines]
     write_text(folder / f"{name}_metadata.tsv", "".join(f"{line}\n" for line in lines))
     config = ProjectorConfig(embeddings=[one for one in _config(folder).embeddings if one.tensor_name != name])
     config.embeddings.add(
@@ -59,6 +63,11 @@ def write_projector(
         metadata_path=f"{name}_metadata.tsv",
     )
     write_text(folder / _CONFIG, text_format.MessageToString(config))
+
+
+def _cell(value: Any) -> str:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return " ".join(text.split())
 
 
 def _check(name: str, vectors: np.ndarray, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -46,6 +46,20 @@ def test_a_single_column_has_no_header_and_vectors_of_another_name_stay(tmp_path
         np.testing.assert_array_equal(tensor.reshape(expected.shape), expected)
 
 
+def test_vectors_without_a_text_do_not_shift_the_texts_of_later_ones(tmp_path):
+    """The projector's parseMetadata returns at once from a line whose trim() is empty."""
+
+    def labels(name, columns):
+        write_projector(tmp_path, name, np.eye(4), columns)
+        lines = served(tmp_path, "/metadata", run=".", name=name).decode().split("\n")
+        return [line for line in lines if line.replace("\ufeff", "").strip()]
+
+    assert labels("one", {"title": np.array([b"a", b"", "é".encode(), b"d"], object)}) == ["a", "-", "é", "d"]
+    assert labels("two", {"title": ["a", "", "", "\ufeff"], "year": ["", "\n", 1950, ""]}) == [
+        *("title\tyear", "a\t", "-\t", "\t1950", "-\ufeff\t"),
+    ]
+
+
 def test_a_damaged_config_is_written_anew(tmp_path):
     (tmp_path / "projector_config.pbtxt").write_text("embeddings {")
     write_projector(tmp_path, "films", np.eye(2), {"title": TITLES[:2]})
