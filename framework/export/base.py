@@ -210,6 +210,8 @@ class ExportReport:
       seconds: time that writing and verifying took.
       sha256: hash of the artefact, if it passed.
       averaged: the steps of the checkpoints whose mean the exported weights are; [] if they are no mean.
+      weights: 'model', or 'ema' for their moving average.
+      split: the evaluation split of the held-out examples.
       holds: whose data the artefact holds beside the weights, as its signatures say.
       measured: {name: number, text or dict of them} that the hook measured itself.
     """
@@ -231,6 +233,8 @@ class ExportReport:
     throughput: dict[str, float] = dataclasses.field(default_factory=dict)
     holds: list[str] = dataclasses.field(default_factory=list)
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str = "model"
+    split: str = ""
 
     @property
     def size(self) -> str:

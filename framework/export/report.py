@@ -7,7 +7,7 @@ is_current(folder, ["lite"], 469)           # did these hooks export this step, 
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def write(folder: Path, reports: Sequence[ExportReport]) -> None:
         ) from error
 
 
-def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequence[int] = ()) -> bool:
+def is_current(
+    folder: Path, hooks: Collection[str], step: int, averaged: Sequence[int] = (), weights: str = "model"
+) -> bool:
     """Returns whether these hooks passed for the state of a step, and their artefacts are unchanged.
 
     Args:
@@ -55,6 +57,7 @@ def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequen
       hooks: their names.
       step: the step.
       averaged: the steps of the checkpoints whose mean the weights are.
+      weights: 'model' or 'ema'.
     """
 
     def take(value: Any) -> bool:
@@ -62,6 +65,8 @@ def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequen
         if {report["hook"] for report in own} != set(hooks):
             return False
         if any([*report.get("averaged", ())] != [*averaged] for report in own):
+            return False
+        if any(report.get("weights", weights) != weights for report in own):
             return False
         if not all(report["passed"] is True and report["step"] == step for report in own):
             return False
@@ -74,15 +79,22 @@ def is_current(folder: Path, hooks: Collection[str], step: int, averaged: Sequen
     return read_json(folder / REPORT, take, False, "everything is exported again")
 
 
-def others(folder: Path, hooks: Collection[str], step: int, averaged: Sequence[int] = ()) -> list[ExportReport]:
-    """Returns the reports of other hooks that passed for the same state, and whose artefacts are unchanged."""
+def others(folder: Path, hooks: Collection[str], same: Mapping[str, Any]) -> list[ExportReport]:
+    """Returns the reports of other hooks that passed, whose artefacts are unchanged, and that can be compared.
+
+    Args:
+      folder: exports/.
+      hooks: the names that are left out.
+      same: {attribute of a report: value} of reports that can be compared, such as the step.
+    """
 
     def take(value: Any) -> list[ExportReport]:
         known = [ExportReport(**report) for report in value if report["hook"] not in hooks]
         return [
             report
             for report in known
-            if (report.passed, report.step, report.averaged) == (True, step, [*averaged])
+            if report.passed
+            and all(getattr(report, name) == value for name, value in same.items())
             and report.throughput  # reports of earlier versions have none
             and report.sha256 == digest(folder / report.path)
         ]

@@ -45,6 +45,8 @@ def export_all(
     training: Callable[[int], Iterable[Mapping[str, Any]]] | None = None,
     keeps_others: bool = False,
     is_fresh: bool = False,
+    weights: str = "model",
+    split: str = "",
 ) -> list[ExportReport]:
     """Writes, verifies and puts in place one artefact for each hook, and `report.json`; a failure stops no other hook.
 
@@ -59,8 +61,11 @@ def export_all(
         whose `fn` differs from the run, by other preprocessing say; without them, `fn` is the reference itself.
       averaged: the steps of the checkpoints whose mean the weights are, for the report.
       training: number of examples -> batches of the training split with so many, for hooks with `representative`.
-      keeps_others: whether the report keeps what earlier exports of the same state by other hooks have found.
+      keeps_others: whether the report keeps what earlier exports by other hooks have found: of the same step, averages
+        and weights, on as many examples of the same split.
       is_fresh: whether each artefact whose hook has a `runtime` is loaded in a fresh process, or all in this one.
+      weights: 'model', or 'ema' if the model has their moving average, for the report.
+      split: the evaluation split of the batches, for the report.
 
     Returns:
       One report for each hook, in order.
@@ -83,11 +88,13 @@ def export_all(
     except OSError as error:
         why = unreachable(folder) or error.strerror or error
         raise RunError(f"{folder} cannot be made: {why}. Mend that and export again.") from error
-    trained = Trained(model, held_out, metrics, own_outputs, averaged, training)
+    trained = Trained(model, held_out, metrics, own_outputs, averaged, training, weights, split)
     # One export at a time: two at once would write the same artefact, or take the same version.
     busy = "process {} is exporting to {}: waiting for it"
     with held(folder.with_name(f".{folder.name}.lock"), lambda holder: busy.format(holder, folder), waits=True):
-        others = report.others(folder, names, step, averaged) if keeps_others else []
+        examples = sum(len(batch["weight"]) for batch in held_out)
+        same = {"step": step, "averaged": [*averaged], "weights": weights, "split": split, "examples": examples}
+        others = report.others(folder, names, same) if keeps_others else []
         with Processes() if is_fresh else contextlib.nullcontext() as processes:
             return _export_each(hooks, trained, folder, step, others, processes)
 
@@ -177,6 +184,8 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, process
         seconds=round(time.perf_counter() - start, 3),
         sha256="" if findings.failures else sha256,
         averaged=[*trained.averaged],
+        weights=trained.weights,
+        split=trained.split,
         holds=holds,
         measured=measured,
     )

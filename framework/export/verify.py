@@ -39,6 +39,8 @@ class Trained:
       own_outputs: batch -> the outputs that the run's own evaluation gives to metrics; None for those of the signature.
       averaged: the steps of the checkpoints whose mean the weights are; () if they are no mean.
       training: number of examples -> batches of the training split with so many; None if there are none.
+      weights: 'model', or 'ema' for the moving average that the model has for the export.
+      split: the evaluation split of the batches.
     """
 
     model: Any
@@ -47,6 +49,8 @@ class Trained:
     own_outputs: Call | None = None
     averaged: tuple[int, ...] = ()
     training: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
+    weights: str = "model"
+    split: str = ""
 
 
 @dataclasses.dataclass

@@ -57,7 +57,8 @@ def _is_exported(run: Run) -> bool:
     which = run.resolved.export.checkpoint
     averaged = run.to_average(which, run.resolved.checkpoint.average)
     step = averaged[-1] if averaged else int(run.state.best.step if which == "best" else run.state.step)
-    return report.is_current(run.workdir / EXPORTS, [hook.name for hook in run.exports], step, averaged)
+    names = [hook.name for hook in run.exports]
+    return report.is_current(run.workdir / EXPORTS, names, step, averaged, run.resolved.export.weights)
 
 
 def _command(run: Run, overrides: Sequence[str]) -> str:

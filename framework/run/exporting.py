@@ -58,6 +58,8 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
             functools.partial(training, run),
             keeps_others=bool(formats),
             is_fresh=run.resolved.export.process == "fresh",
+            weights=run.resolved.export.weights,
+            split=base_split(run.resolved.eval.splits[0]),
         )
 
 

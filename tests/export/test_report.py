@@ -235,8 +235,8 @@ def test_an_artefact_that_has_changed_is_exported_anew(tmp_path, caplog):
 
 
 def test_reports_of_other_hooks_stay_while_they_are_true(tmp_path):
-    def exported(hook, step):
-        export_all([hook], Scale(1.5), [BATCH], {}, tmp_path, step, keeps_others=True)
+    def exported(hook, step, batches=(BATCH,), **state):
+        export_all([hook], Scale(1.5), batches, {}, tmp_path, step, keeps_others=True, **state)
         return told(tmp_path)
 
     assert exported(Versions("one"), 7) == [("one", 7, True)]
@@ -247,3 +247,7 @@ def test_reports_of_other_hooks_stay_while_they_are_true(tmp_path):
     assert exported(Versions("two"), 9) == [("two", 9, True)]  # of another state
     export(tmp_path, Versions("four"), step=9)
     assert told(tmp_path) == [("four", 9, True)]  # not asked to keep them
+    assert exported(Versions("five"), 9, weights="ema") == [("five", 9, True)]  # other weights of the same step
+    assert report.is_current(tmp_path, ["five"], 9, weights="ema") and not report.is_current(tmp_path, ["five"], 9)
+    assert exported(Versions("six"), 9, weights="ema", split="dev") == [("six", 9, True)]  # other examples
+    assert exported(Versions("seven"), 9, [BATCH, BATCH], weights="ema", split="dev") == [("seven", 9, True)]
