@@ -24,6 +24,7 @@ from framework.config.keys.prune import pattern
 from framework.errors import UserError, near
 
 LOGGED = ("sparsity", "sparsity_overall")  # names in rows of the log
+_NEVER = ("bias", "gamma", "beta", "alpha")  # alpha: the slopes of PReLU, which start at 0
 _ROUNDING = 1e-6  # halves are rounded up, in every compile mode: their last bits may differ
 _BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
 
@@ -38,9 +39,7 @@ def pruned_variables(settings: ConfigDict, trained: Mapping[str, tf.Variable]) -
     Raises:
       UserError: `include` or `exclude` matches nothing, nothing is left, or a variable cannot have the pattern.
     """
-    legal = {
-        path: v for path, v in trained.items() if v.shape.rank >= 2 and not path.endswith(("bias", "gamma", "beta"))
-    }
+    legal = {path: v for path, v in trained.items() if v.shape.rank >= 2 and not path.endswith(_NEVER)}
     pruned = legal
     for key, keeps in (("include", True), ("exclude", False)):
         regex = settings[key]
@@ -54,8 +53,9 @@ def pruned_variables(settings: ConfigDict, trained: Mapping[str, tf.Variable]) -
             pruned = {path: v for path, v in pruned.items() if bool(re.fullmatch(regex, path)) is keeps}
     if not pruned:
         raise UserError(
-            f"prune.sparsity={settings.sparsity}: no parameter is pruned. Those that can be are trained, of rank 2 or"
-            f" more and no bias: {', '.join(legal) or 'none'}."
+            f"prune.{'sparsity' if settings.sparsity else 'schedule'}={settings.sparsity or settings.schedule}: no"
+            " parameter is pruned. Those that can be are trained, of rank 2 or more"
+            f" and no bias: {', '.join(legal) or 'none'}."
         )
     bad = [f"{path} {v.shape.as_list()}" for path, v in pruned.items() if v.shape.rank not in (2, 4)]
     if pattern(settings.pattern) and bad:

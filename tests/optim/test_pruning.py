@@ -293,6 +293,16 @@ def test_a_regex_that_matches_nothing_is_refused(values, message):
     assert str(error.value) == message
 
 
+def test_biases_normalisations_and_slopes_are_never_pruned():
+    names = ("kernel", "embeddings", "bias", "gamma", "beta", "alpha")
+    weights = {f"layer/{name}": tf.Variable(tf.ones((2, 3))) for name in names}
+    assert [*optim.pruned_variables(settings(sparsity=0.5), weights)] == ["layer/kernel", "layer/embeddings"]
+    with pytest.raises(
+        UserError, match=r"^prune\.schedule=keep: no parameter is pruned\. Those that can be are trained,"
+    ):
+        optim.pruned_variables(settings(schedule="keep", exclude=".*"), weights)
+
+
 def test_a_pattern_of_other_kernels_is_refused():
     values = settings(sparsity=0.5, schedule="constant", pattern="2:4")
     with pytest.raises(UserError) as error:
