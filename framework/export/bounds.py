@@ -26,7 +26,7 @@ class Bounds:
       metric: largest allowed change of a metric, as a part of max(1, |metric of the trained model|).
 
     Raises:
-      UserError: a bound is negative, or the agreement is above 1.
+      UserError: a bound is negative or NaN, or the agreement is above 1.
     """
 
     max_error: float
