@@ -22,7 +22,7 @@ ROWS = (
     ("config.overrides",),
     ("config",),
     ("files", "extras"),
-    ("folder",),
+    ("folder", "manifest"),
     ("compat",),
     ("layer_names",),
     ("paths",),

@@ -23,6 +23,7 @@ AT_THE_ROOT = {
     "files": "ground floor: small files written, read and locked",
     "folder": "ground floor: names in a run folder",
     "layer_names": "ground floor: whose name a layer has",
+    "manifest": "ground floor: hashes of exported versions",
     "moved": "ground floor: former names, for experiments of older runs",
     "paths": "ground floor: names of variables",
 }

@@ -6,7 +6,6 @@ is_current(folder, ["lite"], 469)           # did these hooks export this step, 
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from absl import logging
 from framework.errors import RunError
 from framework.export.base import ExportReport
 from framework.export.page import page
-from framework.files import CorruptError, read_bytes, read_json, remove, write_json, write_text
+from framework.files import read_json, remove, write_json, write_text
 from framework.folder import PAGE, REPORT
+from framework.manifest import digest
 
 
 def begun(hook: str, step: int) -> ExportReport:
@@ -100,16 +100,3 @@ def others(folder: Path, hooks: Collection[str], same: Mapping[str, Any]) -> lis
         ]
 
     return read_json(folder / REPORT, take, [], "its entries are left out")
-
-
-def digest(artefact: Path) -> str:
-    """Returns the SHA-256, in hex, of a file or of all names and contents in a folder; '' if it cannot be read."""
-    total = hashlib.sha256()
-    try:
-        for path in sorted(path for path in (artefact, *artefact.rglob("*")) if not path.is_dir()):
-            content = read_bytes(path)
-            total.update(f"{path.relative_to(artefact).as_posix()} {len(content)}\n".encode())
-            total.update(content)
-    except (OSError, CorruptError):
-        return ""
-    return total.hexdigest()

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from framework import manifest
 from framework.errors import RunError, UserError
 from framework.experiment import user_code
 from framework.export import report
@@ -148,11 +149,11 @@ def _export(hook: ExportHook, trained: Trained, folder: Path, step: int, process
         with _without_tensorflow_chatter():
             _write(hook, trained, path)
         size, gzip_size = _sizes(path)
-        sha256 = report.digest(path)
+        sha256 = manifest.digest(path)
         verify(findings, hook, path, trained, processes)
         if not findings.failures:
             measured = _measured(hook, trained)
-            _put_in_place(path, target, getattr(hook, "beside", {}))
+            _put_in_place(path, target, getattr(hook, "beside", {}), sha256)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a format that breaks, or tries to end the process, must not stop the others
@@ -225,13 +226,14 @@ def _as_json(value: Any, place: str) -> Any:
     raise UserError(f"{place} is of type {type(value).__name__}. Return numbers, texts, or dicts of them.")
 
 
-def _put_in_place(path: Path, target: Path, beside: Mapping[str, str]) -> None:
+def _put_in_place(path: Path, target: Path, beside: Mapping[str, str], sha256: str) -> None:
     """Moves an artefact to its place once all of it is on disk; until then, an earlier artefact stays.
 
     Args:
       path: the artefact.
       target: its place.
       beside: {file name: text} of files beside it, written unless they are there.
+      sha256: hash of the artefact, which the manifest gets if the artefact is the folder of a version.
     """
     for entry in (path, *path.rglob("*")):
         sync(entry)
@@ -239,6 +241,8 @@ def _put_in_place(path: Path, target: Path, beside: Mapping[str, str]) -> None:
     for name, text in beside.items():
         if not (target.parent / name).exists():
             write_text(target.parent / name, text)
+    if path.is_dir():  # a server may see the version as soon as it is in place, so its hash is there first
+        manifest.add(target.parent, target.name, sha256)
     os.replace(path, target)
     sync(target.parent)
 

@@ -17,6 +17,7 @@ from framework.config import RunError
 from framework.export import report, runner
 from framework.export.base import Signature
 from framework.export.runner import export_all
+from framework.manifest import digest
 
 SIGNATURE = Signature(
     lambda model, inputs: {"logits": inputs["x"] * model.factor}, {"x": tf.TensorSpec([None, 3], tf.float32)}
@@ -43,7 +44,7 @@ class Versions:
         return {"serving_default": SIGNATURE}
 
     def target(self, folder):
-        return folder / str(1 + len(list(folder.glob("*"))))
+        return folder / str(1 + len(list(folder.glob("[0-9]*"))))
 
     def write(self, model, path):
         path.mkdir()
@@ -64,7 +65,7 @@ def told(folder):
     """(hook, step, passed) of each entry of report.json; every one that has passed stands there as it was written."""
     entries = json.loads((folder / "report.json").read_text())
     for entry in entries:
-        assert not entry["passed"] or report.digest(folder / entry["path"]) == entry["sha256"]
+        assert not entry["passed"] or digest(folder / entry["path"]) == entry["sha256"]
     return [(entry["hook"], entry["step"], entry["passed"]) for entry in entries]
 
 
@@ -166,7 +167,7 @@ def test_a_full_disk_costs_one_hook_and_no_other(tmp_path, monkeypatch, call):
         bad, good = export(tmp_path, one, Versions("two"), factor=2.0)
     assert bad.failure == "OSError: [Errno 28] No space left on device" and good.passed
     assert told(tmp_path) == [("one", 7, False), ("two", 7, True)]
-    assert sorted(os.listdir(tmp_path / "one")) == ["1"]  # as it was
+    assert sorted(os.listdir(tmp_path / "one")) == ["1", "manifest.json"]  # as it was
     assert (tmp_path / "one/1/factor.txt").read_text() == "1.0"
 
 
@@ -197,7 +198,8 @@ def test_no_room_for_the_report_leaves_none_that_is_not_true(tmp_path, monkeypat
         " Mend that and export again."
     )
     assert not (tmp_path / "report.json").exists()
-    assert sorted(os.listdir(tmp_path / "one")) == sorted(os.listdir(tmp_path / "two")) == ["1", "2"]  # both had a turn
+    both = [sorted(os.listdir(tmp_path / name)) for name in ("one", "two")]
+    assert both == [["1", "2", "manifest.json"]] * 2  # both had a turn
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

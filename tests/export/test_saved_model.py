@@ -165,7 +165,13 @@ def test_versions_go_up_and_are_all_kept(model, tmp_path):
     (tmp_path / "saved_model/notes").mkdir()
     paths = [export_all([hook], model, [make_batch(2)], {}, tmp_path)[0].path for _ in range(2)]
     assert paths == ["saved_model/8", "saved_model/9"]
-    assert sorted(path.name for path in (tmp_path / "saved_model").iterdir()) == ["7", "8", "9", "notes"]
+    assert sorted(path.name for path in (tmp_path / "saved_model").iterdir()) == [
+        "7",
+        "8",
+        "9",
+        "manifest.json",
+        "notes",
+    ]
     assert hook.target(tmp_path / "none") == tmp_path / "none/1"
 
 

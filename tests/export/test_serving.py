@@ -80,6 +80,7 @@ def test_configs_are_written_once_and_then_belong_to_people(tmp_path):
         "1",
         "2",
         "batching.config",
+        "manifest.json",
         "models.config",
         "monitoring.config",
     ]

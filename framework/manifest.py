@@ -1,0 +1,53 @@
+"""exports/<hook>/manifest.json: the SHA-256 of each version of an export, by which a server knows what it loads.
+
+    manifest.add(folder, "2", manifest.digest(path))        # before the version 2 is put in place
+    manifest.known(folder)                                  # {"1": "9f86…", "2": "60303…"}
+
+A SavedModel is a program. The hash tells a version that was changed, damaged or put there by other means than an
+export; it does not guard against a person who can write the manifest too. Nothing here imports TensorFlow.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from framework.files import CorruptError, read_bytes, read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+def add(folder: Path, version: str, sha256: str) -> None:
+    """Adds a version to the manifest of its folder, and leaves out versions that are gone.
+
+    Args:
+      folder: exports/<hook>.
+      version: name of the version's folder in it, which need not be there yet.
+      sha256: the `digest` of the version.
+
+    Raises:
+      OSError: the manifest cannot be written; the old one stays.
+    """
+    kept = {name: known for name, known in known(folder).items() if (folder / name).exists()}
+    write_json(folder / MANIFEST, {**kept, version: sha256})
+
+
+def known(folder: Path) -> dict[str, str]:
+    """Returns {version: SHA-256} of the manifest; {} if there is none, and with a warning if it is damaged."""
+
+    def take(value: Any) -> dict[str, str]:
+        return {str(name): str(sha256) for name, sha256 in value.items()}
+
+    return read_json(folder / MANIFEST, take, {}, "none of the versions beside it is known")
+
+
+def digest(artefact: Path) -> str:
+    """Returns the SHA-256, in hex, of a file or of all names and contents in a folder; '' if it cannot be read."""
+    total = hashlib.sha256()
+    try:
+        for path in sorted(path for path in (artefact, *artefact.rglob("*")) if not path.is_dir()):
+            content = read_bytes(path)
+            total.update(f"{path.relative_to(artefact).as_posix()} {len(content)}\n".encode())
+            total.update(content)
+    except (OSError, CorruptError):
+        return ""
+    return total.hexdigest()
