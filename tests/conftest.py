@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import stat
 import sys
@@ -39,6 +40,8 @@ IMPORT_ENVIRONMENT = {
 SOURCE_SUFFIXES = {".md", ".py", ".pyc", ".toml"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VIRTUAL_DEVICES = 4
+COSTLY_SECONDS = 5.0  # of processor time; see tests/README.md
+_COSTS: dict[str, float] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,6 +70,27 @@ def pytest_collection_finish() -> None:
         config = sys.modules["tensorflow"].config
         device = config.list_physical_devices("CPU")[0]
         config.set_logical_device_configuration(device, [config.LogicalDeviceConfiguration()] * VIRTUAL_DEVICES)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Measures the processor time of a test, with its fixtures and the processes that it starts and waits for."""
+    before = _processor_seconds()
+    result = yield
+    _COSTS[item.nodeid] = _processor_seconds() - before
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Names the tests that cost most processor time: unlike their wall time it hardly depends on what else runs."""
+    for name, seconds in _COSTS.items():
+        if seconds >= COSTLY_SECONDS:
+            terminalreporter.write_line(f"COSTLY {seconds:.1f} {name}")
+
+
+def _processor_seconds() -> float:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 @pytest.fixture(autouse=True)

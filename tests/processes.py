@@ -39,6 +39,7 @@ SLOW_SHARDS = {"tests/test_equivalence.py": 12, "tests/test_oracle.py": 6}
 PREPARED = "numpy pytest hypothesis tensorflow tf_keras framework.testing framework.run.loop framework.run.replay"
 NO_TESTS = 5  # pytest's exit status
 LOOK_SECONDS = 4.0  # between two looks at the memory
+COSTLY = 20  # tests of most processor time that are named
 
 
 class Job(NamedTuple):
@@ -64,10 +65,12 @@ class Running(NamedTuple):
 
 @dataclasses.dataclass
 class Tally:
-    """What became of the tests: how many ended how, how many are skipped for which reason, which processes failed."""
+    """How many tests ended how, how many are skipped for which reason, which cost most, which processes failed."""
 
     ended: Counter[str] = dataclasses.field(default_factory=Counter)
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    costs: dict[str, float] = dataclasses.field(default_factory=dict)  # processor seconds of the costly tests
+    busy: float = 0.0  # processor seconds of all
     failed: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -160,6 +163,8 @@ def main() -> int:
                 running[start(queue[number], arguments, output)] = Running(queue[number], output, time.monotonic())
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.ended.items()))
     print(f"{counts or 'no tests'} in {time.monotonic() - began:.0f} s; at most {most / 2**30:.1f} GB at a time")
+    for test, seconds in sorted(tally.costs.items(), key=lambda cost: -cost[1])[:COSTLY]:
+        print(f"COSTLY: {seconds:.0f} of {tally.busy:.0f} CPU s, {test}")
     for reason, count in sorted(tally.skipped.items()):
         print(f"SKIPPED: {count}, {reason}")
     for name in tally.failed:
@@ -182,7 +187,9 @@ def report(one: Running, status: int, usage: resource.struct_rusage, tally: Tall
         tally.failed.append(f"{one.job.name} (status {status}){''.join(lines)}")
         print(said)
     if counts or status != NO_TESTS:
+        tally.costs |= {test: float(cost) for cost, test in re.findall(r"^COSTLY (\S+) (.*)$", said, re.MULTILINE)}
         seconds, busy = time.monotonic() - one.started, usage.ru_utime + usage.ru_stime
+        tally.busy += busy
         shown = ", ".join(f"{count} {kind}" for count, kind in counts) or f"status {status}"
         gigabytes = usage.ru_maxrss * 1024 / 2**30
         print(f"{one.job.name}: {shown}, {seconds:.0f} s, {busy:.0f} CPU s, {gigabytes:.1f} GB", flush=True)

@@ -1,5 +1,6 @@
 """tests/processes.py: every test runs once, whatever file and share it is in, and a failure is seen."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ def run(tmp_path):
         (tmp_path / "tests/room").mkdir(parents=True, exist_ok=True)
         for name, source in {**FILES, **more}.items():
             (tmp_path / "tests" / name).write_text(source)
-        (tmp_path / "tests/conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+        (tmp_path / "tests/conftest.py").write_text(
+            (ROOT / "tests/conftest.py").read_text().replace("COSTLY_SECONDS = 5.0", "COSTLY_SECONDS = 1.0")
+        )
         code = "import sys; from pathlib import Path; from tests import processes as p; p.ROOT = Path.cwd();"
         code += " p.PREPARED = 'pytest'; p.SHARDS = {'tests/test_a.py': 2}; sys.path.pop(0); sys.exit(p.main())"
         command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}", *arguments]
@@ -67,6 +70,21 @@ def test_what_is_skipped_says_why(run):
     status, said = run(**{"test_first.py": source, "test_second.py": source.replace("sun", "moon")})
     assert status == 0 and "6 passed, 4 skipped in " in said
     assert said.endswith("SKIPPED: 3, needs a moon\nSKIPPED: 1, needs a sun\n")
+
+
+def test_what_costs_most_is_named(run):
+    source = (
+        "import time\nend = time.process_time() + {1}\ndef test_{0}():\n    while time.process_time() < end: pass\n"
+    )
+    sources = {f"test_{name}.py": source.format(name, cost) for name, cost in (("two", 2.3), ("one", 1.3), ("no", 0.1))}
+    status, said = run("tests/test_two.py", "tests/test_one.py", "tests/test_no.py", **sources)
+    assert status == 0
+    costs = re.findall(r"^COSTLY: (\d+) of (\d+) CPU s, (.*)$", said, re.MULTILINE)
+    assert [(cost, test) for cost, _, test in costs] == [
+        ("2", "tests/test_two.py::test_two"),
+        ("1", "tests/test_one.py::test_one"),
+    ]
+    assert 3.7 <= int(costs[0][1]) <= 8
 
 
 def test_no_test_at_all_is_a_failure(run):
