@@ -10,6 +10,7 @@ from framework.export.base import SERVING, ExportHook, ExportReport, Runtime, Si
 from framework.export.bounds import Bounds
 from framework.export.lite import Lite
 from framework.export.lite_decoder import LiteDecoder
+from framework.export.lite_rules import LiteByRules, LiteRule
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
 from framework.export.serving import Serving
@@ -20,7 +21,9 @@ __all__ = [
     "ExportHook",
     "ExportReport",
     "Lite",
+    "LiteByRules",
     "LiteDecoder",
+    "LiteRule",
     "Runtime",
     "SavedModel",
     "Serving",

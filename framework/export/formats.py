@@ -10,13 +10,15 @@ from framework.errors import UserError, near
 from framework.export.base import ExportHook
 from framework.export.lite import Lite
 from framework.export.lite_formats import FORMATS
+from framework.export.lite_rules import KINDS, LiteByRules, LiteRule
 from framework.export.saved_model import SavedModel
 
 
 def available(hooks: Sequence[ExportHook]) -> dict[str, ExportHook]:
     """Returns {name: hook} of the hooks, and of formats made of them.
 
-    Those are the other formats of each float32 `Lite`, 'lite_int8' of 'lite', and XLA programs of each `SavedModel`,
+    Those are the other formats of each float32 `Lite`, 'lite_int8' of 'lite', the same with all weights in int8 or int4
+    and float32 arithmetic, 'lite_weights8' and 'lite_weights4', and XLA programs of each `SavedModel`,
     'saved_model_xla' of 'saved_model'.
     """
     found = {hook.name: hook for hook in hooks}
@@ -26,6 +28,9 @@ def available(hooks: Sequence[ExportHook]) -> dict[str, ExportHook]:
                 name = f"{hook.name}_{kind}"
                 if kind != hook.format and name not in found:
                     found[name] = dataclasses.replace(hook, format=kind, bound=FORMATS[kind].bound, name=name)
+            for bits in KINDS["weights"]:
+                name = f"{hook.name}_weights{bits}"
+                found.setdefault(name, LiteByRules(hook.signature, [LiteRule("weights", bits)], name))
         if isinstance(hook, SavedModel) and not hook.jit_compile:
             name = f"{hook.name}_xla"
             found.setdefault(name, dataclasses.replace(hook, jit_compile=True, name=name))

@@ -98,12 +98,12 @@ class Lite:
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
         FORMATS[self.format].set_up(converter)
         if self.representative:
-            rows = list(self._rows(examples))
+            rows = list(self.rows(examples))
             converter.representative_dataset = lambda: iter(rows)
         convert(self.name, converter, path)
 
-    def _rows(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
-        """Yields the inputs of one example at a time.
+    def rows(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+        """Yields the inputs of one training example at a time, for the ranges of activations.
 
         Raises:
           UserError: an input is missing, has another shape or dtype, or is not finite; or there is no example.

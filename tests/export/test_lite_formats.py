@@ -226,7 +226,7 @@ def test_what_a_hook_refuses(call, message):
 
 def test_formats_by_name():
     hooks = [SavedModel({"serving_default": SIGNATURE}), Lite(SIGNATURE), Lite(SIGNATURE, "int8", name="small")]
-    names = [f"lite_{kind}" for kind in KINDS[1:]]
+    names = [f"lite_{kind}" for kind in (*KINDS[1:], "weights8", "weights4")]
     assert [*formats.available(hooks)] == ["saved_model", "lite", "small", "saved_model_xla", *names]
     assert formats.select(hooks, ["small", "saved_model"]) == [hooks[2], hooks[0]]
     [compiled] = formats.select(hooks, ["saved_model_xla"])
@@ -239,7 +239,8 @@ def test_formats_by_name():
         (
             ["lite_int9"],
             "--formats: there is no format 'lite_int9'. Did you mean 'lite_int8'? This experiment has saved_model,"
-            " lite, small, saved_model_xla, lite_float16, lite_dynamic, lite_int8, lite_int8_io.",
+            " lite, small, saved_model_xla, lite_float16, lite_dynamic, lite_int8, lite_int8_io,"
+            " lite_weights8, lite_weights4.",
         ),
         (["lite", "lite"], "--formats names lite twice. Leave one out."),
     ):
