@@ -1,10 +1,11 @@
-"""Trains, evaluates, exports or checks an experiment, replays a step of a run, or proves that runs resume exactly.
+"""Trains, evaluates, exports, serves or checks an experiment, replays a step, or proves that runs resume exactly.
 
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist
     python launch.py --config=experiments/mnist_mlp.py:adamw --config.train.duration='2 epochs' --seed=1
     python launch.py --config=experiments/mnist_mlp.py --mode=check
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate --checkpoint=best
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
+    python launch.py --mode=serve --workdir=runs/mnist --development
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
 
@@ -54,6 +55,9 @@ def _launch(argv: Sequence[str]) -> int:
         print(text)
         return 0
     values, overrides = command.parse(argv)
+    if values.mode in command.WITHOUT_RUN:
+        served = importlib.import_module(f"framework.modes.{values.mode}")
+        return served.main(Path(values.workdir), **command.own_flags(values))
     load.check(values.config)
 
     flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain

@@ -2,6 +2,7 @@
 
     manifest.add(folder, "2", manifest.digest(path))        # before the version 2 is put in place
     manifest.known(folder)                                  # {"1": "9f86…", "2": "60303…"}
+    manifest.fault(folder / "2")                            # '', or why it is not the version that was exported
 
 A SavedModel is a program. The hash tells a version that was changed, damaged or put there by other means than an
 export; it does not guard against a person who can write the manifest too. Nothing here imports TensorFlow.
@@ -14,6 +15,7 @@ from typing import Any
 from framework.files import CorruptError, read_bytes, read_json, write_json
 
 MANIFEST = "manifest.json"
+_TRUST = "A SavedModel is a program: if you trust it, type --trust."
 
 
 def add(folder: Path, version: str, sha256: str) -> None:
@@ -38,6 +40,16 @@ def known(folder: Path) -> dict[str, str]:
         return {str(name): str(sha256) for name, sha256 in value.items()}
 
     return read_json(folder / MANIFEST, take, {}, "none of the versions beside it is known")
+
+
+def fault(version: Path) -> str:
+    """Returns why a server refuses the folder of a version, which is not what an export wrote; '' if it is."""
+    expected = known(version.parent).get(version.name)
+    if expected is None:
+        return f"{MANIFEST} does not know it. {_TRUST}"
+    if digest(version) != expected:
+        return f"its files are not those of {MANIFEST}: half-written, or changed. {_TRUST}"
+    return ""
 
 
 def digest(artefact: Path) -> str:

@@ -27,6 +27,7 @@ ROOMS = (
     "metrics",
     "optim",
     "run",
+    "serving",
     "testing",
 )
 PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
@@ -48,6 +49,7 @@ NOT_RUN = {
     r"docker run .*": "needs a container daemon",
     r"sudo apt-get install tensorflow-model-server": "needs the apt repository of TensorFlow Serving",
     r"tensorflow_model_server .*": "needs TensorFlow Serving",
+    r"python launch\.py --mode=serve --workdir=\S+": "needs TensorFlow Serving",
     r"curl .*:predict": "asks the server that `docker run` starts",
     r"python launch\.py --config=experiments/(cifar_resnet|fine_tune)\.py.*": "needs CIFAR-10, whose download is large",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",

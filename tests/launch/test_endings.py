@@ -130,7 +130,7 @@ def test_help():
     done = process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("Trains, evaluates, exports or checks an experiment, replays a step of a run, or proves")
+    assert lines[0].startswith("Trains, evaluates, exports, serves or checks an experiment, replays a step, or proves")
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
     assert len(examples) == 7
     for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
@@ -145,6 +145,13 @@ def test_help():
         "  --step          replay: the step to show.",
         "  --eager         replay: compute the step eagerly as well, and check every layer for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",
+        "  --development   serve: a small server on 127.0.0.1, not for production.",
+        "  --export        serve: folder of exports/ that is served. [saved_model]",
+        "  --model_name    serve: name of the model in requests. [of models.config, or model]",
+        "  --host          serve: address at which docker publishes the ports. [127.0.0.1]",
+        "  --port          serve: port of gRPC. [8500]",
+        "  --rest_port     serve: port of REST. [8501]",
+        "  --trust         serve: serve versions too that are not as an export of a run wrote them.",
         "  --data_dir      Folder with the data; short for --config.data.dir.",
         "  --seed          Short for --config.seed.",
         "  --help_config   List the keys of the config, or of one section: --help_config=train.",
@@ -157,7 +164,7 @@ def test_help():
 
 def test_examples_of_the_help_are_right(monkeypatch):
     """Each names a file, preset and keys that exist."""
-    examples = re.findall(r"python launch\.py (.*)", launch.__doc__)
+    examples = re.findall(r"python launch\.py (.*--config=.*)", launch.__doc__)
     monkeypatch.chdir(ROOT)
     for example in examples:
         name = re.search(r"--config=(\S+)", example)[1]

@@ -43,6 +43,30 @@ from tests.launch.started import EXPERIMENT, MODES
             "--mode=replay needs the --workdir of a trained run, e.g. --workdir=runs/mnist.",
         ),
         (
+            ["--mode=serve"],
+            "--mode=serve needs the --workdir of a trained run, e.g. --workdir=runs/mnist.",
+        ),
+        *[
+            (
+                ["--mode=serve", "--workdir=r", typed],
+                f"{typed.partition('=')[0]} has no effect with --mode=serve, which takes the exports of --workdir."
+                " Leave it out.",
+            )
+            for typed in ("--config=x.py", "--seed=1", "--data_dir=d", "--config.train.compile=graph")
+        ],
+        (
+            ["--mode=serve", "--workdir=r", "--rest_port=70000"],
+            "--rest_port=70000 is out of range: a port is from 0 to 65535.",
+        ),
+        (
+            ["--mode=serve", "--workdir=r"],
+            "r/exports/saved_model does not exist. Export first: --mode=export, or name a folder: --export=….",
+        ),
+        (
+            ["--config=x.py", "--trust"],
+            "--trust has no effect with --mode=train. Use --mode=serve, or leave it out.",
+        ),
+        (
             ["--config=x.py", "--mode=replay", "--workdir=r", "--eager"],
             "--mode=replay needs the step to show. Type e.g. --step=120.",
         ),

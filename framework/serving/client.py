@@ -1,0 +1,248 @@
+"""A client of a model server, TensorFlow Serving or the development server: NumPy in, NumPy out, by gRPC or REST.
+
+    with Client("grpc://127.0.0.1:8500", "mnist") as client:            # or http://127.0.0.1:8501
+        client.signatures()["serving_default"].inputs                   # {'image': Tensor(float32, (None, 28, 28))}
+        client.predict({"image": images}, max_batch=32, seconds=5)["logits"]
+        client.states()                                                 # [State(version=2, state='AVAILABLE', …)]
+
+A REST client needs neither TensorFlow nor the extra `serve`; a gRPC client needs both, and is faster.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from framework.errors import UserError, near
+from framework.serving import errors
+from framework.serving.errors import CodeError
+from framework.serving.fitting import SERVING, checked, parts, put_together, rows_of
+from framework.serving.rest import Rest
+from framework.serving.signatures import Served
+from framework.serving.transport import State, Transport
+
+T = TypeVar("T")
+
+MAX_BYTES = 64 * 2**20  # what the development server takes, and the client sends, if nothing else is said
+_MOST_BYTES = 2**31 - 1  # a proto cannot have more
+_LONGEST_PAUSE = 2.0
+_ERRORS: dict[str, type[errors.ServingError]] = {
+    "INVALID_ARGUMENT": errors.RefusedError,
+    "FAILED_PRECONDITION": errors.RefusedError,
+    "OUT_OF_RANGE": errors.RefusedError,
+    "RESOURCE_EXHAUSTED": errors.TooLargeError,
+    "DEADLINE_EXCEEDED": errors.DeadlineError,
+    "UNAVAILABLE": errors.UnavailableError,
+}
+
+
+class Client:
+    """Asks one model of one server. Threads may share a client.
+
+    A request is sent again only if the server was not reached or says that it is unavailable. A request may then have
+    been computed twice, which does no harm: a prediction changes nothing on a server. All other failures are raised at
+    once.
+
+    Args:
+      address: 'grpc://HOST:PORT', 'http://HOST:PORT' or 'https://HOST:PORT'. gRPC is not encrypted.
+      model: name of the model.
+      version: number of a version; None asks the newest that the server has.
+      seconds: for a call with all its batches and retries, if the call does not say.
+      retries: how often a request is sent again at most.
+      pause: seconds before the first retry; each further one is twice as long, up to 2 s, less a random part.
+      max_bytes: most bytes of a request.
+
+    Raises:
+      UserError: an argument is out of range, or a package is missing.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        version: int | None = None,
+        *,
+        seconds: float = 10.0,
+        retries: int = 3,
+        pause: float = 0.1,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        _check_number("seconds", seconds, seconds > 0, "more than 0")
+        _check_number("retries", retries, retries >= 0, "0 or more")
+        _check_number("pause", pause, pause >= 0, "0 or more")
+        _check_number("max_bytes", max_bytes, 1 <= max_bytes <= _MOST_BYTES, f"from 1 to {_MOST_BYTES}")
+        if version is not None:
+            _check_number("version", version, version >= 0, "0 or more")
+        if not model:
+            raise UserError("Client: model='' is no name. Type that of the server, e.g. 'mnist'.")
+        self._address = address
+        self._model = model
+        self._version = version
+        self._seconds = seconds
+        self._retries = retries
+        self._pause = pause
+        self._transport = _transport(address, max_bytes)
+        self._signatures: dict[str, Served] = {}
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def predict(
+        self,
+        inputs: Mapping[str, Any],
+        signature: str = SERVING,
+        *,
+        max_batch: int | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the outputs of a signature: {name: array}; texts are bytes in object arrays.
+
+        Args:
+          inputs: {name: array} with the dtypes and shapes of the signature. Texts are bytes or str.
+          signature: its name.
+          max_batch: more rows than this are sent as several requests, one after the other, and the answers put
+            together. None sends all rows at once.
+          seconds: until the deadline; None takes that of the client.
+
+        Raises:
+          ServingError: by its subclass, why there is no answer.
+        """
+        if max_batch is not None and max_batch < 1:
+            raise UserError(f"predict: max_batch={max_batch} is out of range: it must be at least 1.")
+        end = self._end(seconds)
+        served, arrays = self._fitting(inputs, signature, end)
+        if max_batch is None or rows_of(arrays) <= max_batch:
+            return self._send(signature, served, arrays, end)
+        answers = [self._send(signature, served, part, end) for part in parts(arrays, max_batch)]
+        return put_together(answers, arrays, max_batch)
+
+    def signatures(self, seconds: float | None = None) -> dict[str, Served]:
+        """Returns {name: Served} of the signatures, asked from the server.
+
+        Raises:
+          ServingError: by its subclass, why there is no answer.
+        """
+        self._signatures = self._asked(
+            lambda left: self._transport.signatures(self._model, self._version, left), self._end(seconds)
+        )
+        return dict(self._signatures)
+
+    def states(self, seconds: float | None = None) -> list[State]:
+        """Returns the states of all versions of the model that the server knows, newest first.
+
+        Raises:
+          ServingError: by its subclass, why there is no answer.
+        """
+        return self._asked(lambda left: self._transport.states(self._model, left), self._end(seconds))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def _end(self, seconds: float | None) -> float:
+        if seconds is not None:
+            _check_number("seconds", seconds, seconds > 0, "more than 0")
+        return time.monotonic() + (self._seconds if seconds is None else seconds)
+
+    def _fitting(self, inputs: Mapping[str, Any], name: str, end: float) -> tuple[Served, dict[str, np.ndarray]]:
+        """Returns a signature and inputs that fit it; asks the server anew if those known before do not fit."""
+        if self._signatures:
+            try:
+                return self._checked(inputs, name)
+            except errors.ServingError:
+                pass  # a newer version may have other signatures
+        self.signatures(self._left(end))
+        return self._checked(inputs, name)
+
+    def _checked(self, inputs: Mapping[str, Any], name: str) -> tuple[Served, dict[str, np.ndarray]]:
+        served = self._signatures.get(name)
+        if served is None:
+            names = sorted(self._signatures)
+            raise errors.UnknownSignatureError(
+                f"model '{self._model}' has no signature '{name}', but {', '.join(names)}.{near(name, names)}"
+            )
+        return served, checked(inputs, served, name)
+
+    def _send(self, name: str, served: Served, arrays: dict[str, np.ndarray], end: float) -> dict[str, np.ndarray]:
+        return self._asked(
+            lambda left: self._transport.predict(self._model, self._version, name, served, arrays, left), end
+        )
+
+    def _left(self, end: float) -> float:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise errors.DeadlineError(f"{self._address}: no answer within the time given. Give more seconds.")
+        return left
+
+    def _asked(self, ask: Callable[[float], T], end: float) -> T:
+        """Returns an answer, after as many retries as are allowed and as the deadline leaves time for."""
+        retries = 0
+        while True:
+            try:
+                return ask(self._left(end))
+            except CodeError as error:
+                pause = min(self._pause * 2**retries, _LONGEST_PAUSE) * random.uniform(0.5, 1)
+                is_last = retries == self._retries or time.monotonic() + pause >= end
+                if error.code != "UNAVAILABLE" or is_last:
+                    raise self._typed(error, retries, end) from error
+            retries += 1
+            time.sleep(pause)
+
+    def _typed(self, error: CodeError, retries: int, end: float) -> errors.ServingError:
+        """Returns the error that a caller gets for a code."""
+        error.message = " ".join(error.message.split())
+        where = f"{self._address}: "
+        if error.code == "NOT_FOUND":
+            return self._unknown(error, end)
+        kind = _ERRORS.get(error.code, errors.ServingError)
+        if kind is errors.UnavailableError:
+            tries = f"after {retries + 1} tries" if retries else "at the first try"
+            return kind(f"{where}the server is unavailable {tries}: {error.message}")
+        if kind is errors.DeadlineError:
+            return kind(f"{where}no answer within the time given. Give more seconds, or send fewer rows: max_batch=…")
+        if kind is errors.TooLargeError:
+            return kind(f"{where}{error.message}. Send fewer rows: max_batch=…")
+        return kind(f"{where}{error.message} ({error.code})")
+
+    def _unknown(self, error: CodeError, end: float) -> errors.ServingError:
+        """Returns whether the model or the version is unknown, by asking for the states of the model."""
+        try:
+            known = self._transport.states(self._model, max(end - time.monotonic(), 0.1))
+        except CodeError:
+            known = []
+        served = [str(state.version) for state in known if state.state == "AVAILABLE"]
+        if self._version is None or not served:
+            return errors.UnknownModelError(
+                f"{self._address}: there is no model '{self._model}' that can be asked: {error.message}"
+            )
+        return errors.UnknownVersionError(
+            f"{self._address}: model '{self._model}' is served in version {', '.join(served)}, not {self._version}."
+        )
+
+
+def _transport(address: str, max_bytes: int) -> Transport:
+    kind, _, place = address.partition("://")
+    if kind in ("http", "https") and place:
+        return Rest(address, max_bytes)
+    if kind == "grpc" and place:
+        # Loads TensorFlow, which a REST client does without.
+        from framework.serving.rpc import Rpc
+
+        return Rpc(place, max_bytes)
+    raise UserError(
+        f"Client: address='{address}' is no address of a server. Type e.g. grpc://127.0.0.1:8500 or"
+        " http://127.0.0.1:8501."
+    )
+
+
+def _check_number(name: str, value: float, is_fine: bool, wanted: str) -> None:
+    if not is_fine:
+        raise UserError(f"Client: {name}={value} is out of range: it must be {wanted}.")

@@ -1,0 +1,264 @@
+"""The client by itself: retries, deadlines, batches and arguments, on a transport that answers what a test wants."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from framework import serving
+from framework.errors import UserError
+from framework.serving import client as module
+from framework.serving.errors import CodeError
+from framework.serving.signatures import Served, Tensor
+from tests.pages import ROOT
+
+FLOAT = np.dtype(np.float32)
+SERVED = {"serving_default": Served({"x": Tensor(FLOAT, (None, 2))}, {"y": Tensor(FLOAT, (None, 2))})}
+
+
+class Fake:
+    """Doubles x, after the codes in `failures`, one a request; `sent` has the rows and seconds of each request."""
+
+    def __init__(self, *failures, signatures=SERVED):
+        self.failures = [*failures]
+        self.served = signatures
+        self.sent = []
+        self.looks = 0
+
+    def predict(self, model, version, name, signature, inputs, seconds):
+        self.sent.append((len(inputs["x"]), seconds))
+        if self.failures:
+            raise CodeError(self.failures.pop(0), "said")
+        return {"y": 2 * inputs["x"]}
+
+    def signatures(self, model, version, seconds):
+        self.looks += 1
+        return self.served
+
+    def states(self, model, seconds):
+        return [serving.State(1, "AVAILABLE")]
+
+    def close(self):
+        pass
+
+
+X = np.arange(14, dtype=np.float32).reshape(7, 2)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """made(transport, …): a client on it, and the pauses that it took."""
+
+    def make(transport, **settings):
+        monkeypatch.setattr(module, "_transport", lambda address, max_bytes: transport)
+        return serving.Client("grpc://nowhere:1", "m", **settings)
+
+    return make
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    taken = []
+    monkeypatch.setattr(module.time, "sleep", taken.append)
+    return taken
+
+
+def test_unavailable_is_tried_again_with_growing_pauses(made, pauses):
+    fake = Fake(*["UNAVAILABLE"] * 3)
+    answer = made(fake, retries=3, pause=0.1).predict({"x": X})
+    np.testing.assert_array_equal(answer["y"], 2 * X)
+    assert len(fake.sent) == 4 and len(pauses) == 3
+    assert all(0.5 * longest <= pause <= longest for pause, longest in zip(pauses, (0.1, 0.2, 0.4), strict=True))
+
+
+def test_retries_end(made, pauses):
+    fake = Fake(*["UNAVAILABLE"] * 9)
+    with pytest.raises(serving.UnavailableError) as caught:
+        made(fake, retries=2).predict({"x": X})
+    assert str(caught.value) == "grpc://nowhere:1: the server is unavailable after 3 tries: said"
+    assert len(fake.sent) == 3
+    with pytest.raises(serving.UnavailableError, match=r"unavailable at the first try: said$"):
+        made(Fake("UNAVAILABLE"), retries=0).predict({"x": X})
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("INVALID_ARGUMENT", serving.RefusedError),
+        ("FAILED_PRECONDITION", serving.RefusedError),
+        ("RESOURCE_EXHAUSTED", serving.TooLargeError),
+        ("DEADLINE_EXCEEDED", serving.DeadlineError),
+        ("NOT_FOUND", serving.UnknownModelError),
+        ("INTERNAL", serving.ServingError),
+        ("UNKNOWN", serving.ServingError),
+        ("ABORTED", serving.ServingError),
+    ],
+)
+def test_nothing_else_is_tried_again(made, pauses, code, error):
+    fake = Fake(code)
+    with pytest.raises(error) as caught:
+        made(fake).predict({"x": X})
+    assert caught.type is error and len(fake.sent) == 1 and pauses == []
+
+
+def test_a_retry_never_passes_the_deadline(made):
+    start = time.monotonic()
+    with pytest.raises(serving.UnavailableError):
+        made(Fake(*["UNAVAILABLE"] * 99), retries=99, pause=0.02).predict({"x": X}, seconds=0.2)
+    assert time.monotonic() - start < 0.2
+
+
+def test_the_deadline_is_that_of_the_whole_call(made):
+    class Slow(Fake):
+        def predict(self, *arguments):
+            time.sleep(0.05)
+            return super().predict(*arguments)
+
+    slow = Slow()
+    with pytest.raises(serving.DeadlineError, match=r"^grpc://nowhere:1: no answer within the time given\. Give more"):
+        made(slow).predict({"x": X}, max_batch=1, seconds=0.12)
+    assert 1 <= len(slow.sent) <= 3
+    left = [seconds for _, seconds in slow.sent]
+    assert left == sorted(left, reverse=True) and left[0] <= 0.12
+
+
+def test_rows_are_sent_in_parts(made):
+    fake = Fake()
+    np.testing.assert_array_equal(made(fake).predict({"x": X}, max_batch=3)["y"], 2 * X)
+    assert [rows for rows, _ in fake.sent] == [3, 3, 1]
+    whole = Fake()
+    made(whole).predict({"x": X})
+    assert [rows for rows, _ in whole.sent] == [7]
+
+
+def test_an_output_without_rows_cannot_be_put_together(made):
+    class Mean(Fake):
+        def predict(self, *arguments):
+            return {"y": super().predict(*arguments)["y"].mean(axis=0, keepdims=True)}
+
+    with pytest.raises(
+        serving.ShapeError, match=r"output 'y' has shape \[1, 2\] for 3 rows, .* Leave max_batch out\.$"
+    ):
+        made(Mean()).predict({"x": X}, max_batch=3)
+
+
+def test_inputs_of_different_numbers_of_rows_cannot_be_sent_in_parts(made):
+    two = {"serving_default": Served({"x": Tensor(FLOAT, None), "z": Tensor(FLOAT, None)}, {})}
+    for z, said in ((X[:3], "'x' 7, 'z' 3"), (np.float32(1), "'x' 7, 'z' has no rows")):
+        with pytest.raises(serving.ShapeError, match=rf"numbers of rows differ: {said}\.$"):
+            made(Fake(signatures=two)).predict({"x": X, "z": z}, max_batch=3)
+
+
+def test_signatures_are_asked_once_and_again_when_inputs_do_not_fit(made):
+    fake = Fake()
+    client = made(fake)
+    client.predict({"x": X})
+    client.predict({"x": X})
+    assert fake.looks == 1
+    wide = X.astype(np.float64)
+    with pytest.raises(serving.DtypeError):
+        client.predict({"x": wide})
+    assert fake.looks == 2
+    fake.served = {"serving_default": Served({"x": Tensor(np.dtype(np.float64), (None, 2))}, {})}
+    np.testing.assert_array_equal(client.predict({"x": wide})["y"], 2 * wide)
+    assert fake.looks == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"address": "127.0.0.1:8500"}, "address='127.0.0.1:8500' is no address of a server. Type e.g. grpc://127"),
+        ({"address": "ftp://x"}, "address='ftp://x' is no address of a server."),
+        ({"address": "http://:1"}, "address='http://:1' has no host. Type e.g. http://127.0.0.1:8501."),
+        ({"address": "http://x:port"}, "address='http://x:port' has no host."),
+        ({"model": ""}, "model='' is no name. Type that of the server, e.g. 'mnist'."),
+        ({"version": -1}, "version=-1 is out of range: it must be 0 or more."),
+        ({"seconds": 0}, "seconds=0 is out of range: it must be more than 0."),
+        ({"seconds": float("nan")}, "seconds=nan is out of range: it must be more than 0."),
+        ({"retries": -1}, "retries=-1 is out of range: it must be 0 or more."),
+        ({"pause": -0.1}, "pause=-0.1 is out of range: it must be 0 or more."),
+        ({"max_bytes": 0}, "max_bytes=0 is out of range: it must be from 1 to 2147483647."),
+    ],
+)
+def test_arguments_that_are_wrong(arguments, message):
+    with pytest.raises(UserError) as caught:
+        serving.Client(**{"address": "http://127.0.0.1:1", "model": "m", **arguments})
+    assert message in str(caught.value)
+
+
+def test_a_batch_of_no_rows_is_refused(made):
+    with pytest.raises(UserError, match=r"^predict: max_batch=0 is out of range: it must be at least 1\.$"):
+        made(Fake()).predict({"x": X}, max_batch=0)
+
+
+def test_a_rest_client_does_not_load_tensorflow():
+    code = (
+        "import sys; from framework import serving; from framework.modes import serve;"
+        " serving.Client('http://127.0.0.1:1', 'm').close();"
+        " print([name for name in ('tensorflow', 'tf_keras', 'grpc') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", done.stdout
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", b"HTTP/1.1 200 OK\r\n"])
+def test_a_server_that_does_not_end_its_answer_meets_the_deadline(answer):
+    """Also one that goes on sending: each byte comes in time, the answer does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(answer)
+                while not ended.wait(0.05):
+                    if answer.endswith(b"{"):
+                        connection.sendall(b" ")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        start = time.monotonic()
+        try:
+            with serving.Client(address, "m", seconds=0.3) as client, pytest.raises(serving.DeadlineError):
+                client.states()
+        finally:
+            ended.set()
+            thread.join()
+        assert 0.25 < time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "said"),
+    [
+        (200, b"<html>", serving.ServingError, "the answer is no status of a model"),
+        (200, b"[]", serving.ServingError, "the answer is no status of a model"),
+        (500, b'{"error": "broken"}', serving.ServingError, "broken (INTERNAL)"),
+        (400, b'{"error": "bad"}', serving.RefusedError, "bad (INVALID_ARGUMENT)"),
+        (413, b"<html>", serving.TooLargeError, "<html>. Send fewer rows"),
+        (503, b"", serving.UnavailableError, "unavailable after 2 tries"),
+        (504, b"{}", serving.DeadlineError, "no answer within the time given"),
+    ],
+)
+def test_answers_of_a_server_or_proxy(status, body, error, said):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            for _ in range(2 if status == 503 else 1):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n" % (status, len(body)))
+                    connection.sendall(b"Connection: close\r\n\r\n" + body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with serving.Client(address, "m", retries=1, pause=0.01) as client, pytest.raises(error) as caught:
+            client.states()
+        thread.join()
+        assert caught.type is error and said in str(caught.value)
