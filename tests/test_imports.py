@@ -184,9 +184,9 @@ ROWS = (
     ("modes",),
     ("testing.function", "testing.runs", "testing.replicas"),
     ("testing.comparison",),
-    ("testing.gradients", "testing.compiled", "testing.built_layer"),
+    ("testing.gradients", "testing.compiled", "testing.built_layer", "testing.attributes"),
     ("testing.layer_checks",),
-    ("testing.layer_files",),
+    ("testing.layer_files", "testing.layer_jumps"),
     ("testing.layer",),
     ("testing",),
     ("",),  # framework/__init__.py

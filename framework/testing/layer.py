@@ -14,14 +14,17 @@ from framework.experiment import user_code
 from framework.testing import layer_checks, layer_files
 from framework.testing.built_layer import Call, Subject
 from framework.testing.layer_checks import Examined
+from framework.testing.layer_jumps import check_jumps
 
 # In this order: a check that fails names the cause, before others fail by it.
 CHECKS: dict[str, Callable[[Examined], None]] = {
+    "attributes": layer_checks.check_attributes,
     "draws": layer_checks.check_draws,
     "training": layer_checks.check_training,
     "precision": layer_checks.check_precision,
     "graph": layer_checks.check_graph,
     "gradients": layer_checks.check_gradients,
+    "jumps": check_jumps,
     "xla": layer_checks.check_xla,
     "replicas": layer_checks.check_replicas,
     "config": layer_files.check_config,
@@ -56,11 +59,13 @@ def check_layer(
 
     | check | what holds |
     |---|---|
+    | `attributes` | calls change no Python attribute, such as a list or a counter, and traces leave no tensor in one |
     | `draws` | a step draws the same again, another step draws anew |
     | `training` | training and inference differ only if `training_differs`; inference changes no variable |
     | `precision` | outputs, gradients and variables are finite and of the right dtype, also in float16 and bfloat16 |
     | `graph` | a graph of a free batch dimension computes what eager execution does, for other batch sizes too |
     | `gradients` | gradients by inputs and weights are those of differences in float64; outputs depend on each weight |
+    | `jumps` | outputs are continuous: no rounding, sign, argmax or comparison, whose gradient is 0 where they jump |
     | `xla` | XLA computes what eager execution does; thoroughly, in every precision and in inference |
     | `replicas` | halves of a batch, and two replicas, give the outputs and gradients of the whole, added losses too |
     | `config` | `from_config(get_config())` computes the same from the same weights |

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import paths, precision
+from framework import paths, precision, rng
 from framework.compile import jit
 from framework.config.keys import KEYS
 from framework.distribute.replicas import Replicas
 from framework.step.penalty_checks import unlike_mean
+from framework.testing.attributes import Attributes, difference, kept, symbolic
 from framework.testing.built_layer import PRODUCTS, BuiltLayer, Subject, Trace, joined, shard
 from framework.testing.comparison import GRADIENT, compare
 from framework.testing.function import Named, direction, floating
 from framework.testing.gradients import Point, Probing, check_differences
 
 _DIRECTIONS = 3
+_KEEP = "Checkpoints and compiled steps see variables alone: keep what calls need in a tf.Variable, made in build"
 _CLOSE_LOSS = 1e-6  # of what a layer adds to the loss, relative
 _HALF_BOUNDS = {"float16": 0.02, "bfloat16": 0.1}  # of the largest magnitude in float32
 
@@ -45,6 +47,29 @@ class Examined:
     @functools.cached_property
     def eager(self) -> dict[str, np.ndarray]:
         return self.layer.run(lambda: self.layer.differentiate(self.layer.inputs, self.upstream))
+
+
+def check_attributes(examined: Examined) -> None:
+    """Calls change no attribute but variables, and a trace leaves none of its tensors behind."""
+    subject, layer = examined.subject, examined.layer
+    key = rng.key(subject.seed)
+
+    def calls() -> Attributes:
+        inputs = {name: tf.identity(x) for name, x in layer.inputs.items()}
+        with rng.scope(key, 0):  # that inference draws nothing is the check of training
+            layer.infer(inputs)
+        layer.train(inputs)
+        return kept(layer.layer)
+
+    with layer.state:
+        if changed := difference(calls(), calls()):
+            raise AssertionError(f"{changed} after the same call again. {_KEEP}")
+    with precision.scope(layer.dtype), rng.scope(key, 0):
+        fresh = subject.make()
+        call = tf.function(lambda inputs: subject.call(fresh, inputs, True), autograph=False)
+        call.get_concrete_function([*layer.inputs.values()])
+    if leaked := symbolic(kept(fresh)):
+        raise AssertionError(f"attribute '{leaked[0]}' is a tensor of a graph, left there by the trace. {_KEEP}")
 
 
 def check_draws(examined: Examined) -> None:
