@@ -5,6 +5,7 @@
 It listens on 127.0.0.1 alone. It has no batching, no limit of memory, no encryption and no authentication.
 """
 
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -33,6 +34,9 @@ def serve(folder: Path, name: str, port: int, rest_port: int, is_trusted: bool =
       UserError: there is no version to serve, a port is taken, or a package is missing.
     """
     extras.load("tensorflow_serving.apis.predict_pb2", "serve")
+    # A connection is a file, and 1,024 are the most of a usual shell.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
