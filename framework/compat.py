@@ -22,6 +22,7 @@ from tf_keras.src import backend
 from tf_keras.src.engine import base_layer
 from tf_keras.src.engine.functional import Functional
 from tf_keras.src.layers.rnn.dropout_rnn_cell_mixin import DropoutRNNCellMixin
+from tf_keras.src.mixed_precision import autocast_variable
 
 # Traces
 
@@ -161,6 +162,12 @@ def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 def set_dtype_policy(layer: keras.layers.Layer, policy: Any) -> None:
     """Changes the dtype policy of a layer that exists."""
     layer._set_dtype_policy(policy)
+
+
+def full_value(variable: tf.Variable) -> tf.Tensor:
+    """Returns the value of a layer's variable in its own dtype, where Keras would cast it to that of the layer."""
+    with autocast_variable.enable_auto_cast_variables(None):
+        return variable.read_value()
 
 
 def copy_mask(source: Any, tensor: Any) -> Any:

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import compat, paths, rng
-from framework.optim import ExponentialMovingAverage, Extension, Lookahead, Optimizer, Pruner
+from framework.optim import ExponentialMovingAverage, Extension, Lookahead, Optimizer, Pruner, Quantizer
 from framework.precision import LossScale
 
 
@@ -70,6 +70,7 @@ class TrainState(tf.Module):
       ema: moving average of the weights; None without one.
       lookahead: slow weights that replace the trained ones now and then; None without them.
       prune: masks outside of which weights are 0; None without them.
+      quantize: ranges of activations by which the model rounds; None without them.
       extensions: {name: {path: variable}} of the extensions that the experiment's `make_extensions` returned.
       extra: what the experiment's `make_state` returned; None without one.
       schedule: learning-rate schedules with variables, or a dict of them by model; None without one.
@@ -92,6 +93,7 @@ class TrainState(tf.Module):
         schedule: Any = None,
         lookahead: Lookahead | None = None,
         prune: Pruner | None = None,
+        quantize: Quantizer | None = None,
         extensions: Mapping[str, Extension] | None = None,
     ) -> None:
         super().__init__("state")
@@ -106,6 +108,7 @@ class TrainState(tf.Module):
         self.ema = ema
         self.lookahead = lookahead
         self.prune = prune
+        self.quantize = quantize
         self._own = compat.untracked(self, dict(extensions or {}))
         # Not what an extension holds of the model, which is saved as the model.
         known = {id(variable) for variable in paths.variables({"model": model, "optimizer": optimizer}).values()}
@@ -133,15 +136,18 @@ class TrainState(tf.Module):
     @property
     def is_extended(self) -> bool:
         """Whether `after_update` does anything."""
-        return any((self.lookahead, self._own, self.prune, self.ema))
+        return any((self.lookahead, self._own, self.prune, self.quantize, self.ema))
 
-    def after_update(self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None) -> None:
-        """Does what follows an update: Lookahead, the experiment's own extensions, masks of pruning, then the EMA.
+    def after_update(
+        self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None, extremes: Any = ()
+    ) -> None:
+        """Does what follows an update: Lookahead, the experiment's extensions, masks, ranges, then the EMA.
 
         Args:
           updates: int64 scalar; updates made, including this one.
           step: int64 scalar; steps counted before this one.
           applied: bool scalar; False leaves all as it is, as in `Optimizer.apply`. None is as True.
+          extremes: of the activations of the step, see `Quantizer.after_update`.
         """
         if self.lookahead is not None:
             self.lookahead.after_update(updates, step, applied)
@@ -149,12 +155,21 @@ class TrainState(tf.Module):
             extension.after_update(updates, step, tf.constant(True) if applied is None else applied)
         if self.prune is not None:
             self.prune.after_update(updates, step, applied)
+        if self.quantize is not None:
+            self.quantize.after_update(updates, step, applied, extremes)
         if self.ema is not None:
             self.ema.after_update(updates, step, applied)
 
     def restart(self) -> None:
         """Makes all that follows updates that of a run which starts at the present weights."""
-        for follower in (self.ema, self.lookahead, *self._own.values(), self.prune):  # which masks the others
+        followers = (
+            self.ema,
+            self.lookahead,
+            *self._own.values(),
+            self.prune,
+            self.quantize,
+        )  # `prune` masks those before
+        for follower in followers:
             if follower is not None:
                 follower.restart()
 

@@ -261,6 +261,7 @@ def test_a_cluster_without_its_roles_is_refused(environment, message):
         ("lookahead.every", 5, "slow weights would replace weights that other workers are reading", "0"),
         ("prune.sparsity", 0.8, "masks would write all weights after every update", "0.0"),
         ("prune.schedule", "keep", "masks would write all weights after every update", "polynomial"),
+        ("quantize.name", "int8", "ranges would follow the activations of several workers at once", "none"),
         ("train.on_nonfinite", "rewind", "what other workers did meanwhile cannot be undone", "stop"),
         ("loss_scale.name", "dynamic", "updates are not in the order that a loss scale counts", "auto"),
         ("train.precision", "float16", "float16 needs a loss scale", "float32"),

@@ -97,8 +97,9 @@ def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = No
       epoch: see `to_steps`.
 
     Raises:
-      UserError: epochs of data whose length is not known; a warm-up, boundary, group's end or end of pruning past the
-        end of the run; or boundaries, or begin and end of pruning, that do not increase.
+      UserError: epochs of data whose length is not known; a warm-up, boundary, group's end, end of pruning, begin or
+        freeze of quantisation past the end of the run; or boundaries, or begin and end of pruning, that do not
+        increase.
     """
     if math.isinf(steps_per_epoch):
         _refuse_epochs(config)
@@ -125,6 +126,8 @@ def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = No
                 f"schedule.{key}={config.schedule[key]!r} reaches step {last}, but train.duration="
                 f"'{config.train.duration}' ends at step {total}. Shorten schedule.{key}."
             )
+    if resolved["quantize"]["name"] != "none":
+        _check_quantize(config, resolved["quantize"], total)
     if is_pruned(resolved["prune"]):
         _check_prune(config, resolved["prune"], total)
     return FrozenConfigDict(resolved)
@@ -139,6 +142,16 @@ def _check_prune(config: ConfigDict, resolved: Mapping[str, Any], total: int) ->
             f" must increase and be within the run, which has {total} steps. Type e.g. --config.prune.begin=10%"
             " --config.prune.end=75%."
         )
+
+
+def _check_quantize(config: ConfigDict, resolved: Mapping[str, Any], total: int) -> None:
+    """Raises UserError unless rounding begins, and ranges are frozen, within the run."""
+    for key, why in (("begin", "nothing would be rounded"), ("freeze", "no range would stay")):
+        if resolved[key] >= total:
+            raise UserError(
+                f"quantize.{key}='{getattr(config.quantize, key)}' is update {resolved[key]} of a run of {total} steps,"
+                f" so {why}. Type e.g. --config.quantize.{key}=50%, or --config.quantize.{key}=."
+            )
 
 
 def _group_in_steps(group: str, steps: Callable[[str], int], total: int) -> str:

@@ -67,7 +67,7 @@ class MultiHeadAttention(compat.MultiHeadAttention):
     def on_projections(self) -> None:
         """Makes the projections matrix products."""
         for layer in self.projections():
-            layer.__class__ = _Projection
+            layer.__class__ = Projection
 
     def make_dropout(self, rate: float) -> Dropout:
         """Returns the framework's dropout."""
@@ -173,7 +173,7 @@ class MultiHeadAttention(compat.MultiHeadAttention):
         return rotate(x, tf.range(tf.shape(x)[1])[tf.newaxis] if positions is None else positions)
 
 
-class _Projection(keras.layers.EinsumDense):
+class Projection(keras.layers.EinsumDense):
     """Computes an einsum over the last dimensions of the input and the first ones of the kernel as a matrix product."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -190,6 +190,18 @@ def _pruning(run: Run) -> Iterator[str]:
         yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {now[path]:.3f}  {last[path]:.3f}"
 
 
+def _quantization(run: Run) -> Iterator[str]:
+    quantizer = run.state.quantize
+    if quantizer is None:
+        return
+    yield (
+        f"Quantisation: {len(quantizer.kernels)} kernels and {len(quantizer.points)} ranges of activations, from update"
+        f" {quantizer.begin:,} on"
+    )
+    yield f"  kernels of {', '.join(quantizer.kernels)}"
+    yield f"  in float: {', '.join(quantizer.in_float) or 'none'}"
+
+
 def _schedule(run: Run) -> Iterator[str]:
     total = run.total_steps
     for name, schedule in run.schedules.items():
@@ -198,6 +210,7 @@ def _schedule(run: Run) -> Iterator[str]:
         for update in optim.sampled_updates(total):
             yield f"  update {update:>9,}  learning rate {float(schedule(update)):.6g}"
     yield from _pruning(run)
+    yield from _quantization(run)
     # What training refuses at its start is refused here.
     optim.prepare_schedules(run.state.schedule, run.modes)
     for hook in own_hooks(run).hooks:

@@ -13,6 +13,7 @@ from framework.optim.building import build_optimizers, schedules_of, shortened
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
 from framework.optim.extension import Extension
+from framework.optim.fake_quantization import CONVERTED, FLOAT, ROUNDED, computing, observing
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.lamb import Lamb
@@ -20,12 +21,16 @@ from framework.optim.lookahead import Lookahead
 from framework.optim.muon import Muon
 from framework.optim.optimizers import Optimizer, make_optimizer
 from framework.optim.pruning import LOGGED, Pruner, check_wrapped, pruned_variables
+from framework.optim.quantization import Plan, Quantizer, quantizer_of
 from framework.optim.schedules import ReduceOnPlateau, Schedule, learning_rate, make_schedule
 from framework.optim.sgd import Sgd
 from framework.optim.stateful import observe, prepare_schedules, schedule_state
 
 __all__ = [
+    "CONVERTED",
+    "FLOAT",
     "LOGGED",
+    "ROUNDED",
     "ExponentialMovingAverage",
     "Extension",
     "Group",
@@ -33,7 +38,9 @@ __all__ = [
     "Lookahead",
     "Muon",
     "Optimizer",
+    "Plan",
     "Pruner",
+    "Quantizer",
     "ReduceOnPlateau",
     "Schedule",
     "Sgd",
@@ -42,6 +49,7 @@ __all__ = [
     "check_wrapped",
     "checked_schedule",
     "clip",
+    "computing",
     "freeze_layers",
     "global_norm",
     "group_parameters",
@@ -49,9 +57,11 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "observe",
+    "observing",
     "parse_groups",
     "prepare_schedules",
     "pruned_variables",
+    "quantizer_of",
     "sampled_updates",
     "schedule_state",
     "schedules_of",

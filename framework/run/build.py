@@ -183,6 +183,7 @@ class _Made:
       schedules: {model: schedule}; schedule_state: those with variables, see `optim.schedule_state`.
       updates: the counter of updates, which schedules read.
       extra: what `make_state` returned.
+      quantizer: by which the model rounds.
     """
 
     model: Any
@@ -194,6 +195,7 @@ class _Made:
     optimizer: Any
     updates: tf.Variable
     extra: tf.Module | None
+    quantizer: optim.Quantizer | None
 
 
 def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches, dict[str, Batches]]:
@@ -228,6 +230,13 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
         if frozen := optim.freeze_layers(model, grouped):  # a frozen layer runs in another way and moves no average
             trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
             check_frozen(trace.graph, frozen)
+        quantizer = None
+        if resolved.quantize.name != "none":
+            plan = optim.Plan(resolved.quantize, model)
+            with plan.watched():
+                trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
+            quantizer = plan.quantizer(trace.graph)
+            trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
         refuse_too_large(trace, longest(data), resolved)
         compile_choice.warn_of_convolutions(resolved, trace, replicas)
         if isinstance(replicas, ParameterServers):
@@ -239,7 +248,7 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
         make_optimizer = functions.get("make_optimizer", optim.make_optimizer)
         optimizer = optim.build_optimizers(make_optimizer, model, schedules, updates, resolved, grouped)
         extra = functions["make_state"](resolved, model) if "make_state" in functions else None
-    return _Made(model, loss, metrics, trace, schedules, schedule_state, optimizer, updates, extra)
+    return _Made(model, loss, metrics, trace, schedules, schedule_state, optimizer, updates, extra, quantizer)
 
 
 def _make_state(functions: Mapping[str, Any], made: _Made, data: Batches, resolved: FrozenConfigDict) -> TrainState:
@@ -260,6 +269,7 @@ def _make_state(functions: Mapping[str, Any], made: _Made, data: Batches, resolv
         schedule=made.schedule_state,
         lookahead=lookahead,
         prune=_make_pruner(made, resolved, ema, lookahead),
+        quantize=made.quantizer,
         extensions=functions["make_extensions"](resolved, made.model) if "make_extensions" in functions else None,
     )
 

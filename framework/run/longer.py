@@ -27,6 +27,7 @@ from framework.run.run import Run
 
 _PERIODS = ("log.every", "eval.every")  # they decide what a run writes, beside its weights
 _MASKS = ("prune.begin", "prune.end", "prune.every")
+_RANGES = ("quantize.begin", "quantize.freeze")
 
 
 def check(run: Run) -> None:
@@ -69,10 +70,11 @@ def _refuse_readers(run: Run, what: str, elsewhere: str) -> None:
 
 
 def _refuse_other_periods(run: Run, old: FrozenConfigDict, what: str) -> None:
-    """Raises UserError if rows, evaluations or masks would come at other steps than under the config `old`."""
+    """Raises UserError if rows, evaluations, masks or rounding would come at other steps than under `old`."""
     was, now = _flat(old), _flat(run.resolved)
     masks = _MASKS if run.state.prune is not None and run.resolved.prune.schedule != "keep" else ()
-    for key in (*_PERIODS, *masks):
+    ranges = _RANGES if run.state.quantize is not None else ()
+    for key in (*_PERIODS, *masks, *ranges):
         if was[key] != now[key]:
             raise UserError(
                 f"{what} changes {key} from {was[key]} to {now[key]} steps. Type --config.{key}='{was[key]} steps' too."

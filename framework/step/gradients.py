@@ -8,7 +8,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -19,6 +19,7 @@ from framework.errors import UserError
 from framework.losses import Term
 from framework.metrics import Metric
 from framework.metrics.base import cast_state, empty_states
+from framework.optim import observing
 from framework.step.forward import Batch, ForwardPass, check_batch_dependent, total
 from framework.step.micro_batches import MicroBatches, add_up
 from framework.step.normalizers import term_normalizers
@@ -45,6 +46,7 @@ class Objective:
       keeps_rows: gradients of tables stay the rows that were looked up, each row once (tf.IndexedSlices), instead of
         being as large as the table; of one micro-batch on one replica.
       nan_tells: whether a label that makes the loss NaN need not be counted as a violation too.
+      points: of the model, whose activations are observed, see `Quantizer.points`.
     """
 
     forward_pass: ForwardPass
@@ -55,22 +57,26 @@ class Objective:
     comm_dtype: tf.DType | None = None
     keeps_rows: bool = False
     nan_tells: bool = False
+    points: Sequence[str] = ()
 
 
 class Gradients(NamedTuple):
-    """What a forward and backward pass gives: sums over the examples that it saw.
+    """What a forward and backward pass gives: sums over the examples that it saw, and extremes.
 
     Attributes:
       terms: {name: Term}, sums and weights.
       metrics: {name: state}; zeros if the forward pass has no outputs.
       gradients: {path: tensor} of the total of the terms.
       violations: scalar; how many guards do not hold, see `guards.watched`. With any, the numbers mean nothing.
+      extremes: [2 * points], of the activations, see `Observer.extremes`; () without points. On several replicas,
+        before their sums, it is [replicas, 2 * points]: those of each replica in its row, else 0.
     """
 
     terms: dict[str, Term]
     metrics: dict[str, tf.Tensor]
     gradients: dict[str, tf.Tensor]
     violations: Any = 0.0
+    extremes: Any = ()
 
 
 def global_normalizers(
@@ -114,10 +120,25 @@ def accumulate(objective: Objective, micro_batches: MicroBatches, normalizers: N
     else:
         objective = dataclasses.replace(objective, keeps_rows=False)  # rows of several micro-batches do not add up
         start = _zeros(objective, normalizers)
-        sums = add_up(lambda index: micro_batches.at(index, one), 0, micro_batches.count, start)
+        sums = add_up(lambda index: micro_batches.at(index, one), 0, micro_batches.count, start, _added)
     if objective.comm_dtype is None:
         return sums
     return sums._replace(gradients={path: tf.cast(g, objective.comm_dtype) for path, g in sums.gradients.items()})
+
+
+def in_row(sums: Gradients, replica: int, replicas: int) -> Gradients:
+    """Returns `sums` with the extremes in the row of a replica, so that a sum over replicas keeps those of each."""
+    if replicas == 1 or not tf.is_tensor(sums.extremes):
+        return sums
+    rows = [sums.extremes if row == replica else tf.zeros_like(sums.extremes) for row in range(replicas)]
+    return sums._replace(extremes=tf.stack(rows))
+
+
+def over_rows(sums: Gradients) -> Gradients:
+    """Returns `sums` with the extremes of all replicas."""
+    if not tf.is_tensor(sums.extremes) or sums.extremes.shape.rank == 1:
+        return sums
+    return sums._replace(extremes=tf.reduce_max(sums.extremes, 0))
 
 
 def unscale(objective: Objective, sums: Gradients) -> Gradients:
@@ -159,7 +180,7 @@ def _differentiate(objective: Objective, batch: Batch, normalizers: Normalizing)
     dtype, variables = objective.dtype, objective.variables
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(list(variables.values()))
-        with guards.watched(batch) as loss_watch:
+        with guards.watched(batch) as loss_watch, observing(objective.points, batch) as observer:
             terms, outputs = objective.forward_pass(batch)
         if callable(normalizers):
             normalizers = normalizers({name: term.weight for name, term in terms.items()})
@@ -178,6 +199,7 @@ def _differentiate(objective: Objective, batch: Batch, normalizers: Normalizing)
         {name: cast_state(objective.metrics[name], state, dtype) for name, state in metrics.items()},
         {path: shaped(gradient, variables[path].shape) for path, gradient in gradients.items()},
         loss_watch.violations(dtype, nan_too=not objective.nan_tells) + metrics_watch.violations(dtype),
+        observer.extremes(dtype) if objective.points else (),
     )
 
 
@@ -199,7 +221,14 @@ def _zeros(objective: Objective, terms: Normalizers) -> Gradients:
         empty_states(objective.metrics, dtype),
         {path: tf.zeros(variable.shape, variable.dtype) for path, variable in objective.variables.items()},
         tf.zeros([], dtype),
+        tf.zeros([2 * len(objective.points)], dtype) if objective.points else (),
     )
+
+
+def _added(sums: Gradients, more: Gradients) -> Gradients:
+    """Returns the sums of both, and the extremes of both."""
+    added = tf.nest.map_structure(tf.add, sums, more)
+    return added._replace(extremes=tf.nest.map_structure(tf.maximum, sums.extremes, more.extremes))
 
 
 def _dense(gradient: tf.Tensor | tf.IndexedSlices, shape: tf.TensorShape) -> tf.Tensor:

@@ -68,12 +68,19 @@ def examples_of(nest: Any) -> int:
     return sizes[0]
 
 
-def add_up(fn: Callable[[tf.Tensor], Any], first: int, count: int, start: Any) -> Any:
-    """Returns start + fn(first) + … + fn(count - 1) of nests of tensors, in one compiled loop."""
+def add_up(
+    fn: Callable[[tf.Tensor], Any], first: int, count: int, start: Any, add: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """Returns start + fn(first) + … + fn(count - 1) of nests of tensors, in one compiled loop.
+
+    Args:
+      add: (nest, nest) -> their sum; None adds tensor by tensor.
+    """
     if first == count:
         return start
 
     def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
-        return index + 1, tf.nest.map_structure(tf.add, sums, fn(index))
+        more = fn(index)
+        return index + 1, tf.nest.map_structure(tf.add, sums, more) if add is None else add(sums, more)
 
     return tf.while_loop(lambda index, sums: index < count, body, (tf.constant(first), start), parallel_iterations=1)[1]

@@ -117,6 +117,7 @@ class StepTrace:
     Attributes:
       replicas, micro_batches: the pieces in which this step takes a batch.
       norms: {model: norm of its gradients before clipping}, of the updates so far.
+      extremes: of the activations of the forward passes so far, see `Gradients`; () without any.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class StepTrace:
         self.micro_batches: int = parts.config.train.micro_batches
         self.checks = Checks(parts.dtype, violations)
         self.norms: dict[str, tf.Tensor] = {}
+        self.extremes: Any = ()
         self._watch: guards.Watch | None = None
 
     @property
@@ -147,6 +149,11 @@ class StepTrace:
     def program(self, stage: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Returns `fn`, compiled as an XLA program of its own if `stage` is one of `programs`."""
         return jit(fn) if stage in self.programs else fn
+
+    def add_extremes(self, extremes: Any) -> None:
+        """Takes note of the activations of a forward pass."""
+        if tf.is_tensor(extremes):
+            self.extremes = tf.maximum(self.extremes, extremes) if tf.is_tensor(self.extremes) else extremes
 
     def call(self, step: StepFunction, batch: Batch) -> tuple[Terms, Mapping[str, tf.Tensor]]:
         """Calls the step function, checks what it returns, and guards the operations that are its own."""

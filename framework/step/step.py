@@ -4,16 +4,18 @@
                              the weights), summed over micro-batches and replicas
     1  forward and backward  each replica differentiates its shard of the batch, one micro-batch after the other, by the
                              trained weights: (sum of terms, penalties of layers among them, each divided by its
-                             normalizer) * loss scale; metric states are computed from the outputs, outside of the tape
-    2  all-reduce            gradients, loss terms and metric states are summed over replicas
+                             normalizer) * loss scale; metric states are computed from the outputs, outside of the
+                             tape; of a quantised model, the extremes of its activations
+    2  all-reduce            gradients, loss terms and metric states are summed over replicas; extremes are the largest
+                             of any replica
     3  unscale               gradients return to the dtype of their weights and are divided by the loss scale
     4  finite                if the loss or the norm of the gradients is not finite, or a check of an index, label or
                              assertion fails on any replica (a violation), no replica applies the update
     5  clip                  gradients are clipped as `config.clip` says
     6  apply                 the optimizer changes the weights
     7  count                 once a step: the counters; what follows an update: Lookahead, the experiment's extensions,
-                             masks of pruning, EMA; the loss scale; the statistics of BatchNormalization become
-                             their mean over replicas
+                             masks of pruning, ranges of quantisation, EMA; the loss scale; the statistics of
+                             BatchNormalization become their mean over replicas
 
 A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
 `apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:
@@ -55,6 +57,8 @@ from framework.step.gradients import (
     accumulate,
     all_reduce_weights,
     global_normalizers,
+    in_row,
+    over_rows,
     rows_of,
     unscale,
     with_rows,
@@ -98,11 +102,11 @@ def batch_gradients(
 
     # 1. Forward and backward: on each replica, gradients of the scaled loss add up over micro-batches.
     def shard_gradients(replica: int, shard: Batch) -> Gradients:
-        return accumulate(objective, cut(replica, shard), normalizers)
+        return in_row(accumulate(objective, cut(replica, shard), normalizers), replica, replicas.count)
 
     # 2. All-reduce: the sums over replicas, the same numbers on each. `accumulate` has cast the gradients to
     # `runtime.all_reduce_dtype`.
-    sums = replicas.all_reduce_sum(shard_gradients, batch, mode=mode)
+    sums = over_rows(replicas.all_reduce_sum(shard_gradients, batch, mode=mode))
 
     # 3. Unscale: the loss scale, which keeps small gradients from vanishing in half precision, is divided out.
     return unscale(objective, sums)
@@ -164,12 +168,13 @@ def take_step(
     is_taken = is_finite & trace.allowed
     state.updates.assign_add(tf.cast(is_taken, tf.int64))
     if state.is_extended and trace.is_masked:
-        trace.program("update", state.after_update)(state.updates.read_value(), state.step.read_value(), is_taken)
+        follow = trace.program("update", state.after_update)
+        follow(state.updates.read_value(), state.step.read_value(), is_taken, trace.extremes)
 
     def keep() -> None:
         replicas.sync_mean(rollback_variables)
         if not trace.is_masked:
-            state.after_update(state.updates.read_value(), state.step.read_value())
+            state.after_update(state.updates.read_value(), state.step.read_value(), extremes=trace.extremes)
 
     def roll_back() -> None:
         for copy, value in before:

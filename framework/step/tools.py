@@ -67,6 +67,7 @@ class Tools:
             comm_dtype=trace.replicas.comm_dtype,
             keeps_rows=trace.keeps_rows,
             nan_tells=policy != "skip" and not is_dynamic,  # else a loss of NaN is skipped and nobody looks for a label
+            points=self.parts.state.quantize.points if self.parts.state.quantize is not None else (),
         )
         result = batch_gradients(
             objective,
@@ -77,7 +78,8 @@ class Tools:
             has_collectives=self.parts.has_collectives,
         )
         trace.checks.add_gradients(result)
-        return result._replace(terms=of_model(result.terms, of))
+        trace.add_extremes(result.extremes)
+        return result._replace(terms=of_model(result.terms, of), extremes=())
 
     def apply(self, gradients: Mapping[str, tf.Tensor], to: str = "model") -> None:
         """Clips gradients and applies them, unless a loss or gradient of this step so far is not finite.

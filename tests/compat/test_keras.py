@@ -57,6 +57,19 @@ def test_set_dtype_policy():
     assert layer(tf.zeros([1, 3])).dtype == tf.float32
 
 
+def test_full_value():
+    layer = keras.layers.Dense(1, use_bias=False, dtype="mixed_bfloat16")
+    seen = []
+    layer.build([None, 3])
+    layer.kernel.assign([[1 + 2**-20]] * 3)
+    original = layer.call
+    layer.call = lambda x: (seen.append(compat.full_value(layer.kernel)), original(x))[1]
+    assert layer(tf.zeros([1, 3])).dtype == tf.bfloat16
+    assert seen[0].dtype == tf.float32 and float(seen[0][0, 0]) == 1 + 2**-20
+    plain = tf.Variable([1.0, 2.0])
+    np.testing.assert_array_equal(compat.full_value(plain), [1, 2])
+
+
 def test_copy_mask():
     ids = tf.constant([[1, 0]])
     embedded = keras.layers.Embedding(3, 2, mask_zero=True)(ids)

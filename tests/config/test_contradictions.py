@@ -198,6 +198,21 @@ from tests.config.finalized import final, message
             " after every update. Use --config.prune.sparsity=0.0, or --config.optimizer.table_gradients=dense.",
         ),
         (
+            {"quantize.begin": "50%"},
+            "quantize.begin='50%' has no effect with quantize.name='none'."
+            " Use --config.quantize.name=int8 or --config.quantize.begin=''.",
+        ),
+        (
+            {"quantize.name": "int8", "train.remat": "block.*"},
+            "train.remat='block.*' does not work with quantize.name='int8': ranges of activations cannot be seen where"
+            " they are computed twice. Use --config.train.remat=, or --config.quantize.name=none.",
+        ),
+        (
+            {"quantize.name": "int8", "optimizer.table_gradients": "rows", "train.compile": "graph"},
+            "quantize.name='int8' does not work with optimizer.table_gradients='rows': the range of a table is that of"
+            " all its rows. Use --config.quantize.name=none, or --config.optimizer.table_gradients=dense.",
+        ),
+        (
             {"lookahead.power": 3.0},
             "lookahead.power=3.0 has no effect with lookahead.every=0."
             " Type e.g. --config.lookahead.every=5, or --config.lookahead.power=0.0.",

@@ -76,6 +76,8 @@ def test_resolve():
         "prune.begin": 235,
         "prune.end": 1758,
         "prune.every": 24,
+        "quantize.begin": 0,
+        "quantize.freeze": 0,
     }
     rest = {key: value for key, value in flatten(typed).items() if key not in {*DURATIONS, "schedule.boundaries"}}
     assert {key: flatten(resolved)[key] for key in rest} == rest
@@ -136,6 +138,11 @@ def test_resolve_turns_the_ends_of_groups_into_steps():
             {"prune.sparsity": 0.8, "prune.begin": "4 epochs"},
             "prune.begin='4 epochs' and prune.end='75%' are updates 1875 and 1758: they must increase and be within the"
             " run, which has 2344 steps. Type e.g. --config.prune.begin=10% --config.prune.end=75%.",
+        ),
+        (
+            {"quantize.name": "int8", "quantize.freeze": "5 epochs"},
+            "quantize.freeze='5 epochs' is update 2344 of a run of 2344 steps, so no range would stay. Type e.g."
+            " --config.quantize.freeze=50%, or --config.quantize.freeze=.",
         ),
     ],
 )
