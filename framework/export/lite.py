@@ -7,7 +7,8 @@
     runner = interpreter.get_signature_runner("serving_default")
     runner(image=images)["logits"]              # any batch size; the runner resizes the input
 
-A model that was trained in half precision computes in float32 here, from the same float32 weights.
+A model that was trained in half precision computes in float32 here, from the same float32 weights. The int8 formats of
+a run with `quantize` hold the ranges that were trained; its other formats compute with the weights as they are.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from framework import precision
+from framework import optim, precision
 from framework.errors import UserError, near
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
 from framework.export.bounds import Bounds
@@ -46,7 +47,8 @@ class Lite:
       format: one of the table.
       bound: allowed error, see `ExportHook.bound`; None is that of the format in `FORMATS` of `lite_formats.py`.
       name: name of the folder below exports/; '' is 'lite' for float32, and 'lite_<format>' for the others.
-      examples: number of training examples by which `int8` and `int8_io` find the ranges of activations.
+      examples: number of training examples by which `int8` and `int8_io` find the ranges of activations, unless these
+        were trained.
 
     Raises:
       UserError: there is no such format, or `examples` is below 1.
@@ -92,12 +94,15 @@ class Lite:
           UserError: the graph computes in another precision, has an operation that LiteRT does not have, or the
             examples do not have the inputs of the signature.
         """
-        with self.arithmetic(model):
+        is_trained = self._is_trained(model)
+        with self.arithmetic(model), optim.computing(optim.CONVERTED if is_trained else optim.FLOAT):
             function = self.signature.trace(model)
         check_float32(self.name, function)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
-        FORMATS[self.format].set_up(converter)
-        if self.representative:
+        made = FORMATS[self.format]
+        set_up = made.set_up_trained if is_trained and made.set_up_trained else made.set_up
+        set_up(converter)
+        if self.representative and not is_trained:
             rows = list(self.rows(examples))
             converter.representative_dataset = lambda: iter(rows)
         convert(self.name, converter, path)
@@ -127,9 +132,18 @@ class Lite:
                 " Give export_all(training=…), or leave the format out."
             )
 
-    def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
-        """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
-        return precision.in_float32(model)
+    @contextlib.contextmanager
+    def arithmetic(self, model: Any) -> Iterator[None]:
+        """Opens the context in which the model computes as the artefact does, see `ExportHook`.
+
+        An int8 format is compared with the rounded forward pass that a run with `quantize` has trained, if it has one.
+        """
+        with in_float32(model), optim.computing(optim.ROUNDED if self._is_trained(model) else optim.FLOAT):
+            yield
+
+    def _is_trained(self, model: Any) -> bool:
+        """Returns whether the file holds the ranges that were trained, and needs no examples."""
+        return FORMATS[self.format].set_up_trained is not None and optim.quantizer_of(model) is not None
 
     @property
     def runtime(self) -> Runtime:
@@ -141,6 +155,13 @@ class Lite:
         from framework.export import lite_runtime
 
         return lite_runtime.load(str(path))
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """While open, a model computes in float32, and rounds nothing, whatever it was trained in."""
+    with precision.in_float32(model), optim.computing(optim.FLOAT):
+        yield
 
 
 def check_float32(name: str, function: tf.types.experimental.ConcreteFunction) -> None:

@@ -23,11 +23,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework import precision
 from framework.decoding import Greedy, decode
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
-from framework.export.lite import check_float32, convert
+from framework.export.lite import check_float32, convert, in_float32
 
 _STATE = "state_"
 
@@ -95,7 +94,7 @@ class LiteDecoder:
 
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which the model computes as the artefact does, see `ExportHook`."""
-        return precision.in_float32(model)
+        return in_float32(model)
 
     def _functions(self, model: Any) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Returns new graphs of `start` and `step`."""

@@ -24,11 +24,13 @@ class LiteFormat:
       bound: the default of `Lite.bound`.
       set_up: tells a converter to make the format.
       is_calibrated: whether the ranges of activations are found by running the model on examples.
+      set_up_trained: the same for a model whose graph holds the ranges, from training; None if they are of no use.
     """
 
     bound: float | Bounds
     set_up: Callable[[Any], None]
     is_calibrated: bool = False
+    set_up_trained: Callable[[Any], None] | None = None
 
 
 def _float32(converter: Any) -> None:
@@ -55,6 +57,11 @@ def _int8_io(converter: Any) -> None:
     converter.inference_input_type = converter.inference_output_type = tf.int8
 
 
+def _int8_io_trained(converter: Any) -> None:
+    _dynamic(converter)  # which takes the ranges if there are some
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+
+
 # The largest error of a good int8 model says little: 31 % of the range in a ResNet-20 whose accuracy stayed within
 # 0.0005 (framework/export/README.md). Activations outside of the ranges of the examples are clipped.
 _INT8 = Bounds(max_error=1.0, p99_error=0.05, agreement=0.97, metric=0.01)
@@ -63,6 +70,6 @@ FORMATS = {
     "float32": LiteFormat(2e-6, _float32),
     "float16": LiteFormat(Bounds(max_error=0.005, p99_error=0.002, agreement=0.995, metric=0.002), _float16),
     "dynamic": LiteFormat(Bounds(max_error=0.1, p99_error=0.03, agreement=0.98, metric=0.005), _dynamic),
-    "int8": LiteFormat(_INT8, _int8, is_calibrated=True),
-    "int8_io": LiteFormat(_INT8, _int8_io, is_calibrated=True),
+    "int8": LiteFormat(_INT8, _int8, is_calibrated=True, set_up_trained=_dynamic),
+    "int8_io": LiteFormat(_INT8, _int8_io, is_calibrated=True, set_up_trained=_int8_io_trained),
 }

@@ -6,6 +6,7 @@ loaded = tf.saved_model.load("exports/saved_model/1")
 loaded.signatures["serving_default"](image=images)["logits"]
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from framework import optim
 from framework.errors import UserError
 from framework.export import saved_model_runtime
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
@@ -55,12 +57,17 @@ class SavedModel:
 
     def write(self, model: Any, path: Path) -> None:
         servable = make_servable(model)
-        servable.functions = {
-            name: signature.trace(model, self.jit_compile) for name, signature in self.signatures.items()
-        }
+        with self.arithmetic(model):
+            servable.functions = {
+                name: signature.trace(model, self.jit_compile) for name, signature in self.signatures.items()
+            }
         # After the traces, which may fill what they use, such as an index.
         servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
+
+    def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """Returns the context in which the model computes as the artefact does, see `ExportHook`: rounding nothing."""
+        return optim.computing(optim.FLOAT)
 
     def complete(self, path: Path, batches: Sequence[Arrays]) -> None:
         """Writes the warm-up requests, see `ExportHook`."""

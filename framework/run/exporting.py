@@ -70,7 +70,8 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
         with precision.scope(run.resolved.train.precision):
             return dict(forward(run.loss, run.model, tensors, training=False)[1])
 
-    is_slow = "eager" in compile_choice.slow_convolutions(run.probe.graph, run.replicas)
+    # A hook may make a model round or not, which the compiled function would not follow.
+    is_slow = run.state.quantize is None and "eager" in compile_choice.slow_convolutions(run.probe.graph, run.replicas)
     compiled = jit(outputs_of) if is_slow else outputs_of
 
     def call(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
