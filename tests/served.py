@@ -3,12 +3,10 @@
     python -m tests.served one FOLDER      # one worker: what a single device trains
     python -m tests.served two FOLDER      # two workers: each batch once
 
-TensorFlow connects a process to a cluster for good, so this is not done in the process of the tests. Chief, workers and
-parameter server are the threads of this one.
+The cluster is that of tests/in_cluster.py.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -18,13 +16,10 @@ import tf_keras as keras
 
 from framework import layers, losses, optim, paths, precision
 from framework.checkpoint.checkpoints import Checkpoints
-from framework.cli.server import serve
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.distribute.cluster import Cluster
-from framework.errors import UserError
 from framework.run import build as runs
-from tests.distribute.test_cluster import local
+from tests.in_cluster import serve_here, told_of
 from tests.small import build
 
 STEPS = 24
@@ -36,13 +31,6 @@ SETTINGS = {
 }
 HOT = 1000.0  # exp of it overflows float64
 WORDS, WIDTH = 11, 4
-
-
-def serve_here(workers):
-    """Starts a cluster of one parameter server; this process is its chief from here on."""
-    tasks = local(2 + workers)
-    os.environ["TF_CONFIG"] = Cluster(tasks, 0, 1).tf_config()
-    return [serve(Cluster(tasks, index, 1)) for index in range(1, len(tasks))]
 
 
 def make_model(cfg):
@@ -169,7 +157,7 @@ def one(folder):
     stopped = on_servers(dense, heat={(4, 15): HOT})
     block = stopped.train_block(8)
     report["stopped"] = {"rows": len(block.rows), "halted": block.is_halted, "step": int(stopped.state.step)}
-    report["bad_label"] = bad_label(17)
+    report["bad_label"] = told_of(on_servers(words(bad_label=17)), 17)
     report["elastic"] = elastic(dense, folder)
     report["plateau"] = plateau(dense)
     run = runs.on_one_device(served)
@@ -193,17 +181,6 @@ def plateau(functions):
         rows += rows_of(run.train_block(STEPS // 2))
         rates.append([row["learning_rate"] for row in rows])
     return {"rates": rates, "distance": max(distances(*both).values())}
-
-
-def bad_label(example):
-    """What is said of an example whose label is no class, and the step and place where it is."""
-    run = on_servers(words(example))
-    indices = np.stack([run.data.indices(step)["index"] for step in range(10)])
-    step, place = np.argwhere(indices == example)[0].tolist()
-    try:
-        run.train_block(10)
-    except UserError as error:
-        return {"told": str(error), "step": step + 1, "place": place}
 
 
 def tables_in_a_step(block):
@@ -264,5 +241,5 @@ def two(folder):
 
 
 if __name__ == "__main__":
-    servers = serve_here({"one": 1, "two": 2}[sys.argv[1]])
+    servers = serve_here({"one": 1, "two": 2}[sys.argv[1]], 1)
     print(json.dumps({"one": one, "two": two}[sys.argv[1]](sys.argv[2])))

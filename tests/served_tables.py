@@ -3,11 +3,10 @@
     python -m tests.served_tables train FOLDER 2       # trains on two servers and on one device, and saves both
     python -m tests.served_tables restore FOLDER 3     # on three servers, what two saved
 
-Each number of servers has a process, as in tests/served.py. Seven variables hold the rows, some one more than others.
+Each number of servers has a process. Seven variables hold the rows, some one more than others.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -18,12 +17,9 @@ import tf_keras as keras
 from framework import layers, losses, paths
 from framework.checkpoint.checkpoints import Checkpoints, read_arrays
 from framework.checkpoint.snapshot import name_of
-from framework.cli.server import serve
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.distribute.cluster import Cluster
-from framework.errors import UserError
-from tests.distribute.test_cluster import local
+from tests.in_cluster import serve_here, told_of
 from tests.served import SETTINGS, STEPS, distances, rows_of
 from tests.small import build
 
@@ -32,13 +28,6 @@ RULES = {
     "sgd": {"optimizer.name": "sgd", "schedule.learning_rate": 0.5},
     "lazy_adam": {"optimizer.name": "lazy_adam", "schedule.learning_rate": 0.05},
 }
-
-
-def serve_here(servers):
-    """Starts a cluster of one worker; this process is its chief from here on."""
-    tasks = local(2 + servers)
-    os.environ["TF_CONFIG"] = Cluster(tasks, 0, servers).tf_config()
-    return [serve(Cluster(tasks, index, servers)) for index in range(1, len(tasks))]
 
 
 class Towers(keras.Model):
@@ -104,7 +93,7 @@ def train(folder):
             with Checkpoints(Path(folder) / rule / name, 3) as checkpoints:
                 checkpoints.save(run.state, {})
     report["whole"] = table_of(read_arrays(saved(folder, "sgd", "served"))).tolist()
-    report["bad"] = bad_row(17)
+    report["bad"] = told_of(make_run("parameter_server", bad=17), 17)
     return report | {"restored": {rule: restored(folder, rule, of_rule) for rule, of_rule in runs.items()}}
 
 
@@ -120,17 +109,6 @@ def saved(folder, rule, name):
 def table_of(arrays):
     """The table of a checkpoint, its rows in order."""
     return np.concatenate([arrays[f"model/films/table_{shard}"] for shard in range(SHARDS)])
-
-
-def bad_row(example):
-    """What is said of a row that is not in the table, and the step and place where it is."""
-    run = make_run("parameter_server", bad=example)
-    indices = np.stack([run.data.indices(step)["index"] for step in range(10)])
-    step, place = np.argwhere(indices == example)[0].tolist()
-    try:
-        run.train_block(10)
-    except UserError as error:
-        return {"told": str(error), "step": step + 1, "place": place}
 
 
 def restore(folder):
@@ -157,5 +135,5 @@ def restored(folder, rule, runs):
 
 
 if __name__ == "__main__":
-    servers = serve_here(int(sys.argv[3]))
+    servers = serve_here(1, int(sys.argv[3]))
     print(json.dumps({"train": train, "restore": restore}[sys.argv[1]](sys.argv[2])))

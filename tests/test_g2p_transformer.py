@@ -15,6 +15,7 @@ from framework.data import text
 from framework.data.sets.cmudict import split_words, without_stress
 from framework.errors import UserError
 from framework.run import evaluation, exporting, loop
+from tests import loss_curves
 
 QUICK = {
     "data.tokens": 256,
@@ -35,7 +36,6 @@ QUICK = {
     "log.histograms_every": "",
     "export.examples": 16,
 }
-BOUND = 0.02  # of the difference of the mean losses of 50 steps, as a share of that of float32
 
 
 def pronunciation(word):
@@ -216,14 +216,6 @@ def test_an_evaluation_is_a_function_of_the_weights(trained):
     assert evaluation.evaluate(run) == result["final"]
 
 
-CURVES = {
-    "float32": {},
-    "two replicas": {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2},
-    "bfloat16": {"train.precision": "bfloat16"},
-    "float16": {"train.precision": "float16"},  # with a dynamic loss scale
-}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_loss_curves_of_precisions_and_replicas(tmp_path):
@@ -231,16 +223,7 @@ def test_loss_curves_of_precisions_and_replicas(tmp_path):
 
     Smoothed labels keep the loss from 0, where all curves would be equal.
     """
-    length = {"train.duration": "500 steps", "log.every": "50 steps", "model.dropout": 0.1}
-    curves, skipped = {}, {}
-    for name, values in CURVES.items():
-        run = testing.build(g2p_transformer, {**QUICK, **length, **values}, tmp_path / name)
-        loop.train(run)
-        rows = [row for row in testing.rows(run) if "mean/loss" in row]
-        curves[name] = np.array([row["mean/loss"] for row in rows])
-        skipped[name] = 500 - int(run.state.updates)
-        print(name, curves[name].round(4), f"skipped {skipped[name]}")
-    for name, curve in curves.items():
-        assert len(curve) == 10
-        assert skipped[name] <= (5 if name == "float16" else 0)  # its loss scale starts too high
-        assert np.abs(curve / curves["float32"] - 1).max() <= BOUND, name
+    dropout = {"model.dropout": 0.1}
+    loss_curves.assert_alike(
+        lambda name, of: testing.build(g2p_transformer, {**QUICK, **dropout, **of}, tmp_path / name), bound=0.02
+    )

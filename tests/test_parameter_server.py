@@ -20,8 +20,9 @@ from framework.config.overrides import override
 from framework.distribute.cluster import Cluster, resolve_servers
 from framework.step.asynchronous import check
 from framework.step.probe import Probe
-from tests.cli.test_local_cluster import LIMIT_SECONDS, SETTINGS, STEPS, ended, launch, wait_for_step, worker_of
+from tests.cli.test_local_cluster import SETTINGS, STEPS, ended, launch, wait_for_step, worker_of
 from tests.distribute.test_cluster import local
+from tests.in_cluster import said_by
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = ("--config.ema.decay=0.0", "--noconfig.model.moves")  # neither an average nor moved variables
@@ -32,21 +33,10 @@ EXAMPLE = (
 )
 
 
-def served(case, folder):
-    """What tests/served.py prints, which has the cluster in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.served", case, str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS,
-        env={name: value for name, value in os.environ.items() if name != "TF_CONFIG"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """Runs with one worker beside runs on one device."""
-    return served("one", tmp_path_factory.mktemp("one"))
+    return said_by("tests.served", "one", tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.parametrize("name", ["adam", "skipped", "table_sgd", "table_adam"])
@@ -106,7 +96,7 @@ def test_a_run_changes_over_to_servers_and_back(one):
 
 
 def test_two_workers_take_each_batch_once_and_end_where_one_device_does(tmp_path):
-    found = served("two", tmp_path)
+    found = said_by("tests.served", "two", tmp_path)
     assert found["seen"] == found["planned"]
     totals = np.sum(found["planned"], axis=0).tolist()
     assert found["totals"] == {"served": totals, "alone": totals}

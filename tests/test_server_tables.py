@@ -3,29 +3,11 @@
 Two lists of rows a step, so that rows come several times; some lists are empty.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from tests.in_cluster import said_by
 from tests.served_tables import ROWS, RULES, SHARDS
-
-ROOT = Path(__file__).resolve().parents[1]
-LIMIT_SECONDS = 250
-
-
-def served(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.served_tables", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS,
-        env={name: value for name, value in os.environ.items() if name != "TF_CONFIG"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +18,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folder):
     """A run on two servers beside a run on one device, and what they saved."""
-    return served("train", folder, 2)
+    return said_by("tests.served_tables", "train", folder, 2)
 
 
 def test_the_shards_lie_on_both_servers_by_turns(two):
@@ -91,4 +73,4 @@ def test_what_two_servers_and_one_device_saved_is_restored_on_two_and_on_one_dev
 @pytest.mark.slow
 @pytest.mark.parametrize("servers", [1, 3])
 def test_what_two_servers_saved_is_restored_on_others(two, folder, servers):
-    same_bits(served("restore", folder, servers), servers)
+    same_bits(said_by("tests.served_tables", "restore", folder, servers), servers)

@@ -11,6 +11,7 @@ import tf_keras as keras
 from framework import losses, rng
 from framework.checkpoint.checkpoints import Checkpoints
 from tests.distribute.replicated import DOUBLE, contrastive, model_with, on, weights
+from tests.interrupted import interrupted
 from tests.small import HOT, HOT_IN_HALF, build, differing, snapshot
 from tests.test_equivalence import assert_copies_agree, distance
 
@@ -218,14 +219,7 @@ def test_resumed_on_fewer_replicas_it_goes_on_within_rounding(tmp_path):
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_stopped_on_replicas_and_resumed_on_as_many_it_ends_in_the_same_bits(mode, tmp_path):
     norm = model_with(lambda: keras.layers.BatchNormalization(name="norm"))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
     settings = on(2, **{"train.compile": mode, "ema.decay": 0.9})
-    whole = build(functions=norm, **settings)
-    whole.train_block(4)
-    checkpoints.save(whole.state, {})
-    whole.train_block(6)
-    checkpoints.close()
-    resumed = build(functions=norm, **settings)
-    checkpoints.restore(resumed.state)
+    whole, resumed = interrupted(lambda: build(functions=norm, **settings), tmp_path, 4, 6)
     resumed.train_block(6)
     assert differing(snapshot(whole), snapshot(resumed)) == set()

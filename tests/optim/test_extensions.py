@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from framework import optim, paths, testing
-from framework.checkpoint.checkpoints import Checkpoints
 from framework.config import UserError
+from tests.interrupted import interrupted
 from tests.small import HOT, build, differing, snapshot
 
 TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
@@ -68,13 +68,7 @@ def test_an_extension_changes_weights_before_the_average_and_not_after_a_skipped
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    whole, resumed = run(), run()
-    whole.train_block(3)
-    checkpoints.save(whole.state, {})
-    whole.train_block(5)
-    checkpoints.close()
-    checkpoints.restore(resumed.state)
+    whole, resumed = interrupted(run, tmp_path, 3, 5)
     resumed.train_block(5)
     assert testing.bits(whole.state) == testing.bits(resumed.state)
 

@@ -7,8 +7,8 @@ import pytest
 import tf_keras as keras
 
 from framework import optim, paths, testing
-from framework.checkpoint.checkpoints import Checkpoints
 from framework.optim.adam import Adam
+from tests.interrupted import interrupted
 from tests.small import HOT, build, differing, snapshot
 from tests.test_equivalence import assert_copies_agree, distance
 
@@ -70,13 +70,7 @@ def model_bits(built):
 
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_in_the_same_bits(mode, tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    whole, resumed = (build(**SETTINGS, **{"train.compile": mode}) for _ in range(2))
-    whole.train_block(4)
-    checkpoints.save(whole.state, {})
-    whole.train_block(6)
-    checkpoints.close()
-    checkpoints.restore(resumed.state)
+    whole, resumed = interrupted(lambda: build(**SETTINGS, **{"train.compile": mode}), tmp_path, 4, 6)
     resumed.train_block(6)
     assert {"lookahead/slow/norm/moving_mean", "model/first/kernel"} <= snapshot(whole).keys()
     assert differing(snapshot(whole), snapshot(resumed)) == set()

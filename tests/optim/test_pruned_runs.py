@@ -7,10 +7,10 @@ import pytest
 import tf_keras as keras
 
 from framework import metrics, paths, testing
-from framework.checkpoint.checkpoints import Checkpoints
 from framework.checkpoint.mean import restore_mean
 from framework.config import UserError
 from framework.run import loop
+from tests.interrupted import interrupted
 from tests.small import HOT_IN_HALF, build, differing, snapshot
 from tests.test_equivalence import assert_copies_agree, distance
 
@@ -98,13 +98,7 @@ def test_a_skipped_step_of_float16_makes_no_masks(mode):
 
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_in_the_same_bits(mode, tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    whole, resumed = (build(**AVERAGED, **{"train.compile": mode}) for _ in range(2))
-    whole.train_block(5)
-    checkpoints.save(whole.state, {})
-    whole.train_block(5)
-    checkpoints.close()
-    checkpoints.restore(resumed.state)
+    whole, resumed = interrupted(lambda: build(**AVERAGED, **{"train.compile": mode}), tmp_path, 5, 5)
     assert not masks(resumed)["first/kernel"].all()
     resumed.train_block(5)
     assert "prune/masks/first/kernel" in snapshot(whole)
