@@ -26,13 +26,11 @@ import tensorflow as tf
 import tf_keras as keras
 from ml_collections import ConfigDict
 
-from framework import config, data, evaluators, export, layers, losses, metrics, retrieval, rng, writers
-from framework.data.sets import rating_splits
+from framework import config, data, evaluators, export, layers, losses, metrics, retrieval, writers
+from framework.data.sets import rating_features, rating_splits
 
 AGES = (18, 25, 35, 45, 50, 56)
 DECADES = tuple(range(1930, 2030, 10))
-SPLITS = ("last", "u1", "u2", "u3", "u4", "u5", "random", "time")
-RANKED = 100  # films of a user at an evaluation
 RECOMMENDED = 10  # by an export
 VARIANCE = 0.65  # of a rating, given its factors
 
@@ -55,7 +53,7 @@ PRESETS = {
         "optimizer.weight_decay": 0.0,
         "schedule.name": "constant",
         "schedule.warmup": "",
-        "schedule.learning_rate": 0.1,  # of the way to the best row given all others: see `scales`
+        "schedule.learning_rate": 0.1,  # of the way to the best row given all others: see `layers.factor_scales`
         "ema.decay": 0.98,  # the mean of some 50 samples of each member
         "eval.every": "25 epochs",
         "eval.splits": ("test@ema",),
@@ -92,7 +90,7 @@ def get_config(arg: str) -> ConfigDict:
     cfg.model.prior = 12.0  # variance of ratings over that of factors
     cfg.model.bias_prior = 5.0  # the same of biases
     cfg.model.noise = 0.0  # temperature of Langevin sampling; 0 finds the most likely factors, 1 samples likely ones
-    cfg.model.scaled = False  # factors, so that one learning rate of sgd suits rare and popular rows: see `scales`
+    cfg.model.scaled = False  # factors, so that one learning rate of sgd suits all rows: see `layers.factor_scales`
     cfg.train.duration = "12 epochs"
     cfg.train.compile = "graph"
     cfg.optimizer.name = "adamw"
@@ -106,7 +104,7 @@ def get_config(arg: str) -> ConfigDict:
 
 def check_config(cfg: ConfigDict) -> None:
     """Refuses values of this file's own keys that the functions below cannot use."""
-    config.check_choice("data.split", cfg.data.split, SPLITS)
+    config.check_choice("data.split", cfg.data.split, rating_splits.NAMES)
     config.check_choice("data.held_out", cfg.data.held_out, ("valid", "test"))
     config.check_choice("model.softmax", cfg.model.softmax, ("full", "in_batch"))
     config.check_range("data.history", cfg.data.history, 0, 1000)
@@ -137,18 +135,7 @@ def check_config(cfg: ConfigDict) -> None:
 def load(cfg: ConfigDict) -> tuple[data.Source, rating_splits.Split]:
     """Returns the ratings and their split: 'train' and 'test'."""
     ratings = data.load_movielens(cfg.data.name, cfg.data.dir)
-    if cfg.data.split == "random":
-        return ratings, rating_splits.random_split(ratings, 0.2, cfg.data.seed)
-    if cfg.data.split == "time":
-        return ratings, rating_splits.split_at_time(ratings, 0.1)
-    if cfg.data.split != "last":
-        return ratings, rating_splits.fold(ratings, int(cfg.data.split[1]))
-    split = rating_splits.leave_last_out(ratings)
-    train, valid, test = (split.parts[name] for name in ("train", "valid", "test"))
-    if cfg.data.held_out == "valid":
-        return ratings, rating_splits.Split("the last rating but one", {"train": train, "test": valid})
-    train = np.sort(np.concatenate([train, valid]))
-    return ratings, rating_splits.Split("the last rating of each user", {"train": train, "test": test})
+    return ratings, rating_splits.by_name(ratings, cfg.data.split, cfg.data.held_out, cfg.data.seed)
 
 
 def make_data(cfg: ConfigDict, split: str):
@@ -156,10 +143,10 @@ def make_data(cfg: ConfigDict, split: str):
     ratings, parts = load(cfg)
     user = ratings.arrays["user"]
     fields = {"user": user + 1, "film": ratings.arrays["item"] + 1, "rating": ratings.arrays["rating"]}
-    age, occupation = user_features(ratings)
+    age, occupation = rating_features.of_users(ratings)
     fields |= {"age": age[user], "occupation": occupation[user]}
     if cfg.data.history:
-        fields["history"] = histories(ratings, cfg.data.history)
+        fields["history"] = rating_features.histories(ratings, cfg.data.history)
     source = parts.source(split, data.Source(fields, ratings.origin, ratings.is_subset))
     return data.make_batches(source, cfg, training=split == "train")
 
@@ -167,41 +154,6 @@ def make_data(cfg: ConfigDict, split: str):
 def make_files(cfg: ConfigDict) -> dict[str, str]:
     """Returns what the split was, which the run folder keeps."""
     return {"split.json": load(cfg)[1].to_json()}
-
-
-def user_features(ratings: data.Source) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the age float32 [users] and the number of the occupation, int32 [users]; NaN and 0 if unknown."""
-    users = ratings.users
-    if "age" not in users:
-        count = len(users["id"])
-        return np.full(count, np.nan, np.float32), np.zeros(count, np.int32)
-    occupation = np.unique(users["occupation"], return_inverse=True)[1] + 1
-    return users["age"].astype(np.float32), occupation.astype(np.int32)
-
-
-def film_features(ratings: data.Source) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers of the genres, int32 [rows, most], and the year, float32 [rows]; row 0 is padding."""
-    genres = retrieval.padded([[], *(np.flatnonzero(own) + 1 for own in ratings.items["genres"])])
-    year = np.where(ratings.items["year"] > 0, ratings.items["year"], np.nan)
-    return genres, np.concatenate([[np.nan], year]).astype(np.float32)
-
-
-def in_time(ratings: data.Source) -> np.ndarray:
-    """Returns the indices that sort ratings by user, then by time, then by the line of the file."""
-    user, timestamp = ratings.arrays["user"], ratings.arrays["timestamp"]
-    return np.lexsort((np.arange(len(user)), timestamp, user))
-
-
-def histories(ratings: data.Source, length: int) -> np.ndarray:
-    """Returns the films that the user rated before each rating: rows, int32 [ratings, length], the newest last."""
-    order = in_time(ratings)
-    user, film = ratings.arrays["user"][order], ratings.arrays["item"][order] + 1
-    place = np.arange(len(user)) - np.searchsorted(user, user)  # among the ratings of the user
-    back = np.arange(length, 0, -1)
-    whole = np.concatenate([np.zeros(length, np.int32), film])[np.arange(len(user))[:, np.newaxis] + length - back]
-    result = np.empty((len(user), length), np.int32)
-    result[order] = np.where(place[:, np.newaxis] >= back, whole, 0)
-    return result
 
 
 # ---- Model ----
@@ -217,7 +169,7 @@ class TwoTowers(keras.Model):
     def __init__(self, cfg: ConfigDict, ratings: data.Source):
         super().__init__()
         settings = cfg.model
-        genres, years = film_features(ratings)
+        genres, years = rating_features.of_items(ratings)
         rows, width = len(genres), settings.width
         self.half_lives = tuple(settings.half_lives)
         self.genre_rows, self.years = tf.constant(genres), tf.constant(years)
@@ -244,17 +196,12 @@ class TwoTowers(keras.Model):
         if settings.rating_weight:
             low, high = ratings.arrays["rating"].min(), ratings.arrays["rating"].max()
             self.rating_range = (float(low), float(high))
-            self.factors = Factors(scales(cfg, ratings), settings)
+            self.factors = make_factors(cfg, ratings)
 
     def users(self, batch, training=None):
         """Returns the vectors of users, [batch, width + 1], of 'history', 'age' and 'occupation'."""
-        history = batch["history"]
-        vectors = self.watched(history)  # [batch, length, width]
-        weights = tf.stack([layers.recency_weights(history, half_life) for half_life in self.half_lives], 1)
-        weights = tf.math.divide_no_nan(weights, tf.sqrt(tf.reduce_sum(weights, 2, keepdims=True)))
-        pooled = tf.matmul(tf.cast(weights, vectors.dtype), vectors)  # [batch, half-lives, width]
-        pooled = tf.reshape(pooled, [-1, len(self.half_lives) * vectors.shape[-1]])
-        pooled = self.dropout(pooled, training=training)
+        pooled = layers.recency_pooled(self.watched(batch["history"]), batch["history"], self.half_lives)
+        pooled = self.dropout(pooled, training=training)  # [batch, half-lives * width]
         known = [self.ages(self.age(batch["age"])), self.occupations(batch["occupation"])]
         vectors = self.tower([pooled, *known], training=training) + self.direct(pooled)
         return self.score.user_vectors(vectors, has_bias=True)
@@ -272,75 +219,20 @@ class TwoTowers(keras.Model):
         if hasattr(self, "films"):
             outputs["users"] = self.users(batch, training)
         if hasattr(self, "factors"):
-            outputs["members"] = self.factors(batch)  # [batch, members]
+            outputs["members"] = self.factors(batch["user"], batch["film"])  # [batch, members]
             outputs["predictions"] = tf.clip_by_value(tf.reduce_mean(outputs["members"], 1), *self.rating_range)
         return outputs
 
 
-def scales(cfg: ConfigDict, ratings: data.Source) -> dict[str, np.ndarray]:
-    """Returns by what the rows of each table of `Factors` are multiplied, float32 [rows, 1].
-
-    It is 1 unless `model.scaled`: then the numbers of a row, if they were independent, would be likely within
-    sqrt(2 * VARIANCE / (members * examples)) of the best ones, whatever the number of its ratings. So one learning rate
-    suits all rows: it is the share of the way to the best ones, given the others.
-    """
-    settings, train = cfg.model, load(cfg)[1].parts["train"]
-    rows = {"user": len(ratings.users["id"]) + 1, "film": len(ratings.items["id"]) + 1}
-    if not settings.scaled:
-        return {f"{of}_{what}": np.ones((rows[of], 1), np.float32) for of in rows for what in ("factors", "biases")}
-    result = {}
-    for of, field in (("user", "user"), ("film", "item")):
-        counts = np.bincount(ratings.arrays[field][train] + 1, minlength=rows[of])
-        seen = {"factors": settings.prior + counts * VARIANCE / settings.prior, "biases": settings.bias_prior + counts}
-        for what, precision in seen.items():
-            deviation = np.sqrt(settings.members * len(train) / (2 * precision))
-            result[f"{of}_{what}"] = deviation.astype(np.float32)[:, np.newaxis]
-    return result
-
-
-class Factors(keras.layers.Layer):
-    """Rates by several models, each the mean rating, biases and a product of factors of the user and of the film.
-
-    Args:
-      scales: by what the rows of each table are multiplied: {name of the table: float32 [rows, 1]}.
-      settings: cfg.model.
-
-    Call: {'user', 'film': int32 [batch]} -> ratings of each member, [batch, members].
-    """
-
-    MEAN = 3.5
-
-    def __init__(self, scales: dict[str, np.ndarray], settings: ConfigDict):
-        super().__init__(name="factors")
-        self.shape = (settings.members, settings.factors)
-        self.priors = {"factors": settings.prior, "biases": settings.bias_prior}
-        self.scales = {name: tf.constant(scale) for name, scale in scales.items()}
-        deviation = VARIANCE**0.5 / settings.prior**0.5
-        self.tables = {}
-        for name, scale in scales.items():
-            is_bias = name.endswith("biases")
-            width = settings.members * (1 if is_bias else settings.factors)
-            start = "zeros" if is_bias else keras.initializers.RandomNormal(stddev=deviation / scale.max())
-            self.tables[name] = layers.EmbeddingTable(len(scale), width, start, name=name)
-
-    def rows(self, name, index):
-        """Returns rows of a table, [batch, width]."""
-        rows = self.tables[name](index)
-        return rows * tf.cast(tf.gather(self.scales[name], index), rows.dtype)
-
-    def call(self, batch):
-        user, film = batch["user"], batch["film"]
-        products = self.rows("user_factors", user) * self.rows("film_factors", film)
-        products = tf.reduce_sum(tf.reshape(products, [-1, *self.shape]), 2)
-        return self.MEAN + self.rows("user_biases", user) + self.rows("film_biases", film) + products
-
-    def penalty(self):
-        """Returns the sum over members of the squares of all factors and biases, by their priors."""
-        squares = []
-        for name, table in self.tables.items():
-            prior = self.priors[name.split("_")[1]]
-            squares.append(prior * tf.reduce_sum(tf.square(self.scales[name] * table.table)))
-        return tf.add_n(squares)
+def make_factors(cfg: ConfigDict, ratings: data.Source) -> layers.Factors:
+    """Returns the factors of ratings, their rows scaled if asked for."""
+    settings = cfg.model
+    sizes = {"members": settings.members, "prior": settings.prior, "bias_prior": settings.bias_prior}
+    of_row = rating_features.counts(ratings, load(cfg)[1].parts["train"])
+    counts = {"user": of_row["user"], "film": of_row["item"]}
+    scales = layers.factor_scales(counts, **sizes) if settings.scaled else None
+    rows = {side: len(count) for side, count in counts.items()}
+    return layers.Factors(rows, factors=settings.factors, scales=scales, name="factors", **sizes)
 
 
 def make_model(cfg: ConfigDict) -> keras.Model:
@@ -352,8 +244,11 @@ def make_loss(cfg: ConfigDict):
     """Returns the loss: the cross-entropy of the film among all films, and the squared error of its rating."""
     ratings, split = load(cfg)
     train = split.parts["train"]
-    counts = np.bincount(ratings.arrays["item"][train] + 1, minlength=len(ratings.items["id"]) + 1)
+    counts = rating_features.counts(ratings, train)["item"]
     log_shares = np.log(np.maximum(counts, 0.5) / len(train)).astype(np.float32)  # [rows]
+    # The loss is 2 * VARIANCE / members times an energy: framework/losses/sampling.py.
+    energies = cfg.model.members * len(train) * cfg.schedule.learning_rate
+    deviation = (4 * VARIANCE * cfg.model.noise / energies) ** 0.5
 
     def loss(model, batch, training):
         weight = batch["weight"]
@@ -366,41 +261,21 @@ def make_loss(cfg: ConfigDict):
             targets = tf.broadcast_to(batch["rating"][:, tf.newaxis], tf.shape(members))
             terms["rating"] = cfg.model.rating_weight * losses.mean_squared_error(members, targets, weight)
             scale = cfg.model.rating_weight / (cfg.model.members * len(train))
-            terms["prior"] = for_each(scale * model.factors.penalty(), weight)
+            terms["prior"] = losses.once(scale * model.factors.penalty(), weight)
             if cfg.model.noise:
-                drawn = noise(model.factors, len(train)) if training else tf.constant(0.0)
-                terms["noise"] = for_each(drawn, weight)
+                variables = model.factors.trainable_variables
+                drawn = losses.langevin(variables, deviation) if training else tf.constant(0.0)
+                terms["noise"] = losses.once(drawn, weight)
         return terms, outputs
 
     def next_film(model, users, batch):
         film, weight = batch["film"], batch["weight"]
-        if cfg.model.softmax == "in_batch":
-            log_q = tf.gather(log_shares, film)
-            return losses.in_batch_softmax(users, model.items(film), film, weight, log_q)
-        logits = tf.matmul(users, model.items(), transpose_b=True)
-        is_padding = tf.equal(tf.range(tf.shape(logits)[1]), 0)
-        lowest = tf.constant(-1e4, logits.dtype)
-        return losses.sparse_cross_entropy(tf.where(is_padding, lowest, logits), film, weight)
-
-    def noise(factors, examples):
-        """Returns a sum whose gradient is noise: gradient descent by it samples factors (Welling and Teh, 2011)."""
-        members, rate = cfg.model.members, cfg.schedule.learning_rate
-        deviation = (4 * VARIANCE * cfg.model.noise / (members * examples * rate)) ** 0.5
-        sums = []
-        with rng.of_batch():
-            for table in factors.trainable_variables:
-                drawn = rng.normal("langevin", table.shape[0], table.shape[1], deviation)
-                sums.append(tf.reduce_sum(drawn * table))
-        return tf.add_n(sums)
+        if cfg.model.softmax == "full":
+            return losses.full_softmax(users, model.items(), film, weight)
+        return losses.in_batch_softmax(users, model.items(film), film, weight, tf.gather(log_shares, film))
 
     loss.needs_collectives = bool(cfg.model.next_weight) and cfg.model.softmax == "in_batch"  # of all replicas
     return loss
-
-
-def for_each(value, weight):
-    """Returns a term that is the same for every example."""
-    count = tf.cast(tf.reduce_sum(weight), value.dtype)
-    return losses.Term(value * count, count)
 
 
 # ---- Evaluation ----
@@ -413,43 +288,23 @@ def make_metrics(cfg: ConfigDict):
 
 def make_evaluators(cfg: ConfigDict):
     """Returns the exact ranking of all films that a user has not rated, by the model of the next film."""
-    return {"ranking": Ranking(cfg)} if cfg.model.next_weight else {}
+    if not cfg.model.next_weight:
+        return {}
+    ratings, split = load(cfg)
+    of_user = rating_features.rated_by(ratings, split.parts["train"])
+    seen = retrieval.padded([of_user[user] for user in ratings.arrays["user"][split.parts["test"]]])
+    counts = rating_features.counts(ratings, split.parts["train"])["item"]
+    shown = {name: ratings.items[name] for name in ("title", "id", "year")} | {"ratings": counts[1:]}
 
-
-class Ranking:
-    """Ranks all films for each held-out rating, and reports recall, NDCG, MRR, coverage and popularity."""
-
-    def __init__(self, cfg: ConfigDict):
-        self.modes = {"recall@10": "max", "ndcg@10": "max"}
-        ratings, split = load(cfg)
-        user, film = ratings.arrays["user"], ratings.arrays["item"] + 1
-        train, test = split.parts["train"], split.parts["test"]
-        ends = np.cumsum(np.bincount(user[train], minlength=len(ratings.users["id"])))
-        of_user = np.split(film[train][np.argsort(user[train], kind="stable")], ends[:-1])
-        self.seen = retrieval.padded([of_user[number] for number in user[test]])
-        self.popularity = np.bincount(film[train], minlength=len(ratings.items["id"]) + 1)
-        self.shown = {}
-        if cfg.model.projector:
-            self.shown = {name: ratings.items[name] for name in ("title", "id", "year")}
-            self.shown["ratings"] = self.popularity[1:]
-
-    def __call__(self, run):
-        if self.shown and run.replicas.is_chief:
-            folder = run.workdir / "tensorboard" / "train"  # a run of TensorBoard's, where its projector looks
+    def projector(run):
+        """Writes the vectors of films where TensorBoard's projector looks, beside the curves."""
+        if run.replicas.is_chief:
             vectors = tf.cast(run.model.items(), tf.float32).numpy()[1:]
-            writers.write_projector(folder, "films", vectors, self.shown)
-        places, rows, film = self.ranked(run)
-        scalars = metrics.ranking(rows, film[:, np.newaxis], self.popularity, ks=(10, 100))
-        return evaluators.Report(scalars | {"mrr": float(np.mean(1 / places))})
+            writers.write_projector(run.workdir / "tensorboard" / "train", "films", vectors, shown)
+        return evaluators.Report()
 
-    def ranked(self, run):
-        """Returns the place of the held-out film, the first films, and the held-out film of each rating."""
-        batches, outputs = zip(*evaluators.predictions(run), strict=True)
-        users = np.concatenate([output["users"] for output in outputs])
-        film = np.concatenate([batch["film"] for batch in batches])
-        items = tf.cast(run.model.items(), tf.float32).numpy()
-        places = retrieval.ranks_of_all(users, items, film, self.seen)
-        return places, retrieval.top_k_of_all(users, items, RANKED, self.seen)[1], film
+    ranking = evaluators.Ranking(seen, counts, target="film")
+    return {"projector": projector, "ranking": ranking} if cfg.model.projector else {"ranking": ranking}
 
 
 # ---- Exports ----

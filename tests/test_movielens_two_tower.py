@@ -17,6 +17,7 @@ from framework import rng, testing
 from framework.config.overrides import override
 from framework.errors import UserError
 from framework.run import evaluation, exporting, loop
+from tests import loss_curves
 from tests.benchmarks.recommender_baselines import ranks
 from tests.made_up_ratings import write_ratings
 
@@ -63,31 +64,12 @@ def by_time(ratings, user):
 # ---- Data ----
 
 
-def test_a_history_has_the_films_before_a_rating_and_none_after(folder):
-    ratings, _ = experiment.load(settings(folder))
-    histories = experiment.histories(ratings, 5)
-    for user in range(len(ratings.users["id"])):
-        lines = by_time(ratings, user)
-        films = [ratings.arrays["item"][line] + 1 for line in lines]
-        for place, line in enumerate(lines):
-            assert histories[line].tolist() == ([0] * 5 + films[:place])[-5:]
-
-
 @pytest.mark.parametrize(("held_out", "back"), [("test", 1), ("valid", 2)])
 def test_the_held_out_rating_is_later_than_all_of_its_user_in_training(folder, held_out, back):
     ratings, split = experiment.load(settings(folder, **{"data.held_out": held_out}))
     users = ratings.arrays["user"][split.parts["test"]]
     assert split.parts["test"].tolist() == sorted(by_time(ratings, user)[-back] for user in set(users))
     assert len(split.parts["train"]) == len(ratings) - back * len(users) and split.leaks(ratings).own_future == 0
-
-
-def test_features_of_users_and_films(folder):
-    ratings, _ = experiment.load(settings(folder))
-    age, occupation = experiment.user_features(ratings)
-    assert age[:3].tolist() == [16, 17, 18] and occupation[:3].tolist() == [2, 3, 1]  # of baker, miner, nurse
-    genres, year = experiment.film_features(ratings)
-    assert genres[:4].tolist() == [[0], [2], [0], [1]] and year[1:4].tolist() == [1951, 1952, 1953]  # film 1, 2, 3
-    assert np.isnan(year[0])
 
 
 # ---- Losses ----
@@ -273,33 +255,13 @@ def test_the_export_recommends_unseen_films_by_brute_force(folder, tmp_path):
         assert index["recall@10"] == 1.0  # a search keeps 128 of the 30 films in view
 
 
-CURVES = {
-    "float32": {},
-    "two replicas": {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2},
-    "bfloat16": {"train.precision": "bfloat16"},
-    "float16": {"train.precision": "float16"},  # with a dynamic loss scale
-}
-BOUND = 0.01  # of the difference of the mean losses of 50 steps, as a share of that of float32
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("preset", "softmax"), [("retrieval", "full"), ("retrieval", "in_batch"), ("rating", "full")])
 def test_loss_curves_of_precisions_and_replicas(folder, tmp_path, preset, softmax):
     """500 steps with dropout, or noise, beside those of float32 on one device: the mean loss of each 50 steps."""
-    values = {"train.duration": "500 steps", "log.every": "50 steps", "model.softmax": softmax, "model.dropout": 0.3}
-    curves, skipped = {}, {}
-    for name, setting in CURVES.items():
-        run = build(folder, tmp_path / name, preset, **values, **setting)
-        loop.train(run)
-        rows = [row for row in testing.rows(run) if "mean/loss" in row]
-        curves[name] = np.array([row["mean/loss"] for row in rows])
-        skipped[name] = 500 - int(run.state.updates)
-        print(name, curves[name].round(4), f"skipped {skipped[name]}")
-    for name, curve in curves.items():
-        assert len(curve) == 10
-        assert skipped[name] <= (5 if name == "float16" else 0)  # its loss scale starts too high
-        assert np.abs(curve / curves["float32"] - 1).max() <= BOUND, name
+    values = {"model.softmax": softmax, "model.dropout": 0.3}
+    loss_curves.assert_alike(lambda name, of: build(folder, tmp_path / name, preset, **values, **of), bound=0.01)
 
 
 WRONG = [

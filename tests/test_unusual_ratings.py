@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from experiments import movielens_two_tower as experiment
 from framework import paths
+from framework.data.sets import rating_features
 from framework.errors import UserError
 from framework.run import loop
 from tests.made_up_ratings import write_ratings
@@ -43,7 +44,7 @@ def test_a_user_of_a_single_rating_is_trained_on_with_an_empty_history_and_never
     ratings, split = experiment.load(settings(folder))
     (line,) = np.flatnonzero(ratings.arrays["user"] == SINGLE - 1)
     assert line in split.parts["train"] and line not in split.parts["test"]
-    assert experiment.histories(ratings, 5)[line].tolist() == [0] * 5
+    assert rating_features.histories(ratings, 5)[line].tolist() == [0] * 5
     assert len(split.parts["test"]) == 12  # one of each other user
 
 

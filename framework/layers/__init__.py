@@ -28,11 +28,13 @@ replicas, in micro-batches, and in a run that was stopped. Arguments and weights
 | `EmbeddingTable` | looks up rows of a table that features share, and pools lists of them |
 | `HistoryEncoder` | attends to a history of items |
 | `Tower`, `Score`, `CumulativeLogits` | dense layers of features; the score of a pair; logits of ratings in order |
+| `Factors` | rates pairs by several models of factors and biases |
 
 `cifar_resnet` makes the residual networks of He et al. for CIFAR, `make_normalization` a normalisation by its name,
 `Dirac` initial kernels that copy channels and `whitening_kernel` those of `WhiteningConv2D`.
 `padding_mask`, `causal_mask` and `combined_mask` make masks of attention, `sinusoidal` fixed positions, `rotate` rotary
-ones, and `token_positions` those of padded sequences; `recency_weights` weighs a history by its age.
+ones, and `token_positions` those of padded sequences. `recency_weights` weighs a history by its age, `recency_pooled`
+pools it by several half-lives, and `factor_scales` makes the rows of `Factors` learn at one rate.
 `rematerialise` trades time for memory, and `with_repeatable_draws` gives the layers of a model that other code makes,
 such as `keras.applications`, the same draws.
 """
@@ -60,6 +62,7 @@ from framework.layers.dropout import (
 )
 from framework.layers.embedding import TiedEmbedding
 from framework.layers.encoder_decoder import Decoder, Encoder
+from framework.layers.factors import Factors, factor_scales
 from framework.layers.ids import Bucketize, HashedLookup, Lookup
 from framework.layers.initializers import Dirac
 from framework.layers.keras_draws import with_repeatable_draws
@@ -88,6 +91,7 @@ from framework.layers.towers import (
     HistoryEncoder,
     Score,
     Tower,
+    recency_pooled,
     recency_weights,
 )
 from framework.layers.transformer import DecoderLayer, EncoderLayer
@@ -113,6 +117,7 @@ __all__ = [
     "EmbeddingTable",
     "Encoder",
     "EncoderLayer",
+    "Factors",
     "GRUCell",
     "GaussianDropout",
     "GaussianNoise",
@@ -149,8 +154,10 @@ __all__ = [
     "causal_mask",
     "cifar_resnet",
     "combined_mask",
+    "factor_scales",
     "make_normalization",
     "padding_mask",
+    "recency_pooled",
     "recency_weights",
     "rematerialise",
     "rotate",

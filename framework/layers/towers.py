@@ -132,6 +132,26 @@ def recency_weights(history: tf.Tensor, half_life: float) -> tf.Tensor:
     return tf.where(is_item, weights, 0)
 
 
+def recency_pooled(vectors: tf.Tensor, history: tf.Tensor, half_lives: Sequence[float]) -> tf.Tensor:
+    """Returns sums of the vectors of a history by `recency_weights`, one for each half-life, side by side.
+
+    A sum is divided by the root of its weights' sum, so that a long history has a larger vector than a short one, but
+    not by as much as it is longer. Of an empty history it is zeros.
+
+    Args:
+      vectors: floating [batch, length, width].
+      history: integer [batch, length], the rows of these vectors; 0 is padding.
+      half_lives: in items.
+
+    Returns:
+      [batch, half-lives * width], in the dtype of the vectors.
+    """
+    weights = tf.stack([recency_weights(history, half_life) for half_life in half_lives], 1)
+    weights = tf.math.divide_no_nan(weights, tf.sqrt(tf.reduce_sum(weights, 2, keepdims=True)))
+    pooled = tf.matmul(tf.cast(weights, vectors.dtype), vectors)  # [batch, half-lives, width]
+    return tf.reshape(pooled, [-1, len(half_lives) * vectors.shape[-1]])
+
+
 class HistoryEncoder(keras.layers.Layer):
     """Attends to a history of items, each to those before it, and returns the vector of the newest one.
 

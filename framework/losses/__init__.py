@@ -8,7 +8,7 @@ term of your own values.
 """
 
 from framework import moved
-from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, mean, mixed
+from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, mean, mixed, once
 from framework.losses.classification import (
     binary_cross_entropy,
     categorical_cross_entropy,
@@ -20,7 +20,8 @@ from framework.losses.classification import (
 from framework.losses.distribution import kl_divergence
 from framework.losses.ordinal import ordinal
 from framework.losses.regression import cosine_distance, huber, mean_absolute_error, mean_squared_error
-from framework.losses.retrieval import Drawn, in_batch_softmax, popularity_negatives, uniform_negatives
+from framework.losses.retrieval import Drawn, full_softmax, in_batch_softmax, popularity_negatives, uniform_negatives
+from framework.losses.sampling import langevin
 from framework.losses.sequence import ctc
 
 __all__ = [
@@ -33,15 +34,18 @@ __all__ = [
     "cosine_distance",
     "ctc",
     "focal",
+    "full_softmax",
     "gather_offset",
     "hinge",
     "huber",
     "in_batch_softmax",
     "kl_divergence",
+    "langevin",
     "mean",
     "mean_absolute_error",
     "mean_squared_error",
     "mixed",
+    "once",
     "ordinal",
     "popularity_negatives",
     "sparse_cross_entropy",

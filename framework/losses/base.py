@@ -47,6 +47,17 @@ class BatchDependent(Term):
     """
 
 
+def once(value: tf.Tensor, weight: tf.Tensor) -> Term:
+    """Returns the term of a scalar that does not depend on the examples, such as a penalty: it counts once an update.
+
+    Args:
+      value: scalar, the same on all replicas and in all micro-batches.
+      weight: [batch], of the examples.
+    """
+    count = tf.cast(tf.reduce_sum(weight), value.dtype)
+    return Term(value * count, count)
+
+
 def mean(values: tf.Tensor, weight: tf.Tensor) -> Term:
     """Returns the term of a weighted mean, summed in at least float32.
 

@@ -1,4 +1,4 @@
-"""Losses of retrieval: the softmax of a user's item among the items of the batch, and negatives drawn beside them.
+"""Losses of retrieval: the softmax of a user's item among all items or those of the batch, and negatives.
 
     drawn = losses.popularity_negatives("negatives", 256, counts)          # the same on every replica
     term = losses.in_batch_softmax(
@@ -16,10 +16,12 @@ import tensorflow as tf
 
 from framework import rng
 from framework.errors import UserError
-from framework.losses.base import BatchDependent, all_gather, gather_offset, in_full, mean, where_weighted
+from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, in_full, mean, where_weighted
+from framework.losses.classification import sparse_cross_entropy
 from framework.trace.guards import IN_RANGE
 
 _WORD = 2.0**32
+_LOWEST = -1e4  # a logit without a probability, finite in float16
 
 
 class Drawn(NamedTuple):
@@ -32,6 +34,21 @@ class Drawn(NamedTuple):
 
     rows: tf.Tensor
     log_q: tf.Tensor
+
+
+def full_softmax(users: tf.Tensor, items: tf.Tensor, rows: tf.Tensor, weight: tf.Tensor) -> Term:
+    """Returns the cross-entropy of each user's item among all items but row 0, which is padding.
+
+    Args:
+      users: floating [batch, width]; scores are products.
+      items: floating [rows, width], of all items; row 0 is that of padding.
+      rows: integer [batch]: which item, from 1; where the weight is 0, anything.
+      weight: [batch].
+    """
+    logits = tf.matmul(users, items, transpose_b=True)
+    is_padding = tf.equal(tf.range(tf.shape(logits)[1]), 0)
+    lowest = tf.constant(_LOWEST, logits.dtype)
+    return sparse_cross_entropy(tf.where(is_padding, lowest, logits), rows, weight)
 
 
 def in_batch_softmax(

@@ -30,6 +30,7 @@ import numpy as np
 
 from experiments import movielens_two_tower as experiment
 from framework import metrics, retrieval
+from framework.data.sets import rating_features
 from tests.benchmarks.ratios import interval
 from tests.benchmarks.recommender_baselines import measures, ndcg
 from tests.benchmarks.turns import ROOT, Process
@@ -50,7 +51,7 @@ def write_arrays(path: str, data_dir: str) -> None:
     cfg.data.dir = data_dir
     ratings, split = experiment.load(cfg)
     user, film = ratings.arrays["user"] + 1, ratings.arrays["item"] + 1
-    history = experiment.histories(ratings, 50)
+    history = rating_features.histories(ratings, 50)
     arrays = {}
     for name, rows in split.parts.items():
         arrays |= {f"{name}_user": user[rows], f"{name}_film": film[rows], f"{name}_history": history[rows]}

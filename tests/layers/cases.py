@@ -239,5 +239,12 @@ CASES = (
     Case("Tower", {"sizes": [4, 3], "dropout": 0.3, "normalization": "layer"}, ((2,), (3,)), _call_listed),
     Case("Score", {"similarity": "cosine", "temperature": 0.5, "learned": True}, ((3,), (3,), ()), _call_biased),
     Case("Score", {}, ((3,), (3,), ()), _call_biased, title="of a product"),
+    Case(
+        "Factors",
+        {"rows": {"user": 7, "film": 7}, "members": 2, "factors": 3, "prior": 3.0, "bias_prior": 5.0},
+        ((), ()),
+        _call_plain,
+        below=7,
+    ),
     Case("CumulativeLogits", {"levels": 5}, ((3,),), _call_plain),
 )

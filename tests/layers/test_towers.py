@@ -157,6 +157,19 @@ def test_weights_halve_with_every_half_life_of_items(half_life):
     np.testing.assert_allclose(weights, 0.5 ** (ages / half_life), rtol=1e-6)
 
 
+def test_a_history_is_pooled_by_each_half_life_over_the_root_of_its_weights():
+    history, half_lives = np.array([[4, 2, 0, 9], [0, 0, 0, 0], [5, 0, 0, 0]]), (1.0, 5.0)
+    ages = np.array([[2, 1, np.inf, 0], [np.inf] * 4, [0, np.inf, np.inf, np.inf]])
+    vectors = normal(3, 4, WIDTH)
+    pooled = layers.recency_pooled(tf.constant(vectors), tf.constant(history), half_lives)
+    expected = np.zeros((3, 2, WIDTH))
+    for row, place in np.ndindex(3, 2):
+        weights = 0.5 ** (ages[row] / half_lives[place])
+        if weights.any():
+            expected[row, place] = weights @ vectors[row] / weights.sum() ** 0.5
+    np.testing.assert_allclose(pooled, expected.reshape(3, -1), rtol=1e-6)
+
+
 def made_encoder(**options):
     layer = layers.HistoryEncoder(2, 4, heads=2, feed_forward=5, max_length=6, dtype="float64", **options)
     layer(tf.zeros([1, 5, 4], tf.float64), tf.ones([1, 5], tf.bool))

@@ -317,3 +317,14 @@ def test_a_model_learns_ratings_in_order():
         optimizer.minimize(value, layer.trainable_variables, tape)
     np.testing.assert_allclose(-layer(tf.zeros([1], tf.float64))[0], [-2, 1], atol=0.15)
     assert list(paths.variables(layer)) == ["first", "steps"]
+
+
+@each_mode
+def test_all_items_but_padding_are_candidates(compiled):
+    a = given()
+    items = np.random.default_rng(3).normal(size=(10, WIDTH))
+    scores = a["users"] @ items[1:].T
+    each = np.log(np.exp(scores).sum(1)) - scores[np.arange(BATCH), a["ids"] - 1]
+    term = compiled(losses.full_softmax)(*(tf.constant(x) for x in (a["users"], items, a["ids"], a["weight"])))
+    np.testing.assert_allclose(term.sum, each @ a["weight"], rtol=1e-12)
+    np.testing.assert_allclose(term.weight, a["weight"].sum())

@@ -18,7 +18,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from framework.data.sources import Source
-from framework.errors import UserError
+from framework.errors import UserError, near
+
+NAMES = ("last", "u1", "u2", "u3", "u4", "u5", "random", "time")  # of `by_name`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,34 @@ class SplitSource(Source):
     def fingerprint(self) -> str | None:
         """Returns the SHA-256 of some examples and of the split."""
         return hashlib.sha256(f"{super().fingerprint()} {self.split}".encode()).hexdigest()
+
+
+def by_name(ratings: Source, name: str, held_out: str = "test", seed: int = 0) -> Split:
+    """Returns a split with the parts 'train' and 'test' by a name that a config can have.
+
+    Args:
+      ratings: the ratings in the order of the file.
+      name: one of NAMES: 'u1' to 'u5' (`fold`), 'random' (a fifth of the ratings), 'time' (the latest tenth), or 'last'
+        (`leave_last_out`): then 'valid' is trained on.
+      held_out: of 'last', 'test' or 'valid': with 'valid', 'test' is the last rating but one of each user, and the last
+        one is in no part, so that settings are chosen without it.
+      seed: of 'random'.
+
+    Raises:
+      UserError: there is no such name, or a part would be empty.
+    """
+    if name not in NAMES:
+        raise UserError(f"there is no split '{name}' of ratings.{near(name, NAMES)} Splits: {', '.join(NAMES)}.")
+    if name == "random":
+        return random_split(ratings, 0.2, seed)
+    if name == "time":
+        return split_at_time(ratings, 0.1)
+    if name != "last":
+        return fold(ratings, int(name[1]))
+    train, valid, test = (leave_last_out(ratings).parts[part] for part in ("train", "valid", "test"))
+    if held_out == "valid":
+        return Split("the last rating but one", {"train": train, "test": valid})
+    return Split("the last rating of each user", {"train": np.sort(np.concatenate([train, valid])), "test": test})
 
 
 def fold(ratings: Source, number: int, folds: int = 5) -> Split:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from framework.data.sets.rating_splits import Leaks, fold, leave_last_out, random_split, split_at_time
+from framework.data.sets.rating_splits import NAMES, Leaks, by_name, fold, leave_last_out, random_split, split_at_time
 from framework.data.sources import Source
 from framework.errors import UserError
 
@@ -102,3 +102,19 @@ def test_a_part_is_a_source_whose_fingerprint_has_the_split():
         split.source("valid", source)
     with pytest.raises(UserError, match=r"has 3 examples, but the split .* goes up to 499"):
         split.source("train", ratings([0, 0, 0], [1, 2, 3]))
+
+
+def test_a_split_has_a_name():
+    source = random_ratings()
+    parts = leave_last_out(source).parts
+    last, before = by_name(source, "last"), by_name(source, "last", held_out="valid")
+    assert lists(last) == {"train": sorted([*parts["train"], *parts["valid"]]), "test": parts["test"].tolist()}
+    assert lists(before) == {"train": parts["train"].tolist(), "test": parts["valid"].tolist()}
+    assert last.digest() != before.digest()
+    others = {"u2": fold(source, 2), "random": random_split(source, 0.2, 7), "time": split_at_time(source, 0.1)}
+    assert {name: by_name(source, name, seed=7).digest() for name in others} == {
+        name: split.digest() for name, split in others.items()
+    }
+    assert {*others} < {*NAMES} and all(len(by_name(source, name).parts["test"]) for name in NAMES)
+    with pytest.raises(UserError, match=r"^there is no split 'u6' of ratings\. Splits: last, u1, .* random, time\.$"):
+        by_name(source, "u6")

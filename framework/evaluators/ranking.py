@@ -1,0 +1,61 @@
+"""The exact ranking of all items for each held-out one: recall, NDCG, MRR, coverage and popularity.
+
+    def make_evaluators(cfg):
+        return {"ranking": evaluators.Ranking(seen, counts, target="film")}
+
+The loss of the experiment returns the vectors of users among its outputs, and the model has those of all items.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from framework import metrics, retrieval
+from framework.evaluators.base import Report, predictions
+
+_SHOWN = 100  # items of each list
+
+
+class Ranking:
+    """Ranks all items for each held-out one, but those that the user has seen; an evaluator.
+
+    Args:
+      seen: rows of items that are left out, int [held-out examples, most], in the order of the split; 0 is padding.
+      popularity: of each item in training, [rows], such as its number of ratings; row 0 is padding.
+      target: the batch's name of the held-out row.
+      users: the outputs' name of the vectors of users, [batch, width]; `model.items()` returns those of all items,
+        [rows, width], row 0 of padding.
+      ks: cut-offs of the lists, at most 100.
+
+    Its numbers are those of `metrics.ranking`, and 'mrr' over all items.
+    """
+
+    def __init__(
+        self,
+        seen: np.ndarray,
+        popularity: np.ndarray,
+        target: str = "item",
+        users: str = "users",
+        ks: Sequence[int] = (10, 100),
+    ) -> None:
+        if max(ks) > _SHOWN:
+            raise ValueError(f"ks={[*ks]}: the longest list has {_SHOWN} items")
+        self.seen, self.popularity = seen, popularity
+        self._target, self._users, self._ks = target, users, tuple(ks)
+        self.modes = {f"{measure}@{ks[0]}": "max" for measure in ("recall", "ndcg")}
+
+    def __call__(self, run: Any) -> Report:
+        places, rows, target = self.ranked(run)
+        scalars = metrics.ranking(rows, target[:, np.newaxis], self.popularity, ks=self._ks)
+        return Report({**scalars, "mrr": float(np.mean(1 / places))})
+
+    def ranked(self, run: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the place of each held-out item, from 1, the first 100 items, and the held-out item: rows."""
+        batches, outputs = zip(*predictions(run), strict=True)
+        users = np.concatenate([output[self._users] for output in outputs])
+        target = np.concatenate([batch[self._target] for batch in batches])
+        items = tf.cast(run.model.items(), tf.float32).numpy()
+        places = retrieval.ranks_of_all(users, items, target, self.seen)
+        return places, retrieval.top_k_of_all(users, items, _SHOWN, self.seen)[1], target

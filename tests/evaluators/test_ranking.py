@@ -1,0 +1,42 @@
+"""evaluators/ranking.py against a sort of all scores."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import evaluators
+from framework.evaluators import ranking
+
+USERS = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], np.float32)
+ITEMS = np.array([[9, 9], [3, 0], [2, 5], [1, 4], [0, 1]], np.float32)  # row 0 is padding
+HELD_OUT = np.array([2, 4, 3])
+SEEN = np.array([[1, 0], [2, 3], [0, 0]], np.int32)
+
+
+def test_the_place_is_that_among_unseen_items(monkeypatch):
+    batches = [({"film": HELD_OUT[:2]}, {"users": USERS[:2]}), ({"film": HELD_OUT[2:]}, {"users": USERS[2:]})]
+    monkeypatch.setattr(ranking, "predictions", lambda run: iter(batches))
+    run = types.SimpleNamespace(model=types.SimpleNamespace(items=lambda: tf.constant(ITEMS)))
+    evaluator = evaluators.Ranking(SEEN, np.array([0, 4, 3, 2, 1]), target="film", ks=(1, 2))
+    assert evaluator.modes == {"recall@1": "max", "ndcg@1": "max"}
+    places, rows, target = evaluator.ranked(run)
+    expected = []
+    for user, held_out, seen in zip(USERS, HELD_OUT, SEEN, strict=True):
+        scores = ITEMS @ user
+        left = [row for row in np.argsort(-scores, kind="stable") if row and row not in seen]
+        expected.append(left.index(held_out) + 1)
+        assert [row for row in rows[len(expected) - 1] if row] == left
+    assert places.tolist() == expected == [1, 1, 2]
+    np.testing.assert_array_equal(target, HELD_OUT)
+    scalars = evaluator(run).scalars
+    assert scalars["recall@1"] == pytest.approx(np.mean(np.array(expected) <= 1))
+    assert scalars["mrr"] == pytest.approx(np.mean(1 / np.array(expected)))
+    shown = rows[:, 0]
+    assert scalars["popularity@1"] == pytest.approx(np.mean(np.array([0, 4, 3, 2, 1])[shown]))
+
+
+def test_a_list_has_at_most_100_items():
+    with pytest.raises(ValueError, match=r"^ks=\[10, 200\]: the longest list has 100 items$"):
+        evaluators.Ranking(SEEN, np.ones(5), ks=(10, 200))
