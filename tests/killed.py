@@ -21,7 +21,6 @@ from tests import small
 STEP = 4
 SETTINGS = {"checkpoint.every": "2 steps", "checkpoint.keep": 1, "train.duration": "6 steps", "train.compile": "eager"}
 SETTINGS |= {"prune.sparsity": 0.5, "prune.begin": "1 step", "prune.end": "5 steps", "prune.every": "1 step"}
-SETTINGS |= {"quantize.name": "int8"}
 
 
 def kill():
