@@ -38,6 +38,7 @@ class Lite:
     |---|---|---|---|
     | `float32` | float32 | float32 | as of the signature |
     | `float16` | float16 | float32 | as of the signature |
+    | `sparse` | float32, of pruned weights only those that are not 0 | float32 | as of the signature |
     | `dynamic` | int8 | int8 in products, by ranges found at each call; else float32 | as of the signature |
     | `int8` | int8 | int8, by ranges found in training examples; float32 where there is no int8 | as of the signature |
     | `int8_io` | int8 | the same | int8 in place of float32: the host quantises |
@@ -91,8 +92,8 @@ class Lite:
         """Converts the signature and writes the file.
 
         Raises:
-          UserError: the graph computes in another precision, has an operation that LiteRT does not have, or the
-            examples do not have the inputs of the signature.
+          UserError: the graph computes in another precision, has an operation that LiteRT does not have, the examples
+            do not have the inputs of the signature, or no weight is sparse for 'sparse'.
         """
         is_trained = self._is_trained(model)
         with self.arithmetic(model), optim.computing(optim.CONVERTED if is_trained else optim.FLOAT):
@@ -106,6 +107,8 @@ class Lite:
             rows = list(self.rows(examples))
             converter.representative_dataset = lambda: iter(rows)
         convert(self.name, converter, path)
+        if made.is_sparse:
+            _check_sparse(self.name, path)
 
     def rows(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
         """Yields the inputs of one training example at a time, for the ranges of activations.
@@ -196,3 +199,16 @@ def convert(name: str, converter: Any, path: Path) -> None:
             " or leave Lite out of make_exports."
         ) from error
     path.write_bytes(converted)
+
+
+def _check_sparse(name: str, path: Path) -> None:
+    """Raises UserError, and removes the file, if all weights in it are dense: it would be a float32 file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    if not any(tensor["sparsity_parameters"] for tensor in Interpreter(model_path=str(path)).get_tensor_details()):
+        path.unlink()
+        raise UserError(
+            f"export '{name}': no weight is sparse, so the file would be that of float32. A weight of a dense or"
+            " convolution layer is stored so if at least 30 % of it are 0. Train with --config.prune.sparsity=0.8, or"
+            " leave the format out."
+        )

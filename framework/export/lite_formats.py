@@ -24,12 +24,14 @@ class LiteFormat:
       bound: the default of `Lite.bound`.
       set_up: tells a converter to make the format.
       is_calibrated: whether the ranges of activations are found by running the model on examples.
+      is_sparse: whether the file holds only the numbers of pruned weights that are not 0.
       set_up_trained: the same for a model whose graph holds the ranges, from training; None if they are of no use.
     """
 
     bound: float | Bounds
     set_up: Callable[[Any], None]
     is_calibrated: bool = False
+    is_sparse: bool = False
     set_up_trained: Callable[[Any], None] | None = None
 
 
@@ -44,6 +46,10 @@ def _float16(converter: Any) -> None:
 
 def _dynamic(converter: Any) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+
+def _sparse(converter: Any) -> None:
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
 
 
 def _int8(converter: Any) -> None:
@@ -69,6 +75,7 @@ _INT8 = Bounds(max_error=1.0, p99_error=0.05, agreement=0.97, metric=0.01)
 FORMATS = {
     "float32": LiteFormat(2e-6, _float32),
     "float16": LiteFormat(Bounds(max_error=0.005, p99_error=0.002, agreement=0.995, metric=0.002), _float16),
+    "sparse": LiteFormat(2e-6, _sparse, is_sparse=True),
     "dynamic": LiteFormat(Bounds(max_error=0.1, p99_error=0.03, agreement=0.98, metric=0.005), _dynamic),
     "int8": LiteFormat(_INT8, _int8, is_calibrated=True, set_up_trained=_dynamic),
     "int8_io": LiteFormat(_INT8, _int8_io, is_calibrated=True, set_up_trained=_int8_io_trained),

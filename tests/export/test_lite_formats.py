@@ -207,7 +207,7 @@ def test_an_experiment_without_training_examples(model, tmp_path):
     [
         (
             lambda: Lite(SIGNATURE, "int4"),
-            "Lite: there is no format 'int4'. Use one of float32, float16, dynamic, int8, int8_io."
+            "Lite: there is no format 'int4'. Use one of float32, float16, sparse, dynamic, int8, int8_io."
             " Did you mean 'int8'?",
         ),
         (
@@ -226,7 +226,7 @@ def test_what_a_hook_refuses(call, message):
 
 def test_formats_by_name():
     hooks = [SavedModel({"serving_default": SIGNATURE}), Lite(SIGNATURE), Lite(SIGNATURE, "int8", name="small")]
-    names = [f"lite_{kind}" for kind in (*KINDS[1:], "weights8", "weights4")]
+    names = [f"lite_{kind}" for kind in ("float16", "sparse", *KINDS[2:], "weights8", "weights4")]
     assert [*formats.available(hooks)] == ["saved_model", "lite", "small", "saved_model_xla", *names]
     assert formats.select(hooks, ["small", "saved_model"]) == [hooks[2], hooks[0]]
     [compiled] = formats.select(hooks, ["saved_model_xla"])
@@ -239,7 +239,7 @@ def test_formats_by_name():
         (
             ["lite_int9"],
             "--formats: there is no format 'lite_int9'. Did you mean 'lite_int8'? This experiment has saved_model,"
-            " lite, small, saved_model_xla, lite_float16, lite_dynamic, lite_int8, lite_int8_io,"
+            " lite, small, saved_model_xla, lite_float16, lite_sparse, lite_dynamic, lite_int8, lite_int8_io,"
             " lite_weights8, lite_weights4.",
         ),
         (["lite", "lite"], "--formats names lite twice. Leave one out."),
@@ -247,3 +247,35 @@ def test_formats_by_name():
         with pytest.raises(UserError) as error:
             formats.select(hooks, names)
         assert str(error.value) == message
+
+
+def test_sparse_holds_what_pruning_has_left(model, tmp_path):
+    dense = model.get_weights()
+    draws = np.random.default_rng(4)
+    try:
+        for share in (0.8, 0.31):
+            kernels = model.trainable_variables[::2]
+            for weight in kernels:
+                is_zero = draws.permutation(weight.shape.num_elements()).reshape(weight.shape) < share * np.size(weight)
+                weight.assign(np.where(is_zero, 0, draws.normal(size=weight.shape)))
+            hooks = [Lite(SIGNATURE), Lite(SIGNATURE, "sparse")]
+            plain, sparse = export_all(hooks, model, [make_batch(9)], {}, tmp_path / str(share))
+            assert (plain.failure, sparse.failure) == ("", "")
+            assert sparse.outputs["logits"]["max_error"] == plain.outputs["logits"]["max_error"]
+            left = sum(np.count_nonzero(weight) for weight in kernels)
+            rest = plain.bytes - 4 * sum(map(np.size, kernels))
+            # A number has four bytes, its place in the row one or two; rows have an end each.
+            assert 5 * left < sparse.bytes - rest < 6 * left + 2000
+    finally:
+        model.set_weights(dense)
+
+
+def test_sparse_refuses_a_model_without_zeros(model, tmp_path):
+    with pytest.raises(UserError) as error:
+        Lite(SIGNATURE, "sparse").write(model, tmp_path / "model.tflite")
+    assert str(error.value) == (
+        "export 'lite_sparse': no weight is sparse, so the file would be that of float32. A weight of a dense or"
+        " convolution layer is stored so if at least 30 % of it are 0. Train with --config.prune.sparsity=0.8, or leave"
+        " the format out."
+    )
+    assert not any(tmp_path.iterdir())

@@ -176,7 +176,8 @@ def test_export_in_formats_by_name(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export", "--formats=tflite") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: --formats: there is no format 'tflite'. Did you mean 'lite'? This experiment has saved_model, lite,"
-        " saved_model_xla, lite_float16, lite_dynamic, lite_int8, lite_int8_io, lite_weights8, lite_weights4."
+        " saved_model_xla, lite_float16, lite_sparse, lite_dynamic, lite_int8, lite_int8_io, lite_weights8,"
+        " lite_weights4."
     )
 
 
