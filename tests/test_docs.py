@@ -19,6 +19,7 @@ LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 
 # Beside those that `launch.py --help` lists: its own, and what TensorBoard, pip, Docker and benchmarks take.
 FURTHER_FLAGS = {
+    "addresses",
     "batching_parameters_file",
     "before",
     "data",
@@ -28,6 +29,7 @@ FURTHER_FLAGS = {
     "help_config",
     "json",
     "logdir",
+    "model",
     "model_base_path",
     "model_config_file",
     "model_name",
@@ -43,6 +45,8 @@ FURTHER_FLAGS = {
     "precisions",
     "profile",
     "quick",
+    "rates",
+    "rows",
     "repeats",
     "repetitions",
     "rest_api_port",

@@ -5,7 +5,7 @@
         client.predict({"image": images}, max_batch=32, seconds=5)["logits"]
         client.states()                                                 # [State(version=2, state='AVAILABLE', …)]
 
-A REST client needs neither TensorFlow nor the extra `serve`; a gRPC client needs both, and is faster.
+A REST client needs neither TensorFlow nor the extra `serve`; a gRPC client needs both.
 """
 
 import random

@@ -13,6 +13,7 @@ from framework.serving.errors import CodeError
 from framework.serving.versions import Versions
 
 _THREADS = 16  # requests that are computed at once; TensorFlow has threads of its own, further requests wait
+_MOST_WAITING = 2**31 - 1
 
 
 class RpcServer:
@@ -39,6 +40,9 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),
+                # By its own limits gRPC cancels requests at random while thousands wait.
+                ("grpc.server.max_pending_requests", _MOST_WAITING),
+                ("grpc.server.max_pending_requests_hard_limit", _MOST_WAITING),
                 ("grpc.so_reuseport", 0),  # a second server on the port is an error, and takes no requests
             ],
         )
