@@ -101,9 +101,11 @@ class Lite:
         check_float32(self.name, function)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
         made = FORMATS[self.format]
-        set_up = made.set_up_trained if is_trained and made.set_up_trained else made.set_up
+        # Those of `quantize`, or of tensorflow_model_optimization: the converter takes no examples beside them.
+        has_ranges = _has_ranges(function)
+        set_up = made.set_up_trained if has_ranges and made.set_up_trained else made.set_up
         set_up(converter)
-        if self.representative and not is_trained:
+        if self.representative and not has_ranges:
             rows = list(self.rows(examples))
             converter.representative_dataset = lambda: iter(rows)
         convert(self.name, converter, path)
@@ -179,6 +181,13 @@ def check_float32(name: str, function: tf.types.experimental.ConcreteFunction) -
                     f"export '{name}': '{node.name}' is {kind.name}{own}, which LiteRT cannot run."
                     " Use --config.train.precision=float32, or leave Lite out of make_exports."
                 )
+
+
+def _has_ranges(function: tf.types.experimental.ConcreteFunction) -> bool:
+    """Returns whether a graph holds ranges of activations that were trained."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for nested in graph.library.function for node in nested.node_def)]
+    return any(node.op.startswith("FakeQuant") for node in nodes)
 
 
 def convert(name: str, converter: Any, path: Path) -> None:

@@ -20,12 +20,28 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from framework import compat, paths
 from framework.config import flatten
+from framework.config.keys import KEYS
 from framework.config.keys.prune import pattern
 from framework.errors import UserError, near
 
 LOGGED = ("sparsity", "sparsity_overall")  # names in rows of the log
 _NEVER = ("bias", "gamma", "beta", "alpha")  # alpha: the slopes of PReLU, which start at 0
 _ROUNDING = 1e-6  # halves are rounded up, in every compile mode: their last bits may differ
+# {class: (what makes it, the key of what it does not go with, what it does not do, what to do instead)}
+_WRAPPERS = {
+    "PruneLowMagnitude": (
+        "prune_low_magnitude",
+        "prune.sparsity",
+        "mask the weights after the last update",
+        "Return the layers without it, and type e.g. --config.prune.sparsity=0.8.",
+    ),
+    "QuantizeWrapperV2": (
+        "quantize_model",
+        "quantize.name",
+        "",
+        "Return the model without it, and type --config.quantize.name=int8.",
+    ),
+}
 _BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
 
 
@@ -67,24 +83,25 @@ def pruned_variables(settings: ConfigDict, trained: Mapping[str, tf.Variable]) -
 
 
 def check_wrapped(model: Any, config: FrozenConfigDict) -> None:
-    """Warns of layers in the wrapper of tensorflow_model_optimization, and refuses them where it does not work.
+    """Warns of layers in a wrapper of tensorflow_model_optimization, and refuses them where it does not work.
 
-    The wrapper makes and applies masks in the forward pass: before an update, never after the last one, and by calls
-    between replicas.
+    The wrappers change masks and ranges in the forward pass, by calls between replicas; masks before an update, never
+    after the last one.
 
     Raises:
-      UserError: there are several replicas or micro-batches, or `prune` makes masks as well.
+      UserError: there are several replicas or micro-batches, or the run itself prunes or quantises as well.
     """
-    wrapped = [path for path, layer in paths.objects(model).items() if type(layer).__name__ == "PruneLowMagnitude"]
-    if not wrapped:
-        return
-    what = f"make_model wraps {', '.join(wrapped)} by prune_low_magnitude of tensorflow_model_optimization"
-    instead = "Return the layers without it, and type e.g. --config.prune.sparsity=0.8."
-    for key, legal in (("runtime.strategy", "one_device"), ("train.micro_batches", 1), ("prune.sparsity", 0.0)):
-        value = flatten(ConfigDict(config.to_dict()))[key]
-        if value != legal:
-            raise UserError(f"{what}, which does not work with {key}={value!r}. {instead}")
-    logging.warning("%s, which does not mask the weights after the last update. %s", what, instead)
+    flat = flatten(ConfigDict(config.to_dict()))
+    for kind, (maker, own, fault, instead) in _WRAPPERS.items():
+        wrapped = [path for path, layer in paths.objects(model).items() if type(layer).__name__ == kind]
+        if not wrapped:
+            continue
+        what = f"make_model wraps {', '.join(wrapped)} by {maker} of tensorflow_model_optimization"
+        for key in ("runtime.strategy", "train.micro_batches", own):
+            if flat[key] != KEYS[key].default:
+                raise UserError(f"{what}, which does not work with {key}={flat[key]!r}. {instead}")
+        if fault:
+            logging.warning("%s, which does not %s. %s", what, fault, instead)
 
 
 class Pruner(tf.Module):

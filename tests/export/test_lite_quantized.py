@@ -175,3 +175,18 @@ def test_a_model_that_does_not_round_yet_is_exported_by_examples(tmp_path):
     assert report.failure == ""
     (report,) = export_all([hook], model, [make_batch(50, 9)], {}, tmp_path)
     assert "there is no training example to find the ranges of activations by" in report.failure
+
+
+@pytest.mark.slow
+def test_a_model_quantised_by_tfmot_is_exported_with_its_ranges(tmp_path):
+    quantization = pytest.importorskip("tensorflow_model_optimization").quantization.keras
+    layers_of = [keras.Input([6]), keras.layers.Dense(8, "relu"), keras.layers.Dense(5)]
+    model = quantization.quantize_model(keras.Sequential(layers_of))
+    for seed in range(3):
+        model(make_batch(200, seed, (6,))["x"], training=True)
+    (report,) = export_all([Lite(signature([6]), "int8")], model, [make_batch(300, 9, (6,))], {}, tmp_path)
+    assert report.failure == "" and report.outputs["logits"]["agreement"] >= 0.97
+    interpreter, tensors = interpreter_of(tmp_path)
+    assert [tensors[each["outputs"][0]]["dtype"].__name__ for each in interpreter._get_ops_details()][:-1] == [
+        "int8"
+    ] * 3

@@ -194,3 +194,27 @@ def test_a_longer_run_must_begin_to_round_at_the_same_update(tmp_path):
         "train.duration='20 steps' instead of '10 steps' changes quantize.begin from 5 to 10 steps."
         " Type --config.quantize.begin='5 steps' too."
     )
+
+
+def wrapped(cfg):
+    """Returns a model quantised by tensorflow_model_optimization."""
+    quantization = pytest.importorskip("tensorflow_model_optimization").quantization.keras
+    return quantization.quantize_model(keras.Sequential([keras.Input([6]), *without_norm(cfg).layers]))
+
+
+@pytest.mark.parametrize(
+    ("more", "value"),
+    [
+        (TWO, "runtime.strategy='mirrored'"),
+        ({"train.micro_batches": 2}, "train.micro_batches=2"),
+        (INT8, "quantize.name='int8'"),
+    ],
+    ids=["replicas", "micro-batches", "both"],
+)
+def test_a_model_quantised_by_tfmot_is_refused_where_that_does_not_work(more, value):
+    with pytest.raises(UserError) as error:
+        build(functions={"make_model": wrapped}, **more)
+    assert str(error.value) == (
+        "make_model wraps quant_first, quant_last by quantize_model of tensorflow_model_optimization, which does not"
+        f" work with {value}. Return the model without it, and type --config.quantize.name=int8."
+    )
