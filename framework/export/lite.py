@@ -62,19 +62,7 @@ class Lite:
     examples: int = 200
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise UserError(
-                f"Lite: there is no format '{self.format}'. Use one of {', '.join(FORMATS)}."
-                f"{near(self.format, FORMATS)}"
-            )
-        if self.examples < 1:
-            raise UserError(f"Lite: examples={self.examples} is out of range: it must be at least 1.")
-        defaults = {
-            "name": self.name or ("lite" if self.format == "float32" else f"lite_{self.format}"),
-            "bound": FORMATS[self.format].bound if self.bound is None else self.bound,
-        }
-        for name, value in defaults.items():
-            object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
+        set_defaults(self, "lite")
 
     @property
     def signatures(self) -> dict[str, Signature]:
@@ -106,36 +94,11 @@ class Lite:
         set_up = made.set_up_trained if has_ranges and made.set_up_trained else made.set_up
         set_up(converter)
         if self.representative and not has_ranges:
-            rows = list(self.rows(examples))
+            rows = list(rows_of(self.name, self.signature, examples))
             converter.representative_dataset = lambda: iter(rows)
         convert(self.name, converter, path)
         if made.is_sparse:
-            _check_sparse(self.name, path)
-
-    def rows(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
-        """Yields the inputs of one training example at a time, for the ranges of activations.
-
-        Raises:
-          UserError: an input is missing, has another shape or dtype, or is not finite; or there is no example.
-        """
-        number = 0
-        for batch in batches:
-            self.signature.check(SERVING, batch, "training")
-            inputs = self.signature.inputs_of(batch)
-            for name, array in inputs.items():
-                if array.dtype.kind == "f" and not np.isfinite(array).all():
-                    raise UserError(
-                        f"export '{self.name}': '{name}' of the training batches has NaN or infinite values, so the"
-                        " ranges of activations cannot be found. Mend the data, or leave the format out."
-                    )
-            for row in range(len(batch["weight"])):
-                yield {name: array[row : row + 1] for name, array in inputs.items()}
-                number += 1
-        if not number:
-            raise UserError(
-                f"export '{self.name}': there is no training example to find the ranges of activations by."
-                " Give export_all(training=…), or leave the format out."
-            )
+            check_sparse(self.name, path)
 
     @contextlib.contextmanager
     def arithmetic(self, model: Any) -> Iterator[None]:
@@ -160,6 +123,58 @@ class Lite:
         from framework.export import lite_runtime
 
         return lite_runtime.load(str(path))
+
+
+def set_defaults(hook: Any, base: str) -> None:
+    """Checks the format and the examples of a hook, and sets its name and bound unless they were given.
+
+    Raises:
+      UserError: there is no such format, or `examples` is below 1.
+    """
+    kind = type(hook).__name__
+    if hook.format not in FORMATS:
+        raise UserError(
+            f"{kind}: there is no format '{hook.format}'. Use one of {', '.join(FORMATS)}.{near(hook.format, FORMATS)}"
+        )
+    if hook.examples < 1:
+        raise UserError(f"{kind}: examples={hook.examples} is out of range: it must be at least 1.")
+    defaults = {
+        "name": hook.name or (base if hook.format == "float32" else f"{base}_{hook.format}"),
+        "bound": FORMATS[hook.format].bound if hook.bound is None else hook.bound,
+    }
+    for name, value in defaults.items():
+        object.__setattr__(hook, name, value)  # the way to set a field of a frozen dataclass
+
+
+def rows_of(hook: str, signature: Signature, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+    """Yields the inputs of one training example at a time, for the ranges of activations.
+
+    Args:
+      hook: its name, for errors.
+      signature: takes the inputs.
+      batches: of the training split.
+
+    Raises:
+      UserError: an input is missing, has another shape or dtype, or is not finite; or there is no example.
+    """
+    number = 0
+    for batch in batches:
+        signature.check(SERVING, batch, "training")
+        inputs = signature.inputs_of(batch)
+        for name, array in inputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise UserError(
+                    f"export '{hook}': '{name}' of the training batches has NaN or infinite values, so the"
+                    " ranges of activations cannot be found. Mend the data, or leave the format out."
+                )
+        for row in range(len(batch["weight"])):
+            yield {name: array[row : row + 1] for name, array in inputs.items()}
+            number += 1
+    if not number:
+        raise UserError(
+            f"export '{hook}': there is no training example to find the ranges of activations by."
+            " Give export_all(training=…), or leave the format out."
+        )
 
 
 @contextlib.contextmanager
@@ -210,7 +225,7 @@ def convert(name: str, converter: Any, path: Path) -> None:
     path.write_bytes(converted)
 
 
-def _check_sparse(name: str, path: Path) -> None:
+def check_sparse(name: str, path: Path) -> None:
     """Raises UserError, and removes the file, if all weights in it are dense: it would be a float32 file."""
     from ai_edge_litert.interpreter import Interpreter
 

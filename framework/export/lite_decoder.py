@@ -10,23 +10,27 @@
     runner = ai_edge_litert.interpreter.Interpreter("exports/lite_decoder/model.tflite").get_signature_runner
     ids = greedy(runner("start"), runner("step"), {"source": source}, begin=1, end=2, length=24)
 
-The signature `start` takes the inputs and returns `state_0`, `state_1`, …; `step` takes `tokens`, `position` and these,
+`format` is one of those of `Lite`, such as 'dynamic' with int8 weights: exports/lite_decoder_dynamic/. The signature
+`start` takes the inputs and returns `state_0`, `state_1`, …; `step` takes `tokens`, `position` and these,
 and returns `logits` and the next ones. `greedy` of `lite_runtime.py` is the loop, in NumPy alone, for the host to copy.
 """
 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from framework.decoding import Greedy, decode
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
-from framework.export.lite import check_float32, convert, in_float32
+from framework.export.bounds import Bounds
+from framework.export.lite import check_float32, check_sparse, convert, in_float32, rows_of, set_defaults
+from framework.export.lite_formats import FORMATS
 
 _STATE = "state_"
 
@@ -35,7 +39,8 @@ _STATE = "state_"
 class LiteDecoder:
     """Exports two signatures, `start` and `step`, and verifies that greedy decoding with them gives the same tokens.
 
-    The reference is `framework.decode` with the trained model in float32. Every id must be equal.
+    The reference is `framework.decode` with the trained model in float32. In the format float32 every id must be equal;
+    of the others, `bound` says which part.
 
     Attributes:
       start: (model, {name: tensor}) -> state, a nest of tensors [batch, …].
@@ -46,8 +51,14 @@ class LiteDecoder:
       length: most tokens of a sequence.
       padding: the id after the end.
       from_batch: as of a `Signature`.
-      bound: has no effect, because ids are whole numbers.
-      name: name of the folder below exports/.
+      bound: of `Bounds` only `agreement` has an effect, the least part of equal ids; None is that of the format in
+        `FORMATS` of `lite_formats.py`.
+      name: name of the folder below exports/; '' is 'lite_decoder' for float32, and 'lite_decoder_<format>' for others.
+      format: one of `Lite` but 'int8_io': states pass from step to step as they are.
+      examples: number of training examples that are decoded to find the ranges of activations for `int8`.
+
+    Raises:
+      UserError: there is no such format, or `examples` is below 1.
     """
 
     start: Callable[[Any, dict[str, tf.Tensor]], Any]
@@ -58,8 +69,22 @@ class LiteDecoder:
     length: int
     padding: int = 0
     from_batch: Callable[[Arrays], Arrays] | None = None
-    bound: float = 0.0
-    name: str = "lite_decoder"
+    bound: float | Bounds = None  # type: ignore[assignment]  # __post_init__ sets it
+    name: str = ""
+    format: str = "float32"
+    examples: int = 20
+
+    def __post_init__(self) -> None:
+        if self.format == "int8_io":
+            raise UserError(
+                "LiteDecoder: states pass from step to step, whose int8 would have other scales. Use format='int8'."
+            )
+        set_defaults(self, "lite_decoder")
+
+    @property
+    def representative(self) -> int:
+        """Returns how many examples of the training split `write` needs, see `ExportHook`."""
+        return self.examples if FORMATS[self.format].is_calibrated else 0
 
     @property
     def signatures(self) -> dict[str, Signature]:
@@ -76,11 +101,12 @@ class LiteDecoder:
     def target(self, folder: Path) -> Path:
         return folder / "model.tflite"
 
-    def write(self, model: Any, path: Path) -> None:
+    def write(self, model: Any, path: Path, examples: Iterable[Arrays] = ()) -> None:
         """Converts both signatures and writes the file.
 
         Raises:
-          UserError: a graph computes in another precision, or has an operation that LiteRT does not have.
+          UserError: a graph computes in another precision, or has an operation that LiteRT does not have, the examples
+            do not have the inputs, or no weight is sparse for 'sparse'.
         """
         with self.arithmetic(model):
             functions = self._functions(model)
@@ -90,7 +116,32 @@ class LiteDecoder:
         servable.functions = functions
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             tf.saved_model.save(servable, folder, signatures=dict(functions))
-            convert(self.name, tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions]), path)
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
+            FORMATS[self.format].set_up(converter)
+            if self.representative:
+                calls = self._calls(functions, examples)
+                converter.representative_dataset = lambda: iter(calls)
+            convert(self.name, converter, path)
+        if FORMATS[self.format].is_sparse:
+            check_sparse(self.name, path)
+
+    def _calls(self, functions: Mapping[str, Any], examples: Iterable[Arrays]) -> list[tuple[str, Arrays]]:
+        """Returns (signature, inputs) of each call while training examples are decoded one by one."""
+        from framework.export.lite_runtime import greedy
+
+        calls: list[tuple[str, Arrays]] = []
+
+        def recorded(name: str) -> Callable[..., Arrays]:
+            def call(**inputs: np.ndarray) -> Arrays:
+                calls.append((name, inputs))
+                outputs = functions[name](**{key: tf.constant(array) for key, array in inputs.items()})
+                return {key: output.numpy() for key, output in outputs.items()}
+
+            return call
+
+        for inputs in rows_of(self.name, self.signatures[SERVING], examples):
+            greedy(recorded("start"), recorded("step"), inputs, **self._loop)
+        return calls
 
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which the model computes as the artefact does, see `ExportHook`."""

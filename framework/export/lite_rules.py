@@ -22,7 +22,7 @@ from framework import extras
 from framework.errors import UserError, near
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature
 from framework.export.bounds import Bounds
-from framework.export.lite import Lite
+from framework.export.lite import Lite, rows_of
 from framework.export.lite_formats import FORMATS
 
 # {kind: the bits of its weights}
@@ -158,7 +158,7 @@ class LiteByRules:
 
     def _by_rules(self, library: Any, content: bytes, examples: Iterable[Arrays]) -> bytes:
         """Returns the quantised file; raises UserError if a rule changes nothing."""
-        rows = [*self._lite.rows(examples)] if self.representative else []
+        rows = [*rows_of(self.name, self.signature, examples)] if self.representative else []
         ranges = self._ranges(library, content, rows)
         quantised = _quantised(library, content, self.rules, ranges)
         for place, rule in enumerate(self.rules):

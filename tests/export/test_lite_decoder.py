@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from framework.errors import UserError
-from framework.export import export_all
+from framework.export import Bounds, export_all, formats
+from framework.export.lite_formats import FORMATS
 from framework.export.lite_runtime import greedy
 from framework.metrics import Accuracy
 from tests.export.translator import BEGIN, END, LENGTH, Translator, hook, make_batch, reference
@@ -45,3 +47,52 @@ def test_a_state_with_none_and_float64_are_refused(tmp_path):
     assert "is float64, which LiteRT cannot run" in report.failure
     with pytest.raises(UserError, match=r"LiteDecoder: a leaf of the state is None. Leave it out of the state"):
         hook(lambda model, tokens, state, position: (tf.zeros([1, 3]), None))._functions(Translator())
+
+
+def step_logits(path):
+    """The logits of the first two steps for one batch."""
+    interpreter = Interpreter(model_path=str(path))
+    start, step = map(interpreter.get_signature_runner, ("start", "step"))
+    state = start(source=make_batch()["source"])
+    logits = []
+    for position in range(2):
+        tokens = np.full(24, BEGIN + position, np.int32)
+        state = step(tokens=tokens, position=np.array(position, np.int32), **state)
+        logits.append(state.pop("logits"))
+    return np.stack(logits)
+
+
+def test_formats_of_a_decoder(tmp_path):
+    """Ids agree as far as the bound says, and the logits of a step are those of the model but for the rounding."""
+    hooks = [hook(format=kind) for kind in ("float32", "float16", "dynamic")]
+    hooks.append(hook(format="int8", bound=Bounds(1, 1, agreement=0.9, metric=0)))  # random weights have near ties
+    # A mask of -1e9 would take the whole range of int8. The converter leaves weights of fewer than 1,024 numbers alone.
+    wide = Translator(width=64, masked=-20.0)
+
+    def training(examples):
+        yield make_batch(examples, seed=7)
+
+    reports = export_all(hooks, wide, [make_batch()], {}, tmp_path, training=training)
+    assert [(report.hook, report.failure) for report in reports] == [
+        ("lite_decoder", ""),
+        ("lite_decoder_float16", ""),
+        ("lite_decoder_dynamic", ""),
+        ("lite_decoder_int8", ""),
+    ]
+    exact, *others = [step_logits(tmp_path / report.path) for report in reports]
+    errors = [float(np.abs(logits - exact).max() / np.ptp(exact)) for logits in others]
+    assert 0 < errors[0] < 1e-3 < errors[1] < 0.03 and 1e-3 < errors[2] < 0.1
+    assert reports[2].bytes < 0.5 * reports[0].bytes > reports[3].bytes
+    made = formats.available([hook()])
+    assert [*made] == ["lite_decoder", *(f"lite_decoder_{kind}" for kind in ("float16", "sparse", "dynamic", "int8"))]
+
+
+def test_what_formats_of_a_decoder_refuse(tmp_path):
+    strict = hook(format="int8", bound=Bounds(1, 1, agreement=1, metric=0))
+    assert strict.bound.agreement == 1 and hook(format="int8").bound == FORMATS["int8"].bound
+    with pytest.raises(UserError, match="LiteDecoder: states pass from step to step, whose int8 would have other"):
+        hook(format="int8_io")
+    with pytest.raises(UserError, match="LiteDecoder: there is no format 'int4'"):
+        hook(format="int4")
+    [report] = export_all([hook(format="int8")], Translator(), [make_batch()], {}, tmp_path, training=lambda n: [])
+    assert report.failure.startswith("export 'lite_decoder_int8': there is no training example")

@@ -12,16 +12,17 @@ BEGIN, END = 1, 2
 class Translator(tf.Module):
     """Embeds and averages a source, and attends to its own tokens through a key/value cache."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, width=WIDTH, masked=-1e9):
         super().__init__()
         draws = np.random.default_rng(seed)
-        self.embed = tf.Variable(draws.normal(size=[VOCABULARY, WIDTH]), dtype=tf.float32)
-        self.mix = tf.Variable(draws.normal(size=[3, WIDTH, WIDTH]), dtype=tf.float32)
-        self.out = tf.Variable(draws.normal(size=[WIDTH, VOCABULARY]), dtype=tf.float32)
+        self.width, self.masked = width, masked
+        self.embed = tf.Variable(draws.normal(size=[VOCABULARY, width]), dtype=tf.float32)
+        self.mix = tf.Variable(draws.normal(size=[3, width, width]), dtype=tf.float32)
+        self.out = tf.Variable(draws.normal(size=[width, VOCABULARY]), dtype=tf.float32)
 
     def start(self, inputs):
         memory = tf.reduce_mean(tf.gather(self.embed, inputs["source"]), axis=1)
-        cache = tf.zeros([tf.shape(memory)[0], LENGTH, WIDTH])
+        cache = tf.zeros([tf.shape(memory)[0], LENGTH, self.width])
         return {"keys": cache, "values": cache, "memory": memory}
 
     def step(self, tokens, state, position):
@@ -32,7 +33,7 @@ class Translator(tf.Module):
             for cache, mix in ((state["keys"], self.mix[0]), (state["values"], self.mix[1]))
         )
         scores = tf.reduce_sum(keys * tf.matmul(x, self.mix[2])[:, tf.newaxis], axis=-1)
-        scores += tf.where(tf.range(LENGTH) <= position, 0.0, -1e9)
+        scores += tf.where(tf.range(LENGTH) <= position, 0.0, self.masked)
         mixed = tf.reduce_sum(tf.nn.softmax(scores)[..., tf.newaxis] * values, axis=1)
         return tf.matmul(mixed + x, self.out), {"keys": keys, "values": values, "memory": state["memory"]}
 
@@ -49,8 +50,8 @@ def hook(step=Translator.step, **settings):
     )
 
 
-def make_batch(size=24):
-    source = np.random.default_rng(1).integers(3, VOCABULARY, [size, 5]).astype(np.int32)
+def make_batch(size=24, seed=1):
+    source = np.random.default_rng(seed).integers(3, VOCABULARY, [size, 5]).astype(np.int32)
     return {"source": source, "weight": np.ones(size, np.float32)}
 
 
