@@ -193,8 +193,10 @@ class Client:
                 is_last = retries == self._retries or time.monotonic() + pause >= end
                 if error.code != "UNAVAILABLE" or is_last:
                     raise self._typed(error, retries, end) from error
-            retries += 1
+                last, retries = error, retries + 1
             time.sleep(pause)
+            if time.monotonic() >= end:  # the sleep was longer than it was meant to be
+                raise self._typed(last, retries - 1, end) from last
 
     def _typed(self, error: CodeError, retries: int, end: float) -> errors.ServingError:
         """Returns the error that a caller gets for a code."""

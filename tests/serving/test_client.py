@@ -105,25 +105,43 @@ def test_nothing_else_is_tried_again(made, pauses, code, error):
     assert caught.type is error and len(fake.sent) == 1 and pauses == []
 
 
-def test_a_retry_never_passes_the_deadline(made):
-    start = time.monotonic()
-    with pytest.raises(serving.UnavailableError):
-        made(Fake(*["UNAVAILABLE"] * 99), retries=99, pause=0.02).predict({"x": X}, seconds=0.2)
-    assert time.monotonic() - start < 0.2
+class Clock:
+    """The time of the client, which moves when it sleeps, by `delay` longer than it wants, or when a test says so."""
+
+    def __init__(self, delay=0.0):
+        self.now, self.delay = 100.0, delay
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds + self.delay
 
 
-def test_the_deadline_is_that_of_the_whole_call(made):
+@pytest.mark.parametrize(
+    ("delay", "fewest", "most", "said"), [(0.0, 4, 5, r"after \d tries"), (0.5, 1, 1, "at the first try")]
+)
+def test_a_retry_never_passes_the_deadline(made, monkeypatch, delay, fewest, most, said):
+    """Pauses are 0.02, 0.04, 0.08, 0.16 s less a half at most: three always end in 0.2 s, five never."""
+    monkeypatch.setattr(module, "time", clock := Clock(delay))
+    fake = Fake(*["UNAVAILABLE"] * 99)
+    with pytest.raises(serving.UnavailableError, match=rf"the server is unavailable {said}: said$"):
+        made(fake, retries=99, pause=0.02).predict({"x": X}, seconds=0.2)
+    assert fewest <= len(fake.sent) <= most and clock.now < 100.2 + delay
+
+
+def test_the_deadline_is_that_of_the_whole_call(made, monkeypatch):
+    monkeypatch.setattr(module, "time", clock := Clock())
+
     class Slow(Fake):
         def predict(self, *arguments):
-            time.sleep(0.05)
+            clock.now += 0.05
             return super().predict(*arguments)
 
     slow = Slow()
     with pytest.raises(serving.DeadlineError, match=r"^grpc://nowhere:1: no answer within the time given\. Give more"):
         made(slow).predict({"x": X}, max_batch=1, seconds=0.12)
-    assert 1 <= len(slow.sent) <= 3
-    left = [seconds for _, seconds in slow.sent]
-    assert left == sorted(left, reverse=True) and left[0] <= 0.12
+    assert [seconds for _, seconds in slow.sent] == pytest.approx([0.12, 0.07, 0.02])
 
 
 def test_rows_are_sent_in_parts(made):
