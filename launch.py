@@ -56,6 +56,8 @@ def _launch(argv: Sequence[str]) -> int:
         return 0
     values, overrides = command.parse(argv)
     if values.mode in command.WITHOUT_RUN:
+        if values.development:
+            _import("framework.serving.development")
         served = importlib.import_module(f"framework.modes.{values.mode}")
         return served.main(Path(values.workdir), **command.own_flags(values))
     load.check(values.config)
@@ -79,32 +81,36 @@ def _launch(argv: Sequence[str]) -> int:
 
 
 def _import_run() -> ModuleType:
-    """Returns framework.run.build, whose import loads TensorFlow.
+    return _import("framework.run.build")
+
+
+def _import(name: str) -> ModuleType:
+    """Returns a module whose import loads TensorFlow.
 
     The objects that the import makes live until the end. The garbage collector finds nothing to free among them and
     would take 0.5 s of 2.4, and as much at a later collection, so it skips them for good.
     """
-    if "framework.run.build" in sys.modules or not gc.isenabled():
-        return importlib.import_module("framework.run.build")
+    if name in sys.modules or not gc.isenabled():
+        return importlib.import_module(name)
     gc.disable()
     try:
-        return _import_silently()
+        return _import_silently(name)
     finally:
         gc.freeze()
         gc.enable()
 
 
-def _import_silently() -> ModuleType:
-    """Returns framework.run.build without the C++ notes of TensorFlow's start, which no log level silences."""
+def _import_silently(name: str) -> ModuleType:
+    """Returns a module without the C++ notes of TensorFlow's start, which no log level silences."""
     # With a GPU, or a log level that the user set, the notes may matter. Level 3 is what a parent process passes on.
     if any(Path("/dev").glob("nvidia[0-9]*")) or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
-        return importlib.import_module("framework.run.build")
+        return importlib.import_module(name)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        return importlib.import_module("framework.run.build")
+        return importlib.import_module(name)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

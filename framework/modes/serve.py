@@ -3,7 +3,6 @@
 python launch.py --mode=serve --workdir=runs/mnist --development
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -51,7 +50,6 @@ def main(
             raise UserError(
                 f"--host={host}: the development server listens on 127.0.0.1 alone. Leave --host out, or --development."
             )
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes would hide the lines of the server
         # Loads TensorFlow, which TensorFlow Serving brings itself.
         from framework.serving import development as small
 
