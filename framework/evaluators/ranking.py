@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import metrics, retrieval
+from framework.errors import UserError
 from framework.evaluators.base import Report, predictions
 
 _SHOWN = 100  # items of each list
@@ -27,7 +28,10 @@ class Ranking:
       target: the batch's name of the held-out row.
       users: the outputs' name of the vectors of users, [batch, width]; `model.items()` returns those of all items,
         [rows, width], row 0 of padding.
-      ks: cut-offs of the lists, at most 100.
+      ks: cut-offs of the lists, from 1 to 100.
+
+    Raises:
+      UserError: a cut-off is out of range, or there is none.
 
     Its numbers are those of `metrics.ranking`, and 'mrr' over all items.
     """
@@ -40,8 +44,8 @@ class Ranking:
         users: str = "users",
         ks: Sequence[int] = (10, 100),
     ) -> None:
-        if max(ks) > _SHOWN:
-            raise ValueError(f"ks={[*ks]}: the longest list has {_SHOWN} items")
+        if not ks or min(ks) < 1 or max(ks) > _SHOWN:
+            raise UserError(f"Ranking: ks={(*ks,)} is out of range: use numbers from 1 to {_SHOWN}.")
         self.seen, self.popularity = seen, popularity
         self._target, self._users, self._ks = target, users, tuple(ks)
         self.modes = {f"{measure}@{ks[0]}": "max" for measure in ("recall", "ndcg")}

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from framework import evaluators
+from framework.errors import UserError
 from framework.evaluators import ranking
 
 USERS = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], np.float32)
@@ -37,6 +38,8 @@ def test_the_place_is_that_among_unseen_items(monkeypatch):
     assert scalars["popularity@1"] == pytest.approx(np.mean(np.array([0, 4, 3, 2, 1])[shown]))
 
 
-def test_a_list_has_at_most_100_items():
-    with pytest.raises(ValueError, match=r"^ks=\[10, 200\]: the longest list has 100 items$"):
-        evaluators.Ranking(SEEN, np.ones(5), ks=(10, 200))
+@pytest.mark.parametrize("ks", [(10, 200), (0, 10), ()])
+def test_lists_of_1_to_100_items(ks):
+    with pytest.raises(UserError) as error:
+        evaluators.Ranking(SEEN, np.ones(5), ks=ks)
+    assert str(error.value) == f"Ranking: ks={ks} is out of range: use numbers from 1 to 100."
