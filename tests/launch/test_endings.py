@@ -115,7 +115,7 @@ def test_notes_of_the_start_are_for_who_asks_for_them(monkeypatch, capfd, level,
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level or "")
     if level is None:
         monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
-    launch._import_silently()
+    launch._import_silently("framework.run.build")
     assert capfd.readouterr().err == printed
 
 
