@@ -203,10 +203,14 @@ def _quantised(library: Any, content: bytes, rules: Sequence[LiteRule], ranges: 
 
 def _operations(content: bytes) -> str:
     """Returns the kinds of operations in a file with the number of each: '2 FULLY_CONNECTED, 1 SOFTMAX'."""
-    # The delegate would stand in for the operations that it computes.
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from ai_edge_litert import schema_py_generated as schema
 
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=plain)
-    kinds = [operation["op_name"] for operation in interpreter._get_ops_details()]
+    model = schema.Model.GetRootAs(content, 0)
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    graphs = [model.Subgraphs(place) for place in range(model.SubgraphsLength())]
+    kinds = []
+    for graph in graphs:
+        for place in range(graph.OperatorsLength()):
+            code = model.OperatorCodes(graph.Operators(place).OpcodeIndex())
+            kinds.append(names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())])
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
