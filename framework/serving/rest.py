@@ -1,6 +1,7 @@
 """The REST API of TensorFlow Serving, by http.client of the standard library.
 
-Connections are kept and used again; each serves one thread at a time. Nothing here imports TensorFlow.
+Connections are kept and used again; each serves one thread at a time. A request that fails on a kept one is sent once
+more on a new one: the server may have closed it long ago. Nothing here imports TensorFlow.
 """
 
 import contextlib
@@ -92,7 +93,9 @@ class Rest:
     def _ask(self, method: str, path: str, body: bytes, end: float) -> Any:
         """Returns the JSON of an answer; raises CodeError for any other status than 200."""
         with self._lock:
-            connection = self._idle.pop() if self._idle else self._kind(self._host, self._port)
+            connection = self._idle.pop() if self._idle else None
+        is_kept = connection is not None
+        connection = connection or self._kind(self._host, self._port)
         try:
             status, content = _exchange(connection, method, f"{self._prefix}{path}", body, end)
         except TimeoutError as error:
@@ -100,6 +103,9 @@ class Rest:
             raise CodeError("DEADLINE_EXCEEDED", "no answer within the time given") from error
         except (http.client.HTTPException, OSError) as error:
             connection.close()
+            if is_kept:  # closed by the server since, as the others may be: that says nothing of the server
+                self.close()
+                return self._ask(method, path, body, end)
             raise CodeError("UNAVAILABLE", f"{error}" or type(error).__name__) from error
         except BaseException:
             connection.close()

@@ -280,3 +280,31 @@ def test_answers_of_a_server_or_proxy(status, body, error, said):
             client.states()
         thread.join()
         assert caught.type is error and said in str(caught.value)
+
+
+def test_connections_that_the_server_has_closed_are_no_failures():
+    """As after its restart: a client of many threads keeps more of them than it has retries."""
+    body = b'{"model_version_status": []}'
+
+    def serve(listening, count):
+        for _ in range(count):
+            connection, _ = listening.accept()
+            open_.append(connection)
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    open_ = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with serving.Client(f"http://127.0.0.1:{listening.getsockname()[1]}", "m", retries=0) as client:
+            thread = threading.Thread(target=serve, args=(listening, 3), daemon=True)
+            thread.start()
+            kept = client._transport._idle
+            for _ in range(2):  # as two threads at once
+                taken, kept[:] = [*kept], []
+                assert client.states() == []
+                kept += taken
+            for connection in open_:
+                connection.close()
+            assert len(kept) == 2 and client.states() == []
+            thread.join()
+        open_[-1].close()
