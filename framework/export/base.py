@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from framework import paths
+from framework import optim, paths
 from framework.compile import jit
 from framework.errors import UserError
 from framework.export.bounds import Bounds
@@ -100,7 +100,8 @@ class Signature:
         """Returns a new graph of `fn` on `model`, which takes the inputs as keywords; XLA compiles it if asked to.
 
         Raises:
-          UserError: `fn` does not return a dict of named tensors, or changes a variable.
+          UserError: `fn` does not return a dict of named tensors, changes a variable, or calls a tf.function that was
+            traced where a quantised model computed in another mode.
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -114,6 +115,7 @@ class Signature:
 
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
         function = tf.function(serve, autograph=False).get_concrete_function(**specs)
+        optim.check_traced(function.graph)
         if changed := assigned(function.graph, model):
             raise UserError(
                 f"Signature.fn changes the variable '{changed[0].name}', so an answer would depend on earlier requests."

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework import optim
 from framework.decoding import Greedy, decode
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
@@ -110,6 +111,8 @@ class LiteDecoder:
         """
         with self.arithmetic(model):
             functions = self._functions(model)
+            for function in functions.values():
+                optim.check_traced(function.graph)
         for function in functions.values():
             check_float32(self.name, function)
         servable = make_servable(model)

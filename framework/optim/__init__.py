@@ -13,7 +13,7 @@ from framework.optim.building import build_optimizers, schedules_of, shortened
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
 from framework.optim.extension import Extension
-from framework.optim.fake_quantization import CONVERTED, FLOAT, ROUNDED, computing, observing
+from framework.optim.fake_quantization import CONVERTED, FLOAT, ROUNDED, check_traced, computing, observing
 from framework.optim.freezing import freeze_layers, group_parameters
 from framework.optim.groups import Group, assign_groups, parse_groups
 from framework.optim.lamb import Lamb
@@ -46,6 +46,7 @@ __all__ = [
     "Sgd",
     "assign_groups",
     "build_optimizers",
+    "check_traced",
     "check_wrapped",
     "checked_schedule",
     "clip",

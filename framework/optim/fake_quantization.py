@@ -13,10 +13,12 @@ inference".
 import contextlib
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from framework import compat
 from framework.errors import UserError
 
 # How a quantised model computes while it is traced: it rounds, as in training; it does not; or it tells the converter
@@ -25,6 +27,7 @@ ROUNDED, FLOAT, CONVERTED = "rounded", "float", "converted"
 
 _LARGEST = 255
 _local = threading.local()
+_traced: weakref.WeakKeyDictionary[tf.Graph, set[str]] = weakref.WeakKeyDictionary()  # {graph: modes of its layers}
 
 
 def fake_quantized(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
@@ -170,3 +173,29 @@ def computing(chosen: str) -> Iterator[None]:
         yield
     finally:
         _local.mode = outer
+
+
+def note_mode() -> None:
+    """Notes, in the graph that is traced, in which mode a quantised layer computes there."""
+    if not tf.executing_eagerly():
+        _traced.setdefault(tf.compat.v1.get_default_graph(), set()).add(mode())
+
+
+def check_traced(graph: tf.Graph) -> None:
+    """Raises UserError unless all quantised layers of a trace, and of functions in it, compute in the mode `mode()`.
+
+    A tf.function of an experiment keeps its first graph, whatever the mode is when it is called again.
+    """
+    graphs, seen = [graph], set()
+    while graphs:
+        one = graphs.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        graphs += compat.function_graphs(one)
+        if others := sorted(_traced.get(one, set()) - {mode()}):
+            raise UserError(
+                f"quantize.name='int8': the tf.function '{one.name}' was traced before, while the model computed"
+                f" '{others[0]}', and would do so here, where it has to compute '{mode()}'. Call the plain Python"
+                " function in an export: it is traced there anyway."
+            )

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from framework import compat, paths
 from framework.errors import UserError, near
-from framework.optim.fake_quantization import CONVERTED, FLOAT, fake_quantized, mode, observe
+from framework.optim.fake_quantization import CONVERTED, FLOAT, fake_quantized, mode, note_mode, observe
 from framework.optim.quantized_layers import Kernel, Watch, kernel_of
 
 
@@ -161,6 +161,7 @@ class Quantizer(tf.Module):
         original = layer.call
 
         def quantized(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            note_mode()
             if mode() == FLOAT:
                 return original(inputs, *args, **kwargs)
             if kernel is None:

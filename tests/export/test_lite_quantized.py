@@ -190,3 +190,17 @@ def test_a_model_quantised_by_tfmot_is_exported_with_its_ranges(tmp_path):
     assert [tensors[each["outputs"][0]]["dtype"].__name__ for each in interpreter._get_ops_details()][:-1] == [
         "int8"
     ] * 3
+
+
+def test_a_function_that_keeps_the_graph_of_another_arithmetic_is_refused(tmp_path):
+    """Its graph would be used again: a SavedModel that rounds, or an int8 file without the ranges of training."""
+    model, _ = quantized(keras.Sequential([keras.Input([6]), keras.layers.Dense(4, "tanh"), keras.layers.Dense(3)]), 6)
+    body = tf.function(lambda x: model(x, training=False), autograph=False)
+    held = Signature(lambda _, inputs: {"logits": body(inputs["x"])}, {"x": tf.TensorSpec([None, 6], tf.float32)})
+    batch = make_batch(20, shape=(6,))
+    hooks = [Lite(held, "int8"), SavedModel({SERVING: held})]
+    reports = export_all(hooks, model, [batch], {}, tmp_path, training=lambda n: [batch])
+    assert [report.passed for report in reports] == [False, False]
+    assert "was traced before, while the model computed 'converted', and would do so here" in reports[1].failure
+    body = tf.function(lambda x: model(x, training=False), autograph=False)
+    assert export_all(hooks[1:], model, [batch], {}, tmp_path)[0].passed
