@@ -86,7 +86,7 @@ def test_a_half_written_version_waits_until_it_is_whole(tmp_path, made):
     assert served(versions) == 2 and said == [half, "version 2 is served instead of 1"]
 
 
-@pytest.mark.parametrize("change", ["content", "name", "more", "less"])
+@pytest.mark.parametrize("change", ["content", "name", "more", "less", "link"])
 def test_a_changed_version_is_refused_and_the_earlier_one_is_served(tmp_path, made, change):
     write(tmp_path, 1)
     (tmp_path / "2/variables").mkdir(parents=True)
@@ -99,8 +99,11 @@ def test_a_changed_version_is_refused_and_the_earlier_one_is_served(tmp_path, ma
         file.rename(file.with_name("indes"))
     elif change == "more":
         file.with_name("more").touch()
-    else:
+    elif change == "less":
         file.unlink()
+    else:  # its files would be loaded, such as requests to warm up with
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "2/assets.extra").symlink_to(tmp_path / "elsewhere")
     versions, said = made()
     versions.look()
     assert served(versions) == 1 and said == [f"version 2 is not served: {CHANGED}"]
