@@ -19,7 +19,7 @@ import numpy as np
 from framework.errors import UserError, near
 from framework.serving import errors
 from framework.serving.errors import CodeError
-from framework.serving.fitting import SERVING, checked, parts, put_together, rows_of
+from framework.serving.fitting import SERVING, check_divisible, checked, parts, put_together, rows_of
 from framework.serving.rest import Rest
 from framework.serving.signatures import Served
 from framework.serving.transport import State, Transport
@@ -121,6 +121,7 @@ class Client:
         served, arrays = self._fitting(inputs, signature, end)
         if max_batch is None or rows_of(arrays) <= max_batch:
             return self._send(signature, served, arrays, end)
+        check_divisible(served)
         answers = [self._send(signature, served, part, end) for part in parts(arrays, max_batch)]
         return put_together(answers, arrays, max_batch)
 

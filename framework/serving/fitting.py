@@ -82,6 +82,20 @@ def rows_of(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
+def check_divisible(served: Served) -> None:
+    """Raises ShapeError if the signature says of an input or output that its first dimension is not the rows.
+
+    Sizes of an answer may agree with the rows of a part by chance.
+    """
+    for kind, tensors in (("input", served.inputs), ("output", served.outputs)):
+        for key, tensor in tensors.items():
+            if tensor.shape is not None and (not tensor.shape or tensor.shape[0] is not None):
+                raise ShapeError(
+                    f"{kind} '{key}' is {tensor}, with no dimension for the rows, so they cannot be sent in parts."
+                    " Leave max_batch out."
+                )
+
+
 def parts(arrays: Arrays, max_batch: int) -> Iterator[Arrays]:
     """Yields the rows of inputs, `max_batch` at a time."""
     for start in range(0, rows_of(arrays), max_batch):

@@ -164,6 +164,22 @@ def test_an_output_without_rows_cannot_be_put_together(made):
         made(Mean()).predict({"x": X}, max_batch=3)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        ((None, 2), (3, 2), r"output 'y' is float32 \[3, 2\]"),
+        ((None, 2), (), r"output 'y' is float32 \[\]"),
+        ((7, 2), (None, 2), r"input 'x' is float32 \[7, 2\]"),
+    ],
+)
+def test_what_has_no_rows_by_its_signature_is_not_sent_in_parts(made, x, y, said):
+    """The first output would have as many rows as each part, by chance."""
+    fake = Fake(signatures={"serving_default": Served({"x": Tensor(FLOAT, x)}, {"y": Tensor(FLOAT, y)})})
+    with pytest.raises(serving.ShapeError, match=rf"^{said}, with no dimension for the rows, so they cannot be sent"):
+        made(fake).predict({"x": np.concatenate([X, X])[:6] if x[0] is None else X}, max_batch=3)
+    assert fake.sent == []
+
+
 def test_inputs_of_different_numbers_of_rows_cannot_be_sent_in_parts(made):
     two = {"serving_default": Served({"x": Tensor(FLOAT, None), "z": Tensor(FLOAT, None)}, {})}
     for z, said in ((X[:3], "'x' 7, 'z' 3"), (np.float32(1), "'x' 7, 'z' has no rows")):
