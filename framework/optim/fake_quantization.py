@@ -153,10 +153,11 @@ def observing(points: Sequence[str], batch: Mapping[str, tf.Tensor]) -> Iterator
         _local.observer = outer
 
 
-def observe(point: str, x: tf.Tensor) -> None:
-    """Tells the open observer, if there is one, of a tensor."""
+def observe(point: str, x: tf.Tensor) -> bool:
+    """Tells the open observer of a tensor; returns whether there is one."""
     if (observer := getattr(_local, "observer", None)) is not None:
         observer.add(point, x)
+    return observer is not None
 
 
 def mode() -> str:

@@ -119,6 +119,7 @@ class Quantizer(tf.Module):
         self.active = tf.Variable(False, trainable=False)
         # The model is saved as the model, not as part of its quantizer.
         self.kernels = compat.untracked(self, dict(kernels))
+        self._observed: set[str] = set()  # points that a forward pass of a step has reached
         for path, layer in layers.items():
             if path in kernels or f"{path}/output" in self.ranges:
                 layer.call = self._quantized(path, layer, kernels.get(path))
@@ -133,12 +134,20 @@ class Quantizer(tf.Module):
           step: int64 scalar; not used.
           applied: bool scalar; False leaves all as it is. None is as True.
           extremes: [2 * points] of the global batch, as `Observer.extremes` returns them; () moves no range.
+
+        Raises:
+          UserError: a layer was not called while extremes were observed.
         """
         updates = tf.cast(updates, tf.int64)
         is_applied = tf.constant(True) if applied is None else applied
         self._assign(self.active, tf.where(is_applied, updates >= self.begin, _value(self.active)))
         if not tf.is_tensor(extremes):
             return
+        if unseen := dict.fromkeys(point.rpartition("/")[0] for point in self.points if point not in self._observed):
+            raise UserError(
+                f"quantize.name='int8': the step calls {', '.join(unseen)} outside of tools.gradients, where ranges of"
+                f" activations are not seen, or not at all. Type --config.quantize.exclude='{'|'.join(unseen)}'."
+            )
         old = tf.stack([_value(variable) for variable in self.ranges.values()])  # [points, 2]
         seen = tf.reshape(tf.cast(extremes, old.dtype), old.shape) * tf.constant([-1, 1], old.dtype)
         moved = tf.where(updates > 1, seen + self.momentum * (old - seen), seen)
@@ -188,7 +197,8 @@ class Quantizer(tf.Module):
             with tf.init_scope():  # the converter takes constants
                 low, high = _value(self.ranges[point]).numpy()
             return fake_quantized(x, tf.constant(low), tf.constant(high)) if high > low else x
-        observe(point, x)
+        if observe(point, x):
+            self._observed.add(point)
         low, high = tf.unstack(tf.convert_to_tensor(self.ranges[point]))
         # A point that was never reached has no range.
         return tf.where(tf.convert_to_tensor(self.active) & (high > low), fake_quantized(x, low, high), x)

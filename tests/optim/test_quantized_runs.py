@@ -177,6 +177,41 @@ def test_an_own_step_takes_the_extremes_of_all_its_passes():
     np.testing.assert_allclose(ranges(built)["first/input"], [3 * x.min(), 3 * x.max()], rtol=1e-12)
 
 
+def test_a_layer_that_a_step_calls_where_no_range_is_seen_is_refused():
+    """Its kernel would be rounded, and its activations would not."""
+
+    def make_model(cfg):
+        model = without_norm(cfg)
+        model.teacher = keras.layers.Dense(3, trainable=False)
+        return model
+
+    def make_loss(cfg):
+        def loss(model, batch, training):
+            return {"gap": _term(model(batch["x"]) - model.teacher(batch["x"]), batch)}, {}
+
+        return loss
+
+    def make_step(cfg, tools):
+        def step(state, batch):
+            def loss(part):
+                return {"gap": _term(state.model(part["x"]) - part["wanted"], part)}, {}
+
+            result = tools.gradients(loss, {**batch, "wanted": state.model.teacher(batch["x"])})
+            tools.apply(result.gradients)
+            return result.terms, {}
+
+        return step
+
+    functions = {"make_model": make_model, "make_loss": make_loss, "make_step": make_step}
+    built = build(functions=functions, **DOUBLE)
+    with pytest.raises(UserError) as error:
+        built.train_block(1)
+    assert str(error.value) == (
+        "quantize.name='int8': the step calls teacher outside of tools.gradients, where ranges of activations are"
+        " not seen, or not at all. Type --config.quantize.exclude='teacher'."
+    )
+
+
 def _term(values, batch):
     from framework import losses
 
