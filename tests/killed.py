@@ -1,6 +1,6 @@
 """Trains a small run once for each phase of a save, killed in that phase, and once more to its end.
 
-    python -m tests.killed FOLDER        # FOLDER/results.json
+    python -m tests.killed FOLDER pruned        # FOLDER/results.json; or: quantized
 
 A process is forked for each, before TensorFlow runs anything: its import is paid once.
 """
@@ -20,7 +20,10 @@ from tests import small
 
 STEP = 4
 SETTINGS = {"checkpoint.every": "2 steps", "checkpoint.keep": 1, "train.duration": "6 steps", "train.compile": "eager"}
-SETTINGS |= {"prune.sparsity": 0.5, "prune.begin": "1 step", "prune.end": "5 steps", "prune.every": "1 step"}
+KINDS = {
+    "pruned": {"prune.sparsity": 0.5, "prune.begin": "1 step", "prune.end": "5 steps", "prune.every": "1 step"},
+    "quantized": {"quantize.name": "int8", "quantize.begin": "3 steps", "quantize.momentum": 0.5},
+}
 
 
 def kill():
@@ -94,24 +97,24 @@ PHASES = {
 }
 
 
-def train(workdir, patch):
+def train(workdir, patch, kind):
     """The step from which the run goes on, and the digest of its end."""
     if patch is not None:
         patch()
-    built = small.build(workdir, **SETTINGS)
+    built = small.build(workdir, **SETTINGS, **KINDS[kind])
     start = built.open()
     loop.train(built)
     return {"start": start, "digest": digest(built.state)}
 
 
-def main(folder):
+def main(folder, kind):
     results = {}
     for phase, patch in [("none", None), *PHASES.items()]:
         ends = []
         for attempt, used in enumerate((patch, None)):
             process = os.fork()
             if not process:
-                (folder / f"{phase}.{attempt}.json").write_text(json.dumps(train(folder / phase, used)))
+                (folder / f"{phase}.{attempt}.json").write_text(json.dumps(train(folder / phase, used, kind)))
                 sys.exit(0)
             ends.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
         results[phase] = ends
@@ -119,4 +122,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

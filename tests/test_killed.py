@@ -25,13 +25,12 @@ PHASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+@pytest.fixture(scope="module", params=["pruned", pytest.param("quantized", marks=pytest.mark.slow)])
+def ended(request, tmp_path_factory):
     """The folder of all runs, and {phase: [how the killed process ended, how the next one]}."""
     folder = tmp_path_factory.mktemp("killed")
-    subprocess.run(
-        [sys.executable, "-m", "tests.killed", str(folder)], check=True, capture_output=True, timeout=280, cwd=ROOT
-    )
+    command = [sys.executable, "-m", "tests.killed", str(folder), request.param]
+    subprocess.run(command, check=True, capture_output=True, timeout=280, cwd=ROOT)
     return folder, json.loads((folder / "results.json").read_text())
 
 
