@@ -196,7 +196,7 @@ class TwoTowers(keras.Model):
         if settings.rating_weight:
             low, high = ratings.arrays["rating"].min(), ratings.arrays["rating"].max()
             self.rating_range = (float(low), float(high))
-            self.factors = make_factors(cfg, ratings)
+            self.factors = factors_of(cfg, ratings)
 
     def users(self, batch, training=None):
         """Returns the vectors of users, [batch, width + 1], of 'history', 'age' and 'occupation'."""
@@ -224,7 +224,7 @@ class TwoTowers(keras.Model):
         return outputs
 
 
-def make_factors(cfg: ConfigDict, ratings: data.Source) -> layers.Factors:
+def factors_of(cfg: ConfigDict, ratings: data.Source) -> layers.Factors:
     """Returns the factors of ratings, their rows scaled if asked for."""
     settings = cfg.model
     sizes = {"members": settings.members, "prior": settings.prior, "bias_prior": settings.bias_prior}

@@ -52,6 +52,7 @@ NOT_RUN = {
     r"python launch\.py --mode=serve --workdir=\S+": "needs TensorFlow Serving",
     r"curl .*:predict": "asks the server that `docker run` starts",
     r"python launch\.py --config=experiments/(cifar_resnet|fine_tune)\.py.*": "needs CIFAR-10, whose download is large",
+    r"python launch\.py --config=experiments/movielens_two_tower\.py --workdir=runs/retrieval.*": "trains for minutes",
     r"python tests/benchmarks/.*": "measures for minutes on a machine that does nothing else",
 }
 
