@@ -10,7 +10,7 @@ A REST client needs neither TensorFlow nor the extra `serve`; a gRPC client need
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -109,7 +109,7 @@ class Client:
           inputs: {name: array} with the dtypes and shapes of the signature. Texts are bytes or str.
           signature: its name.
           max_batch: more rows than this are sent as several requests, one after the other, and the answers put
-            together. None sends all rows at once.
+            together; one version answers them all. None sends all rows at once.
           seconds: until the deadline; None takes that of the client.
 
         Raises:
@@ -120,9 +120,9 @@ class Client:
         end = self._end(seconds)
         served, arrays = self._fitting(inputs, signature, end)
         if max_batch is None or rows_of(arrays) <= max_batch:
-            return self._send(signature, served, arrays, end)
+            return self._send(signature, served, arrays, end, self._version)
         check_divisible(served)
-        answers = [self._send(signature, served, part, end) for part in parts(arrays, max_batch)]
+        answers = self._in_parts(signature, served, [*parts(arrays, max_batch)], end)
         return put_together(answers, arrays, max_batch)
 
     def signatures(self, seconds: float | None = None) -> dict[str, Served]:
@@ -172,9 +172,33 @@ class Client:
             )
         return served, checked(inputs, served, name)
 
-    def _send(self, name: str, served: Served, arrays: dict[str, np.ndarray], end: float) -> dict[str, np.ndarray]:
+    def _in_parts(
+        self, name: str, served: Served, batches: Sequence[dict[str, np.ndarray]], end: float
+    ) -> list[dict[str, np.ndarray]]:
+        """Returns the answers to the parts of a request, all by one version of the model."""
+        version = self._newest(end) if self._version is None else self._version
+        while True:
+            try:
+                return [self._send(name, served, part, end, version) for part in batches]
+            except errors.UnknownVersionError:
+                newest = version if self._version is not None else self._newest(end)
+                if newest == version:
+                    raise
+                version = newest  # it has taken the place of the other one meanwhile
+
+    def _newest(self, end: float) -> int:
+        """Returns the newest version that answers requests."""
+        states = self._asked(lambda left: self._transport.states(self._model, left), end)
+        versions = [state.version for state in states if state.state == "AVAILABLE"]
+        if not versions:
+            raise errors.UnknownModelError(f"{self._address}: no version of model '{self._model}' can be asked.")
+        return max(versions)
+
+    def _send(
+        self, name: str, served: Served, arrays: dict[str, np.ndarray], end: float, version: int | None
+    ) -> dict[str, np.ndarray]:
         return self._asked(
-            lambda left: self._transport.predict(self._model, self._version, name, served, arrays, left), end
+            lambda left: self._transport.predict(self._model, version, name, served, arrays, left), end, version
         )
 
     def _left(self, end: float) -> float:
@@ -183,7 +207,7 @@ class Client:
             raise errors.DeadlineError(f"{self._address}: no answer within the time given. Give more seconds.")
         return left
 
-    def _asked(self, ask: Callable[[float], T], end: float) -> T:
+    def _asked(self, ask: Callable[[float], T], end: float, version: int | None = None) -> T:
         """Returns an answer, after as many retries as are allowed and as the deadline leaves time for."""
         retries = 0
         while True:
@@ -193,18 +217,18 @@ class Client:
                 pause = min(self._pause * 2**retries, _LONGEST_PAUSE) * random.uniform(0.5, 1)
                 is_last = retries == self._retries or time.monotonic() + pause >= end
                 if error.code != "UNAVAILABLE" or is_last:
-                    raise self._typed(error, retries, end) from error
+                    raise self._typed(error, retries, end, version) from error
                 last, retries = error, retries + 1
             time.sleep(pause)
             if time.monotonic() >= end:  # the sleep was longer than it was meant to be
-                raise self._typed(last, retries - 1, end) from last
+                raise self._typed(last, retries - 1, end, version) from last
 
-    def _typed(self, error: CodeError, retries: int, end: float) -> errors.ServingError:
+    def _typed(self, error: CodeError, retries: int, end: float, version: int | None) -> errors.ServingError:
         """Returns the error that a caller gets for a code."""
         error.message = " ".join(error.message.split())
         where = f"{self._address}: "
         if error.code == "NOT_FOUND":
-            return self._unknown(error, end)
+            return self._unknown(error, end, self._version if version is None else version)
         kind = _ERRORS.get(error.code, errors.ServingError)
         if kind is errors.UnavailableError:
             tries = f"after {retries + 1} tries" if retries else "at the first try"
@@ -215,19 +239,19 @@ class Client:
             return kind(f"{where}{error.message}. Send fewer rows: max_batch=…")
         return kind(f"{where}{error.message} ({error.code})")
 
-    def _unknown(self, error: CodeError, end: float) -> errors.ServingError:
+    def _unknown(self, error: CodeError, end: float, version: int | None) -> errors.ServingError:
         """Returns whether the model or the version is unknown, by asking for the states of the model."""
         try:
             known = self._transport.states(self._model, max(end - time.monotonic(), 0.1))
         except CodeError:
             known = []
         served = [str(state.version) for state in known if state.state == "AVAILABLE"]
-        if self._version is None or not served:
+        if version is None or not served:
             return errors.UnknownModelError(
                 f"{self._address}: there is no model '{self._model}' that can be asked: {error.message}"
             )
         return errors.UnknownVersionError(
-            f"{self._address}: model '{self._model}' is served in version {', '.join(served)}, not {self._version}."
+            f"{self._address}: model '{self._model}' is served in version {', '.join(served)}, not {version}."
         )
 
 

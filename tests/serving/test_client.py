@@ -164,6 +164,28 @@ def test_an_output_without_rows_cannot_be_put_together(made):
         made(Mean()).predict({"x": X}, max_batch=3)
 
 
+class Rolling(Fake):
+    """Answers version * x, and serves version 2 in place of 1 from the second request on."""
+
+    def predict(self, model, version, name, signature, inputs, seconds):
+        answer = super().predict(model, version, name, signature, inputs, seconds)
+        newest = self.states(model, seconds)[0].version
+        if version not in (None, newest):
+            raise CodeError("NOT_FOUND", "said")
+        return {"y": answer["y"] / 2 * newest}
+
+    def states(self, model, seconds):
+        return [serving.State(1 if len(self.sent) < 2 else 2, "AVAILABLE")]
+
+
+def test_one_version_answers_all_parts(made):
+    fake = Rolling()
+    np.testing.assert_array_equal(made(fake).predict({"x": X}, max_batch=3)["y"], 2 * X)
+    assert [rows for rows, _ in fake.sent] == [3, 3, 3, 3, 1]
+    with pytest.raises(serving.UnknownVersionError, match=r"is served in version 2, not 1\.$"):
+        made(Rolling(), version=1).predict({"x": X}, max_batch=3)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "said"),
     [
