@@ -80,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def do_GET(self) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # a body that is not read would be taken for the next request
         self._answered(lambda: self._look())
 
     def do_POST(self) -> None:
@@ -92,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             # A page in a browser may name this address by a host name of its own.
             if not _HERE.fullmatch(self.headers.get("Host", "127.0.0.1")):
+                self.close_connection = True  # or the page could send a request with another Host as the body of this
                 raise CodeError("PERMISSION_DENIED", "the development server answers 127.0.0.1 and localhost alone")
             status, value = 200, answer()
         except CodeError as error:
@@ -105,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
 
