@@ -185,7 +185,7 @@ def test_export_adds_a_version(trained, capsys):
     assert call(f"--workdir={trained}", "--mode=export") == 0
     assert f"exporting step 40 of {trained}\n" in capsys.readouterr().out
     names = sorted(path.name for path in (trained / "exports" / "saved_model").iterdir())
-    assert names == ["1", "2", "batching.config", "models.config", "monitoring.config"]
+    assert names == ["1", "2", "batching.config", "manifest.json", "models.config", "monitoring.config"]
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export"])
