@@ -68,7 +68,7 @@ def _int8_io_trained(converter: Any) -> None:
     converter.inference_input_type = converter.inference_output_type = tf.int8
 
 
-# The largest error of a good int8 model says little: 31 % of the range in a ResNet-20 whose accuracy stayed within
+# The largest error of a good int8 model says little: 22 % of the range in a ResNet-20 whose accuracy stayed within
 # 0.0005 (framework/export/README.md). Activations outside of the ranges of the examples are clipped.
 _INT8 = Bounds(max_error=1.0, p99_error=0.05, agreement=0.97, metric=0.01)
 
