@@ -10,7 +10,6 @@ weights are those of `prune_low_magnitude` of tensorflow_model_optimization, whi
 a step and calls the pass after update t step t + 1; and at `end` a mask is made in any case.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ from framework import compat, paths
 from framework.config import flatten
 from framework.config.keys import KEYS
 from framework.config.keys.prune import pattern
-from framework.errors import UserError, near
+from framework.errors import UserError
+from framework.optim.selection import selected
 
 LOGGED = ("sparsity", "sparsity_overall")  # names in rows of the log
 _NEVER = ("bias", "gamma", "beta", "alpha")  # alpha: the slopes of PReLU, which start at 0
@@ -56,17 +56,7 @@ def pruned_variables(settings: ConfigDict, trained: Mapping[str, tf.Variable]) -
       UserError: `include` or `exclude` matches nothing, nothing is left, or a variable cannot have the pattern.
     """
     legal = {path: v for path, v in trained.items() if v.shape.rank >= 2 and not path.endswith(_NEVER)}
-    pruned = legal
-    for key, keeps in (("include", True), ("exclude", False)):
-        regex = settings[key]
-        if regex and not any(re.fullmatch(regex, path) for path in pruned):
-            raise UserError(
-                f"prune.{key}='{regex}' matches none of the parameters that can be pruned:"
-                f" {', '.join(pruned) or 'none'}."
-                f"{near(regex, pruned)} A regex must match a whole path."
-            )
-        if regex:
-            pruned = {path: v for path, v in pruned.items() if bool(re.fullmatch(regex, path)) is keeps}
+    pruned = {path: legal[path] for path in selected("prune", settings, legal, "parameters that can be pruned")}
     if not pruned:
         raise UserError(
             f"prune.{'sparsity' if settings.sparsity else 'schedule'}={settings.sparsity or settings.schedule}: no"

@@ -12,7 +12,6 @@ Activations have a range, which begins as that of the first batch and then moves
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +21,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from framework import compat, paths
-from framework.errors import UserError, near
+from framework.errors import UserError
 from framework.optim.fake_quantization import CONVERTED, FLOAT, fake_quantized, mode, note_mode, observe
 from framework.optim.quantized_layers import Kernel, Watch, kernel_of
+from framework.optim.selection import selected
 
 
 class Plan:
@@ -217,16 +217,7 @@ def _chosen(
     settings: ConfigDict, layers: Mapping[str, Any], legal: Mapping[str, Kernel], illegal: Mapping[str, str]
 ) -> list[str]:
     """Returns the paths of the layers that `include` and `exclude` leave."""
-    chosen = list(layers)
-    for key, keeps in (("include", True), ("exclude", False)):
-        regex = settings[key]
-        if regex and not any(re.fullmatch(regex, path) for path in chosen):
-            raise UserError(
-                f"quantize.{key}='{regex}' matches no layer.{near(regex, chosen)} Those that can be quantised are"
-                f" {', '.join(legal) or 'none'}. A regex must match a whole path."
-            )
-        if regex:
-            chosen = [path for path in chosen if bool(re.fullmatch(regex, path)) is keeps]
+    chosen = selected("quantize", settings, layers, "layers; those that can be quantised are", [*legal])
     if settings.include and (named := [f"{path} ({illegal[path]})" for path in chosen if path in illegal]):
         raise UserError(
             f"quantize.include='{settings.include}' names {', '.join(named)}, which cannot be quantised. Those that can"

@@ -229,8 +229,8 @@ def test_what_cannot_be_quantised_is_refused_if_it_is_named():
         ),
         (
             {"include": "haed"},
-            "quantize.include='haed' matches no layer. Did you mean 'head'? Those that can be quantised are head. A"
-            " regex must match a whole path.",
+            "quantize.include='haed' matches none of the layers; those that can be quantised are: head. Did you mean"
+            " 'head'? A regex must match a whole path.",
         ),
         (
             {"exclude": "head"},
