@@ -169,6 +169,16 @@ def test_whole_jpegs_of_all_kinds_are_not_damaged(mode, options):
     verify(content.getvalue(), 1600)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (32, 32), (33, 31)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_pixels_are_those_of_tensorflow_with_simplejpeg_or_without(options, size, channels):
+    pytest.importorskip("simplejpeg", reason="needs the extra 'data'")
+    content = made.encoded(made.pixels(9, 40, channels)[: size[0], : size[1]], "JPEG", **options)
+    expected = tf.io.decode_jpeg(content, channels, dct_method="INTEGER_ACCURATE").numpy()
+    np.testing.assert_array_equal(Image(size, channels=channels).decode(content), expected)
+
+
 def test_without_simplejpeg_one_warning_says_what_is_not_checked(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     pictures.strict_decoder.cache_clear()
@@ -188,7 +198,7 @@ def test_what_is_no_picture_is_said():
     assert line_of(header_of, b"GIF89a....") == "it is no JPEG or PNG: it begins with b'GIF89a..'"
     assert line_of(header_of, b"\xff\xd8\xff\xe0") == "the header is damaged or cut off"
     assert line_of(header_of, b"") == "it is no JPEG or PNG: it begins with b''"
-    assert line_of(verify, made.encoded(flat(), "JPEG")[:-40], 256) == "the JPEG is damaged or cut off"
+    assert line_of(verify, made.encoded(flat(), "JPEG")[:-40], 256).startswith("the JPEG is damaged or cut off")
 
 
 @pytest.mark.parametrize(
