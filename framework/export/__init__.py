@@ -6,7 +6,7 @@
 An experiment returns its hooks from `make_exports`; the run exports with them at its end.
 """
 
-from framework.export.base import SERVING, ExportHook, ExportReport, Runtime, Signature
+from framework.export.base import SERVING, ExportHook, Runtime, Signature
 from framework.export.bounds import Bounds
 from framework.export.lite import Lite
 from framework.export.lite_decoder import LiteDecoder
@@ -14,6 +14,7 @@ from framework.export.lite_rules import LiteByRules, LiteRule
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
 from framework.export.serving import Serving
+from framework.pages.exports import ExportReport
 
 __all__ = [
     "SERVING",

@@ -13,11 +13,11 @@ from typing import Any
 from absl import logging
 
 from framework.errors import RunError
-from framework.export.base import ExportReport
 from framework.export.page import page
 from framework.files import read_json, remove, write_json, write_text
 from framework.folder import PAGE, REPORT
 from framework.manifest import digest
+from framework.pages.exports import ExportReport
 
 
 def begun(hook: str, step: int) -> ExportReport:

@@ -25,11 +25,12 @@ from framework import manifest
 from framework.errors import RunError, UserError
 from framework.experiment import user_code
 from framework.export import report
-from framework.export.base import Arrays, Call, ExportHook, ExportReport
+from framework.export.base import Arrays, Call, ExportHook
 from framework.export.processes import Processes
 from framework.export.verify import Findings, Trained, verify
 from framework.files import held, is_full_disk, remove, sync, unreachable, write_text
 from framework.metrics import Metric
+from framework.pages.exports import ExportReport
 
 _FAILURE_CHARACTERS = 400
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from framework.errors import UserError
-from framework.export.base import ExportReport
 from framework.export.formats import select
 from framework.folder import PAGE
+from framework.pages.exports import ExportReport
 from framework.run import lookback
 from framework.run.exporting import export_run
 from framework.run.run import Run

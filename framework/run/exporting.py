@@ -14,10 +14,10 @@ from framework.compile import jit
 from framework.config import base_split
 from framework.data.batches import Batches
 from framework.errors import UserError
-from framework.export.base import ExportReport
 from framework.export.formats import select
 from framework.export.runner import export_all
 from framework.folder import EXPORTS, FILES
+from framework.pages.exports import ExportReport
 from framework.run import own_files
 from framework.run.build import on_one_device
 from framework.run.evaluation import untouched

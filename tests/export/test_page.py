@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from framework.export.base import ExportReport
-from framework.export.page import page, relative_error
+from framework.export.page import page
 from framework.export.report import begun
+from framework.pages.exports import ExportReport, relative_error
 from tests.export.fakes import Fake, Hits, X, adding, export_one, make_batch
 
 
