@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework import compat, paths, rng
-from framework.optim import ExponentialMovingAverage, Extension, Lookahead, Optimizer, Pruner, Quantizer
+from framework.optim import Clusterer, ExponentialMovingAverage, Extension, Lookahead, Optimizer, Pruner, Quantizer
 from framework.precision import LossScale
 
 
@@ -70,6 +70,7 @@ class TrainState(tf.Module):
       ema: moving average of the weights; None without one.
       lookahead: slow weights that replace the trained ones now and then; None without them.
       prune: masks outside of which weights are 0; None without them.
+      cluster: clusters of weights with one value each; None without them.
       quantize: ranges of activations by which the model rounds; None without them.
       extensions: {name: {path: variable}} of the extensions that the experiment's `make_extensions` returned.
       extra: what the experiment's `make_state` returned; None without one.
@@ -93,6 +94,7 @@ class TrainState(tf.Module):
         schedule: Any = None,
         lookahead: Lookahead | None = None,
         prune: Pruner | None = None,
+        cluster: Clusterer | None = None,
         quantize: Quantizer | None = None,
         extensions: Mapping[str, Extension] | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class TrainState(tf.Module):
         self.ema = ema
         self.lookahead = lookahead
         self.prune = prune
+        self.cluster = cluster
         self.quantize = quantize
         self._own = compat.untracked(self, dict(extensions or {}))
         # Not what an extension holds of the model, which is saved as the model.
@@ -136,12 +139,12 @@ class TrainState(tf.Module):
     @property
     def is_extended(self) -> bool:
         """Whether `after_update` does anything."""
-        return any((self.lookahead, self._own, self.prune, self.quantize, self.ema))
+        return any((self.lookahead, self._own, self.prune, self.cluster, self.quantize, self.ema))
 
     def after_update(
         self, updates: tf.Tensor, step: tf.Tensor, applied: tf.Tensor | None = None, extremes: Any = ()
     ) -> None:
-        """Does what follows an update: Lookahead, the experiment's extensions, masks, ranges, then the EMA.
+        """Does what follows an update: Lookahead, the experiment's extensions, masks, clusters, ranges, then the EMA.
 
         Args:
           updates: int64 scalar; updates made, including this one.
@@ -155,6 +158,8 @@ class TrainState(tf.Module):
             extension.after_update(updates, step, tf.constant(True) if applied is None else applied)
         if self.prune is not None:
             self.prune.after_update(updates, step, applied)
+        if self.cluster is not None:
+            self.cluster.after_update(updates, step, applied)
         if self.quantize is not None:
             self.quantize.after_update(updates, step, applied, extremes)
         if self.ema is not None:
@@ -167,8 +172,9 @@ class TrainState(tf.Module):
             self.lookahead,
             *self._own.values(),
             self.prune,
+            self.cluster,
             self.quantize,
-        )  # `prune` masks those before
+        )  # `prune` and `cluster` change those before
         for follower in followers:
             if follower is not None:
                 follower.restart()

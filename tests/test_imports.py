@@ -117,6 +117,7 @@ ROWS = (
     ("optim.sgd", "optim.adam", "optim.lamb"),
     ("optim.muon",),
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average", "optim.lookahead", "optim.pruning"),
+    ("optim.clustering",),
     ("optim.quantization",),
     ("optim.checked", "optim.freezing", "optim.stateful"),
     ("optim.building",),

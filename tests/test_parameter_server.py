@@ -251,6 +251,7 @@ def test_a_cluster_without_its_roles_is_refused(environment, message):
         ("lookahead.every", 5, "slow weights would replace weights that other workers are reading", "0"),
         ("prune.sparsity", 0.8, "masks would write all weights after every update", "0.0"),
         ("prune.schedule", "keep", "masks would write all weights after every update", "polynomial"),
+        ("cluster.name", "kmeans", "clusters would write all weights after every update", "none"),
         ("quantize.name", "int8", "ranges would follow the activations of several workers at once", "none"),
         ("train.on_nonfinite", "rewind", "what other workers did meanwhile cannot be undone", "stop"),
         ("loss_scale.name", "dynamic", "updates are not in the order that a loss scale counts", "auto"),
@@ -259,6 +260,7 @@ def test_a_cluster_without_its_roles_is_refused(environment, message):
 )
 def test_settings_that_servers_cannot_have_are_refused(key, value, why, use):
     settings = {"runtime.strategy": "parameter_server", "train.compile": "graph", key: value}
+    settings |= {"cluster.begin": "1 step"} if key == "cluster.name" else {}
     with pytest.raises(UserError) as error:
         config.finalize(override(config.base_config(), settings))
     assert str(error.value) == (

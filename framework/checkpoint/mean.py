@@ -26,7 +26,7 @@ def restore_mean(state: TrainState, folders: Sequence[Path]) -> dict[str, Any]:
 
     Floating-point variables of the model, the statistics of BatchNormalization among them, and of the moving average of
     its weights are means, computed in float64 and rounded once. All others, such as counters, are those of the newest;
-    by its masks, if it has some, weights and averages are 0.
+    by its masks, if it has some, weights and averages are 0, and in its clusters they are equal.
 
     Args:
       state: a state of the same model and optimizer.
@@ -50,6 +50,8 @@ def restore_mean(state: TrainState, folders: Sequence[Path]) -> dict[str, Any]:
         paths.assign(variables[path], (total / len(folders)).astype(variables[path].dtype.as_numpy_dtype))
     if state.prune is not None:
         state.prune.mask_all()
+    if state.cluster is not None:
+        state.cluster.share_all()
     return note
 
 

@@ -38,6 +38,7 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
     _check_evaluation(flat)
     _check_lookahead(flat)
     _check_prune(flat)
+    _check_cluster(flat)
     _check_quantize(flat)
     check_effects({key: value for key, value in flat.items() if key.partition(".")[0] not in own})
     _check_micro_batches(flat)
@@ -147,6 +148,15 @@ def _check_prune(flat: Mapping[str, Any]) -> None:
         )
 
 
+def _check_cluster(flat: Mapping[str, Any]) -> None:
+    if flat["cluster.name"] != "none" and not (flat["cluster.begin"] or flat["init_from"] or flat["resume_from"]):
+        raise UserError(
+            f"cluster.name='{flat['cluster.name']}' with cluster.begin='' clusters the weights that training starts"
+            " from, which are not trained without init_from. Type --config.init_from=RUN, or e.g."
+            " --config.cluster.begin=50%."
+        )
+
+
 def _check_quantize(flat: Mapping[str, Any]) -> None:
     if flat["quantize.name"] != "none" and flat["train.remat"]:
         raise UserError(
@@ -200,6 +210,7 @@ def _check_asynchronous(flat: Mapping[str, Any]) -> None:
         ("lookahead.every", (0,), "slow weights would replace weights that other workers are reading"),
         ("prune.sparsity", (0.0,), "masks would write all weights after every update"),
         ("prune.schedule", _without("prune.schedule", "keep"), "masks would write all weights after every update"),
+        ("cluster.name", ("none",), "clusters would write all weights after every update"),
         ("quantize.name", ("none",), "ranges would follow the activations of several workers at once"),
         ("train.on_nonfinite", ("stop", "skip"), "what other workers did meanwhile cannot be undone"),
         ("loss_scale.name", ("auto", "none"), "updates are not in the order that a loss scale counts"),
@@ -231,6 +242,7 @@ def _check_tables(flat: Mapping[str, Any]) -> None:
         ("runtime.strategy", ("one_device", "parameter_server"), "replicas look up other rows each"),
         ("prune.sparsity", (0.0,), "masks would write whole tables after every update"),
         ("prune.schedule", _without("prune.schedule", "keep"), "masks would write whole tables after every update"),
+        ("cluster.name", ("none",), "clusters would write whole tables after every update"),
         ("quantize.name", ("none",), "the range of a table is that of all its rows"),
     ):
         if flat[key] not in legal:

@@ -97,9 +97,9 @@ def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = No
       epoch: see `to_steps`.
 
     Raises:
-      UserError: epochs of data whose length is not known; a warm-up, boundary, group's end, end of pruning, begin or
-        freeze of quantisation past the end of the run; or boundaries, or begin and end of pruning, that do not
-        increase.
+      UserError: epochs of data whose length is not known; a warm-up, boundary, group's end, end of pruning, begin of
+        clusters, begin or freeze of quantisation past the end of the run; or boundaries, or begin and end of pruning
+        and begin of clusters, that do not increase.
     """
     if math.isinf(steps_per_epoch):
         _refuse_epochs(config)
@@ -130,6 +130,8 @@ def resolve(config: ConfigDict, steps_per_epoch: float, epoch: Epoch | None = No
         _check_quantize(config, resolved["quantize"], total)
     if is_pruned(resolved["prune"]):
         _check_prune(config, resolved["prune"], total)
+    if resolved["cluster"]["name"] != "none":
+        _check_cluster(config, resolved, total)
     return FrozenConfigDict(resolved)
 
 
@@ -141,6 +143,22 @@ def _check_prune(config: ConfigDict, resolved: Mapping[str, Any], total: int) ->
             f"prune.begin='{config.prune.begin}' and prune.end='{config.prune.end}' are updates {begin} and {end}: they"
             f" must increase and be within the run, which has {total} steps. Type e.g. --config.prune.begin=10%"
             " --config.prune.end=75%."
+        )
+
+
+def _check_cluster(config: ConfigDict, resolved: Mapping[str, Any], total: int) -> None:
+    """Raises UserError unless clusters are found within the run, and after the last masks."""
+    begin, prune = resolved["cluster"]["begin"], resolved["prune"]
+    if begin >= total:
+        raise UserError(
+            f"cluster.begin='{config.cluster.begin}' is update {begin} of a run of {total} steps, so nothing would be"
+            " clustered. Type e.g. --config.cluster.begin=50%."
+        )
+    if is_pruned(prune) and prune["schedule"] != "keep" and begin < prune["end"]:
+        raise UserError(
+            f"cluster.begin='{config.cluster.begin}' is update {begin}, before the last masks of"
+            f" prune.end='{config.prune.end}', update {prune['end']}: later masks would take weights out of their"
+            f" clusters. Type --config.cluster.begin='{prune['end']} steps', or --config.prune.schedule=keep."
         )
 
 

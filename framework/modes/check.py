@@ -190,6 +190,18 @@ def _pruning(run: Run) -> Iterator[str]:
         yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {now[path]:.3f}  {last[path]:.3f}"
 
 
+def _clusters(run: Run) -> Iterator[str]:
+    clusterer = run.state.cluster
+    if clusterer is None:
+        return
+    yield (
+        f"Clusters: {len(clusterer.indices)} variables of at most {clusterer.clusters} values each, found after update"
+        f" {clusterer.begin:,}"
+    )
+    for path, index in clusterer.indices.items():
+        yield f"  {path:<32} {index.shape.num_elements():>11,}"
+
+
 def _quantization(run: Run) -> Iterator[str]:
     quantizer = run.state.quantize
     if quantizer is None:
@@ -210,6 +222,7 @@ def _schedule(run: Run) -> Iterator[str]:
         for update in optim.sampled_updates(total):
             yield f"  update {update:>9,}  learning rate {float(schedule(update)):.6g}"
     yield from _pruning(run)
+    yield from _clusters(run)
     yield from _quantization(run)
     # What training refuses at its start is refused here.
     optim.prepare_schedules(run.state.schedule, run.modes)

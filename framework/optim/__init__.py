@@ -12,6 +12,7 @@ from framework.optim.average import ExponentialMovingAverage
 from framework.optim.building import build_optimizers, schedules_of, shortened
 from framework.optim.checked import checked_schedule, sampled_updates
 from framework.optim.clipping import clip, global_norm
+from framework.optim.clustering import DISTINCT, Clusterer, clustered_variables
 from framework.optim.extension import Extension
 from framework.optim.fake_quantization import CONVERTED, FLOAT, ROUNDED, check_traced, computing, observing
 from framework.optim.freezing import freeze_layers, group_parameters
@@ -28,9 +29,11 @@ from framework.optim.stateful import observe, prepare_schedules, schedule_state
 
 __all__ = [
     "CONVERTED",
+    "DISTINCT",
     "FLOAT",
     "LOGGED",
     "ROUNDED",
+    "Clusterer",
     "ExponentialMovingAverage",
     "Extension",
     "Group",
@@ -50,6 +53,7 @@ __all__ = [
     "check_wrapped",
     "checked_schedule",
     "clip",
+    "clustered_variables",
     "computing",
     "freeze_layers",
     "global_norm",

@@ -15,7 +15,7 @@
     def make_extensions(cfg, model):
         return {"bounded": Bounded(model)}             # state.extensions['bounded']['changed']
 
-`Lookahead`, `Pruner` and `ExponentialMovingAverage` have the same form.
+`Lookahead`, `Pruner`, `Clusterer` and `ExponentialMovingAverage` have the same form.
 """
 
 import tensorflow as tf

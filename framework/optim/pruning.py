@@ -22,25 +22,26 @@ from framework.config import flatten
 from framework.config.keys import KEYS
 from framework.config.keys.prune import pattern
 from framework.errors import UserError
-from framework.optim.selection import selected
+from framework.optim.selection import matrices, selected
 
 LOGGED = ("sparsity", "sparsity_overall")  # names in rows of the log
-_NEVER = ("bias", "gamma", "beta", "alpha")  # alpha: the slopes of PReLU, which start at 0
 _ROUNDING = 1e-6  # halves are rounded up, in every compile mode: their last bits may differ
-# {class: (what makes it, the key of what it does not go with, what it does not do, what to do instead)}
+_SHARED = ("runtime.strategy", "train.micro_batches")
+# {class: (what makes it, the keys of what it does not go with, what it does not do, what to do instead)}
 _WRAPPERS = {
     "PruneLowMagnitude": (
         "prune_low_magnitude",
-        "prune.sparsity",
+        (*_SHARED, "prune.sparsity"),
         "mask the weights after the last update",
         "Return the layers without it, and type e.g. --config.prune.sparsity=0.8.",
     ),
     "QuantizeWrapperV2": (
         "quantize_model",
-        "quantize.name",
+        (*_SHARED, "quantize.name"),
         "",
         "Return the model without it, and type --config.quantize.name=int8.",
     ),
+    "ClusterWeights": ("cluster_weights", ("cluster.name",), "", "Return the layers without it."),
 }
 _BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
 
@@ -55,7 +56,7 @@ def pruned_variables(settings: ConfigDict, trained: Mapping[str, tf.Variable]) -
     Raises:
       UserError: `include` or `exclude` matches nothing, nothing is left, or a variable cannot have the pattern.
     """
-    legal = {path: v for path, v in trained.items() if v.shape.rank >= 2 and not path.endswith(_NEVER)}
+    legal = matrices(trained)
     pruned = {path: legal[path] for path in selected("prune", settings, legal, "parameters that can be pruned")}
     if not pruned:
         raise UserError(
@@ -79,15 +80,15 @@ def check_wrapped(model: Any, config: FrozenConfigDict) -> None:
     after the last one.
 
     Raises:
-      UserError: there are several replicas or micro-batches, or the run itself prunes or quantises as well.
+      UserError: there are several replicas or micro-batches, or the run itself prunes, clusters or quantises as well.
     """
     flat = flatten(ConfigDict(config.to_dict()))
-    for kind, (maker, own, fault, instead) in _WRAPPERS.items():
+    for kind, (maker, keys, fault, instead) in _WRAPPERS.items():
         wrapped = [path for path, layer in paths.objects(model).items() if type(layer).__name__ == kind]
         if not wrapped:
             continue
         what = f"make_model wraps {', '.join(wrapped)} by {maker} of tensorflow_model_optimization"
-        for key in ("runtime.strategy", "train.micro_batches", own):
+        for key in keys:
             if flat[key] != KEYS[key].default:
                 raise UserError(f"{what}, which does not work with {key}={flat[key]!r}. {instead}")
         if fault:

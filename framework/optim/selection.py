@@ -1,13 +1,23 @@
-"""Which of some paths the keys `include` and `exclude` of a section leave.
+"""Which parameters can be pruned and clustered, and which of some paths the keys `include` and `exclude` leave.
 
+legal = matrices(trained)
 left = selected("prune", config.prune, ["first/kernel", "last/kernel"], "parameters that can be pruned")
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from framework.errors import UserError, near
+
+_NEVER = ("bias", "gamma", "beta", "alpha")  # alpha: the slopes of PReLU, which start at 0
+
+
+def matrices(variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
+    """Returns {path: variable} of rank 2 or more: no biases, normalisations and slopes of activations."""
+    return {path: v for path, v in variables.items() if v.shape.rank >= 2 and not path.endswith(_NEVER)}
 
 
 def selected(

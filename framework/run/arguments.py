@@ -27,7 +27,7 @@ LOOK_BACK = {
     "export": (*_EVALUATION, "export"),
     "replay": (
         *("seed", "resume_from", "init_from", "init_map", "init_weights", "data", "model", "train"),
-        *("loss_scale", "clip", "optimizer", "ema", "lookahead", "prune", "quantize", "schedule", "runtime"),
+        *("loss_scale", "clip", "optimizer", "ema", "lookahead", "prune", "cluster", "quantize", "schedule", "runtime"),
     ),
 }
 

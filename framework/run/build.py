@@ -269,6 +269,7 @@ def _make_state(functions: Mapping[str, Any], made: _Made, data: Batches, resolv
         schedule=made.schedule_state,
         lookahead=lookahead,
         prune=_make_pruner(made, resolved, ema, lookahead),
+        cluster=_make_clusterer(made, resolved, ema),
         quantize=made.quantizer,
         extensions=functions["make_extensions"](resolved, made.model) if "make_extensions" in functions else None,
     )
@@ -283,10 +284,24 @@ def _make_pruner(
     """Returns the masks of the trained parameters, with averages and slow weights that follow them."""
     if not config.is_pruned(resolved.prune):
         return None
-    trained = {id(v) for one in paths.models(made.optimizer).values() for v in one.trained.values()}
-    legal = {path: variable for path, variable in paths.trainable(made.model).items() if id(variable) in trained}
     followers = [*([ema.averages] if ema else []), *([lookahead.slow] if lookahead else [])]
-    return optim.Pruner(resolved.prune, optim.pruned_variables(resolved.prune, legal), followers)
+    return optim.Pruner(resolved.prune, optim.pruned_variables(resolved.prune, _trained(made)), followers)
+
+
+def _make_clusterer(
+    made: _Made, resolved: FrozenConfigDict, ema: optim.ExponentialMovingAverage | None
+) -> optim.Clusterer | None:
+    """Returns the clusters of the trained parameters, with averages that follow them."""
+    if resolved.cluster.name == "none":
+        return None
+    clustered = optim.clustered_variables(resolved.cluster, _trained(made))
+    return optim.Clusterer(resolved.cluster, clustered, [ema.averages] if ema else [])
+
+
+def _trained(made: _Made) -> dict[str, tf.Variable]:
+    """Returns {path: variable} of the parameters that an optimizer changes."""
+    trained = {id(v) for one in paths.models(made.optimizer).values() for v in one.trained.values()}
+    return {path: variable for path, variable in paths.trainable(made.model).items() if id(variable) in trained}
 
 
 def _make_step(

@@ -34,7 +34,7 @@ def built_in_hooks(run: Run, interval: Interval) -> list[Hook]:
             times = _seen(run.data.seen(first, context.step - first), context.step - first, lap)
         if not run.data.is_resident:
             times["data_wait"] = lap.data_wait
-        context.writer.scalars(context.step, {**row, **means, **times, **run.sparsity()})
+        context.writer.scalars(context.step, {**row, **means, **times, **run.sparsity(), **run.distinct_values()})
         context.progress.logged(context.step, {name.removeprefix(MEAN): value for name, value in means.items()})
         interval.begin()
 

@@ -3,7 +3,7 @@
     check(run)              # of a run just restored; UserError if the new duration would have changed the run so far
 
 The learning rates of all updates so far must agree bit for bit, those of groups with an end of their own too, and so
-must the periods of rows and evaluations, the turns of masks, and what Lookahead did. Saves
+must the periods of rows and evaluations, the turns of masks, the begin of clusters, and what Lookahead did. Saves
 and histograms may come at other steps. An experiment may read its duration in make_schedule only.
 """
 
@@ -27,6 +27,7 @@ from framework.run.run import Run
 
 _PERIODS = ("log.every", "eval.every")  # they decide what a run writes, beside its weights
 _MASKS = ("prune.begin", "prune.end", "prune.every")
+_CLUSTERS = ("cluster.begin",)
 _RANGES = ("quantize.begin", "quantize.freeze")
 
 
@@ -70,11 +71,12 @@ def _refuse_readers(run: Run, what: str, elsewhere: str) -> None:
 
 
 def _refuse_other_periods(run: Run, old: FrozenConfigDict, what: str) -> None:
-    """Raises UserError if rows, evaluations, masks or rounding would come at other steps than under `old`."""
+    """Raises UserError if rows, evaluations, masks, clusters or rounding would come at other steps than under `old`."""
     was, now = _flat(old), _flat(run.resolved)
     masks = _MASKS if run.state.prune is not None and run.resolved.prune.schedule != "keep" else ()
+    clusters = _CLUSTERS if run.state.cluster is not None else ()
     ranges = _RANGES if run.state.quantize is not None else ()
-    for key in (*_PERIODS, *masks, *ranges):
+    for key in (*_PERIODS, *masks, *clusters, *ranges):
         if was[key] != now[key]:
             raise UserError(
                 f"{what} changes {key} from {was[key]} to {now[key]} steps. Type --config.{key}='{was[key]} steps' too."

@@ -20,7 +20,8 @@ def check_metric_names(
     """Raises UserError if a metric has the name of another number of a row, or a config key names no metric."""
     numbers = results.modes(metrics)
     pruning = optim.LOGGED if is_pruned(resolved.prune) else ()
-    for name in {*metrics, *numbers} & {"step", PADDING, *TIMES, *pruning, *layout.scalars}:
+    clusters = (optim.DISTINCT,) if resolved.cluster.name != "none" else ()
+    for name in {*metrics, *numbers} & {"step", PADDING, *TIMES, *pruning, *clusters, *layout.scalars}:
         raise UserError(
             f"make_metrics names a metric '{name}', which every step reports already. Give it another name."
         )

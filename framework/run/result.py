@@ -53,6 +53,7 @@ def make_result(run: Run, progress: Progress) -> dict[str, Any]:
         "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
         "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
         "sparsity": None if run.state.prune is None else run.sparsity() | {"variables": run.state.prune.sparsities()},
+        "distinct_values": None if run.state.cluster is None else run.state.cluster.distinct(),
         "wall_seconds": progress.wall_seconds(),
         "time_to_first_step_seconds": progress.time_to_first_step,
         "examples_per_second": _or_none(progress.examples_per_second(spent)),

@@ -114,6 +114,10 @@ class Run:
             return {}
         return self.state.prune.shares(sum(v.shape.num_elements() for v in paths.trainable(self.model).values()))
 
+    def distinct_values(self) -> dict[str, float]:
+        """Returns the largest number of distinct values of a clustered variable; {} before there are clusters."""
+        return {} if self.state.cluster is None else self.state.cluster.row()
+
     @property
     def modes(self) -> dict[str, str]:
         """{'test/accuracy': 'max', …}: whether the minimum or maximum is best, of each metric or declared scalar."""
@@ -152,6 +156,8 @@ class Run:
         step = int(self.state.step)
         if self.state.prune is not None and not step:
             self.state.prune.refuse_useless_start()
+        if self.state.cluster is not None and not step:
+            self.state.cluster.refuse_useless_start()
         continuity.refuse_other_batch(self.workdir, step, self._last_batch(step), self.checkpoints.facts(step))
         self.refresh()
         return step

@@ -14,8 +14,8 @@
     5  clip                  gradients are clipped as `config.clip` says
     6  apply                 the optimizer changes the weights
     7  count                 once a step: the counters; what follows an update: Lookahead, the experiment's extensions,
-                             masks of pruning, ranges of quantisation, EMA; the loss scale; the statistics of
-                             BatchNormalization become their mean over replicas
+                             masks of pruning, clusters, ranges of quantisation, EMA; the loss scale; the
+                             statistics of BatchNormalization become their mean over replicas
 
 A step function calls `tools.gradients` (stages 0 to 3, `batch_gradients` below) and `tools.apply` (stages 4 to 6,
 `apply_update`). The step function of most experiments, `tools.standard_step`, calls each once:

@@ -49,6 +49,7 @@ NEEDS = {
     "lookahead.power": {"lookahead.every": 1},
     "prune.begin": {"prune.sparsity": 0.5},
     "prune.initial": {"prune.sparsity": 0.999},
+    "cluster.clusters": {"cluster.begin": "1 step"},
 }
 
 

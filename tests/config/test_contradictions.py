@@ -198,6 +198,24 @@ from tests.config.finalized import final, message
             " after every update. Use --config.prune.sparsity=0.0, or --config.optimizer.table_gradients=dense.",
         ),
         (
+            {"cluster.clusters": 8},
+            "cluster.clusters=8 has no effect with cluster.name='none'."
+            " Use --config.cluster.name=kmeans or --config.cluster.clusters=16.",
+        ),
+        (
+            {"cluster.name": "kmeans"},
+            "cluster.name='kmeans' with cluster.begin='' clusters the weights that training starts from, which are not"
+            " trained without init_from. Type --config.init_from=RUN, or e.g. --config.cluster.begin=50%.",
+        ),
+        (
+            {
+                **{"cluster.name": "kmeans", "cluster.begin": "1 step"},
+                **{"optimizer.table_gradients": "rows", "train.compile": "graph"},
+            },
+            "cluster.name='kmeans' does not work with optimizer.table_gradients='rows': clusters would write whole"
+            " tables after every update. Use --config.cluster.name=none, or --config.optimizer.table_gradients=dense.",
+        ),
+        (
             {"quantize.begin": "50%"},
             "quantize.begin='50%' has no effect with quantize.name='none'."
             " Use --config.quantize.name=int8 or --config.quantize.begin=''.",

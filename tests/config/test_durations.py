@@ -76,6 +76,7 @@ def test_resolve():
         "prune.begin": 235,
         "prune.end": 1758,
         "prune.every": 24,
+        "cluster.begin": 0,
         "quantize.begin": 0,
         "quantize.freeze": 0,
     }
@@ -138,6 +139,17 @@ def test_resolve_turns_the_ends_of_groups_into_steps():
             {"prune.sparsity": 0.8, "prune.begin": "4 epochs"},
             "prune.begin='4 epochs' and prune.end='75%' are updates 1875 and 1758: they must increase and be within the"
             " run, which has 2344 steps. Type e.g. --config.prune.begin=10% --config.prune.end=75%.",
+        ),
+        (
+            {"cluster.name": "kmeans", "cluster.begin": "5 epochs"},
+            "cluster.begin='5 epochs' is update 2344 of a run of 2344 steps, so nothing would be clustered. Type e.g."
+            " --config.cluster.begin=50%.",
+        ),
+        (
+            {"cluster.name": "kmeans", "cluster.begin": "50%", "prune.sparsity": 0.8},
+            "cluster.begin='50%' is update 1172, before the last masks of prune.end='75%', update 1758: later masks"
+            " would take weights out of their clusters. Type --config.cluster.begin='1758 steps', or"
+            " --config.prune.schedule=keep.",
         ),
         (
             {"quantize.name": "int8", "quantize.freeze": "5 epochs"},

@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
+from ml_collections import ConfigDict
 
-from framework import layers, optim
+from framework import layers, optim, paths
+from framework.config import base_config
 from framework.export import SERVING, Bounds, Lite, SavedModel, Signature, export_all
 from framework.metrics import Accuracy
 from tests.optim.test_quantization import plan, rounded
@@ -117,6 +119,35 @@ def test_a_kernel_in_the_file_has_the_levels_of_training(exported):
     levels = np.transpose(interpreter.get_tensor(found["index"]), (1, 2, 3, 0))
     wanted = rounded(kernel.reshape(-1, 6).astype(np.float64), -bound, bound, first=1).reshape(kernel.shape)
     np.testing.assert_array_equal(levels, np.round(wanted / (bound / 127)))
+
+
+def test_a_clustered_kernel_has_few_levels_in_each_channel(tmp_path):
+    """The converter scales by output channel, and folds normalisations: a whole kernel may have more levels."""
+    model, _ = quantized(convolutions(), *SHAPE)
+    kernels = {path: v for path, v in paths.trainable(model).items() if path.endswith("kernel")}
+    for variable in kernels.values():
+        value = variable.numpy()
+        variable.assign(np.where(np.abs(value) < np.median(np.abs(value)), 0, value))
+    settings = ConfigDict({**base_config().cluster.to_dict(), "clusters": 6, "begin": 0})
+    clusterer = optim.Clusterer(settings, kernels)
+    clusterer.restart()
+    assert max(clusterer.distinct().values()) == 6
+    hooks = [Lite(signature()), Lite(signature(), "int8")]
+    reports = export_all(hooks, model, [make_batch(300, 9)], {}, tmp_path)
+    assert [report.failure for report in reports] == ["", ""]
+    for name, shape in {"conv": (6, 3, 3, 3), "pointwise": (6, 1, 1, 6), "head": (5, 32)}.items():
+        zeros = np.moveaxis(model.get_layer(name).kernel.numpy() == 0, -1, 0).reshape(shape[0], -1)
+        of_each = {}
+        for folder in ("lite", "lite_int8"):
+            interpreter, tensors = interpreter_of(tmp_path, folder)
+            (found,) = [each for each in tensors.values() if (*each["shape"],) == shape]
+            of_each[folder] = interpreter.get_tensor(found["index"]).reshape(shape[0], -1)
+            assert max(len(np.unique(row)) for row in of_each[folder]) <= 6
+            np.testing.assert_array_equal(of_each[folder] == 0, zeros)
+        bounds = np.unique(np.abs(model.get_layer(name).kernel.numpy()).reshape(-1, shape[0]).max(0))
+        assert len(np.unique(of_each["lite_int8"])) <= 1 + 5 * len(bounds)
+        if name != "conv":  # which no normalisation follows
+            assert len(np.unique(of_each["lite"])) == clusterer.distinct()[f"{name}/kernel"] > len(bounds)
 
 
 def test_the_ranges_in_the_file_are_those_of_training(exported):

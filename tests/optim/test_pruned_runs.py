@@ -1,4 +1,4 @@
-"""Pruning in whole runs: compile modes, skips, micro-batches, replicas, resume, averages, warm starts, exports."""
+"""Pruning and clustering in whole runs: compile modes, skips, micro-batches, replicas, resume, averages, starts."""
 
 import json
 
@@ -17,7 +17,9 @@ from tests.test_equivalence import assert_copies_agree, distance
 # Masks at updates 2, 4, 6, 8; 48 and 24 weights are pruned, and keep 10 and 5.
 PRUNED = {"prune.sparsity": 0.8, "prune.begin": "2 steps", "prune.end": "8 steps", "prune.every": "2 steps"}
 SHARES = {"first/kernel": 38 / 48, "last/kernel": 19 / 24}
-AVERAGED = {**PRUNED, "ema.decay": 0.9, "lookahead.every": 3, "optimizer.weight_decay": 0.01, "optimizer.name": "adamw"}
+CLUSTERED = {"cluster.name": "kmeans", "cluster.clusters": 4, "cluster.begin": "8 steps"}
+DECAYED = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01}
+AVERAGED = {**PRUNED, **CLUSTERED, **DECAYED, "ema.decay": 0.9, "lookahead.every": 3}
 TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
 
 
@@ -30,8 +32,16 @@ def masks(built):
     return {path: mask.numpy() for path, mask in built.state.prune.masks.items()}
 
 
+def indices(built):
+    return {path: index.numpy() for path, index in built.state.cluster.indices.items()}
+
+
 def zeros(variables):
     return {path: float(np.mean(variables[path].numpy() == 0)) for path in SHARES}
+
+
+def distinct(variables):
+    return {path: len(np.unique(variables[path].numpy())) for path in SHARES}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +64,16 @@ def test_the_last_weights_and_their_average_have_the_sparsity(graph):
     assert graph.sparsity() == {"sparsity": 57 / 72, "sparsity_overall": 57 / 83}
 
 
+def test_the_last_weights_and_their_average_have_few_values(graph):
+    """Zeros are one of them."""
+    assert graph.state.cluster.distinct() == distinct(paths.variables(graph.model)) == dict.fromkeys(SHARES, 4)
+    assert distinct(graph.state.ema.averages) == dict.fromkeys(SHARES, 4)
+    for path, index in indices(graph).items():
+        np.testing.assert_array_equal(index == 0, ~masks(graph)[path])
+        weights = paths.variables(graph.model)[path].numpy()
+        np.testing.assert_array_equal(graph.state.cluster.centroids[path].numpy()[index], weights)
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -65,14 +85,16 @@ def test_the_last_weights_and_their_average_have_the_sparsity(graph):
     ],
     ids=lambda more: "-".join(map(str, more.values())),
 )
-def test_every_way_to_compute_a_step_has_the_same_masks(graph, more):
+def test_every_way_to_compute_a_step_has_the_same_masks_and_clusters(graph, more):
     built = trained(**more)
     for path, mask in masks(graph).items():
         np.testing.assert_array_equal(masks(built)[path], mask, err_msg=path)
+        np.testing.assert_array_equal(indices(built)[path], indices(graph)[path], err_msg=path)
     for name in ("model", "ema", "lookahead"):
         one, other = (paths.variables(getattr(run.state, name)) for run in (built, graph))
         assert distance(*({p: v.numpy() for p, v in each.items()} for each in (one, other))) <= 1e-12
     assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
+    assert distinct(paths.variables(built.model)) == distinct(built.state.ema.averages) == dict.fromkeys(SHARES, 4)
     assert_copies_agree(built)
 
 
@@ -96,12 +118,16 @@ def test_a_skipped_step_of_float16_makes_no_masks(mode):
     assert int(built.state.updates) == 8 and built.state.prune.sparsities() == SHARES
 
 
-@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
-def test_a_resumed_run_ends_in_the_same_bits(mode, tmp_path):
-    whole, resumed = interrupted(lambda: build(**AVERAGED, **{"train.compile": mode}), tmp_path, 5, 5)
+@pytest.mark.parametrize(
+    ("mode", "first"), [("graph", 5), ("graph", 9), pytest.param("xla", 9, marks=pytest.mark.slow)]
+)
+def test_a_resumed_run_ends_in_the_same_bits(mode, first, tmp_path):
+    whole, resumed = interrupted(lambda: build(**AVERAGED, **{"train.compile": mode}), tmp_path, first, 10 - first)
     assert not masks(resumed)["first/kernel"].all()
-    resumed.train_block(5)
-    assert "prune/masks/first/kernel" in snapshot(whole)
+    assert bool(resumed.state.cluster.active) == indices(resumed)["first/kernel"].any() == (first == 9)
+    resumed.train_block(10 - first)
+    names = ("prune/masks", "cluster/indices", "cluster/centroids")
+    assert {"cluster/active", *(f"{name}/first/kernel" for name in names)} <= snapshot(whole).keys()
     assert differing(snapshot(whole), snapshot(resumed)) == set()
 
 
@@ -114,34 +140,41 @@ def finished(tmp_path_factory):
     return built, loop.train(built)
 
 
-def test_the_log_and_the_result_say_the_sparsity(finished):
+def test_the_log_and_the_result_say_the_sparsity_and_the_distinct_values(finished):
     built, result = finished
     rows = [row for row in testing.rows(built) if "sparsity" in row]
     assert [row["step"] for row in rows] == [5, 10]
     assert rows[0]["sparsity"] < rows[1]["sparsity"] == 57 / 72
     assert result["sparsity"] == {"sparsity": 57 / 72, "sparsity_overall": 57 / 99, "variables": SHARES}
-    assert json.loads((built.workdir / "result.json").read_text())["sparsity"] == result["sparsity"]
+    assert [row.get("distinct_values") for row in rows] == [None, 4]
+    assert result["distinct_values"] == dict.fromkeys(SHARES, 4)
+    stored = json.loads((built.workdir / "result.json").read_text())
+    assert all(stored[name] == result[name] for name in ("sparsity", "distinct_values"))
 
 
-def test_the_mean_of_checkpoints_has_the_newest_masks(finished):
+def test_the_mean_of_checkpoints_has_the_newest_masks_and_clusters(finished):
     built, _ = finished
     target = build(**AVERAGED)
     folders = [built.checkpoints.directory.path(step) for step in (5, 10)]
     restore_mean(target.state, folders)
     assert zeros(paths.variables(target.model)) == zeros(target.state.ema.averages) == SHARES
+    assert distinct(paths.variables(target.model)) == distinct(target.state.ema.averages) == dict.fromkeys(SHARES, 4)
 
 
 @pytest.mark.parametrize("which", ["ema", pytest.param("model", marks=pytest.mark.slow)])
-def test_a_run_that_starts_from_a_pruned_one_may_keep_its_zeros(finished, tmp_path, which):
-    source = str(finished[0].workdir)
-    built = build(
-        tmp_path / "run", init_from=source, init_weights=which, **{"prune.schedule": "keep", "ema.decay": 0.9}
-    )
+def test_a_run_that_starts_from_a_pruned_one_may_keep_its_zeros_and_values(finished, tmp_path, which):
+    """The clusters are those of the values that the weights have, of which none is moved."""
+    source, own = finished[0], {**CLUSTERED, "cluster.begin": "", "prune.schedule": "keep", "ema.decay": 0.9}
+    built = build(tmp_path / "run", init_from=str(source.workdir), init_weights=which, **own)
     built.open()
-    kept = masks(built)
+    kept, taken = masks(built), source.state.ema.averages if which == "ema" else paths.variables(source.model)
+    for path in SHARES:
+        for variables in (paths.variables(built.model), built.state.ema.averages):
+            np.testing.assert_array_equal(variables[path], taken[path])
     assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
     built.train_block(3)
     assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
+    assert distinct(paths.variables(built.model)) == distinct(built.state.ema.averages) == dict.fromkeys(SHARES, 4)
     for path, mask in masks(built).items():
         np.testing.assert_array_equal(mask, kept[path])
 
@@ -176,14 +209,19 @@ def test_frozen_parameters_are_not_pruned():
 
 
 @pytest.mark.slow
-def test_a_longer_run_must_have_the_masks_of_the_shorter_one(tmp_path):
-    percent = {**PRUNED, "prune.end": "80%", "schedule.name": "constant"}
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({**PRUNED, "prune.end": "80%"}, "prune.end"), ({**CLUSTERED, "cluster.begin": "80%"}, "cluster.begin")],
+    ids=["masks", "clusters"],
+)
+def test_a_longer_run_must_have_the_masks_and_clusters_of_the_shorter_one(settings, key, tmp_path):
+    percent = {**settings, "schedule.name": "constant"}
     loop.train(build(tmp_path / "run", **percent))
     with pytest.raises(UserError) as error:
         loop.train(build(tmp_path / "run", **percent, **{"train.duration": "20 steps"}))
     assert str(error.value) == (
-        "train.duration='20 steps' instead of '10 steps' changes prune.end from 8 to 16 steps."
-        " Type --config.prune.end='8 steps' too."
+        f"train.duration='20 steps' instead of '10 steps' changes {key} from 8 to 16 steps."
+        f" Type --config.{key}='8 steps' too."
     )
 
 
@@ -216,18 +254,34 @@ def test_a_model_in_the_wrapper_of_tfmot_is_refused_where_that_does_not_work(mor
     assert str(error.value) == f"{WRAPPED}work with {value}. {INSTEAD}"
 
 
+def test_a_model_clustered_by_tfmot_is_not_clustered_again():
+    def make_model(cfg):
+        clustering = pytest.importorskip("tensorflow_model_optimization").clustering.keras
+        options = {"number_of_clusters": 4, "cluster_centroids_init": clustering.CentroidInitialization.LINEAR}
+        layers = [clustering.cluster_weights(layer, **options) for layer in without_norm(cfg).layers]
+        return keras.Sequential([keras.Input([6]), *layers])
+
+    with pytest.raises(UserError) as error:
+        build(functions={"make_model": make_model}, **CLUSTERED)
+    assert str(error.value) == (
+        "make_model wraps cluster_first, cluster_last by cluster_weights of tensorflow_model_optimization, which does"
+        " not work with cluster.name='kmeans'. Return the layers without it."
+    )
+
+
 def test_a_model_in_the_wrapper_of_tfmot_is_warned_of_elsewhere(caplog):
     build(functions={"make_model": wrapped})
     assert f"{WRAPPED}mask the weights after the last update. {INSTEAD}" in caplog.messages
 
 
-def test_a_metric_that_hides_the_sparsity_is_refused():
+@pytest.mark.parametrize(("name", "settings"), [("sparsity", PRUNED), ("distinct_values", CLUSTERED)])
+def test_a_metric_that_hides_a_number_of_the_row_is_refused(name, settings):
     class Anything(metrics.Mean):
         mode = "max"
 
         def values(self, outputs, batch):
             return batch["weight"], batch["weight"]
 
-    functions = {"make_metrics": lambda cfg: {"sparsity": Anything()}}
-    with pytest.raises(UserError, match="make_metrics names a metric 'sparsity', which every step reports already"):
-        build(functions=functions, **PRUNED)
+    functions = {"make_metrics": lambda cfg: {name: Anything()}}
+    with pytest.raises(UserError, match=f"make_metrics names a metric '{name}', which every step reports already"):
+        build(functions=functions, **settings)

@@ -15,6 +15,7 @@ from tests.test_equivalence import assert_copies_agree, distance
 
 INT8 = {"quantize.name": "int8", "quantize.momentum": 0.75}
 DOUBLE = {**INT8, "train.precision": "float64"}
+CLUSTERED = {"cluster.name": "kmeans", "cluster.clusters": 4}
 TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
 
 
@@ -108,18 +109,21 @@ def test_rounding_begins_and_ranges_are_frozen_when_they_should():
 
 
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
-def test_a_skipped_step_of_float16_moves_no_range(mode):
+def test_a_skipped_step_of_float16_moves_no_range_and_no_cluster(mode):
     """Steps 2 and 3 overflow."""
     half = {"train.precision": "float16", "train.compile": mode, "loss_scale.initial": 8.0}
+    half |= {**CLUSTERED, "cluster.begin": "1 step"}
     built = build(heat={(1, 3): HOT_IN_HALF, (2, 3): HOT_IN_HALF}, **INT8, **half)
     built.train_block(1)
     before = snapshot(built)
     built.train_block(2)
     changed = differing(before, snapshot(built))
     assert {path for path in changed if not path.startswith("loss_scale/")} == {"step", "skipped", "skipped_in_row"}
+    assert built.state.cluster.active and built.state.cluster.distinct() == {"first/kernel": 4, "last/kernel": 4}
     built.train_block(1)
     moved = differing(before, snapshot(built))
-    assert {path for path in before if path.startswith("quantize/ranges/")} <= moved
+    assert {path for path in before if path.startswith(("quantize/ranges/", "cluster/centroids/"))} <= moved
+    assert not any(path.startswith("cluster/indices/") for path in moved)
 
 
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
@@ -136,14 +140,15 @@ def test_a_resumed_run_ends_in_the_same_bits(mode, tmp_path):
     assert differing(snapshot(whole), snapshot(resumed)) == set()
 
 
-def test_a_pruned_run_is_quantised_and_keeps_its_zeros(tmp_path):
+def test_a_pruned_run_is_clustered_and_quantised_and_keeps_its_zeros(tmp_path):
+    """In each output channel the rounded kernel has no more values than the kernel."""
     pruned = {"prune.sparsity": 0.8, "prune.schedule": "constant", "prune.begin": "", "prune.end": "8 steps"}
     source = build(tmp_path / "pruned", **pruned)
     loop.train(source)
     zeros = {path: v.numpy() == 0 for path, v in paths.variables(source.model).items() if path.endswith("kernel")}
     assert sum(map(np.sum, zeros.values())) == 57
     keep = {"init_from": str(source.workdir), "prune.schedule": "keep"}
-    built = build(tmp_path / "run", **INT8, **keep)
+    built = build(tmp_path / "run", **INT8, **CLUSTERED, **keep)
     built.open()
     assert not built.state.quantize.active and not any(map(np.any, ranges(built).values()))
     built.train_block(5)
@@ -152,7 +157,10 @@ def test_a_pruned_run_is_quantised_and_keeps_its_zeros(tmp_path):
         weights = paths.variables(built.model)[path].numpy()
         np.testing.assert_array_equal(weights == 0, is_zero)
         bound = np.abs(weights.astype(np.float64)).max(0)
-        assert (rounded(weights, -bound, bound, first=1)[is_zero] == 0).all()
+        levels = rounded(weights, -bound, bound, first=1)
+        assert (levels[is_zero] == 0).all()
+        assert len(np.unique(weights)) == 4
+        assert all(len(np.unique(levels[:, channel])) <= 4 for channel in range(levels.shape[1]))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from framework.config.key import Key
 from framework.config.keys import (
     checkpoint,
     clip,
+    cluster,
     data,
     early_stopping,
     ema,
@@ -43,6 +44,7 @@ SECTIONS: Mapping[str, ModuleType] = {
     "ema": ema,
     "lookahead": lookahead,
     "prune": prune,
+    "cluster": cluster,
     "quantize": quantize,
     "schedule": schedule,
     "eval": evaluation,
