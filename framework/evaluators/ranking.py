@@ -46,7 +46,7 @@ class Ranking:
     ) -> None:
         if not ks or min(ks) < 1 or max(ks) > _SHOWN:
             raise UserError(f"Ranking: ks={(*ks,)} is out of range: use numbers from 1 to {_SHOWN}.")
-        self.seen, self.popularity = seen, popularity
+        self.seen, self.popularity = retrieval.Seen(seen), popularity
         self._target, self._users, self._ks = target, users, tuple(ks)
         self.modes = {f"{measure}@{ks[0]}": "max" for measure in ("recall", "ndcg")}
 
@@ -61,5 +61,4 @@ class Ranking:
         users = np.concatenate([output[self._users] for output in outputs])
         target = np.concatenate([batch[self._target] for batch in batches])
         items = tf.cast(run.model.items(), tf.float32).numpy()
-        places = retrieval.ranks_of_all(users, items, target, self.seen)
-        return places, retrieval.top_k_of_all(users, items, _SHOWN, self.seen)[1], target
+        return *retrieval.ranked_of_all(users, items, target, _SHOWN, self.seen), target

@@ -13,7 +13,8 @@ import tensorflow as tf
 from framework.compile import jit
 from framework.errors import UserError
 from framework.retrieval.approximate import Approximate, load_faiss, overlap
-from framework.retrieval.top_k import ITEM_BLOCK, top_k, top_k_of_all
+from framework.retrieval.of_all import top_k_of_all
+from framework.retrieval.top_k import ITEM_BLOCK, top_k
 
 QUERIES = 200  # users who are timed
 

@@ -1,4 +1,4 @@
-"""framework/retrieval/top_k.py against a full sort in NumPy: blocks, ties, seen items, users with few items left."""
+"""Searches of all items against a full sort in NumPy: blocks, ties, seen items, users with few items left."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from framework import retrieval
 from framework.errors import UserError
+from framework.retrieval import of_all
 from tests.compile_modes import MODES
 
 USERS, ROWS, WIDTH = 7, 23, 3
@@ -75,6 +76,40 @@ def test_equal_scores_of_real_numbers_are_ranked_as_they_are_recommended():
         assert found.tolist() == [place + 1] * 9
 
 
+@each_mode
+@pytest.mark.parametrize("item_block", [32, 77, 8192])
+def test_equal_scores_of_real_numbers_are_in_the_order_of_their_rows_in_each_mode(compiled, item_block):
+    """Copies of an item, far from each other, have scores of the same bits, whatever compiles the product."""
+    random = np.random.default_rng(1)
+    of_row = random.permutation(np.repeat(np.arange(50), 4))  # which item each row is a copy of
+    items = random.normal(size=(50, 64)).astype(np.float32)[of_row]
+    users = random.normal(size=(9, 64)).astype(np.float32)
+    seen = np.tile(np.arange(1, 30, 3), (9, 1))
+    function = compiled(lambda: retrieval.top_k(tf.constant(users), tf.constant(items), 189, seen, item_block))
+    scores, rows = (found.numpy() for found in function())
+    assert (np.sort(rows) == np.setdiff1d(np.arange(1, 200), seen[0])).all()
+    is_copy = of_row[rows[:, 1:]] == of_row[rows[:, :-1]]
+    assert is_copy.sum() > 9 * 120  # copies stand side by side: nothing else comes between them
+    assert (np.diff(rows)[is_copy] > 0).all() and (np.diff(scores)[is_copy] == 0).all()
+    order = np.argsort(-(users.astype(np.float64) @ items.T)[:, 1:], 1, kind="stable") + 1
+    left = order[~np.isin(order, seen[0])].reshape(9, 189)
+    assert of_row[rows].tolist() == of_row[left].tolist()
+
+
+@pytest.mark.parametrize("item_block", [8, 8192])
+def test_a_row_that_is_seen_twice_or_is_no_row_counts_once_or_not_at_all(item_block):
+    users, items, seen = given()
+    targets = ordered(users, items, seen)[1]
+    kept = [user for user, some in enumerate(targets) if some]
+    wanted = np.array([targets[user][-1] for user in kept])
+    twice = np.concatenate([seen, seen, np.full_like(seen, 99), np.full_like(seen, -5)], 1)[kept]
+    once = retrieval.ranks_of_all(users[kept], items, wanted, seen[kept], 4, item_block)
+    assert once.tolist() == [len(targets[user]) for user in kept]
+    assert retrieval.ranks_of_all(users[kept], items, wanted, twice, 4, item_block).tolist() == once.tolist()
+    right = retrieval.top_k_of_all(users[kept], items, 6, seen[kept], 4, item_block)[1]
+    assert retrieval.top_k_of_all(users[kept], items, 6, twice, 4, item_block)[1].tolist() == right.tolist()
+
+
 @pytest.mark.parametrize("user_block", [1, 3, 7, 100])
 def test_users_in_blocks_get_what_they_get_together(user_block):
     users, items, seen = given()
@@ -87,6 +122,28 @@ def test_users_in_blocks_get_what_they_get_together(user_block):
     assert found.tolist() == [1] * USERS
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 2**27])
+@pytest.mark.parametrize(("user_block", "item_block"), [(3, 8), (3, 23), (100, 8192)])
+def test_places_and_lists_come_out_of_one_search_and_what_is_seen_is_prepared_once(
+    monkeypatch, kept_bytes, user_block, item_block
+):
+    monkeypatch.setattr(of_all, "_KEPT_BYTES", kept_bytes)
+    users, items, seen = given()
+    seen[5] = seen[4]  # user 5 has seen everything but three rows, too
+    lists = ordered(users, items, seen)[1]
+    targets = np.array([some[len(some) // 2] for some in lists])
+    prepared = retrieval.Seen(seen)
+    for given_seen in (seen, prepared, prepared):
+        places, rows = retrieval.ranked_of_all(users, items, targets, 4, given_seen, user_block, item_block)
+        assert places.tolist() == [len(some) // 2 + 1 for some in lists]
+        assert rows.tolist() == expected(users, items, seen, 4)[1].tolist()
+    size = min(user_block, USERS)
+    once, again = ([*prepared.blocks(size, ROWS)] for _ in range(2))
+    assert [first is second for first, second in zip(once, again, strict=True)] == [bool(kept_bytes)] * len(once)
+    seen[:] = 0  # what was prepared does not change with the array
+    assert retrieval.ranks_of_all(users, items, targets, prepared).tolist() == places.tolist()
+
+
 def test_a_score_that_is_nan_is_never_a_recommendation():
     users, items, seen = given()
     users[2, 1] = np.nan
@@ -95,6 +152,7 @@ def test_a_score_that_is_nan_is_never_a_recommendation():
     assert np.isfinite(scores[3]).all()
     for call in (
         lambda: retrieval.top_k_of_all(users, items, 3, seen),
+        lambda: retrieval.ranked_of_all(users, items, np.ones(USERS, int), 3),
         lambda: retrieval.ranks_of_all(users, items, np.ones(USERS, int)),
     ):
         with pytest.raises(UserError) as error:

@@ -52,7 +52,7 @@ def make_loss(cfg: ConfigDict):
 
 def make_evaluators(cfg: ConfigDict):
     """Recall, NDCG and MRR of the film of each user among all films that the user has not rated."""
-    seen = towers.constant(cfg.data.dir, "seen")
+    seen = retrieval.Seen(towers.constant(cfg.data.dir, "seen"))
 
     def ranking(run):
         places = retrieval.ranks_of_all(*vectors(run), seen)
