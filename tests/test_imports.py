@@ -179,7 +179,7 @@ ROWS = (
     ("evaluators.compiled", "evaluators.shown", "evaluators.ranking"),
     ("evaluators",),
     # a run
-    ("run.arguments", "run.interval", "run.stored_config", "run.code_copies", "run.own_files"),
+    ("run.arguments", "run.interval", "run.stored_config", "run.code_copies", "run.own_files", "run.snapshot"),
     ("run.environment", "run.interrupt", "run.progress", "run.averaging"),
     ("run.continuity", "run.metric_names"),
     ("run.run", "run.request"),

@@ -19,6 +19,7 @@ from framework.config import AVERAGED
 from framework.evaluators import Report
 from framework.run.reports import report_of
 from framework.run.run import Run
+from framework.run.snapshot import Snapshot
 from framework.writers import MultiWriter
 
 
@@ -55,8 +56,7 @@ def report(run: Run) -> Report:
         _warn_unless_finite(split, found, block.problem or "the sums are finite, such as those of no example")
         whole["scalars"] |= {f"{split}/{name}": value for name, value in found.items()}
         whole["images"] |= {f"{split}/{name}": picture.pixels[np.newaxis] for name, picture in block.pictures.items()}
-    for name, evaluator in run.evaluators.items():
-        own = report_of(run, name, evaluator)
+    for name, own in _own_reports(run):
         _warn_unless_finite(name, own.scalars, "as its evaluator computes")
         for kind, values in whole.items():
             values |= {f"{name}/{key}": value for key, value in getattr(own, kind).items()}
@@ -79,6 +79,15 @@ def untouched(run: Run) -> Iterator[None]:
         for block in run.eval_blocks.values():
             stack.enter_context(block.untouched())
         yield
+
+
+def _own_reports(run: Run) -> Iterator[tuple[str, Report]]:
+    """Yields (name, report) of each evaluator of the experiment."""
+    if not run.evaluators:
+        return
+    snapshot = Snapshot(run.state)
+    for name, evaluator in run.evaluators.items():
+        yield name, report_of(run, name, evaluator, snapshot)
 
 
 def _warn_unless_finite(name: str, scalars: Mapping[str, float], reason: str) -> None:

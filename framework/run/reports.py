@@ -1,6 +1,7 @@
 """Calls an evaluator, and checks what it reports; the state is as it was afterwards.
 
-report_of(run, "digits", evaluator)        # Report(scalars={'worst_recall': 0.91}, …), pictures [n, h, w, channels]
+report_of(run, "digits", evaluator, snapshot)
+# Report(scalars={'worst_recall': 0.91}, …), pictures [n, height, width, channels]
 """
 
 import contextlib
@@ -12,27 +13,30 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from framework import paths
 from framework.distribute.replicas import Replicas
 from framework.errors import UserError
 from framework.evaluators import Evaluator, Report, modes_of
 from framework.experiment import user_code
 from framework.experiment.returns import shown
 from framework.run.run import Run
+from framework.run.snapshot import Snapshot
 
 _SHOWN = 3  # variables of one message
 _EXAMPLE = 'evaluators.Report({"accuracy": 0.98}, images={…}, texts={…})'
 _CHUNK_BITS = 22  # of a number that `all_workers` can carry
 
 
-def report_of(run: Run, name: str, evaluator: Evaluator) -> Report:
+def report_of(run: Run, name: str, evaluator: Evaluator, snapshot: Snapshot) -> Report:
     """Returns what one evaluator reports, in the form that writers take.
+
+    Args:
+      snapshot: of the state of the run, which is put back.
 
     Raises:
       UserError: it returned what cannot be shown, or not the scalar that the run goes by.
     """
     where = f"evaluator '{name}'"
-    with _put_back(run, where), user_code.explained(run.workdir), user_code.named(where):
+    with _put_back(snapshot, where), user_code.explained(run.workdir), user_code.named(where):
         returned = evaluator(run)
     if not isinstance(returned, Report):
         raise UserError(f"{where} returned {shown(returned)}. It must return {_EXAMPLE}.")
@@ -48,20 +52,13 @@ def report_of(run: Run, name: str, evaluator: Evaluator) -> Report:
 
 
 @contextlib.contextmanager
-def _put_back(run: Run, where: str) -> Iterator[None]:
+def _put_back(snapshot: Snapshot, where: str) -> Iterator[None]:
     """Restores all variables of the state that the context changes, bit for bit, and warns; also after an exception."""
-    variables = paths.variables(run.state)
-    before = [(path, copy, copy.read_value()) for path, whole in variables.items() for copy in paths.copies(whole)]
-    changed: dict[str, None] = {}
     try:
         yield
     finally:
-        for path, copy, value in before:
-            if copy.numpy().tobytes() != value.numpy().tobytes():
-                copy.assign(value, read_value=False)
-                changed[path] = None
-        if changed:
-            names = ", ".join(f"'{path}'" for path in list(changed)[:_SHOWN])
+        if changed := snapshot.put_back():
+            names = ", ".join(f"'{path}'" for path in changed[:_SHOWN])
             more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
             logging.warning(
                 "%s changed %s%s of the state; the old values are restored: an evaluation must not change the state",
