@@ -141,7 +141,7 @@ ROWS = (
     ("step.additivity", "step.examples_apart"),
     ("step.block",),
     ("step.asynchronous",),
-    ("step.evaluation_probe",),
+    ("step.evaluation_probe", "step.kept"),
     ("step.evaluation",),
     ("step.compile_choice",),
     ("step.diagnose",),

@@ -40,6 +40,8 @@ def predictions(run: Any, split: str | None = None, limit: int | None = None) ->
     """Yields (batch, outputs) of an evaluation split in file order, without padding, as NumPy arrays.
 
     The outputs are those of the loss, by the forward pass that is compiled for evaluation; half precision is float32.
+    An evaluator gets those of the pass that has just computed loss and metrics, which are kept on one device up to
+    256 MB, unless the state is no longer that of the pass; what is not kept is computed anew.
 
     Args:
       run: what the evaluator was called with.
@@ -49,8 +51,8 @@ def predictions(run: Any, split: str | None = None, limit: int | None = None) ->
     Raises:
       UserError: there is no such split, or the limit is below 1.
     """
-    block, weights = _block_and_weights("predictions", run, split, limit)
-    return _predictions(run, block, weights, limit)
+    split, block, weights = _split("predictions", run, split, limit)
+    return _predictions(run, split, block, weights, limit)
 
 
 def examples(run: Any, split: str | None = None, limit: int | None = None) -> Iterator[Arrays]:
@@ -58,13 +60,17 @@ def examples(run: Any, split: str | None = None, limit: int | None = None) -> It
 
     Args and errors are those of `predictions`; 'test@ema' has the examples of 'test'.
     """
-    block, _ = _block_and_weights("examples", run, split, limit)
-    return (batch for (batch,) in _passed(block, limit, lambda step, left: (block.examples(step, left),)))
+    split, block, _ = _split("examples", run, split, limit)
+
+    def of_step(step: int, left: int | None) -> tuple[Arrays]:
+        return (block.examples(step, left, _kept(run, split, step)),)
+
+    return (batch for (batch,) in _passed(block, limit, of_step))
 
 
 def weights_of(run: Any, split: str | None = None) -> str:
     """Returns 'ema' or 'model': the weights that a split is evaluated on, for `run.weights`."""
-    return _block_and_weights("weights_of", run, split, None)[1]
+    return _split("weights_of", run, split, None)[2]
 
 
 def check_names(evaluators: Mapping[str, Evaluator], splits: Sequence[str]) -> None:
@@ -85,8 +91,8 @@ def modes_of(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
     }
 
 
-def _block_and_weights(function: str, run: Any, split: str | None, limit: int | None) -> tuple[Any, str]:
-    """Returns the evaluation of a split, and which weights it evaluates; checks the arguments of a function."""
+def _split(function: str, run: Any, split: str | None, limit: int | None) -> tuple[str, Any, str]:
+    """Returns a split, its evaluation, and which weights it evaluates; checks the arguments of a function."""
     split = run.config.eval.splits[0] if split is None else split
     blocks = {base_split(name): block for name, block in run.eval_blocks.items()}
     known = [*blocks, *(f"{name}{AVERAGED}" for name in blocks if run.state.ema is not None)]
@@ -96,11 +102,19 @@ def _block_and_weights(function: str, run: Any, split: str | None, limit: int | 
         )
     if limit is not None and limit < 1:
         raise UserError(f"{function}(run, limit={limit}): a limit is at least 1. Leave it out for all examples.")
-    return blocks[base_split(split)], "ema" if split.endswith(AVERAGED) else "model"
+    return split, blocks[base_split(split)], "ema" if split.endswith(AVERAGED) else "model"
 
 
-def _predictions(run: Any, block: Any, weights: str, limit: int | None) -> Iterator[tuple[Arrays, Arrays]]:
+def _kept(run: Any, split: str, step: int) -> Any:
+    """Returns the batch of a step and the outputs for it, if the evaluation that is going on has them, or None."""
+    return None if run.kept is None else run.kept.get(split, step)
+
+
+def _predictions(run: Any, split: str, block: Any, weights: str, limit: int | None) -> Iterator[tuple[Arrays, Arrays]]:
     def outputs(step: int, left: int | None) -> tuple[Arrays, Arrays]:
+        kept = _kept(run, split, step)
+        if kept is not None:
+            return block.outputs(step, left, kept)
         # Averaged weights are lent for one batch at a time: between two of them the caller may look at the model.
         with run.weights(weights):
             return block.outputs(step, left)

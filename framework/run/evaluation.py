@@ -8,6 +8,7 @@ with untouched(run):
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from framework.evaluators import Report
 from framework.run.reports import report_of
 from framework.run.run import Run
 from framework.run.snapshot import Snapshot
+from framework.step.kept import Kept
 from framework.writers import MultiWriter
 
 
@@ -50,13 +52,14 @@ def report(run: Run) -> Report:
       UserError: an evaluator returned what cannot be shown, or not the scalar that the run goes by.
     """
     whole: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "texts": {}}
+    kept = Kept() if run.evaluators and run.replicas.strategy is None else None
     for split, block in run.eval_blocks.items():
         with run.weights("ema" if split.endswith(AVERAGED) else "model"):
-            found = block()
+            found = block(None if kept is None else functools.partial(kept.add, split))
         _warn_unless_finite(split, found, block.problem or "the sums are finite, such as those of no example")
         whole["scalars"] |= {f"{split}/{name}": value for name, value in found.items()}
         whole["images"] |= {f"{split}/{name}": picture.pixels[np.newaxis] for name, picture in block.pictures.items()}
-    for name, own in _own_reports(run):
+    for name, own in _own_reports(run, kept):
         _warn_unless_finite(name, own.scalars, "as its evaluator computes")
         for kind, values in whole.items():
             values |= {f"{name}/{key}": value for key, value in getattr(own, kind).items()}
@@ -81,13 +84,19 @@ def untouched(run: Run) -> Iterator[None]:
         yield
 
 
-def _own_reports(run: Run) -> Iterator[tuple[str, Report]]:
-    """Yields (name, report) of each evaluator of the experiment."""
+def _own_reports(run: Run, kept: Kept | None) -> Iterator[tuple[str, Report]]:
+    """Yields (name, report) of each evaluator of the experiment; `kept` is what they read without another pass."""
     if not run.evaluators:
         return
     snapshot = Snapshot(run.state)
-    for name, evaluator in run.evaluators.items():
-        yield name, report_of(run, name, evaluator, snapshot)
+    if kept is not None:
+        kept.is_current = snapshot.is_unchanged
+    run.kept = kept
+    try:
+        for name, evaluator in run.evaluators.items():
+            yield name, report_of(run, name, evaluator, snapshot)
+    finally:
+        run.kept = None
 
 
 def _warn_unless_finite(name: str, scalars: Mapping[str, float], reason: str) -> None:

@@ -40,6 +40,7 @@ from framework.step.block import TrainBlock
 from framework.step.compile_choice import CompileChoice
 from framework.step.evaluation import EvalBlock
 from framework.step.forward import Loss
+from framework.step.kept import Kept
 from framework.step.penalties import shown
 from framework.step.probe import Probe
 
@@ -67,6 +68,7 @@ class Run:
       evaluators: {name: evaluator} of `make_evaluators`.
       averaged: the steps of the checkpoints whose mean the weights are; () unless `restore` took a mean.
       files: {name: text} of `make_files`, such as a vocabulary.
+      kept: batches and outputs of the evaluation whose evaluators are being called; None at any other time.
       started: `time.monotonic()` when `build` was called; None once `train` has counted the time from there.
       note: what the last restored checkpoint says about the run so far.
       choice: how `train.compile=auto` compiles the blocks; None before it chose, and if the config chose.
@@ -95,6 +97,7 @@ class Run:
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     averaged: tuple[int, ...] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: Kept | None = None
 
     @property
     def model(self) -> keras.Model:

@@ -28,6 +28,7 @@ from framework.step.blame import explained, first_problem
 from framework.step.block import UNKNOWN
 from framework.step.evaluation_probe import EvaluationProbe
 from framework.step.forward import Loss, forward
+from framework.step.kept import Tensors
 from framework.step.metric_row import VIOLATIONS, MetricRow, mean, term_key
 from framework.step.penalties import PENALTY
 from framework.step.penalty_checks import weight_problem
@@ -36,6 +37,9 @@ from framework.step.scopes import scopes
 from framework.step.shards import shards_of, steps_per_call, take_shards
 from framework.trace import guards
 from framework.trace.assigned import untouched
+
+# (step, its batch, the outputs of the loss for it)
+Keep = Callable[[int, Tensors, Tensors], None]
 
 # There is no update here.
 _MODES = {"xla_update": "graph"}
@@ -80,18 +84,24 @@ class EvalBlock:
         self._sums: dict[str, Any] = {}
         self._compile(config.train.compile)
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, keep: Keep | None = None) -> dict[str, float]:
         """{'loss': …, metric: …} over the whole split, each example once; NaN if a weight of the model is not finite.
 
         Changes nothing: what the forward pass moves is put back.
+
+        Args:
+          keep: gets batch and outputs of each step, but not of a last batch that is cut to its rows, nor if the loss
+            moves variables where it is not training. A step is then a call of its own. On one device alone.
         """
+        if self._found.assigned_variables:
+            keep = None  # outputs would be those after what earlier steps moved
         totals: dict[str, np.ndarray] = {term_key(name): np.zeros(2) for name in self._layout.terms}
         totals |= {name: metric.empty() for name, metric in self._layout.row_metrics.items()}
         self.problem, self.pictures = self._bad_weight(), {}
         if self.problem:  # fused kernels of some CPUs make relu(NaN) 0
             return dict.fromkeys(["loss", *self._layout.results(totals | self._layout.empty_sums())], math.nan)
         with untouched(self._found.assigned_variables):
-            for step, row in enumerate(self._rows()):
+            for step, row in enumerate(self._rows(keep)):
                 if not self.problem and not np.isfinite(row).all():
                     self.problem = self._bad_batch(step)
                 totals = self._merge(totals, self._layout.unpack(row))
@@ -103,27 +113,34 @@ class EvalBlock:
         loss = sum(mean(totals[term_key(name)]) for name in self._layout.terms)
         return {"loss": loss, **self._layout.results(totals)}
 
-    def outputs(self, step: int, most: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def outputs(
+        self, step: int, most: int | None = None, kept: tuple[Tensors, Tensors] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The first `most` rows of the batch of a step, padding left out, and the outputs of the loss for them.
 
         Half precision is returned as float32. Changes nothing, like a whole pass.
+
+        Args:
+          kept: what a pass gave `keep` for this step; nothing is computed then.
         """
-        batch = {} if self._batches.is_resident else dict(self._batches.at(step))
-        bucket = bucket_at(self._batches, step)
-        with untouched(self._found.assigned_variables):
-            found = self._compiled_outputs(tf.constant(step, tf.int64), batch, bucket)
-        whole, outputs = (self._first(part, step, most) for part in found)
+        if kept is None:
+            batch = {} if self._batches.is_resident else dict(self._batches.at(step))
+            bucket = bucket_at(self._batches, step)
+            with untouched(self._found.assigned_variables):
+                kept = self._compiled_outputs(tf.constant(step, tf.int64), batch, bucket)
+        whole, outputs = (self._first(part, step, most) for part in kept)
         return whole, outputs
 
-    def examples(self, step: int, most: int | None = None) -> dict[str, np.ndarray]:
-        """The first `most` rows of the batch of a step, padding left out."""
-        return self._first(self._batches.at(step), step, most)
+    def examples(
+        self, step: int, most: int | None = None, kept: tuple[Tensors, Tensors] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The first `most` rows of the batch of a step, padding left out; `kept` as for `outputs`."""
+        return self._first(self._batches.at(step) if kept is None else kept[0], step, most)
 
     def _first(self, tensors: Mapping[str, tf.Tensor], step: int, most: int | None) -> dict[str, np.ndarray]:
         """Returns the first `most` rows of an example each, without padding, and whole what has no such rows."""
-        size = rows = self._members[bucket_at(self._batches, step)].batch_size
-        if step in self._last_steps:  # padding repeats the last example
-            rows = len(np.unique(self._batches.indices(step)["index"]))
+        size = self._members[bucket_at(self._batches, step)].batch_size
+        rows = self._rows_of_last[step] if step in self._last_steps else size
         rows = rows if most is None else min(rows, most)
 
         def first(tensor: tf.Tensor) -> np.ndarray:
@@ -132,9 +149,15 @@ class EvalBlock:
 
         return {name: first(tensor) for name, tensor in tensors.items()}
 
+    @functools.cached_property
+    def _rows_of_last(self) -> dict[int, int]:
+        """Returns {step: rows before the padding of its batch} of the steps that may have some."""
+        # Padding repeats the last example.
+        return {step: len(np.unique(self._batches.indices(step)["index"])) for step in self._last_steps}
+
     def forget(self) -> None:
         """Makes the next pass trace again, because constants of the traced one have changed."""
-        for compiled in (self.compiled, self._compiled_rest, self._compiled_outputs):
+        for compiled in (self.compiled, self._compiled_kept, self._compiled_rest, self._compiled_outputs):
             compiled.forget()
 
     @contextlib.contextmanager
@@ -143,7 +166,7 @@ class EvalBlock:
         with untouched(self._found.assigned_variables):
             yield
 
-    def _rows(self) -> Iterator[np.ndarray]:
+    def _rows(self, keep: Keep | None) -> Iterator[np.ndarray]:
         """Yields the row of each batch, in order; `self._sums` are those of the batches so far."""
         self._sums = {name: tf.constant(value) for name, value in self._layout.empty_sums().items()}
         first = 0
@@ -154,15 +177,28 @@ class EvalBlock:
                 plans = []
                 if not self._batches.is_resident:
                     plans = [shard.plan(first, k, self._block_steps) for shard in self._shards[bucket]]
-                start = tf.constant(first, tf.int64)
-                rows, self._sums = self.compiled(start, tf.constant(k), plans, self._sums, bucket)
-            yield from (self._sound(first + index, row) for index, row in enumerate(rows.numpy()[:k]))
+                if keep is None:
+                    start = tf.constant(first, tf.int64)
+                    rows, self._sums = self.compiled(start, tf.constant(k), plans, self._sums, bucket)
+                    rows = rows.numpy()[:k]
+                else:
+                    rows = [self._row_kept(first, index, plans, bucket, keep) for index in range(k)]
+            yield from (self._sound(first + index, row) for index, row in enumerate(rows))
             first += k
         if self._found.rest:
             with explained(functools.partial(self._problem, self._steps)):
                 batch = {} if self._batches.is_resident else dict(self._batches.at(self._steps))
                 row, self._sums = self._compiled_rest(tf.constant(self._steps, tf.int64), batch, self._sums)
             yield self._sound(self._steps, row.numpy())
+
+    def _row_kept(self, first: int, index: int, plans: list[Batch], bucket: int, keep: Keep) -> np.ndarray:
+        """Returns the row of a step, number `index` of a plan from `first` on, and has its batch and outputs kept."""
+        step = tf.constant(first + index, tf.int64)
+        row, self._sums, batch, outputs = self._compiled_kept(
+            step, tf.constant(index if plans else 0), plans, self._sums, bucket
+        )
+        keep(first + index, batch, outputs)
+        return row.numpy()
 
     def _sound(self, step: int, row: np.ndarray) -> np.ndarray:
         """The row of a batch of which nothing is out of range."""
@@ -176,7 +212,7 @@ class EvalBlock:
         return next(
             (
                 f"the variable '{path}' is not finite"
-                for path, is_finite in zip(self._floating(), are_finite, strict=True)
+                for path, is_finite in zip(self._floating, are_finite, strict=True)
                 if not is_finite
             ),
             "",
@@ -196,13 +232,14 @@ class EvalBlock:
 
         def are_finite() -> tf.Tensor:
             flags = [tf.constant(True)]
-            for variable in self._floating().values():
+            for variable in self._floating.values():
                 value = paths.copies(variable)[0].read_value()
                 flags.append(tf.reduce_all(tf.math.is_finite(value) if variable.trainable else ~tf.math.is_nan(value)))
             return tf.stack(flags)[1:]
 
         return tf.function(are_finite, autograph=False).get_concrete_function()
 
+    @functools.cached_property
     def _floating(self) -> dict[str, tf.Variable]:
         return {path: variable for path, variable in paths.variables(self._model).items() if variable.dtype.is_floating}
 
@@ -228,6 +265,7 @@ class EvalBlock:
         mode, in_parts = _MODES.get(mode, mode), self._replicas.strategy is not None
         shapes = len(self._members)
         self.compiled = Compiled(self._run, mode, "evaluate", in_parts, shapes)
+        self._compiled_kept = Compiled(self._run_kept, mode, "evaluate and keep", in_parts, shapes)
         self._compiled_rest = Compiled(self._run_rest, mode, "evaluate the rest", in_parts)
         self._compiled_outputs = Compiled(self._run_outputs, mode, "predict", in_parts, shapes)
 
@@ -245,12 +283,22 @@ class EvalBlock:
             with scopes(self._precision, self._key, first + tf.cast(index, tf.int64)):
                 batch, found = take_shards(self._replicas, shards, plans, index)
                 row, states = self._replicas.all_reduce_sum(self._row, batch, mode=self._mode)
-                if found:  # `found` counts the guards of the split's transform that fail
-                    row += tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
-                return row, tf.constant(False), states
+                return self._with_violations(row, found), tf.constant(False), states
 
         steps = repeat(step, k, self._block_steps, self._layout.width, self._dtype, sums)
         return steps.rows, steps.sums
+
+    def _run_kept(
+        self, step: tf.Tensor, index: tf.Tensor, plans: list[Batch], sums: MetricSums, bucket: int
+    ) -> tuple[tf.Tensor, MetricSums, Batch, Batch]:
+        """Returns what a step of `_run` adds, its batch and the outputs of the loss for it."""
+        shards = self._shards[bucket]
+        plans = plans or [shard.plan(step, 1, 1) for shard in shards]
+        with scopes(self._precision, self._key, step):
+            batch, found = take_shards(self._replicas, shards, plans, index)
+            row, states, outputs = self._replicas.run(self._row_and_outputs, batch, mode=self._mode)
+            row = self._with_violations(row, found)
+        return row, {name: total + states[name] for name, total in sums.items()}, batch, outputs
 
     def _run_rest(self, step: tf.Tensor, batch: Batch, sums: MetricSums) -> tuple[tf.Tensor, MetricSums]:
         """The row of the last batch without its padding; each replica has all of it, because it need not divide."""
@@ -277,8 +325,18 @@ class EvalBlock:
             whole = batch or dict(self._members[bucket].at(step))
             return whole, self._replicas.redundant().run(forward_pass, whole, mode=self._mode)
 
+    def _with_violations(self, row: tf.Tensor, found: list[tf.Tensor]) -> tf.Tensor:
+        """Returns a row that also counts the guards of the split's transform that fail, which `take_shards` found."""
+        if not found:
+            return row
+        return row + tf.one_hot(0, self._layout.width, tf.cast(found[0], row.dtype), dtype=row.dtype)
+
     def _row(self, index: int, batch: Batch) -> tuple[tf.Tensor, MetricSums]:
         """Returns the sums over the examples of one replica: the row, and the states without a place in it."""
+        return self._row_and_outputs(index, batch)[:2]
+
+    def _row_and_outputs(self, index: int, batch: Batch) -> tuple[tf.Tensor, MetricSums, Batch]:
+        """Returns the sums over the examples of one replica, as `_row`, and the outputs of the loss for them."""
         with guards.watched(batch) as watch:
             terms, outputs = forward(self._loss, self._model, batch, training=False)
             watch.batch |= outputs
@@ -286,7 +344,7 @@ class EvalBlock:
         if PENALTY in self._layout.terms and PENALTY not in terms:  # a layer that adds one in training alone
             terms = {**terms, PENALTY: Term(tf.zeros([], self._dtype), tf.ones([], self._dtype))}
         row = self._layout.pack({VIOLATIONS: watch.violations(self._dtype)}, terms, states, self._dtype)
-        return row, self._layout.additions(row, states)
+        return row, self._layout.additions(row, states), dict(outputs)
 
     def _merge(self, totals: Mapping[str, np.ndarray], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         metrics = self._layout.row_metrics
