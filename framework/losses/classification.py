@@ -42,7 +42,7 @@ def sparse_cross_entropy(
     logits, labels, weight = (tf.convert_to_tensor(tensor) for tensor in (logits, labels, weight))
     labels = _checked_labels("sparse_cross_entropy", logits, labels, weight)
     _check_smoothing("sparse_cross_entropy", smoothing)
-    values = _cross_entropy(logits, labels, smoothing)
+    values = cross_entropy(logits, labels, smoothing)
     weight = tf.cast(weight, values.dtype)
     if class_weights is not None:
         weight *= _of_labels("sparse_cross_entropy", class_weights, labels, logits.shape[-1], weight.dtype)
@@ -260,9 +260,16 @@ def _check_shapes(function: str, logits: tf.Tensor, labels: tf.Tensor) -> None:
         )
 
 
-def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float) -> tf.Tensor:
-    """Returns the log of the sum of exp(logits), minus the mean logit of the smoothed label: [...]."""
-    dtype, classes = tf.float64 if logits.dtype == tf.float64 else tf.float32, logits.shape[-1]
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """Returns the log of the sum of exp(logits), minus the mean logit of the smoothed label: [...], unchecked.
+
+    Args:
+      logits: [..., classes]; without smoothing, all but that of the label may be -inf.
+      labels: integer [...]; NaN for one that is no class.
+      smoothing: as in `sparse_cross_entropy`.
+    """
+    dtype = tf.float64 if logits.dtype == tf.float64 else tf.float32
+    classes = tf.shape(logits)[-1] if logits.shape[-1] is None else logits.shape[-1]
     rows, of_rows = tf.reshape(logits, [-1, classes]), tf.reshape(labels, [-1])
 
     # The arithmetic, and so the rounding, is that of tf.nn's, which writes the gradient in the forward pass, as large
@@ -274,7 +281,8 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float) -> tf
         return top, tf.reduce_sum(tf.exp(rows - top), -1, keepdims=True), *mean
 
     def derivative(rows: tf.Tensor, top: tf.Tensor, total: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-        label = tf.one_hot(of_rows, classes, 1 - smoothing + smoothing / classes, smoothing / classes, dtype=dtype)
+        spread = smoothing / classes if smoothing else 0.0
+        label = tf.one_hot(of_rows, classes, 1 - smoothing + spread, spread, dtype=dtype)
         of_logits = tf.exp(tf.cast(rows, dtype) - top) / total - label
         # The gradient of a row without weight is 0, even if its logits are NaN.
         return tf.cast(tf.math.multiply_no_nan(of_logits, upstream[:, tf.newaxis]), rows.dtype)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from framework import rng
 from framework.errors import UserError
 from framework.losses.base import BatchDependent, Term, all_gather, gather_offset, in_full, mean, where_weighted
-from framework.losses.classification import sparse_cross_entropy
+from framework.losses.classification import cross_entropy, sparse_cross_entropy
 from framework.trace.guards import IN_RANGE
 
 _WORD = 2.0**32
@@ -100,15 +100,14 @@ def in_batch_softmax(
     scores = tf.matmul(users, candidates, transpose_b=True)  # [batch, candidates]
     if bias is not None:
         scores -= tf.where(counts, bias, 0)
-    right = tf.gather(scores, own, batch_dims=1, name=IN_RANGE)
     is_negative = counts & tf.not_equal(ids[:, tf.newaxis], of_ids)
+    if hardest is None:
+        is_own = tf.equal(own[:, tf.newaxis], tf.range(tf.shape(scores)[1]))
+        return BatchDependent(*mean(cross_entropy(tf.where(is_negative | is_own, scores, -np.inf), own), weight))
+    right = tf.gather(scores, own[:, tf.newaxis], batch_dims=1, name=IN_RANGE)
     others = tf.where(is_negative, scores, -np.inf)
-    if hardest is not None:
-        others = tf.math.top_k(others, tf.minimum(hardest, tf.shape(others)[1]), sorted=False).values
-    # In two steps, because the log-sum-exp of no candidate at all is -inf, whose gradient is NaN.
-    top = tf.stop_gradient(tf.maximum(tf.reduce_max(others, -1), right))
-    total = tf.reduce_sum(tf.exp(others - top[:, tf.newaxis]), -1) + tf.exp(right - top)
-    return BatchDependent(*mean(tf.math.log(total) + top - right, weight))
+    others = tf.math.top_k(others, tf.minimum(hardest, tf.shape(others)[1]), sorted=False).values
+    return BatchDependent(*mean(cross_entropy(tf.concat([right, others], 1), tf.zeros_like(own)), weight))
 
 
 def uniform_negatives(stream: str, count: int, rows: int, first: int = 1) -> Drawn:
