@@ -1,10 +1,11 @@
-"""Trains, evaluates, exports, serves or checks an experiment, replays a step, or proves that runs resume exactly.
+"""Trains, evaluates, exports, serves, checks or sweeps an experiment, replays a step, or proves exact resumes.
 
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist
     python launch.py --config=experiments/mnist_mlp.py:adamw --config.train.duration='2 epochs' --seed=1
     python launch.py --config=experiments/mnist_mlp.py --mode=check
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate --checkpoint=best
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
+    python launch.py --config=experiments/mnist_mlp.py --workdir=runs/sweep --mode=sweep --trials=20 --parallel=2
     python launch.py --mode=serve --workdir=runs/mnist --development
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
@@ -68,6 +69,9 @@ def _launch(argv: Sequence[str]) -> int:
     if values.local_workers:
         _import_run()
         return importlib.import_module("framework.cli.local_cluster").main(values, overrides)
+    if values.mode in command.OF_EXPERIMENT:
+        _import_run()
+        return importlib.import_module(f"framework.modes.{values.mode}").main(values, overrides)
     if values.mode == "train" and "TF_CONFIG" in os.environ:
         _import_run()
         if importlib.import_module("framework.cli.server").main(values, overrides):

@@ -110,3 +110,12 @@ def make_exports(cfg: ConfigDict):
     )
     served = export.SavedModel({export.SERVING: signature}, serving=export.Serving("mnist"))
     return [served, export.Lite(signature)]
+
+
+def sweep(trial):
+    """Returns the overrides of a trial of --mode=sweep, which Optuna chooses."""
+    return {
+        "schedule.learning_rate": trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True),
+        "model.hidden": trial.suggest_categorical("hidden", [64, 128, 256]),
+        "model.dropout": trial.suggest_float("dropout", 0.0, 0.5),
+    }

@@ -22,6 +22,7 @@ from framework.config.listing import listing
 from framework.errors import UserError, near
 from framework.experiment.user_code import check_text
 from framework.run.arguments import LOOK_BACK
+from framework.sweep.study import PRUNERS, SAMPLERS
 
 # {mode: its flags that not every mode takes}
 MODES: dict[str, tuple[str, ...]] = {
@@ -31,8 +32,10 @@ MODES: dict[str, tuple[str, ...]] = {
     "check": (),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
+    "sweep": ("trials", "parallel", "metric", "sampler", "pruner"),
     "serve": ("development", "export", "model_name", "host", "port", "rest_port", "trust"),
 }
+OF_EXPERIMENT = ("sweep",)  # modes that build runs of their own
 WITHOUT_RUN = ("serve",)  # modes of a folder alone: they take --workdir, and no experiment
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS = (
@@ -55,6 +58,11 @@ FLAGS = (
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, and check every layer for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
+    (flags.DEFINE_integer, "trials", None, "sweep: number of trials in all. [20; of a grid, all]"),
+    (flags.DEFINE_integer, "parallel", None, "sweep: trials that train at the same time. [1]"),
+    (flags.DEFINE_string, "metric", None, "sweep: what is best, e.g. test/accuracy. [checkpoint.best_metric]"),
+    (flags.DEFINE_string, "sampler", None, "sweep: what proposes the values: tpe, random or grid. [tpe]"),
+    (flags.DEFINE_string, "pruner", None, "sweep: what ends trials early: none, median or asha. [none]"),
     (flags.DEFINE_bool, "development", None, "serve: a small server on 127.0.0.1, not for production."),
     (flags.DEFINE_string, "export", None, "serve: folder of exports/ that is served. [saved_model]"),
     (flags.DEFINE_string, "model_name", None, "serve: name of the model in requests. [of models.config, or model]"),
@@ -68,6 +76,7 @@ FLAGS = (
     (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
 )
 _PORTS = ("port", "rest_port")
+_CHOICES = {"sampler": SAMPLERS, "pruner": PRUNERS}
 _LAST_PORT = 65535
 _LONGEST_FLAG = 100
 
@@ -134,6 +143,10 @@ def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
                 raise UserError(f"--{name}={values[name].value} is out of range: a port is from 0 to {_LAST_PORT}.")
         elif values[name].flag_type() == "int" and values[name].value < 1:
             raise UserError(f"--{name}={values[name].value} is out of range: it must be at least 1.")
+        elif name in _CHOICES and values[name].value not in _CHOICES[name]:
+            known = _CHOICES[name]
+            hint = near(values[name].value, known)
+            raise UserError(f"--{name}={values[name].value} is not one of {', '.join(known)}.{hint}")
     if mode == "replay" and values.step is None:
         raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
     if (mode in LOOK_BACK or mode in WITHOUT_RUN) and workdir is None:

@@ -192,6 +192,15 @@ def _files(returned: Any, wanted: str) -> str:
     return ""
 
 
+def _overrides(returned: Any, wanted: str) -> str:
+    if not isinstance(returned, Mapping) or not returned:
+        return wanted
+    for key in returned:
+        if not isinstance(key, str) or "=" in key:
+            return f"{key!r} is not a key of the config. {wanted}"
+    return ""
+
+
 def _evaluators(returned: Any, wanted: str) -> str:
     if not isinstance(returned, Mapping):
         return wanted
@@ -233,6 +242,11 @@ FUNCTIONS: Mapping[str, Function] = {
     "make_hooks": Function(("cfg", "run"), "a list of hooks", _list),
     "make_writers": Function(("cfg",), "a list of writers", _list),
     "make_evaluators": Function(("cfg",), "{name: function of the run}, e.g. {'digits': digits}", _evaluators),
+    "sweep": Function(
+        ("trial",),
+        "{key of the config: value}, e.g. {'model.hidden': trial.suggest_categorical('hidden', [64, 128])}",
+        _overrides,
+    ),
 }
 REQUIRED = tuple(name for name, function in FUNCTIONS.items() if function.required)
 OPTIONAL = tuple(name for name, function in FUNCTIONS.items() if not function.required)

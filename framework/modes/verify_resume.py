@@ -12,7 +12,6 @@ Compared are all variables, bit by bit, the rows of metrics.jsonl without the sp
 The data need no comparison of their own, because every bit that was trained depends on them.
 """
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,14 +19,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
 from framework.checkpoint import digest
 from framework.config.keys.runtime import SEVERAL_PROCESSES
+from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.folder import TUNING
 from framework.modes import outcome, watched
@@ -55,7 +54,7 @@ def main(run: Run, overrides: Sequence[str], kills: int = 5) -> int:
     folder = Path(tempfile.mkdtemp(prefix="verify_resume-", dir=run.workdir))
     keeps = True
     try:
-        with _terminated_as_interrupted():
+        with lifeline.terminated_as_interrupted():
             _Proof(run, command, folder, kills).prove()
         keeps = False
     except (KeyboardInterrupt, RunError):
@@ -253,17 +252,3 @@ class _Proof:
         rest = [row for row in self._whole.rows if row["step"] > start]
         if problem := outcome.difference(dataclasses.replace(self._whole, rows=rest), ended):
             raise outcome.DifferentError(f"by resume_from at step {start}: {problem}")
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, so that the process that trains is ended too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -37,7 +37,7 @@ def make_schedule(cfg, total_steps): ...
 """
 CHECK = "--mode=check prints every key."
 ELSEWHERE = " Use another folder; there, --config.resume_from=r continues this run."
-MODES = "train, evaluate, export, check, replay, verify_resume, serve"
+MODES = "train, evaluate, export, check, replay, verify_resume, sweep, serve"
 
 
 class Reached(Exception):

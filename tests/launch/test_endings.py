@@ -130,9 +130,11 @@ def test_help():
     done = process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("Trains, evaluates, exports, serves or checks an experiment, replays a step, or proves")
+    assert lines[0].startswith(
+        "Trains, evaluates, exports, serves, checks or sweeps an experiment, replays a step, or proves"
+    )
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
-    assert len(examples) == 7
+    assert len(examples) == 8
     for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
         assert any(wanted in example for example in examples), wanted
     assert lines[lines.index("Flags:") + 1 :] == [
@@ -145,6 +147,11 @@ def test_help():
         "  --step          replay: the step to show.",
         "  --eager         replay: compute the step eagerly as well, and check every layer for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",
+        "  --trials        sweep: number of trials in all. [20; of a grid, all]",
+        "  --parallel      sweep: trials that train at the same time. [1]",
+        "  --metric        sweep: what is best, e.g. test/accuracy. [checkpoint.best_metric]",
+        "  --sampler       sweep: what proposes the values: tpe, random or grid. [tpe]",
+        "  --pruner        sweep: what ends trials early: none, median or asha. [none]",
         "  --development   serve: a small server on 127.0.0.1, not for production.",
         "  --export        serve: folder of exports/ that is served. [saved_model]",
         "  --model_name    serve: name of the model in requests. [of models.config, or model]",

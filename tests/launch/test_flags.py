@@ -55,6 +55,19 @@ from tests.launch.started import EXPERIMENT, MODES
             for typed in ("--config=x.py", "--seed=1", "--data_dir=d", "--config.train.compile=graph")
         ],
         (
+            ["--config=x.py", "--mode=sweep", "--sampler=tpw"],
+            "--sampler=tpw is not one of tpe, random, grid. Did you mean 'tpe'?",
+        ),
+        (
+            ["--config=x.py", "--mode=sweep", "--pruner=hyperband"],
+            "--pruner=hyperband is not one of none, median, asha.",
+        ),
+        (["--config=x.py", "--mode=sweep", "--trials=0"], "--trials=0 is out of range: it must be at least 1."),
+        (
+            ["--config=x.py", "--trials=3"],
+            "--trials has no effect with --mode=train. Use --mode=sweep, or leave it out.",
+        ),
+        (
             ["--mode=serve", "--workdir=r", "--rest_port=70000"],
             "--rest_port=70000 is out of range: a port is from 0 to 65535.",
         ),

@@ -1,0 +1,141 @@
+"""--mode=sweep: many runs of an experiment, whose values its `sweep(trial)` and Optuna choose.
+
+    python launch.py --config=experiments/mnist_mlp.py --mode=sweep --workdir=runs/sweep --trials=20 --parallel=2
+
+The folder gets a run folder for each trial, `sweep.log`, which Optuna's dashboard reads, and the output of the trials.
+The same command goes on after any end, and does nothing once there are so many trials. Trials are not exported.
+"""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from framework import folder
+from framework.config.keys.runtime import SEVERAL_PROCESSES
+from framework.distribute import lifeline
+from framework.errors import RunError, UserError, near
+from framework.experiment import returns
+from framework.run.request import Request as RunRequest
+from framework.run.request import fresh_workdir, resolve_request
+from framework.sweep.runner import Request, Runner
+from framework.sweep.study import PRUNERS, SAMPLERS, Plan, Study, open_study
+from framework.sweep.worker import Task, Worker
+
+TRIALS = 20
+_EXAMPLE = "def sweep(trial): return {'model.hidden': trial.suggest_categorical('hidden', [64, 128])}"
+_POLL_SECONDS = 0.05
+
+
+def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
+    """Runs the trials that are missing and prints a table; returns 1 if no trial was trained to its end.
+
+    Raises:
+      UserError: bad input, a folder of another sweep or of a run, or no `sweep` in the experiment.
+      RunError: the first trials failed.
+    """
+    workdir = Path(values.workdir) if values.workdir else fresh_workdir(values.config)
+    if (workdir / folder.CONFIG).exists():
+        raise UserError(f"--workdir={workdir} is the folder of a run. Type a folder of its own for the sweep.")
+    request = Request(values.config, overrides, workdir)
+    with lifeline.terminated_as_interrupted(), contextlib.ExitStack() as workers:
+        worker = Worker()  # it loads TensorFlow meanwhile
+        workers.callback(worker.end)
+        run = resolve_request(values.config, overrides, workdir)
+        sweep = _sweep(run, overrides)
+        workdir.mkdir(parents=True, exist_ok=True)
+        plan = _plan(values, run.config, _modes(worker, request))
+        study = open_study(workdir, sweep, plan, {"config": values.config, "overrides": list(overrides)})
+        trials = values.trials or (TRIALS if plan.sampler != "grid" else sys.maxsize)
+        Runner(study, request, trials, values.parallel or 1, [worker]).run()
+    return _report(study, request)
+
+
+def _sweep(run: RunRequest, overrides: Sequence[str]) -> Callable[[Any], Mapping[str, Any]]:
+    """Returns the experiment's `sweep`, which refuses keys that were typed.
+
+    Raises:
+      UserError: the experiment has none, or trains in several processes.
+    """
+    if "sweep" not in run.experiment.functions:
+        raise UserError(f"{run.experiment.path} does not define sweep(trial), the space of the sweep, e.g. {_EXAMPLE}.")
+    if run.config.runtime.strategy in SEVERAL_PROCESSES:
+        raise UserError(
+            f"--mode=sweep trains each trial in one process, but runtime.strategy='{run.config.runtime.strategy}' is"
+            " several. Leave it out."
+        )
+    checked = returns.checked({"sweep": run.experiment.functions["sweep"]})["sweep"]
+    typed = {text.partition("=")[0].lstrip("-").removeprefix("config.") for text in overrides}
+
+    def sweep(trial: Any) -> Mapping[str, Any]:
+        values: Mapping[str, Any] = checked(trial)
+        for key in values:
+            if key in typed:
+                raise UserError(f"--config.{key} is typed, but sweep(trial) sets {key} in each trial. Leave it out.")
+        return values
+
+    return sweep
+
+
+def _modes(worker: Worker, request: Request) -> Mapping[str, str]:
+    """Builds a run without the values of a trial; returns whether the least or most of each metric is best.
+
+    Raises:
+      UserError: the run cannot be built.
+      RunError: its process broke.
+    """
+    worker.begin(Task(request.config, request.overrides, str(request.workdir / "check"), is_trained=False))
+    modes: Mapping[str, str] = {}
+    while (answer := worker.answer()) is None or "status" not in answer:
+        if answer is None:
+            time.sleep(_POLL_SECONDS)
+        elif "error" in answer:
+            raise (UserError if answer.get("is_bad_input") else RunError)(answer["error"])
+        else:
+            modes = answer["modes"]
+    return modes
+
+
+def _plan(values: flags.FlagValues, config: ConfigDict, modes: Mapping[str, str]) -> Plan:
+    """Returns how trials are compared and proposed.
+
+    Raises:
+      UserError: no metric is chosen, or there is no such metric, sampler or pruner.
+    """
+    metric = values.metric or config.checkpoint.best_metric or config.early_stopping.metric
+    if not metric:
+        raise UserError(f"--mode=sweep needs the metric that is best. Type e.g. --metric={next(iter(modes))}.")
+    if metric not in modes:
+        raise UserError(f"--metric={metric} is not one of {', '.join(modes)}.{near(metric, modes)}")
+    sampler, pruner = values.sampler or SAMPLERS[0], values.pruner or PRUNERS[0]
+    return Plan(metric, modes[metric], sampler, pruner, config.seed)
+
+
+def _report(study: Study, request: Request) -> int:
+    """Prints a table of the trials, the best first, and the command of the best; returns the exit status."""
+    rows, best = study.rows(), study.best()
+    sign = -1 if study.plan.mode == "max" else 1
+    rows.sort(key=lambda row: (row["value"] is None, sign * (row["value"] or 0.0), row["number"]))
+    states = Counter(row["state"] for row in rows)
+    print(f"{len(rows)} trials: {', '.join(f'{count} {state}' for state, count in states.items())}")
+    print(f"  trial  {study.plan.metric:<16} state        values")
+    for row in rows:
+        value = "" if row["value"] is None else f"{row['value']:.6g}"
+        said = row["error"] or " ".join(text.removeprefix("--config.") for text in row["overrides"])
+        print(f"  {row['number']:5d}  {value:<16} {row['state']:<12} {said}")
+    if best is None:
+        return 1
+    number = best["number"]
+    again = [f"--config={request.config}", *request.overrides, *best["overrides"]]
+    export = [f"--config={request.config}", f"--workdir={request.folder(number)}", "--mode=export"]
+    print(f"\nThe best is trial {number}. It was chosen by this value, so expect a worse one on other data.")
+    print(f"Export it:      {shlex.join(['python', 'launch.py', *export])}")
+    print(f"Train it again: {shlex.join(['python', 'launch.py', *again])}")
+    return 0

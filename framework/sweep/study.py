@@ -1,0 +1,212 @@
+"""The trials of a sweep: which there are, how they ended, and what the next one is.
+
+    study = open_study(Path("runs/sweep"), sweep, Plan("test/accuracy", "max"), {"config": "…"})
+    trial = study.ask()                    # Trial(number=7, overrides=('--config.model.hidden=256',), reported=0)
+    study.report(trial, 1, 0.97)           # after each evaluation; True if the trial should end early
+    study.end(trial, 0.981)
+
+Optuna keeps them in `sweep.log` of the sweep's folder, a journal that several processes may write. A trial that a kill
+left unfinished stays there with its number and its values; `unfinished` returns it, so that it goes on.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from framework import extras
+from framework.errors import UserError
+from framework.sweep.grid import combinations
+
+JOURNAL = "sweep.log"
+SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("none", "median", "asha")
+
+_NAME = "sweep"
+_PLAN, _OVERRIDES, _ERROR = "plan", "overrides", "error"  # attributes of the study and of its trials
+
+Sweep = Callable[[Any], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How trials are compared and proposed.
+
+    Attributes:
+      metric: 'split/metric' of an evaluation, e.g. 'test/accuracy'. Its best value over the evaluations counts.
+      mode: 'min' or 'max'.
+      sampler: 'tpe' (Bergstra et al., 2011), 'random', or 'grid': all combinations, in order.
+      pruner: which trials end early. 'median': those whose best value is worse than the median of the others after as
+        many evaluations. 'asha': all but the best quarter at each rung (Li et al., 2018). 'none': none.
+      seed: of the sampler, whose proposals depend on the seed, the number of the trial and the trials that ended.
+    """
+
+    metric: str
+    mode: str
+    sampler: str = "tpe"
+    pruner: str = "none"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A trial that has not ended.
+
+    Attributes:
+      number: from 0.
+      overrides: of the config, as typed.
+      reported: how many evaluations the study knows.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    reported: int
+
+
+def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any]) -> "Study":
+    """Opens the sweep of a folder, or begins one.
+
+    Args:
+      folder: of the sweep.
+      sweep: the experiment's function: a trial of Optuna -> {key of the config: value}.
+      plan: how trials are compared and proposed.
+      facts: JSON values; what else must be the same when the sweep goes on.
+
+    Raises:
+      UserError: Optuna is not installed, the grid is infinite, or the folder has a sweep with another plan or facts.
+    """
+    optuna = extras.load("optuna", "sweep")
+    journal = extras.load("optuna.storages.journal", "sweep")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    grid = combinations(sweep) if plan.sampler == "grid" else []
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / JOURNAL)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=_NAME,
+        direction={"min": "minimize", "max": "maximize"}[plan.mode],
+        pruner=_pruner(optuna, plan.pruner),
+        load_if_exists=True,
+    )
+    wanted = dataclasses.asdict(plan) | dict(facts)
+    begun = study.user_attrs.get(_PLAN)
+    for name, value in wanted.items():
+        if begun is not None and begun.get(name) != value:
+            raise UserError(
+                f"{folder} has a sweep that was begun with {name}={begun.get(name)!r}, not {value!r}."
+                " Type what it was begun with, or use another --workdir."
+            )
+    if begun is None:
+        for params in grid[len(study.trials) :]:  # a kill may have left some of them
+            study.enqueue_trial(params)
+        study.set_user_attr(_PLAN, wanted)  # last: without it the sweep has not begun
+    return Study(optuna, study, storage, sweep, plan)
+
+
+def _pruner(optuna: Any, name: str) -> Any:
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4)
+    return optuna.pruners.SuccessiveHalvingPruner() if name == "asha" else optuna.pruners.NopPruner()
+
+
+class Study:
+    """The trials of one sweep, as `open_study` returns them."""
+
+    def __init__(self, optuna: Any, study: Any, storage: Any, sweep: Sweep, plan: Plan) -> None:
+        self.plan = plan
+        self._optuna, self._study, self._storage, self._sweep = optuna, study, storage, sweep
+        self._states = optuna.trial.TrialState
+
+    @property
+    def started(self) -> int:
+        """Returns how many trials were begun, whether they have ended or not."""
+        return sum(frozen.state != self._states.WAITING for frozen in self._trials())
+
+    def ask(self) -> Trial | None:
+        """Returns a new trial; None if every combination of a grid has one.
+
+        Raises:
+          UserError: `sweep` asks for values that Optuna refuses.
+        """
+        if self.plan.sampler == "grid" and self.started == len(self._trials()):
+            return None
+        self._study.sampler = self._sampler()
+        return self._described(self._study.ask())
+
+    def unfinished(self) -> list[Trial]:
+        """Returns the trials that were begun and have not ended, in order."""
+        numbers = [frozen.number for frozen in self._trials() if frozen.state == self._states.RUNNING]
+        return [self._described(self._opened(number)) for number in numbers]
+
+    def report(self, trial: Trial, evaluations: int, best: float) -> bool:
+        """Notes the best value of a trial after so many evaluations; returns whether the trial should end."""
+        opened = self._opened(trial.number)
+        if evaluations > trial.reported:
+            opened.report(best, evaluations)
+        return bool(opened.should_prune())
+
+    def end(self, trial: Trial, value: float | None) -> None:
+        """Notes that a trial was trained to its end; one whose metric was never finite has failed."""
+        if value is None or not math.isfinite(value):
+            self.fail(trial, f"{self.plan.metric} was never finite")
+        else:
+            self._study.tell(trial.number, value)
+
+    def prune(self, trial: Trial) -> None:
+        """Notes that a trial was ended early."""
+        self._study.tell(trial.number, state=self._states.PRUNED)
+
+    def fail(self, trial: Trial, why: str) -> None:
+        """Notes that a trial failed."""
+        self._opened(trial.number).set_user_attr(_ERROR, why)
+        self._study.tell(trial.number, state=self._states.FAIL)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row for each trial that was begun: number, state, value, overrides, error, seconds."""
+        return [
+            {
+                "number": frozen.number,
+                "state": {"COMPLETE": "finished", "PRUNED": "ended early", "FAIL": "failed"}.get(
+                    frozen.state.name, "unfinished"
+                ),
+                "value": frozen.value,
+                "overrides": frozen.user_attrs.get(_OVERRIDES, []),
+                "error": frozen.user_attrs.get(_ERROR, ""),
+                "seconds": frozen.duration.total_seconds() if frozen.duration else None,
+            }
+            for frozen in self._trials()
+            if frozen.state != self._states.WAITING
+        ]
+
+    def best(self) -> dict[str, Any] | None:
+        """Returns the row of the best trial that was trained to its end; None if there is none."""
+        sign = -1 if self.plan.mode == "max" else 1
+        ended = [row for row in self.rows() if row["state"] == "finished"]
+        return min(ended, key=lambda row: sign * row["value"], default=None)
+
+    def _trials(self) -> list[Any]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _sampler(self) -> Any:
+        """Returns the sampler of the next trial; one seed for all would begin again at a resume."""
+        seed = (self.plan.seed * 1_000_003 + len(self._trials())) % 2**32
+        if self.plan.sampler == "tpe":
+            return self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return self._optuna.samplers.RandomSampler(seed=seed)
+
+    def _opened(self, number: int) -> Any:
+        """Returns Optuna's trial of a number, which keeps its values and may report."""
+        study_id = self._storage.get_study_id_from_name(_NAME)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._optuna.trial.Trial(self._study, trial_id)
+
+    def _described(self, trial: Any) -> Trial:
+        """Returns a trial with the values that `sweep` asks for; those that it was given before stay."""
+        try:
+            values = self._sweep(trial)
+        except ValueError as error:  # of Optuna: an empty range, or another one than before
+            raise UserError(f"sweep(trial): {' '.join(str(error).split())}") from error
+        overrides = tuple(f"--config.{key}={value}" for key, value in values.items())
+        trial.set_user_attr(_OVERRIDES, list(overrides))
+        return Trial(trial.number, overrides, len(self._trials()[trial.number].intermediate_values))

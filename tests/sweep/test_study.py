@@ -1,0 +1,137 @@
+"""framework/sweep/study.py: trials stay through kills, keep number and values, and are pruned by the rule."""
+
+import math
+import statistics
+
+import pytest
+
+from framework.errors import UserError
+from tests.sweep.spaces import FACTS, layers, opened
+
+pytest.importorskip("optuna", reason="needs the extra 'sweep'")
+
+
+def rate(trial):
+    name, _, value = trial.overrides[0].partition("=")
+    assert name == "--config.schedule.learning_rate"
+    return float(value)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_proposals_are_those_of_a_sweep_that_was_not_stopped(tmp_path, sampler):
+    whole = opened(tmp_path / "whole", sampler=sampler)
+    expected = []
+    for _ in range(14):  # from the eleventh on, tpe looks at the values
+        trial = whole.ask()
+        expected.append(rate(trial))
+        whole.end(trial, -((rate(trial) - 0.3) ** 2))
+    assert len(set(expected)) == 14
+    found = []
+    for _ in range(14):
+        study = opened(tmp_path / "stopped", sampler=sampler)  # a start for each trial
+        trial = study.ask()
+        found.append(rate(trial))
+        study.end(trial, -((rate(trial) - 0.3) ** 2))
+    assert found == expected
+
+
+def test_an_unfinished_trial_goes_on_with_its_number_values_and_reports(tmp_path):
+    study = opened(tmp_path)
+    first, second = study.ask(), study.ask()
+    study.report(second, 1, 0.25)
+    study.end(first, 0.5)
+    again = opened(tmp_path)
+    (unfinished,) = again.unfinished()
+    assert (unfinished.number, unfinished.overrides, unfinished.reported) == (1, second.overrides, 1)
+    again.end(unfinished, 0.75)
+    assert [(row["number"], row["state"], row["value"]) for row in again.rows()] == [
+        (0, "finished", 0.5),
+        (1, "finished", 0.75),
+    ]
+    assert again.started == 2 and again.best()["number"] == 1 and again.unfinished() == []
+
+
+def test_a_trial_that_was_killed_before_it_had_values_gets_them(tmp_path):
+    study = opened(tmp_path)
+    study._study.ask()  # and then the process is killed
+    (unfinished,) = opened(tmp_path).unfinished()
+    assert unfinished.number == 0 and 0 <= rate(unfinished) <= 1
+
+
+def test_a_grid_is_taken_in_order_and_ends(tmp_path):
+    values = []
+    while (trial := (study := opened(tmp_path, layers, sampler="grid")).ask()) is not None:
+        values.append(trial.overrides)
+        study.end(trial, 0.0)
+    assert values == [
+        (f"--config.model.hidden={hidden}", f"--config.model.dropout={dropout}")
+        for hidden in (64, 128)
+        for dropout in (0.0, 0.5)
+    ]
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_the_median_pruner_ends_what_is_below_the_median_of_as_many_evaluations(tmp_path, mode, sign):
+    study = opened(tmp_path, mode=mode, pruner="median")
+    firsts = [0.1, 0.4, 0.2, 0.3]
+    for value in firsts:
+        trial = study.ask()
+        assert not study.report(trial, 1, sign * value)
+        study.end(trial, sign * 0.9)
+    median = statistics.median(firsts)
+    for value in (median - 0.01, median + 0.01):
+        trial = study.ask()
+        assert study.report(trial, 1, sign * value) == (value < median)
+        study.prune(trial)
+    assert [row["state"] for row in study.rows()] == ["finished"] * 4 + ["ended early"] * 2
+
+
+def test_without_a_pruner_no_trial_ends_early(tmp_path):
+    study = opened(tmp_path)
+    for value in (0.9, 0.9, 0.9, 0.9, 0.9, 0.1):
+        trial = study.ask()
+        assert not study.report(trial, 1, value)
+        study.end(trial, value)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_a_metric_that_was_never_finite_is_a_failure_and_never_the_best(tmp_path, value):
+    study = opened(tmp_path)
+    study.end(study.ask(), value)
+    assert study.best() is None
+    assert [(row["state"], row["error"]) for row in study.rows()] == [("failed", "test/accuracy was never finite")]
+
+
+@pytest.mark.parametrize(("mode", "number"), [("max", 1), ("min", 2)])
+def test_the_best_is_of_the_trials_that_were_trained_to_their_end(tmp_path, mode, number):
+    study = opened(tmp_path, mode=mode)
+    for value in (0.5, 0.75, 0.25):
+        study.end(study.ask(), value)
+    pruned, failed = study.ask(), study.ask()
+    study.report(pruned, 1, 0.99 if mode == "max" else 0.01)
+    study.prune(pruned)
+    study.fail(failed, "no memory")
+    assert study.best()["number"] == number and study.rows()[4]["error"] == "no memory"
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"mode": "min"}, "mode='max', not 'min'"),
+        ({"sampler": "random"}, "sampler='tpe', not 'random'"),
+        ({"facts": {**FACTS, "overrides": ["--config.seed=1"]}}, "overrides=[], not ['--config.seed=1']"),
+    ],
+)
+def test_another_sweep_in_the_folder_is_refused(tmp_path, changed, line):
+    opened(tmp_path)
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, **changed)
+    assert str(caught.value) == (
+        f"{tmp_path} has a sweep that was begun with {line}. Type what it was begun with, or use another --workdir."
+    )
+
+
+def test_a_range_that_optuna_refuses_is_said_in_one_line(tmp_path):
+    study = opened(tmp_path, lambda trial: {"model.hidden": trial.suggest_int("hidden", 3, 2)})
+    with pytest.raises(UserError, match=r"^sweep\(trial\): .*low.*high[^\n]*$"):
+        study.ask()
