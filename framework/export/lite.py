@@ -2,6 +2,7 @@
 
     signature = Signature(fn, {"image": tf.TensorSpec([None, 28, 28], tf.float32)})
     [Lite(signature), Lite(signature, "int8")]            # exports/lite/, exports/lite_int8/
+    Lite({"serving_default": signature, "features": embed})     # one file, whose signatures share the weights
 
     interpreter = ai_edge_litert.interpreter.Interpreter("exports/lite/model.tflite")
     runner = interpreter.get_signature_runner("serving_default")
@@ -14,7 +15,8 @@ a run with `quantize` hold the ranges that were trained; its other formats compu
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ _MISSING_OPS = re.compile(r"^(?:TF Select|Flex|Custom) ops: (.+?)\s*$", re.MULTI
 
 @dataclasses.dataclass(frozen=True)
 class Lite:
-    """Exports one signature for LiteRT.
+    """Exports one signature for LiteRT, or several in one file.
 
     | format | weights | arithmetic | inputs and outputs |
     |---|---|---|---|
@@ -44,7 +46,7 @@ class Lite:
     | `int8_io` | int8 | the same | int8 in place of float32: the host quantises |
 
     Attributes:
-      signature: the signature, exported as 'serving_default'.
+      signature: the signature, exported as 'serving_default'; or {name: Signature}, of which one is 'serving_default'.
       format: one of the table.
       bound: allowed error, see `ExportHook.bound`; None is that of the format in `FORMATS` of `lite_formats.py`.
       name: name of the folder below exports/; '' is 'lite' for float32, and 'lite_<format>' for the others.
@@ -52,10 +54,10 @@ class Lite:
         were trained.
 
     Raises:
-      UserError: there is no such format, or `examples` is below 1.
+      UserError: there is no such format, `examples` is below 1, or there is no 'serving_default'.
     """
 
-    signature: Signature
+    signature: Signature | Mapping[str, Signature]
     format: str = "float32"
     bound: float | Bounds = None  # type: ignore[assignment]  # __post_init__ sets it
     name: str = ""
@@ -63,10 +65,15 @@ class Lite:
 
     def __post_init__(self) -> None:
         set_defaults(self, "lite")
+        if SERVING not in self.signatures:
+            raise UserError(
+                f"Lite has the signatures {', '.join(sorted(self.signatures)) or '(none)'}, but no '{SERVING}', whose"
+                f' latency and metrics are measured. Use Lite({{"{SERVING}": Signature(...)}}).'
+            )
 
     @property
     def signatures(self) -> dict[str, Signature]:
-        return {SERVING: self.signature}
+        return {SERVING: self.signature} if isinstance(self.signature, Signature) else dict(self.signature)
 
     @property
     def representative(self) -> int:
@@ -77,28 +84,47 @@ class Lite:
         return folder / "model.tflite"
 
     def write(self, model: Any, path: Path, examples: Iterable[Arrays] = ()) -> None:
-        """Converts the signature and writes the file.
+        """Converts the signatures and writes the file.
 
         Raises:
-          UserError: the graph computes in another precision, has an operation that LiteRT does not have, the examples
-            do not have the inputs of the signature, or no weight is sparse for 'sparse'.
+          UserError: a graph computes in another precision, has an operation that LiteRT does not have, the examples
+            do not have the inputs of a signature, or no weight is sparse for 'sparse'.
         """
         is_trained = self._is_trained(model)
         with self.arithmetic(model), optim.computing(optim.CONVERTED if is_trained else optim.FLOAT):
-            function = self.signature.trace(model)
-        check_float32(self.name, function)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], make_servable(model))
+            functions = {name: signature.trace(model) for name, signature in self.signatures.items()}
+        for function in functions.values():
+            check_float32(self.name, function)
         made = FORMATS[self.format]
         # Those of `quantize`, or of tensorflow_model_optimization: the converter takes no examples beside them.
-        has_ranges = _has_ranges(function)
+        has_ranges = self._has_ranges(functions)
         set_up = made.set_up_trained if has_ranges and made.set_up_trained else made.set_up
-        set_up(converter)
-        if self.representative and not has_ranges:
-            rows = list(rows_of(self.name, self.signature, examples))
-            converter.representative_dataset = lambda: iter(rows)
-        convert(self.name, converter, path)
+        with _converter(functions, make_servable(model), path.parent) as converter:
+            set_up(converter)
+            if self.representative and not has_ranges:
+                rows = self._rows(list(examples))
+                converter.representative_dataset = lambda: iter(rows)
+            convert(self.name, converter, path)
         if made.is_sparse:
             check_sparse(self.name, path)
+
+    def _has_ranges(self, functions: Mapping[str, tf.types.experimental.ConcreteFunction]) -> bool:
+        """Returns whether the graphs hold ranges of activations that were trained; refuses an int8 of both kinds."""
+        of_each = {name: _has_ranges(function) for name, function in functions.items()}
+        if self.representative and len({*of_each.values()}) > 1:
+            without = ", ".join(name for name, has in of_each.items() if not has)
+            raise UserError(
+                f"export '{self.name}': the signatures {without} have no ranges of activations from training, and the"
+                " others have, so one file cannot hold both in int8. Give each kind a Lite of its own."
+            )
+        return any(of_each.values())
+
+    def _rows(self, batches: Sequence[Arrays]) -> list[Any]:
+        """Returns the inputs of training examples; of several signatures, (name, inputs)."""
+        rows = {name: list(rows_of(self.name, one, batches, name)) for name, one in self.signatures.items()}
+        if len(rows) == 1:
+            return rows[SERVING]
+        return [(name, row) for name, of_one in rows.items() for row in of_one]
 
     @contextlib.contextmanager
     def arithmetic(self, model: Any) -> Iterator[None]:
@@ -146,29 +172,50 @@ def set_defaults(hook: Any, base: str) -> None:
         object.__setattr__(hook, name, value)  # the way to set a field of a frozen dataclass
 
 
-def rows_of(hook: str, signature: Signature, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+@contextlib.contextmanager
+def _converter(
+    functions: Mapping[str, tf.types.experimental.ConcreteFunction], servable: tf.Module, folder: Path
+) -> Iterator[Any]:
+    """Yields a converter of the graphs of signatures.
+
+    Args:
+      functions: {name: graph}.
+      servable: holds their variables.
+      folder: a place for what the converter reads while the context is open.
+    """
+    if len(functions) == 1:
+        yield tf.lite.TFLiteConverter.from_concrete_functions([*functions.values()], servable)
+        return
+    servable.functions = functions
+    with tempfile.TemporaryDirectory(dir=folder) as saved:  # the converter takes one concrete function alone
+        tf.saved_model.save(servable, saved, signatures=dict(functions))
+        yield tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=[*functions])
+
+
+def rows_of(hook: str, signature: Signature, batches: Iterable[Arrays], name: str = SERVING) -> Iterator[Arrays]:
     """Yields the inputs of one training example at a time, for the ranges of activations.
 
     Args:
       hook: its name, for errors.
       signature: takes the inputs.
       batches: of the training split.
+      name: of the signature, for errors.
 
     Raises:
       UserError: an input is missing, has another shape or dtype, or is not finite; or there is no example.
     """
     number = 0
     for batch in batches:
-        signature.check(SERVING, batch, "training")
+        signature.check(name, batch, "training")
         inputs = signature.inputs_of(batch)
-        for name, array in inputs.items():
+        for key, array in inputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise UserError(
-                    f"export '{hook}': '{name}' of the training batches has NaN or infinite values, so the"
+                    f"export '{hook}': '{key}' of the training batches has NaN or infinite values, so the"
                     " ranges of activations cannot be found. Mend the data, or leave the format out."
                 )
         for row in range(len(batch["weight"])):
-            yield {name: array[row : row + 1] for name, array in inputs.items()}
+            yield {key: array[row : row + 1] for key, array in inputs.items()}
             number += 1
     if not number:
         raise UserError(

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from framework import extras
 from framework.errors import UserError, near
-from framework.export.base import SERVING, Arrays, Call, Runtime, Signature
+from framework.export.base import Arrays, Call, Runtime, Signature
 from framework.export.bounds import Bounds
 from framework.export.lite import Lite, rows_of
 from framework.export.lite_formats import FORMATS
@@ -84,10 +84,10 @@ class LiteRule:
 
 @dataclasses.dataclass(frozen=True)
 class LiteByRules:
-    """Exports one signature for LiteRT, quantised by rules; of several rules for an operation the last one counts.
+    """Exports what `Lite` exports, quantised by rules; of several rules for an operation the last one counts.
 
     Attributes:
-      signature: the signature, exported as 'serving_default'.
+      signature: as of `Lite`: a signature, or {name: Signature}.
       rules: at least one; each must change the file.
       name: name of the folder below exports/.
       bound: allowed error, see `ExportHook.bound`; None is that of `Lite` in 'dynamic' if all rules have 8 bits and
@@ -98,7 +98,7 @@ class LiteByRules:
       UserError: there is no rule, or `examples` is below 1.
     """
 
-    signature: Signature
+    signature: Signature | Mapping[str, Signature]
     rules: Sequence[LiteRule]
     name: str
     bound: float | Bounds = None  # type: ignore[assignment]  # __post_init__ sets it
@@ -119,7 +119,7 @@ class LiteByRules:
 
     @property
     def signatures(self) -> dict[str, Signature]:
-        return {SERVING: self.signature}
+        return self._lite.signatures
 
     @property
     def representative(self) -> int:
@@ -142,7 +142,7 @@ class LiteByRules:
         return self._lite.load(path)
 
     def write(self, model: Any, path: Path, examples: Iterable[Arrays] = ()) -> None:
-        """Converts the signature to float32, quantises the file and writes it.
+        """Converts the signatures to float32, quantises the file and writes it.
 
         Raises:
           UserError: ai-edge-quantizer is not installed, a rule changes nothing, or what `Lite.write` refuses.
@@ -158,8 +158,7 @@ class LiteByRules:
 
     def _by_rules(self, library: Any, content: bytes, examples: Iterable[Arrays]) -> bytes:
         """Returns the quantised file; raises UserError if a rule changes nothing."""
-        rows = [*rows_of(self.name, self.signature, examples)] if self.representative else []
-        ranges = self._ranges(library, content, rows)
+        ranges = self._ranges(library, content, [*examples]) if self.representative else None
         quantised = _quantised(library, content, self.rules, ranges)
         for place, rule in enumerate(self.rules):
             others = [*self.rules[:place], *self.rules[place + 1 :]]
@@ -170,15 +169,16 @@ class LiteByRules:
                 )
         return quantised
 
-    def _ranges(self, library: Any, content: bytes, rows: Sequence[Arrays]) -> Any:
-        """Returns the ranges of activations over the examples; None if no rule needs them."""
-        if not rows:
-            return None
+    def _ranges(self, library: Any, content: bytes, examples: Sequence[Arrays]) -> Any:
+        """Returns the ranges of activations over batches of training examples."""
         quantizer = _quantizer(library, content, self.rules)
         # All rows at once, or the ranges would be moving averages over the rows, which cut off the largest values.
-        batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        batches = {}
+        for name, signature in self.signatures.items():
+            rows = [*rows_of(self.name, signature, examples, name)]
+            batches[name] = [{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}]
         with contextlib.redirect_stderr(io.StringIO()):  # its bar of progress
-            return quantizer.calibrate({SERVING: [batch]}, num_threads=1)  # by one thread, for the same ranges again
+            return quantizer.calibrate(batches, num_threads=1)  # by one thread, for the same ranges again
 
 
 def _quantizer(library: Any, content: bytes, rules: Sequence[LiteRule]) -> Any:
