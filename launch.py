@@ -1,4 +1,4 @@
-"""Trains, evaluates, exports, serves, checks or sweeps an experiment, replays a step, or proves exact resumes.
+"""Trains, evaluates, exports, serves, checks, sweeps or compares runs, replays a step, or proves exact resumes.
 
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist
     python launch.py --config=experiments/mnist_mlp.py:adamw --config.train.duration='2 epochs' --seed=1
@@ -6,6 +6,7 @@
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate --checkpoint=best
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/sweep --mode=sweep --trials=20 --parallel=2
+    python launch.py --mode=report --workdir=runs/mnist
     python launch.py --mode=serve --workdir=runs/mnist --development
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
@@ -59,8 +60,8 @@ def _launch(argv: Sequence[str]) -> int:
     if values.mode in command.WITHOUT_RUN:
         if values.development:
             _import("framework.serving.development")
-        served = importlib.import_module(f"framework.modes.{values.mode}")
-        return served.main(Path(values.workdir), **command.own_flags(values))
+        of_folder = importlib.import_module(f"framework.modes.{values.mode}")
+        return of_folder.main(Path(values.workdir), **command.own_flags(values))
     load.check(values.config)
 
     flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain

@@ -16,9 +16,10 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from absl import logging
 
@@ -27,6 +28,8 @@ from framework.errors import UserError
 T = TypeVar("T")
 
 _HOLDER_CHARACTERS = 100
+_LONGEST_LINE = 2**20  # bytes
+_PROBE_SECONDS = 0.05
 
 
 class CorruptError(Exception):
@@ -73,6 +76,27 @@ def read_bytes(path: Path) -> bytes:
       FileNotFoundError: there is no file.
       CorruptError: the path is a folder or a pipe, or cannot be read.
     """
+    with _opened(path) as file:
+        return file.read()
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """Yields the lines of a file one by one, in the memory of one line; nothing if there is no file.
+
+    A line longer than a megabyte comes in parts.
+
+    Raises:
+      CorruptError: the path is a folder or a pipe, or cannot be read.
+    """
+    try:
+        with _opened(path) as file:
+            yield from iter(lambda: file.readline(_LONGEST_LINE), b"")
+    except FileNotFoundError:
+        return
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -84,7 +108,7 @@ def read_bytes(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise CorruptError("it is not a file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            yield file
     except OSError as error:
         raise CorruptError(error.strerror) from error
     finally:
@@ -226,7 +250,7 @@ def held(path: Path, busy: Callable[[str], str], waits: bool = False) -> Iterato
     """
     with os.fdopen(_lock_file(path), "r+", errors="replace") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             holder = " ".join(file.read(_HOLDER_CHARACTERS).split()) or "unknown"
             if not waits:
@@ -240,6 +264,28 @@ def held(path: Path, busy: Callable[[str], str], waits: bool = False) -> Iterato
         file.write(f"{os.getpid()} on {os.uname().nodename}\n")
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks a file; raises BlockingIOError if a process keeps the lock for longer than `holder` does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_PROBE_SECONDS)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def holder(path: Path) -> str:
+    """Returns which process, such as '123 on host', holds the lock of a file; '' if none does, or there is no file."""
+    try:
+        with _opened(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for microseconds, which `held` waits out
+            except BlockingIOError:
+                return " ".join(file.read(_HOLDER_CHARACTERS).decode(errors="replace").split()) or "unknown"
+    except (CorruptError, FileNotFoundError):
+        pass
+    return ""
 
 
 def _lock_file(path: Path) -> int:

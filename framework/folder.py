@@ -9,6 +9,7 @@ checkpoint. If it was trained for longer, a start from scratch is refused: its c
 """
 
 import contextlib
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,13 +30,15 @@ LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 CURVES = "tensorboard"
 EXPORTS = "exports"
+PREFIX = "step-"  # of the name of a checkpoint's folder
 FILES = "files"
+MANIFEST = "manifest.json"  # of a checkpoint
 REPORT = "report.json"  # in exports/
-PAGE = "report.html"  # beside it
+PAGE = "report.html"  # beside it, and in the run folder
 FAILURE = "failure"
 WORKERS = "workers"
 
-_FILES = (CONFIG, OVERRIDES, ENVIRONMENT, METRICS, RESULT, TUNING, INIT)
+_FILES = (CONFIG, OVERRIDES, ENVIRONMENT, METRICS, RESULT, TUNING, INIT, PAGE)
 _FOLDERS = (CHECKPOINTS, CURVES, EXPORTS, FILES, FAILURE, WORKERS)
 
 
@@ -124,3 +127,14 @@ def add_start(workdir: Path, start: dict[str, Any]) -> None:
     if not earlier and path.exists():
         path.replace(path.with_suffix(".damaged.json"))
     write_json(path, {"starts": [*earlier, start]})
+
+
+def name_of(step: int) -> str:
+    """Returns the name of a checkpoint's folder: 'step-00000469'."""
+    return f"{PREFIX}{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Returns the step that the name of a checkpoint's folder says; None for other names, such as 'step-50'."""
+    match = re.fullmatch(rf"{PREFIX}([0-9]+)", name)
+    return int(match[1]) if match and name == name_of(int(match[1])) else None

@@ -16,9 +16,9 @@ import tf_keras as keras
 
 from framework import layers, losses, paths
 from framework.checkpoint.checkpoints import Checkpoints, read_arrays
-from framework.checkpoint.snapshot import name_of
 from framework.data.batches import make_batches
 from framework.data.sources import Source
+from framework.folder import name_of
 from tests.in_cluster import serve_here, told_of
 from tests.served import SETTINGS, STEPS, distances, rows_of
 from tests.small import build

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read, saved, snippets
+from tests.documentation import NOT_RUN, PAGES, ROOT, blocks, commands, is_listed, read, saved, snippets
 
 # What a user does not type first: their commands run in `make test-slow`.
 SLOW_PAGES = (

@@ -12,7 +12,7 @@ import pytest
 import launch
 from framework import config
 from framework.experiment import load
-from tests.pages import PAGES, ROOT, blocks, commands, prose, read, saved
+from tests.documentation import PAGES, ROOT, blocks, commands, prose, read, saved
 
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml"}
 

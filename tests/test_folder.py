@@ -11,10 +11,9 @@ import pytest
 
 from framework import folder, paths
 from framework.checkpoint import checkpoints as checkpoint
-from framework.checkpoint.snapshot import name_of
 from framework.cli import flags
 from framework.config import RunError, UserError
-from framework.folder import check_workdir
+from framework.folder import check_workdir, name_of
 from framework.run import build as run
 from framework.run import loop
 from tests.small import build, differing, snapshot

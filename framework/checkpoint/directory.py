@@ -16,10 +16,11 @@ from typing import Any
 
 from absl import logging
 
-from framework.checkpoint.snapshot import PREFIX, manifest_of, name_of, step_of
+from framework.checkpoint.snapshot import manifest_of
 from framework.checkpoint.storage import MANIFEST, CorruptError
 from framework.errors import UserError
 from framework.files import load_json, remove, unreachable, write_json
+from framework.folder import PREFIX, name_of, step_of
 
 PUT_BACK = "Put it back, or use another --workdir."
 

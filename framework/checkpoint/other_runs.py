@@ -14,10 +14,11 @@ from typing import Any
 from absl import logging
 
 from framework.checkpoint.directory import Directory
-from framework.checkpoint.snapshot import PREFIX, manifest_of, name_of, read
+from framework.checkpoint.snapshot import manifest_of, read
 from framework.checkpoint.storage import MANIFEST, CorruptError, read_arrays, write_manifest
 from framework.errors import UserError
 from framework.files import remove, sync
+from framework.folder import PREFIX, name_of
 from framework.state import TrainState
 
 

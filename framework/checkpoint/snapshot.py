@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,8 @@ from framework.checkpoint.storage import (
 )
 from framework.errors import UserError
 from framework.files import unreachable
+from framework.folder import step_of
 from framework.state import TrainState
-
-PREFIX = "step-"
 
 
 def digest(state: tf.Module | Mapping[str, np.ndarray]) -> str:
@@ -118,17 +116,6 @@ def facts_of(folder: Path) -> dict[str, Any]:
         return manifest_of(folder).get("facts", {})
     except CorruptError:
         return {}
-
-
-def name_of(step: int) -> str:
-    """Returns the name of a checkpoint's folder: 'step-00000469'."""
-    return f"{PREFIX}{step:08d}"
-
-
-def step_of(name: str) -> int | None:
-    """Returns the step that the name of a checkpoint's folder says; None for other names, such as 'step-50'."""
-    match = re.fullmatch(rf"{PREFIX}([0-9]+)", name)
-    return int(match[1]) if match and name == name_of(int(match[1])) else None
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _stored_goals(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _keep_best(state: TrainState, source: Path, checkpoints: Checkpoints, facts: Mapping[str, Any]) -> None:
     """Copies the best checkpoint of the source, which the restored state names, among the run's own."""
-    best = source.with_name(snapshot.name_of(int(state.best.step)))
+    best = source.with_name(folder.name_of(int(state.best.step)))
     if int(state.best.step) in (-1, int(state.step)):
         return
     if snapshot.is_whole(best):

@@ -22,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from framework.files import CorruptError, load_json, write_json
+from framework.folder import MANIFEST
 
-MANIFEST = "manifest.json"
 _ARRAYS = "arrays.bin"
 # Small enough that a chunk is still in the processor's cache when it is written after it was hashed.
 _CHUNK_BYTES = 2**20

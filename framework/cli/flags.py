@@ -34,9 +34,14 @@ MODES: dict[str, tuple[str, ...]] = {
     "verify_resume": ("kills",),
     "sweep": ("trials", "parallel", "metric", "sampler", "pruner"),
     "serve": ("development", "export", "model_name", "host", "port", "rest_port", "trust"),
+    "report": (),
 }
 OF_EXPERIMENT = ("sweep",)  # modes that build runs of their own
-WITHOUT_RUN = ("serve",)  # modes of a folder alone: they take --workdir, and no experiment
+# {mode: what it takes}: modes of a folder alone, which take --workdir and no experiment
+WITHOUT_RUN = {
+    "serve": "the exports of --workdir",
+    "report": "the files of --workdir",
+}
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
@@ -164,7 +169,7 @@ def _check_without_run(values: flags.FlagValues, overrides: Sequence[str]) -> No
     typed = [f"--{name}" for name in ("config", "seed", "data_dir") if values[name].value is not None]
     for flag in (*typed, *(override.partition("=")[0] for override in overrides)):
         raise UserError(
-            f"{flag} has no effect with --mode={values.mode}, which takes the exports of --workdir. Leave it out."
+            f"{flag} has no effect with --mode={values.mode}, which takes {WITHOUT_RUN[values.mode]}. Leave it out."
         )
 
 

@@ -42,7 +42,7 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
             print(f"  {line}")
         status = print_reports(run)
     exports = ", exports/" if run.exports else ""
-    print(f"\nEverything is in {run.workdir}: result.json, metrics.jsonl, checkpoints/{exports}. Next:")
+    print(f"\nEverything is in {run.workdir}: report.html, result.json, metrics.jsonl, checkpoints/{exports}. Next:")
     print(f"  tensorboard --logdir {run.workdir}")
     return status
 

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from framework.checkpoint.snapshot import step_of
 from framework.distribute import lifeline
-from framework.folder import CHECKPOINTS, RESULT, starts
+from framework.folder import CHECKPOINTS, RESULT, starts, step_of
 
 _POLL_SECONDS = 0.002
 

@@ -9,7 +9,7 @@ import html
 import re
 from collections.abc import Iterable
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """\
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
 table { border-collapse: collapse } th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd }
@@ -35,6 +35,7 @@ def document(title: str, body: str, style: str = "") -> str:
     """
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{safe(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <style>
 {_STYLE}{style}</style></head><body>
@@ -43,10 +44,11 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def table(headings: Iterable[object], rows: Iterable[str]) -> str:
-    """Returns a table of headings, which are text, and rows, which are HTML, such as that of `row`."""
-    head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
+    """Returns a table of headings, which are text (() for a table without), and rows, which are HTML, as of `row`."""
+    cells = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
+    head = f"<thead><tr>{cells}</tr></thead>" if cells else ""
     body = "\n".join(rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f"<table>{head}<tbody>\n{body}\n</tbody></table>"
 
 
 def row(values: Iterable[object]) -> str:

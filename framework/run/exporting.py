@@ -17,6 +17,7 @@ from framework.errors import UserError
 from framework.export.formats import select
 from framework.export.runner import export_all
 from framework.folder import EXPORTS, FILES
+from framework.pages import report
 from framework.pages.exports import ExportReport
 from framework.run import own_files
 from framework.run.build import on_one_device
@@ -46,7 +47,7 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
     own_files.write(folder / FILES, run.files)
     with run.weights(run.resolved.export.weights), untouched(run):
         batches, own = list(held_out(run)), _own_outputs(run)
-        return export_all(
+        reports = export_all(
             hooks,
             run.model,
             batches,
@@ -61,6 +62,8 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
             weights=run.resolved.export.weights,
             split=base_split(run.resolved.eval.splits[0]),
         )
+    report.write(run.workdir)
+    return reports
 
 
 def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:

@@ -138,5 +138,7 @@ class Hooks:
                     f"hook '{hook.name}' was due at step {due}, but the loop came by at step {context.step}"
                 )
             if context.step == due:
-                hook.action(context)
+                part = hook.name if hook.name in BUILT_IN else f"hooks/{hook.name}"
+                with context.progress.spending(part):
+                    hook.action(context)
                 self._due[index] = hook.next_step(context.step, self._total)

@@ -23,6 +23,7 @@ from framework.data.bucketed import busiest, mean_size
 from framework.errors import DataError, RunError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING
+from framework.pages import report
 from framework.run import longer
 from framework.run.built_in import built_in_hooks
 from framework.run.hooks import Context, Hooks
@@ -66,7 +67,12 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """
     try:
         with contextlib.closing(run), run.lock() if run.replicas.is_chief else contextlib.nullcontext():
-            return _train(run, overrides)
+            if (ended := _ended(run)) is not None:
+                return ended
+            result = _train(run, overrides)
+        if run.replicas.is_chief:  # after the lock, by which the page tells that a run is under way
+            report.write(run.workdir)
+        return result
     except OSError as error:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:
             raise
@@ -74,15 +80,18 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise RunError(f"{where}{error}. Mend that and type the same command again.") from error
 
 
-def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
+def _ended(run: Run) -> dict[str, Any] | None:
+    """Opens the run folder; returns the result of a run that has ended already."""
     run.replicas.chief_first(run.open)
     longer.check(run)
-    start = int(run.state.step)
-    ended = run.workdir / RESULT
-    if status(run) != "interrupted":
-        result = read_json(ended, whole_result, None, "it is written again")
-        if result and (result["status"], result["step"]) == (status(run), start):  # not of an earlier interruption
-            return result
+    if status(run) == "interrupted":
+        return None
+    result = read_json(run.workdir / RESULT, whole_result, None, "it is written again")
+    known = (status(run), int(run.state.step))  # unlike those of an earlier interruption
+    return result if result and (result["status"], result["step"]) == known else None
+
+
+def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     if run.replicas.is_chief:
         run.write_header(overrides)
     run.started = run.started or time.monotonic()
@@ -99,9 +108,11 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
         while _segment(run, progress, own, interrupt) is Ended.TO_REWIND:
             progress.go_back(run.note)
             own = own_hooks(run)  # new ones, as if the run were resumed here
+        with progress.spending("save"):
+            run.checkpoints.close()
     result = make_result(run, progress)
     if run.replicas.is_chief:
-        write_json(ended, result)
+        write_json(run.workdir / RESULT, result)
     run.started = None  # a next call counts from its own start
     return result
 
@@ -148,7 +159,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
     hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], step, run.total_steps)
     with writers_of(run, step) as writer:
         writer.open(run.workdir, step)
-        save = functools.partial(_save, run, writer, (progress, interval, own))
+        save = functools.partial(_save, run, writer, progress, (progress, interval, own))
         if run.resolved.train.on_nonfinite == "rewind" and not run.checkpoints.steps():
             save()
         # All workers do the same: they stop if one was asked to stop, and take blocks as short as the slowest needs.
@@ -205,12 +216,13 @@ def _block_length(run: Run, hooks: Hooks, step: int, progress: Progress) -> int:
     return max(1, min(run.train_block.block_steps, run.total_steps - step, due, quick))
 
 
-def _save(run: Run, writer: MultiWriter, noted: Sequence[Noted]) -> None:
+def _save(run: Run, writer: MultiWriter, progress: Progress, noted: Sequence[Noted]) -> None:
     """Saves a checkpoint, with the note of each object that has a state beside `run.state`; only the chief does."""
     if not run.replicas.is_chief:
         return
-    writer.flush()  # rows must be on disk first: a run resumed from this checkpoint does not write them again
-    note = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
-    for one in noted:
-        note |= one.note()
-    run.checkpoints.save(run.state, note, run.facts())
+    with progress.spending("save"):
+        writer.flush()  # rows must be on disk first: a run resumed from this checkpoint does not write them again
+        note = {} if run.choice is None else {"tuning": dataclasses.asdict(run.choice)}
+        for one in noted:
+            note |= one.note()
+        run.checkpoints.save(run.state, note, run.facts())

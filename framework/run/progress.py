@@ -9,10 +9,11 @@
 Times are in seconds; the time of a run is the sum over its starts.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -81,6 +82,7 @@ class Progress:
         self._before = float(note.get("wall_seconds", 0.0))
         self._total = self._lap_start = Spent()
         self._phases: dict[str, float] = {}
+        self._seconds = {part: float(seconds) for part, seconds in note.get("seconds", {}).items()}
         self.is_wait_told = False
 
     def go_back(self, note: Mapping[str, Any]) -> None:
@@ -101,6 +103,8 @@ class Progress:
         """
         self._phases[phase] = self._clock() - self._started - sum(self._phases.values()) - compiling
         self._phases["compiling"] = self._phases.get("compiling", 0.0) + compiling
+        self._spend(phase, self._phases[phase])
+        self._spend("compiling", compiling)
 
     def timed(self, train_block: Callable[[int], Any], k: int) -> Any:
         """Runs a block of `k` steps and measures its time; what compiles does not count as speed: the first block, and
@@ -110,14 +114,41 @@ class Progress:
         block = train_block(k)
         if self.time_to_first_step is None:
             self.time_to_first_step = self._clock() - self._started
+            self._spend("compiling", self._clock() - start)
             compiling = self._phases.pop("compiling", 0.0) + self._clock() - start
             phases = self._phases | {"compiling": compiling}
             shares = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
             logging.info("first step after %.1f s, of which %s", self.time_to_first_step, shares)
         else:
             steps, seconds = block.traced
-            self._total += Spent(k - steps, self._clock() - start - seconds, block.waited)
+            spent = Spent(k - steps, self._clock() - start - seconds, block.waited)
+            self._total += spent
+            for part, of_part in (("compiling", seconds), ("data_wait", spent.waited)):
+                self._spend(part, of_part)
+            self._spend("steps", spent.seconds - spent.waited)
         return block
+
+    @contextlib.contextmanager
+    def spending(self, part: str) -> Iterator[None]:
+        """Adds the time of the context to a part of `seconds`, such as 'evaluate'."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._spend(part, self._clock() - start)
+
+    def _spend(self, part: str, seconds: float) -> None:
+        self._seconds[part] = self._seconds.get(part, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Returns where the time of the run went, over this process and those before it; the sum is `wall_seconds`.
+
+        'building' and 'tuning' come before the first step; 'compiling' has the first block too; 'steps' are the other
+        blocks but for 'data_wait', in which they waited for streamed batches; each hook has its name, an experiment's
+        own 'hooks/<name>'; 'save' is what training waited for checkpoints; 'other' is the rest.
+        """
+        parts = {part: seconds for part, seconds in self._seconds.items() if part != "other"}
+        return parts | {"other": self.wall_seconds() - sum(parts.values())}
 
     @property
     def step_seconds(self) -> float:
@@ -158,6 +189,7 @@ class Progress:
         """Returns what a checkpoint carries for the next start."""
         return {
             "wall_seconds": self.wall_seconds(),
+            "seconds": self.seconds(),
             "trained": self.trained,
             "trained_step": self.trained_step,
             "evaluations": self.evaluations,

@@ -19,11 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from framework import optim, paths
-from framework.checkpoint import snapshot
 from framework.checkpoint.start import set_out
 from framework.errors import UserError
 from framework.files import rows
-from framework.folder import FAILURE, METRICS
+from framework.folder import FAILURE, METRICS, step_of
 from framework.run.build import build_run
 from framework.run.evaluation import evaluate
 from framework.run.interval import PREFIX
@@ -146,7 +145,7 @@ def _go_back(run: Run, step: int) -> int:
 def _check_step(run: Run, step: int) -> None:
     if not 1 <= step <= run.total_steps:
         raise UserError(f"--step={step} is out of range: {run.workdir} has steps 1 to {run.total_steps}.")
-    failed = map(snapshot.step_of, (path.name for path in (run.workdir / FAILURE).glob("*")))
+    failed = map(step_of, (path.name for path in (run.workdir / FAILURE).glob("*")))
     logged = [row["step"] for row in _rows(run)]
     last = max([0, *run.checkpoints.steps(), *logged, *(step + 1 for step in failed if step is not None)])
     if step > last:

@@ -11,13 +11,12 @@ import dataclasses
 import math
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from framework import paths
-from framework.config import base_config, flatten
+from framework.config import base_config
 from framework.folder import starts
 from framework.run.progress import Progress
 from framework.run.run import Run
+from framework.run.stored_config import unlike
 
 
 def status(run: Run) -> str:
@@ -47,14 +46,15 @@ def make_result(run: Run, progress: Progress) -> dict[str, Any]:
         "best": {name: _or_none(value) for name, value in progress.best.items()},
         "best_steps": progress.best_steps,
         "seed": run.config.seed,
-        "hyperparameters": _unlike(run.config, base_config()),
-        "overridden": _unlike(run.config, run.experiment.get_config()),
+        "hyperparameters": unlike(run.config, base_config()),
+        "overridden": unlike(run.config, run.experiment.get_config()),
         "commit": {"framework": start.get("git"), "experiment": start.get("experiment_git")},
         "data": {"train": run.data.origin, **{split: data.origin for split, data in run.eval_data.items()}},
         "parameters": sum(variable.shape.num_elements() for variable in paths.trainable(run.model).values()),
         "sparsity": None if run.state.prune is None else run.sparsity() | {"variables": run.state.prune.sparsities()},
         "distinct_values": None if run.state.cluster is None else run.state.cluster.distinct(),
         "wall_seconds": progress.wall_seconds(),
+        "seconds": progress.seconds(),
         "time_to_first_step_seconds": progress.time_to_first_step,
         "examples_per_second": _or_none(progress.examples_per_second(spent)),
         "data_wait": None if run.data.is_resident else _or_none(spent.data_wait),
@@ -73,13 +73,6 @@ def whole_result(value: Any) -> dict[str, Any]:
             raise ValueError(f"'{name}' holds what is no number")
     counters = {name: int(value[name]) for name in ("step", "updates", "skipped", "empty_terms")}
     return {**value, **counters, "status": str(value["status"])}
-
-
-def _unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:
-    """Returns {key: value} of `config` where `other` has another value or no such key; tuples are lists, as in JSON."""
-    theirs = flatten(other)
-    unlike = {key: value for key, value in flatten(config).items() if key not in theirs or theirs[key] != value}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in unlike.items()}
 
 
 def _or_none(value: float) -> float | None:

@@ -296,7 +296,10 @@ class Run:
         now: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": int(self.state.step),
+            "total_steps": self.total_steps,
             "replicas": self.replicas.count,
+            "modes": self.modes,
+            "overridden": stored_config.unlike(self.config, self.experiment.get_config()),
             "data": self.data_facts()["data"],
             "experiment_git": git_commit(self.experiment.path.resolve().parent),
         }

@@ -133,6 +133,13 @@ def write(workdir: Path, stored: StoredConfig) -> None:
     write_json(workdir / _NAME, stored.values | ({_HISTORY: history} if history else {}))
 
 
+def unlike(config: ConfigDict, other: ConfigDict) -> dict[str, Any]:
+    """Returns {key: value} of `config` where `other` has another value or no such key; tuples are lists, as in JSON."""
+    theirs = flatten(other)
+    unlike = {key: value for key, value in flatten(config).items() if key not in theirs or theirs[key] != value}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in unlike.items()}
+
+
 def refuse_altered(workdir: Path, stored: StoredConfig | None, facts: Mapping[str, Any]) -> None:
     """Raises UserError unless config.json has the values that a checkpoint was trained with.
 

@@ -7,6 +7,7 @@ import pytest
 
 import launch
 from framework import config
+from framework.cli import flags
 
 EXPERIMENT = """
 from pathlib import Path
@@ -37,7 +38,7 @@ def make_schedule(cfg, total_steps): ...
 """
 CHECK = "--mode=check prints every key."
 ELSEWHERE = " Use another folder; there, --config.resume_from=r continues this run."
-MODES = "train, evaluate, export, check, replay, verify_resume, sweep, serve"
+MODES = ", ".join(flags.MODES)
 
 
 class Reached(Exception):

@@ -24,7 +24,9 @@ def test_train_ends_with_where_everything_is(tmp_path, capsys):
     accuracy = result["final"]["test/accuracy"]
     assert f"finished: step 3 in {workdir}\n" in out
     assert f"  test/accuracy            {accuracy:.6g} (best {accuracy:.6g})\n" in out
-    assert f"Everything is in {workdir}: result.json, metrics.jsonl, checkpoints/, exports/. Next:\n" in out
+    assert (
+        f"Everything is in {workdir}: report.html, result.json, metrics.jsonl, checkpoints/, exports/. Next:\n" in out
+    )
     assert out.endswith(f"  tensorboard --logdir {workdir}\n")
     assert (workdir / "exports" / "saved_model" / "1" / "saved_model.pb").exists()
     assert (workdir / "exports" / "lite" / "model.tflite").exists()

@@ -3,10 +3,11 @@
 import pytest
 
 from framework.run.hooks import Context, Hook, Hooks
+from framework.run.progress import Progress
 
 
 def at(step, block=None):
-    return Context(step, block, None, None, None)
+    return Context(step, block, None, None, Progress(1, 0.0, {}, {}))
 
 
 @pytest.mark.parametrize(

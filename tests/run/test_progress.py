@@ -77,6 +77,29 @@ def test_waiting_is_a_share_of_the_time_of_the_blocks():
     assert progress.total.data_wait == 2.5 / 10
 
 
+def test_every_second_is_of_one_part_of_the_run():
+    progress, clock = make_progress()
+    clock.now += 7
+    progress.passed("building")
+    clock.now += 5  # of which 2 compiled
+    progress.passed("tuning", compiling=2)
+    run(progress, clock, 1, 20)
+    run(progress, clock, 10, 4, waited=1.5)
+    with progress.spending("evaluate"):
+        clock.now += 50
+    clock.now += 0.25  # nobody's
+    first = {"building": 7.0, "compiling": 22.0, "tuning": 3.0, "data_wait": 1.5, "steps": 2.5, "evaluate": 50.0}
+    first["other"] = 0.25
+    assert progress.seconds() == first and sum(first.values()) == progress.wall_seconds()
+    again, clock = make_progress(progress.note(), started=5000.0, now=5003.0)
+    again.passed("building")
+    with pytest.raises(KeyError), again.spending("hooks/slow"):  # the time of a hook that fails counts too
+        clock.now += 2
+        raise KeyError
+    assert again.seconds() == first | {"building": 10.0, "hooks/slow": 2.0}
+    assert sum(again.seconds().values()) == again.wall_seconds()
+
+
 def test_a_note_carries_time_and_evaluations_across_an_interruption():
     progress, clock = make_progress()
     progress.observe(7, {"test/loss": 0.5, "test/accuracy": 0.9})
@@ -86,6 +109,7 @@ def test_a_note_carries_time_and_evaluations_across_an_interruption():
     note = progress.note()
     assert note == {
         "wall_seconds": 60.0,
+        "seconds": {"other": 60.0},
         "trained": {"loss": 0.4},
         "trained_step": 9,
         "evaluations": {"test/loss": 0.7, "test/accuracy": 0.95},
@@ -100,6 +124,7 @@ def test_a_note_carries_time_and_evaluations_across_an_interruption():
     again.observe(20, {"test/loss": 0.6, "test/accuracy": 0.97})
     assert again.note() == {
         "wall_seconds": 75.0,
+        "seconds": {"other": 75.0},
         "trained": {"loss": 0.4},
         "trained_step": 9,
         "evaluations": {"test/loss": 0.6, "test/accuracy": 0.97},

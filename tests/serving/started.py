@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from framework.export import SavedModel, Serving, Signature, export_all
+from tests.documentation import ROOT
 from tests.export.fakes import SIGNATURE, Scale, X, make_batch
-from tests.pages import ROOT
 
 # Texts come back in brackets, and as they are in an output that REST sends as base64.
 TEXTS = Signature(

@@ -14,7 +14,7 @@ from framework.errors import UserError
 from framework.serving import client as module
 from framework.serving.errors import CodeError
 from framework.serving.signatures import Served, Tensor
-from tests.pages import ROOT
+from tests.documentation import ROOT
 
 FLOAT = np.dtype(np.float32)
 SERVED = {"serving_default": Served({"x": Tensor(FLOAT, (None, 2))}, {"y": Tensor(FLOAT, (None, 2))})}
