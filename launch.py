@@ -7,6 +7,7 @@
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/sweep --mode=sweep --trials=20 --parallel=2
     python launch.py --mode=report --workdir=runs/mnist
+    python launch.py --mode=list --workdir=runs
     python launch.py --mode=serve --workdir=runs/mnist --development
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'

@@ -28,6 +28,7 @@ ROWS = (
     ("pages.exports",),
     ("pages.stored",),
     ("pages.report",),
+    ("pages.listing",),
     ("pages",),
     ("compat",),
     ("layer_names",),

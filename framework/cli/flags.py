@@ -35,12 +35,14 @@ MODES: dict[str, tuple[str, ...]] = {
     "sweep": ("trials", "parallel", "metric", "sampler", "pruner"),
     "serve": ("development", "export", "model_name", "host", "port", "rest_port", "trust"),
     "report": (),
+    "list": (),
 }
 OF_EXPERIMENT = ("sweep",)  # modes that build runs of their own
 # {mode: what it takes}: modes of a folder alone, which take --workdir and no experiment
 WITHOUT_RUN = {
     "serve": "the exports of --workdir",
     "report": "the files of --workdir",
+    "list": "the runs below --workdir",
 }
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS = (
@@ -155,7 +157,9 @@ def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
     if mode == "replay" and values.step is None:
         raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
     if (mode in LOOK_BACK or mode in WITHOUT_RUN) and workdir is None:
-        raise UserError(f"--mode={mode} needs the --workdir of a trained run, e.g. --workdir=runs/mnist.")
+        is_list = mode == "list"
+        whose = "folder with runs in it, e.g. --workdir=runs" if is_list else "trained run, e.g. --workdir=runs/mnist"
+        raise UserError(f"--mode={mode} needs the --workdir of a {whose}.")
     if workdir is not None and (not workdir or workdir.startswith("--")):
         raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
     if mode in LOOK_BACK and not os.path.lexists(Path(str(workdir), folder.CONFIG)):

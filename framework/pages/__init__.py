@@ -1,4 +1,4 @@
 """Pages and tables made of the files of run folders; nothing here imports TensorFlow.
 
-`html` and `charts` are what all pages are made of, `stored` reads a run folder, `report` shows it.
+`html` and `charts` are what all pages are made of, `stored` reads a run folder, `report` shows it, `listing` many.
 """

@@ -1,0 +1,77 @@
+"""The runs below a folder as a table for the terminal.
+
+print(table(Path("runs"), below(Path("runs"))))
+
+    run      state     step     best                        last         started           time    differs
+    mnist_a  finished  938/938  test/accuracy 0.9723 @938   0.9723 @938  2026-11-29 07:45  42.5 s  duration=2 epochs
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from framework.pages import report, stored
+from framework.pages.curves import Point
+from framework.pages.stored import StoredRun
+
+_HEADINGS = ("run", "state", "step", "best", "last", "started", "time", "differs")
+_MOST_CHARACTERS = 60  # of a state or a list of keys
+
+
+def below(folder: Path) -> list[StoredRun]:
+    """Returns the runs in a folder and the folders below it, by path; nothing inside a run folder is looked at."""
+    runs = []
+    for path, folders, files in os.walk(folder):
+        if stored.is_run({*folders, *files}):
+            folders.clear()
+            runs.append(stored.read(Path(path), is_short=True))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return runs
+
+
+def table(folder: Path, runs: Sequence[StoredRun]) -> str:
+    """Returns the table; the last column of a row also names what could not be read of the run."""
+    return aligned([_HEADINGS, *(_row(folder, run) for run in runs)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of texts as columns, without what a terminal would take for a command."""
+    plain = [[_plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in plain)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _plain(text: str) -> str:
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _row(folder: Path, run: StoredRun) -> tuple[str, ...]:
+    main = run.main_result()
+    total = "?" if run.total_steps is None else f"{run.total_steps:,}"
+    seconds = report.seconds_of(run)
+    return (
+        str(run.path.relative_to(folder)) if run.path != folder else folder.resolve().name,
+        _cut(report.state(run)),
+        f"{run.step:,}/{total}",
+        f"{main.name} {_at(main.best)}" if main and main.best else "",
+        _at(main.last) if main else "",
+        run.starts[0]["time"][:16].replace("T", " ") if run.starts else "",
+        "" if seconds is None else report.duration(seconds),
+        "  ".join(filter(None, [_cut(differs(run)), f"damaged: {'; '.join(run.damages)}" if run.damages else ""])),
+    )
+
+
+def differs(run: StoredRun) -> str:
+    """Returns what differs from the defaults of the experiment: 'learning_rate=0.1 seed=3'; '' if nothing does."""
+    names = [key.rpartition(".")[2] for key in run.overridden]
+    shown = {key: name if names.count(name) == 1 else key for key, name in zip(run.overridden, names, strict=True)}
+    return " ".join(f"{shown[key]}={report.as_text(value)}" for key, value in run.overridden.items())
+
+
+def _at(point: Point | None) -> str:
+    return "" if point is None else f"{point[1]:.5g} @{point[0]:,}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
