@@ -8,6 +8,7 @@
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/sweep --mode=sweep --trials=20 --parallel=2
     python launch.py --mode=report --workdir=runs/mnist
     python launch.py --mode=list --workdir=runs
+    python launch.py --mode=compare runs/a runs/b --out=compare.html
     python launch.py --mode=serve --workdir=runs/mnist --development
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --local_workers=2
     python launch.py --config=experiments/mnist_mlp.py --mode=verify_resume --kills=5 --config.train.duration='1 epoch'
@@ -62,7 +63,8 @@ def _launch(argv: Sequence[str]) -> int:
         if values.development:
             _import("framework.serving.development")
         of_folder = importlib.import_module(f"framework.modes.{values.mode}")
-        return of_folder.main(Path(values.workdir), **command.own_flags(values))
+        folders = [] if values.workdir is None else [Path(values.workdir)]
+        return of_folder.main(*folders, **command.own_flags(values))
     load.check(values.config)
 
     flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain

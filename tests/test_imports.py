@@ -29,6 +29,7 @@ ROWS = (
     ("pages.stored",),
     ("pages.report",),
     ("pages.listing",),
+    ("pages.comparison",),
     ("pages",),
     ("compat",),
     ("layer_names",),

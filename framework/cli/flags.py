@@ -9,7 +9,7 @@ Nothing here imports TensorFlow.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "serve": ("development", "export", "model_name", "host", "port", "rest_port", "trust"),
     "report": (),
     "list": (),
+    "compare": ("runs", "out"),
 }
 OF_EXPERIMENT = ("sweep",)  # modes that build runs of their own
 # {mode: what it takes}: modes of a folder alone, which take --workdir and no experiment
@@ -43,9 +44,10 @@ WITHOUT_RUN = {
     "serve": "the exports of --workdir",
     "report": "the files of --workdir",
     "list": "the runs below --workdir",
+    "compare": "the run folders that are typed after it",
 }
 CHECKPOINTS = KEYS["export.checkpoint"].choices
-FLAGS = (
+FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
     (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
     (flags.DEFINE_string, "mode", "train", f"What to do: {', '.join(MODES)}. [train]"),
@@ -76,6 +78,8 @@ FLAGS = (
     (flags.DEFINE_string, "host", None, "serve: address at which docker publishes the ports. [127.0.0.1]"),
     (flags.DEFINE_integer, "port", None, "serve: port of gRPC. [8500]"),
     (flags.DEFINE_integer, "rest_port", None, "serve: port of REST. [8501]"),
+    (flags.DEFINE_multi_string, "runs", [], "compare: a run folder; or type the folders alone, after the mode."),
+    (flags.DEFINE_string, "out", None, "compare: file of the page; the CSV is beside it. [compare.html]"),
     (flags.DEFINE_bool, "trust", None, "serve: serve versions too that are not as an export of a run wrote them."),
     (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
     (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
@@ -114,6 +118,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
       UserError: an unknown flag, a wrong value, or flags that do not go together.
     """
     values = flags.FlagValues()  # not absl's process-wide ones: a process may launch any number of times
+    values.set_gnu_getopt(True)  # folders to compare may stand before other flags
     for define, name, default, text in FLAGS:
         define(name, default, text, flag_values=values)
     for argument in argv:
@@ -156,7 +161,7 @@ def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
             raise UserError(f"--{name}={values[name].value} is not one of {', '.join(known)}.{hint}")
     if mode == "replay" and values.step is None:
         raise UserError("--mode=replay needs the step to show. Type e.g. --step=120.")
-    if (mode in LOOK_BACK or mode in WITHOUT_RUN) and workdir is None:
+    if (mode in LOOK_BACK or mode in WITHOUT_RUN) and workdir is None and mode != "compare":
         is_list = mode == "list"
         whose = "folder with runs in it, e.g. --workdir=runs" if is_list else "trained run, e.g. --workdir=runs/mnist"
         raise UserError(f"--mode={mode} needs the --workdir of a {whose}.")
@@ -170,7 +175,8 @@ def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
 
 def _check_without_run(values: flags.FlagValues, overrides: Sequence[str]) -> None:
     """Raises UserError for flags of an experiment, which the mode would ignore."""
-    typed = [f"--{name}" for name in ("config", "seed", "data_dir") if values[name].value is not None]
+    names = ("config", "seed", "data_dir", *(["workdir"] if values.mode == "compare" else []))
+    typed = [f"--{name}" for name in names if values[name].value is not None]
     for flag in (*typed, *(override.partition("=")[0] for override in overrides)):
         raise UserError(
             f"{flag} has no effect with --mode={values.mode}, which takes {WITHOUT_RUN[values.mode]}. Leave it out."
@@ -227,5 +233,7 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
         raise UserError(f"--{name}={value}: '{value}' is not of type {kind}. Type e.g. --{name}{typed}.") from error
     except (flags.Error, ValueError) as error:
         raise UserError(f"{' '.join(str(error).split())}. --help shows examples.") from error
-    if left:
+    if left and values.mode == "compare":
+        values["runs"].parse(left)
+    elif left:
         raise UserError(f"'{left[0]}' is not a flag. Overrides look like --config.train.compile=graph.")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from framework.pages.html import safe
 
-Segments = list[list[tuple[int, float]]]
+Segments = Sequence[Sequence[tuple[float, float]]]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 210, 58, 12, 10, 24  # of a picture of curves, and its margins
 # Okabe and Ito (2008), told apart by colour-blind readers; without the yellow, which is pale on white.
@@ -30,7 +30,8 @@ figcaption { font-weight: 600; overflow-wrap: anywhere }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23em), 1fr)); gap: 1.5em }
 .curves svg text { font-size: 11px } polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round }
 polygon { stroke: none; opacity: .18 } line.lost { stroke: #c00; stroke-dasharray: 2 3 }
-.legend { font-size: 12px; color: #444; overflow-wrap: anywhere } .legend span { margin-right: 1.2em }
+.legend { font-size: 12px; color: #444; overflow-wrap: anywhere }
+.legend span { display: inline-block; margin-right: 1.2em }
 .legend i { display: inline-block; width: 1.2em; height: 3px; margin-right: .4em; vertical-align: middle }
 """
 
@@ -82,7 +83,7 @@ class Series:
     lost: Sequence[int] = ()
     colour: str = ""
     is_pale: bool = False
-    band: Sequence[tuple[int, float, float]] = ()
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def curves(title: str, series: Sequence[Series], is_linear: bool = False) -> str:

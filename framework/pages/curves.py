@@ -102,6 +102,49 @@ class Curve:
         return [segment for segment in segments if segment]
 
 
+class Averaged(Curve):
+    """A curve that also knows the mean of each bin, for means over several runs.
+
+    Attributes:
+      width: of a bin, in steps; a power of 2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 1
+        self._sums: dict[int, tuple[int, float, float]] = {}  # {bin: how many values, sums of steps and of values}
+
+    def add(self, step: int, value: float) -> None:
+        super().add(step, value)
+        if self._width > self.width:
+            self._sums = _merged(self._sums, self._width // self.width)
+            self.width = self._width
+        if math.isfinite(value):
+            count, steps, values = self._sums.get(step // self.width, (0, 0.0, 0.0))
+            self._sums[step // self.width] = (count + 1, steps + step, values + value)
+
+    def bins(self, width: int) -> dict[int, tuple[float, float, float, float]]:
+        """Returns {bin: (mean step, mean value, least, greatest)} of bins of a width, a multiple of `width`."""
+        factor = width // self.width
+        lowest: dict[int, float] = {}
+        highest: dict[int, float] = {}
+        for place, (low, high) in self._bins.items():
+            lowest[place // factor] = min(low[1], lowest.get(place // factor, low[1]))
+            highest[place // factor] = max(high[1], highest.get(place // factor, high[1]))
+        return {
+            place: (steps / count, values / count, lowest[place], highest[place])
+            for place, (count, steps, values) in _merged(self._sums, factor).items()
+        }
+
+
+def _merged(sums: dict[int, tuple[int, float, float]], factor: int) -> dict[int, tuple[int, float, float]]:
+    merged: dict[int, tuple[int, float, float]] = {}
+    for place, (count, steps, values) in sums.items():
+        before = merged.get(place // factor, (0, 0.0, 0.0))
+        merged[place // factor] = (before[0] + count, before[1] + steps, before[2] + values)
+    return merged
+
+
 @dataclasses.dataclass
 class Curves:
     """Holds the curves of one metrics.jsonl.
@@ -117,12 +160,13 @@ class Curves:
     damaged: int = 0
 
 
-def read(path: Path, wanted: bytes = b"") -> Curves:
+def read(path: Path, wanted: bytes = b"", make: type[Curve] = Curve) -> Curves:
     """Reads the curves of a file; a missing file has none. An incomplete last line, which the run writes, is left out.
 
     Args:
       path: metrics.jsonl.
       wanted: rows without these bytes are left out, but for the last one; that is several times as fast.
+      make: Curve, or Averaged.
 
     Raises:
       CorruptError: the file cannot be read.
@@ -132,13 +176,13 @@ def read(path: Path, wanted: bytes = b"") -> Curves:
     for line in lines(path):
         last = line
         if wanted in line:
-            _add(curves, line)
+            _add(curves, line, make)
     if last and wanted not in last:
-        _add(curves, last)
+        _add(curves, last, make)
     return curves
 
 
-def _add(curves: Curves, line: bytes) -> None:
+def _add(curves: Curves, line: bytes, make: type[Curve]) -> None:
     try:
         row = _row(line)
     except (RecursionError, TypeError, ValueError, LookupError):
@@ -147,7 +191,10 @@ def _add(curves: Curves, line: bytes) -> None:
     step = row.pop("step")
     curves.last_step = max(curves.last_step, step)
     for name, value in row.items():
-        curves.of.setdefault(name, Curve()).add(step, value)
+        curve = curves.of.get(name)
+        if curve is None:
+            curve = curves.of[name] = make()
+        curve.add(step, value)
 
 
 def _row(line: bytes) -> dict[str, Any]:

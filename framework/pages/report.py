@@ -27,7 +27,7 @@ _STEP = "train, step"  # a line of single steps, which is noisy
 MEAN = "mean/"  # before the name of a mean over the steps since the row before
 _FIRST = ("learning_rate", "gradient_norm")  # pictures after those of the metrics, before the rest
 _CONFIG_TEXT = "config"  # name of a text that a run writes; the page has the config already
-_COUNTS = ("skipped", "empty_terms")  # 0 in a run without trouble: then no picture
+COUNTS = ("skipped", "empty_terms")  # 0 in a run without trouble: then no picture
 _MOST_VARIABLES, _MOST_PICTURES, _MOST_TEXTS = 30, 24, 24
 _MOST_BYTES = 4_000_000  # of all pictures together
 _MOST_CHARACTERS = 20_000  # of a text
@@ -168,7 +168,7 @@ def _point(point: Point | None) -> tuple[str, str]:
 
 
 def _curves(run: StoredRun) -> str:
-    figures, zeros = [], [name for name in _COUNTS if _is_zero(run.curves.of.get(name))]
+    figures, zeros = [], [name for name in COUNTS if is_zero(run.curves.of.get(name))]
     for title, names in pictures_of(run.curves.of).items():
         if title not in zeros:
             series = _series(names, run.curves.of)
@@ -182,12 +182,11 @@ def _curves(run: StoredRun) -> str:
     return f'<div class="curves">\n{"".join(figures)}</div>\n{shown_notes}'
 
 
-def _is_zero(curve: Curve | None) -> bool:
-    return (
-        curve is not None
-        and not curve.lost
-        and {curve.lowest and curve.lowest[1], curve.highest and curve.highest[1]} == {0}
-    )
+def is_zero(curve: Curve | None) -> bool:
+    """Returns whether a curve is 0 in every row."""
+    if curve is None or curve.lowest is None or curve.highest is None or curve.lost:
+        return False
+    return curve.lowest[1] == curve.highest[1] == 0
 
 
 def _series(lines: Mapping[str, str], of: Mapping[str, Curve]) -> list[charts.Series]:

@@ -19,7 +19,7 @@ from framework import folder
 from framework.config import former
 from framework.files import CorruptError, holder, load_json
 from framework.pages import curves
-from framework.pages.curves import Curves, Point
+from framework.pages.curves import Curve, Curves, Point
 from framework.pages.exports import ExportReport
 
 T = TypeVar("T")
@@ -157,19 +157,20 @@ def is_run(names: set[str]) -> bool:
     return folder.LOCK in names or len(names & of_runs) > 1
 
 
-def read(path: Path, is_short: bool = False) -> StoredRun:
+def read(path: Path, is_short: bool = False, make: type[Curve] = Curve) -> StoredRun:
     """Reads a run folder.
 
     Args:
       path: the folder.
       is_short: whether evaluations are the only curves, and checkpoints and exports are not opened.
+      make: the class of the curves.
     """
     run = StoredRun(path, holder=holder(path / folder.LOCK))
     run.config = _taken(run, folder.CONFIG, _config, {})
     run.starts = _taken(run, folder.ENVIRONMENT, _starts, [])
     result: dict[str, Any] = _taken(run, folder.RESULT, _result, {})
     try:
-        run.curves = curves.read(path / folder.METRICS, b'"eval/' if is_short else b"")
+        run.curves = curves.read(path / folder.METRICS, b'"eval/' if is_short else b"", make)
     except CorruptError as error:
         run.damages.append(f"{folder.METRICS}: {error}")
     if run.curves.damaged:

@@ -1,6 +1,5 @@
 """exports/report.html: the numbers of the reports, escaped, in one file."""
 
-import html.parser
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -10,6 +9,7 @@ from framework.export.page import page
 from framework.export.report import begun
 from framework.pages.exports import ExportReport, relative_error
 from tests.export.fakes import Fake, Hits, X, adding, export_one, make_batch
+from tests.pages.cells import Cells
 
 
 def report(hook, size, p99, **changes):
@@ -33,31 +33,6 @@ def report(hook, size, p99, **changes):
         "throughput": {"1": 4000.0, "32": 16000.0},
     }
     return ExportReport(**{**values, **changes})
-
-
-class Cells(html.parser.HTMLParser):
-    """The texts of the cells of each row, and all tags and attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.rows, self.tags, self.attributes, self._is_cell = [], set(), set(), False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        self._is_cell = tag in ("td", "th")
-
-    def handle_endtag(self, tag):
-        self._is_cell = False
-
-    def handle_data(self, data):
-        if self._is_cell:
-            self.rows[-1][-1] += data
 
 
 def test_the_table_has_the_numbers_of_the_reports():

@@ -16,8 +16,8 @@ from framework.pages import html, report, shown, stored
 from framework.run.hooks import Hook
 from framework.run.loop import train
 from framework.writers import TensorBoard
-from tests.export.test_page import Cells
 from tests.export.test_page import report as export_report
+from tests.pages.cells import Cells
 from tests.pages.folders import BAD, RESULT, ROWS, SECONDS, evaluation, fail, make, start
 from tests.pages.test_charts import close, drawn, expected
 from tests.small import build

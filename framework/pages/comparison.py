@@ -1,0 +1,268 @@
+"""Several runs beside each other: what differs in their configs, what came out, and their curves in one picture.
+
+    groups = grouped([stored.read(path, make=Averaged) for path in paths])
+    page(groups), csv_text(groups), summary(groups)
+
+Runs whose config differs in the seed alone, and whose code is the same, are a group: one line, the mean over the seeds,
+with a band from the least to the greatest value of any seed.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from framework.pages import charts, html, listing, report
+from framework.pages.curves import Averaged
+from framework.pages.stored import EVALUATION, Result, StoredRun
+
+_LONGEST_LABEL = 80  # characters
+_STYLE = (
+    charts.STYLE
+    + """\
+body { max-width: 90em; margin: 1.5em auto; padding: 0 1em } h2 { margin-top: 2em }
+.wide { overflow-x: auto } td, th { vertical-align: top; text-align: left }
+td { overflow-wrap: anywhere; max-width: 40em } .damages { color: #a00 }
+"""
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Holds runs that differ in the seed alone.
+
+    Attributes:
+      label: what differs from the other groups, or the name of the run.
+      runs: at least one.
+      values: {key: value} of the keys that differ between groups; 'code' is a hash of the experiment's files.
+    """
+
+    label: str
+    runs: tuple[StoredRun, ...]
+    values: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A mean over runs, and their standard deviation (that of a sample, n - 1); NaN for fewer than two runs."""
+
+    mean: float
+    deviation: float
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.2g}"
+        return f"{self.mean:.6g}{spread}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A metric of a group: over how many runs, at which last steps, its last and its best values, None without any."""
+
+    metric: str
+    group: Group
+    runs: int
+    steps: tuple[int, ...]
+    last: Figure | None
+    best: Figure | None
+
+
+def grouped(runs: Sequence[StoredRun]) -> list[Group]:
+    """Returns the groups of runs, in the order of their first runs."""
+    kinds: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        kinds.setdefault(json.dumps(_identity(run), sort_keys=True), []).append(run)
+    members = [*kinds.values()]
+    identities = [_identity(group[0]) for group in members]
+    keys = [
+        key
+        for key in sorted({key for one in identities for key in one})
+        if _is_mixed(one.get(key) for one in identities)
+    ]
+    groups = []
+    for group, identity in zip(members, identities, strict=True):
+        values = {key: report.as_text(identity[key]) if key in identity else "absent" for key in keys}
+        groups.append(Group(_label(group, values), tuple(group), values))
+    return groups
+
+
+def _identity(run: StoredRun) -> dict[str, Any]:
+    """Returns what the runs of a group have in common: config but for the seed, and the code that trained."""
+    code = run.saved.get("facts", {}).get("code", {})
+    known = {"code": json.dumps(code, sort_keys=True)} if code else {}
+    return {key: value for key, value in run.config.items() if key != "seed"} | known
+
+
+def _is_mixed(values: Iterable[Any]) -> bool:
+    return len({json.dumps(value) for value in values}) > 1
+
+
+def _label(group: Sequence[StoredRun], values: dict[str, str]) -> str:
+    names = [str(run.path) for run in group]
+    differing = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items() if key != "code")
+    label = differing if 0 < len(differing) <= _LONGEST_LABEL else ""
+    if len(group) == 1:
+        return f"{names[0]}: {label}" if label else names[0]
+    return f"{label or names[0]} ({len(group)} seeds)"
+
+
+def lines(groups: Sequence[Group]) -> list[Line]:
+    """Returns a line for each metric that was evaluated and each group, metric by metric."""
+    metrics = dict.fromkeys(result.name for group in groups for run in group.runs for result in run.results())
+    return [_line(metric, group) for metric in metrics for group in groups]
+
+
+def _line(metric: str, group: Group) -> Line:
+    found = [result for run in group.runs for result in run.results() if result.name == metric]
+    steps = tuple(sorted({result.last[0] for result in found if result.last}))
+    return Line(metric, group, len(found), steps, _figure(found, "last"), _figure(found, "best"))
+
+
+def _figure(results: Sequence[Result], which: str) -> Figure | None:
+    points = [getattr(result, which) for result in results]
+    values = [point[1] for point in points if point is not None]
+    if not values or len(values) < len(points):  # a mean over some of the seeds would pass for that of all
+        return None
+    mean = math.fsum(values) / len(values)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Figure(mean, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan)
+
+
+def summary(groups: Sequence[Group]) -> str:
+    """Returns a short table for the terminal: the metric that the first run is judged by."""
+    main = groups[0].runs[0].main_result()
+    rows = [("group", "runs", f"last {main.name}" if main else "last", "best", "at step")]
+    for group in groups:
+        line = _line(main.name, group) if main else None
+        numbers = ("", "", "") if line is None else (_shown(line.last), _shown(line.best), _steps(line.steps))
+        rows.append((group.label, str(len(group.runs)), *numbers))
+    return listing.aligned(rows)
+
+
+def csv_text(groups: Sequence[Group]) -> str:
+    """Returns the table as CSV: a row for each metric and group, with a column for each key that differs."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    keys = [*groups[0].values]
+    figures = ("last_mean", "last_sd", "best_mean", "best_sd")
+    writer.writerow(["group", *keys, "metric", "runs", "last_step", *figures, "folders"])
+    for line in lines(groups):
+        numbers = [number for figure in (line.last, line.best) for number in _numbers(figure)]
+        folders = " ".join(str(run.path) for run in line.group.runs)
+        own = [line.group.values[key] for key in keys]
+        writer.writerow([line.group.label, *own, line.metric, line.runs, _steps(line.steps), *numbers, folders])
+    return out.getvalue().encode(errors="backslashreplace").decode()
+
+
+def _numbers(figure: Figure | None) -> tuple[str, str]:
+    if figure is None:
+        return "", ""
+    return repr(figure.mean), "" if math.isnan(figure.deviation) else repr(figure.deviation)
+
+
+def page(groups: Sequence[Group]) -> str:
+    """Returns the page."""
+    count = sum(len(group.runs) for group in groups)
+    title = f"{count} runs in {len(groups)} groups"
+    damages = [f"{run.path}: {damage}" for group in groups for run in group.runs for damage in run.damages]
+    shown = "".join(f"<li>{html.safe(damage)}</li>" for damage in damages)
+    warned = f'<ul class="damages">{shown}</ul>\n' if shown else ""
+    body = (
+        f"<h1>{title}</h1>\n{warned}{_runs(groups)}<h2>What differs</h2>\n{_differing(groups)}"
+        f"<h2>Results</h2>\n{_results(groups)}<h2>Curves</h2>\n{_curves(groups)}"
+    )
+    return html.document(title, body, _STYLE)
+
+
+def _runs(groups: Sequence[Group]) -> str:
+    rows = [
+        html.row((group.label, run.path, report.state(run), f"{run.step:,}", run.config.get("seed", "")))
+        for group in groups
+        for run in group.runs
+    ]
+    return f'<div class="wide">{html.table(("group", "run", "state", "step", "seed"), rows)}</div>\n'
+
+
+def _differing(groups: Sequence[Group]) -> str:
+    keys = [*groups[0].values]
+    if not keys:
+        return "<p>Nothing but the seed.</p>\n"
+    rows = [html.row((key, *(group.values[key] for group in groups))) for key in keys]
+    return f'<div class="wide">{html.table(("key", *(group.label for group in groups)), rows)}</div>\n'
+
+
+def _results(groups: Sequence[Group]) -> str:
+    rows = [
+        html.row((one.metric, one.group.label, one.runs, _steps(one.steps), _shown(one.last), _shown(one.best)))
+        for one in lines(groups)
+    ]
+    note = "Mean ± standard deviation (n - 1) over the runs of a group. A run without the value leaves the cell empty."
+    headings = ("metric", "group", "runs", "last at step", "last", "best")
+    return f'<div class="wide">{html.table(headings, rows)}</div>\n<p>{note}</p>\n' if rows else "<p>None yet.</p>\n"
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return "" if not steps else f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+
+
+def _shown(figure: Figure | None) -> str:
+    return "" if figure is None else str(figure)
+
+
+def _curves(groups: Sequence[Group]) -> str:
+    names = [*dict.fromkeys(name for group in groups for run in group.runs for name in run.curves.of)]
+    means = {name for name in names if f"{report.MEAN}{name}" in names}  # single steps would hide each other
+    curves_of = {name: [run.curves.of.get(name) for group in groups for run in group.runs] for name in report.COUNTS}
+    zeros = {name for name, curves in curves_of.items() if all(map(report.is_zero, filter(None, curves)))}
+    order = sorted((name for name in names if name not in means | zeros), key=_rank)
+    figures = (
+        charts.curves(_title(name), [*_series(groups, name)], is_linear=name == "learning_rate") for name in order
+    )
+    note = (
+        "Of a group of seeds, the line is the mean and the band goes from the least to the greatest value of any seed."
+        " At a step they are of the seeds that have come to it. Of many rows, neighbours share a point."
+    )
+    return f'<div class="curves">\n{"".join(figures)}</div>\n<p>{note}</p>\n' if order else ""
+
+
+def _rank(name: str) -> int:
+    return 0 if name.startswith(EVALUATION) else 1 if name.startswith(report.MEAN) else 2
+
+
+def _title(name: str) -> str:
+    return (
+        f"train {name.removeprefix(report.MEAN)} (mean)"
+        if name.startswith(report.MEAN)
+        else name.removeprefix(EVALUATION)
+    )
+
+
+def _series(groups: Sequence[Group], name: str) -> Iterator[charts.Series]:
+    for number, group in enumerate(groups):
+        colour = charts.COLOURS[number % len(charts.COLOURS)]
+        curves = [run.curves.of[name] for run in group.runs if name in run.curves.of]
+        averaged = [curve for curve in curves if isinstance(curve, Averaged)]
+        if len(averaged) < 2:
+            for curve in curves:
+                yield charts.Series(group.label, curve.segments(), curve.gaps, colour)
+            continue
+        lost = sorted({step for curve in curves for step in curve.gaps})
+        line, band = over_seeds(averaged)
+        yield charts.Series(group.label, [line], lost, colour, band=band)
+
+
+def over_seeds(curves: Sequence[Averaged]) -> tuple[list[tuple[float, float]], list[tuple[float, float, float]]]:
+    """Returns points (step, mean over the seeds) and (step, least, greatest value of any seed), in order of steps."""
+    width = max(curve.width for curve in curves)
+    bins: dict[int, list[tuple[float, float, float, float]]] = {}
+    for curve in curves:
+        for place, one in curve.bins(width).items():
+            bins.setdefault(place, []).append(one)
+    line, band = [], []
+    for _, found in sorted(bins.items()):
+        step = sum(one[0] for one in found) / len(found)
+        line.append((step, sum(one[1] for one in found) / len(found)))
+        band.append((step, min(one[2] for one in found), max(one[3] for one in found)))
+    return line, band

@@ -1,0 +1,231 @@
+"""framework/pages/comparison.py and --mode=compare: groups of seeds, their means and bands, the keys that differ."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import launch
+from framework.pages import comparison, curves, stored
+from framework.pages.comparison import grouped, over_seeds
+from framework.pages.curves import Averaged
+from tests.pages.browser import needs_chromium, opened
+from tests.pages.cells import Cells
+from tests.pages.folders import BAD, RESULT, ROWS, SECONDS, evaluation, make, start
+from tests.pages.test_charts import close, drawn, expected
+
+LAST = {("a", 0): 0.5, ("a", 1): 0.75, ("a", 2): 0.625, ("b", 0): 0.25, ("b", 1): 0.375}
+BEST = {("a", 0): 0.875, ("a", 1): 0.75, ("a", 2): 1.0, ("b", 0): 0.25, ("b", 1): 0.5}
+
+
+def make_five(folder):
+    """Three seeds of a rate and two of another."""
+    for (kind, seed), last in LAST.items():
+        config = {"seed": seed, "schedule": {"learning_rate": 0.5 if kind == "a" else 0.125}}
+        rows = [evaluation(100, 2.0 + seed, BEST[kind, seed]), evaluation(400, 1.0 + seed, last)]
+        make(folder / f"{kind}{seed}", rows, RESULT, config=config)
+    return [folder / f"{kind}{seed}" for kind, seed in LAST]
+
+
+def read(paths):
+    return grouped([stored.read(path, make=Averaged) for path in paths])
+
+
+def figures(text):
+    found = re.findall(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", text, re.DOTALL)
+    return {title: drawn(svg) for title, svg in found}
+
+
+def test_runs_that_differ_in_the_seed_alone_are_a_group(tmp_path):
+    groups = read(make_five(tmp_path))
+    assert [(group.label, [run.path.name for run in group.runs]) for group in groups] == [
+        ("learning_rate=0.5 (3 seeds)", ["a0", "a1", "a2"]),
+        ("learning_rate=0.125 (2 seeds)", ["b0", "b1"]),
+    ]
+    assert [group.values for group in groups] == [
+        {"schedule.learning_rate": "0.5"},
+        {"schedule.learning_rate": "0.125"},
+    ]
+
+
+def test_other_code_is_another_group(tmp_path):
+    for seed in range(2):
+        folder = make(tmp_path / str(seed), config={"seed": seed})
+        manifest = {"note": {}, "variables": {}, "facts": {"code": {"mnist.py": f"sha {seed}"}}}
+        (folder / "checkpoints" / "step-00000400" / "manifest.json").write_text(json.dumps(manifest))
+    groups = read([tmp_path / "0", tmp_path / "1"])
+    assert [group.label for group in groups] == [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert [*groups[0].values] == ["code"]
+
+
+def test_the_table_has_mean_and_deviation_of_numpy(tmp_path, capsys):
+    paths = make_five(tmp_path)
+    out = tmp_path / "compare.html"
+    assert launch.main(["launch.py", "--mode=compare", *map(str, paths), f"--out={out}"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = {(row[0], row[1]): row[2:] for row in Cells(out.read_text()).rows if len(row) == 6}
+    written = {
+        (row["metric"], row["group"]): row
+        for row in csv.DictReader((tmp_path / "compare.csv").read_text().splitlines())
+    }
+    for kind, label in (("a", "learning_rate=0.5 (3 seeds)"), ("b", "learning_rate=0.125 (2 seeds)")):
+        last = np.array([value for key, value in LAST.items() if key[0] == kind])
+        best = np.array([value for key, value in BEST.items() if key[0] == kind])
+        shown = [f"{values.mean():.6g} ± {values.std(ddof=1):.2g}" for values in (last, best)]
+        assert rows["test/accuracy", label] == [str(len(last)), "400", *shown]
+        assert [line for line in printed if label in line and shown[0] in line and shown[1] in line]
+        row = written["test/accuracy", label]
+        numbers = [float(row[name]) for name in ("last_mean", "last_sd", "best_mean", "best_sd")]
+        assert numbers == pytest.approx([last.mean(), last.std(ddof=1), best.mean(), best.std(ddof=1)], rel=1e-12)
+        assert row["runs"] == str(len(last)) and row["schedule.learning_rate"] in label
+        assert row["folders"].split() == [str(path) for path in paths if path.name[0] == kind]
+    assert printed[0].split() == ["group", "runs", "last", "test/accuracy", "best", "at", "step"]
+    assert printed[-1] == f"{out}, {tmp_path / 'compare.csv'}"
+
+
+def test_the_line_is_the_mean_and_the_band_goes_from_the_least_to_the_greatest(tmp_path):
+    lines, svg = figures(comparison.page(read(make_five(tmp_path))))["test/loss"]
+    low, high = 1.0, 4.0  # of all
+    assert close(lines["learning_rate=0.5 (3 seeds)"][0], expected([(100, 3.0), (400, 2.0)], 400, low, high))
+    assert close(lines["learning_rate=0.125 (2 seeds)"][0], expected([(100, 2.5), (400, 1.5)], 400, low, high))
+    bands = [
+        [tuple(map(float, point.split(","))) for point in polygon.get("points").split()]
+        for polygon in svg.iter("polygon")
+    ]
+    assert close(bands[0], expected([(100, 4.0), (400, 3.0), (400, 1.0), (100, 2.0)], 400, low, high))
+    assert close(bands[1], expected([(100, 3.0), (400, 2.0), (400, 1.0), (100, 2.0)], 400, low, high))
+
+
+def test_means_over_seeds_of_many_rows_are_those_of_bins():
+    rng = np.random.default_rng(5)
+    values = [rng.normal(size=4000), rng.normal(size=1500)]  # one seed stopped early
+    values[0][777] = 50.0
+    averaged = [Averaged(), Averaged()]
+    for curve, own in zip(averaged, values, strict=True):
+        for number, value in enumerate(own):
+            curve.add(10 * (number + 1), float(value))
+    line, band = over_seeds(averaged)
+    assert len(line) == len(band) <= 250
+    width = max(curve.width for curve in averaged)
+    steps = [10 * np.arange(1, own.size + 1) for own in values]
+    for (step, mean), (at, low, high), place in zip(line, band, np.unique(steps[0] // width), strict=True):
+        inside = [
+            own[of // width == place] for own, of in zip(values, steps, strict=True) if (of // width == place).any()
+        ]
+        assert mean == pytest.approx(np.mean([own.mean() for own in inside]), abs=1e-12) and step == at
+        assert (low, high) == (min(own.min() for own in inside), max(own.max() for own in inside))
+    assert max(high for *_, high in band) == 50.0
+
+
+def test_few_rows_are_averaged_step_by_step():
+    averaged = [Averaged(), Averaged()]
+    for curve, shift in zip(averaged, (0.0, 1.0), strict=True):
+        for step in (100, 200):
+            curve.add(step, step + shift)
+    averaged[1].add(300, 7.0)  # the other seed has not come to it
+    assert over_seeds(averaged) == (
+        [(100, 100.5), (200, 200.5), (300, 7.0)],
+        [(100, 100.0, 101.0), (200, 200.0, 201.0), (300, 7.0, 7.0)],
+    )
+
+
+def test_a_value_that_a_seed_lacks_gives_no_mean(tmp_path):
+    paths = make_five(tmp_path)[:2]
+    with (paths[0] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 400, "eval/test/late": null}\n')
+    with (paths[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 400, "eval/test/late": 3.0}\n')
+    late = [line for line in comparison.lines(read(paths)) if line.metric == "test/late"]
+    assert [(line.runs, line.last, line.best) for line in late] == [(2, None, None)]
+
+
+def test_single_runs_show_their_spikes_and_gaps(tmp_path):
+    rows = [{"step": 10, "mean/loss": 1.0}, {"step": 20, "mean/loss": None}, {"step": 30, "mean/loss": 2.0}]
+    a, b = (
+        make(tmp_path / "a", rows, None),
+        make(tmp_path / "b", rows[:1], None, config={"train": {"duration": "9 steps"}}),
+    )
+    lines, _ = figures(comparison.page(read([a, b])))["train loss (mean)"]
+    assert [len(points) for points in lines[f"{a}: duration=400 steps"]] == [1, 1]
+
+
+def test_all_that_others_wrote_is_escaped(tmp_path):
+    for number in range(3):
+        rows = [{"step": 1, f"loss{BAD}": 1.0, f"eval/{BAD}/{BAD}": 2.0}, *ROWS]
+        config = {"seed": f"{BAD}{number}", f"k{BAD}": BAD if number else "x"}
+        result = RESULT | {"status": BAD, "seconds": SECONDS}
+        make(tmp_path / f"{number}{BAD.replace('/', '')}", rows, result, [start(command=BAD)], config)
+    paths = sorted(tmp_path.iterdir())
+    (paths[0] / "result.json").write_text(f'{{"step": 1, "status": "x", "best": {{"{BAD[:7]}": []}}}}')
+    groups = read(paths)
+    text = comparison.page(groups)
+    cells = Cells(text)
+    assert len(groups) == 2 and cells.tags.isdisjoint({"script", "link", "iframe", "a", "img"})
+    assert cells.attributes.isdisjoint({"href", "src", "onload"}) and text.count("&lt;script") > 20
+    assert "default-src 'none'" in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        drawn(svg)
+    assert {row["group"] for row in csv.DictReader(comparison.csv_text(groups).splitlines())} == {
+        one.label for one in groups
+    }
+
+
+def call(*arguments):
+    return launch.main(["launch.py", "--mode=compare", *map(str, arguments)])
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", config={"seed": 1})
+    (tmp_path / "notes").mkdir()
+    os.symlink(a, tmp_path / "link")
+    for arguments, said in [
+        ([], "--mode=compare needs two runs or more. Type e.g. --mode=compare runs/a runs/b."),
+        ([a], "--mode=compare needs two runs or more. Type e.g. --mode=compare runs/a runs/b."),
+        ([a, tmp_path / "notes"], f"{tmp_path / 'notes'} is no run folder: it has no config.json. Type a run folder,"),
+        ([a, tmp_path / "link"], f"{tmp_path / 'link'} is named twice. Leave one out."),
+        ([a, b, "--out=x.txt"], "--out=x.txt is no page. Type e.g. --out=compare.html."),
+        ([a, b, f"--out={tmp_path}/none/x.html"], "x.html cannot be written: No such file or directory."),
+        ([a, b, f"--workdir={tmp_path}"], "--workdir has no effect with --mode=compare, which takes the run folders"),
+    ]:
+        assert call(*arguments) == 2
+        assert said in capsys.readouterr().err, arguments
+    assert launch.main(["launch.py", "--mode=list", f"--workdir={tmp_path}", "--out=x.html"]) == 2
+    assert "--out has no effect with --mode=list. Use --mode=compare" in capsys.readouterr().err
+    assert launch.main(["launch.py", f"--workdir={tmp_path}", "--mode=list", "runs/a"]) == 2
+    assert "'runs/a' is not a flag." in capsys.readouterr().err
+
+
+def test_folders_are_typed_in_any_way_and_tensorflow_is_not_needed(tmp_path):
+    a, b = make(tmp_path / "a,b"), make(tmp_path / "c", config={"seed": 1})
+    code = (
+        "import sys, launch; status = launch.main(['launch.py', *sys.argv[1:]]);"
+        "assert not {'tensorflow', 'numpy'} & {*sys.modules}; sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "--mode=compare", str(a), f"--runs={b}", f"--out={tmp_path / 'x.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "0.625 ± 0" in done.stdout and done.stderr == ""
+    assert "<p>Nothing but the seed.</p>" in (tmp_path / "x.html").read_text()
+
+
+def test_curves_without_evaluations_are_compared_too(tmp_path):
+    a = make(tmp_path / "a", [{"step": 1, "loss": 1.0}], None)
+    b = make(tmp_path / "b", [], None, config={"seed": 1})
+    groups = read([a, b])
+    assert comparison.lines(groups) == [] and "None yet." in comparison.page(groups)
+    assert "learning" not in comparison.summary(groups) and curves.Curves().of == groups[0].runs[1].curves.of
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_browser_shows_a_comparison(tmp_path):
+    out = tmp_path / "compare.html"
+    assert call(*make_five(tmp_path), f"--out={out}") == 0
+    document, errors = opened(out, tmp_path / "profile")
+    assert errors == [] and document.count("<polygon") == 4
+    rows = {(row[0], row[1]): row[2:] for row in Cells(document).rows if len(row) == 6}
+    assert rows["test/accuracy", "learning_rate=0.125 (2 seeds)"] == ["2", "400", "0.3125 ± 0.088", "0.375 ± 0.18"]
