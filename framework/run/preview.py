@@ -12,9 +12,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from framework.config import base_config
 from framework.data import augment
 from framework.run.evaluation import untouched
 from framework.run.run import Run
+from framework.run.stored_config import unlike
 from framework.step import compile_choice
 from framework.step.additivity import check_additive
 from framework.step.padding import check_metrics, padded
@@ -22,11 +24,12 @@ from framework.writers import MultiWriter
 
 
 def show_inputs(run: Run, writer: MultiWriter) -> None:
-    """Writes the config, the graph of the forward pass, and pictures of real inputs.
+    """Writes the config, what it changes, the graph of the forward pass, and pictures of real inputs.
 
     Pictures that a chain of augmentations made are also shown after each of its members.
     """
     writer.texts(0, {"config": f"```\n{run.config}\n```"})
+    writer.hyperparameters(_hyperparameters(run))
     writer.graph(run.probe.graph)
     if not run.resolved.log.images:
         return
@@ -36,6 +39,13 @@ def show_inputs(run: Run, writer: MultiWriter) -> None:
     for place, (name, stage) in enumerate(stages):
         if place < len(stages) - 1:  # the last one is the batch itself
             writer.images(0, _pictures(run, f"/{place}_{name}", stage))
+
+
+def _hyperparameters(run: Run) -> dict[str, bool | float | str]:
+    """Returns the seed, and the values that are not the defaults of the framework or of the experiment."""
+    changed = unlike(run.config, base_config()) | unlike(run.config, run.experiment.get_config())
+    values = {"seed": run.config.seed, **changed}
+    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
 
 
 def _pictures(run: Run, end: str, batch: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:

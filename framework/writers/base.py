@@ -79,6 +79,9 @@ class Writer:
     def graph(self, graph: tf.Graph) -> None:
         """Writes the graph of the model; once a run."""
 
+    def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
+        """Writes what the run is trained with: {key of the config: value}; once a run."""
+
     def flush(self) -> None:
         """Returns when everything written so far is on disk."""
 
@@ -106,6 +109,9 @@ class _Relay(Writer, abc.ABC):
 
     def graph(self, graph: tf.Graph) -> None:
         self._pass("graph", graph)
+
+    def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
+        self._pass("hyperparameters", values)
 
     def flush(self) -> None:
         self._pass("flush")

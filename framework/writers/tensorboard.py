@@ -24,6 +24,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.plugins.text import metadata as text_metadata
@@ -50,7 +51,7 @@ class TensorBoard(Writer):
     """Writes event files, with one TensorBoard run for training and one for each evaluation split.
 
     'loss' is the tag 'loss' of the run 'train', and 'eval/test/loss' the tag 'loss' of the run 'eval/test': two curves
-    of one chart. Histograms, pictures, texts and the graph are in the run 'train'.
+    of one chart. Histograms, pictures, texts and the graph are in the run 'train', hyperparameters in the folder.
 
     Args:
       folder: the log directory.
@@ -100,6 +101,9 @@ class TensorBoard(Writer):
         for name, text in texts.items():
             tensor = make_tensor_proto(text.encode())
             self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _TEXT, "tensor": tensor}]))
+
+    def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
+        self._write(".", 0, summary=Summary.FromString(hparams_pb(dict(values)).SerializeToString()))
 
     def flush(self) -> None:
         for writer in self._runs.values():
