@@ -25,7 +25,7 @@ _STYLE = (
     + """\
 body { max-width: 90em; margin: 1.5em auto; padding: 0 1em } h2 { margin-top: 2em }
 .wide { overflow-x: auto } td, th { vertical-align: top; text-align: left }
-td { overflow-wrap: anywhere; max-width: 40em } .damages { color: #a00 }
+td { overflow-wrap: break-word; max-width: 40em } .damages { color: #a00 }
 """
 )
 
@@ -91,7 +91,7 @@ def grouped(runs: Sequence[StoredRun]) -> list[Group]:
 def _identity(run: StoredRun) -> dict[str, Any]:
     """Returns what the runs of a group have in common: config but for the seed, and the code that trained."""
     code = run.saved.get("facts", {}).get("code", {})
-    known = {"code": json.dumps(code, sort_keys=True)} if code else {}
+    known = {"code": ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(code.items()))} if code else {}
     return {key: value for key, value in run.config.items() if key != "seed"} | known
 
 
@@ -109,9 +109,10 @@ def _label(group: Sequence[StoredRun], values: dict[str, str]) -> str:
 
 
 def lines(groups: Sequence[Group]) -> list[Line]:
-    """Returns a line for each metric that was evaluated and each group, metric by metric."""
+    """Returns a line for each metric and each group that evaluated it, metric by metric."""
     metrics = dict.fromkeys(result.name for group in groups for run in group.runs for result in run.results())
-    return [_line(metric, group) for metric in metrics for group in groups]
+    every = (_line(metric, group) for metric in metrics for group in groups)
+    return [line for line in every if line.runs]
 
 
 def _line(metric: str, group: Group) -> Line:

@@ -60,7 +60,7 @@ _STYLE = (
     + """\
 body { max-width: 90em; margin: 1.5em auto; padding: 0 1em } h1 { overflow-wrap: anywhere } h2 { margin-top: 2em }
 .wide { overflow-x: auto } td { white-space: nowrap } td, th { vertical-align: top }
-td:first-child, .left td, .failure { white-space: normal; overflow-wrap: anywhere; min-width: 7em }
+td:first-child, .left td, .failure { white-space: normal; overflow-wrap: break-word; min-width: 7em }
 .left td, .left th { text-align: left } .damages { color: #a00 } summary { cursor: pointer; margin: .5em 0 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f5f5; padding: .7em; margin: .3em 0 }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.5em } .pictures img { max-width: 100%; image-rendering: pixelated }
@@ -306,8 +306,8 @@ def _config(run: StoredRun) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Returns a value of a config as text; a tuple is a list, as in JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """Returns a value of a config as text; a tuple is a list, as in JSON, and an empty text is seen."""
+    return (value or "''") if isinstance(value, str) else json.dumps(value)
 
 
 def _variables(run: StoredRun) -> str:

@@ -246,6 +246,9 @@ def _manifest(value: Any) -> dict[str, Any]:
     _check_numbers("seconds", value["note"].get("seconds", {}))
     if any(type(size) is not int for variable in value["variables"].values() for size in variable["shape"]):
         raise CorruptError("a variable has no shape")
+    code = value.get("facts", {}).get("code", {})
+    if any(type(text) is not str for pair in code.items() for text in pair):
+        raise CorruptError("the code has no hash")
     return dict(value)
 
 

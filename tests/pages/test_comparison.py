@@ -60,7 +60,7 @@ def test_other_code_is_another_group(tmp_path):
         (folder / "checkpoints" / "step-00000400" / "manifest.json").write_text(json.dumps(manifest))
     groups = read([tmp_path / "0", tmp_path / "1"])
     assert [group.label for group in groups] == [str(tmp_path / "0"), str(tmp_path / "1")]
-    assert [*groups[0].values] == ["code"]
+    assert [group.values for group in groups] == [{"code": "mnist.py sha 0"}, {"code": "mnist.py sha 1"}]
 
 
 def test_the_table_has_mean_and_deviation_of_numpy(tmp_path, capsys):
@@ -142,6 +142,14 @@ def test_a_value_that_a_seed_lacks_gives_no_mean(tmp_path):
         file.write('{"step": 400, "eval/test/late": 3.0}\n')
     late = [line for line in comparison.lines(read(paths)) if line.metric == "test/late"]
     assert [(line.runs, line.last, line.best) for line in late] == [(2, None, None)]
+
+
+def test_a_group_without_a_metric_has_no_line_of_it(tmp_path):
+    a, b = (
+        make(tmp_path / "a", [evaluation(1, 1.0, 0.5), {"step": 2, "eval/own/late": 3.0}]),
+        make(tmp_path / "b", config={"k": 1}),
+    )
+    assert [line.group.runs[0].path for line in comparison.lines(read([a, b])) if line.metric == "own/late"] == [a]
 
 
 def test_single_runs_show_their_spikes_and_gaps(tmp_path):

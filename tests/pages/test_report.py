@@ -76,6 +76,7 @@ def test_the_config_says_what_differs(tmp_path):
     few, all_rows = rows_of(differing), rows_of(every)
     assert few["schedule.learning_rate"][0] == "0.5" and few["schedule.learning_rate"][2] == "yes"
     assert few["data.own"] == ["x", "key of the experiment", ""] and few["optimizer.name"][0] == "sgd"
+    assert all_rows["init_from"] == ["''", "''", ""]
     assert "log.every" in all_rows and "log.every" not in few
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from framework import files
-from framework.pages import stored
+from framework.pages import comparison, report, stored
 from tests.pages.folders import RESULT, ROWS, evaluation, fail, make, start
 
 
@@ -84,7 +84,8 @@ MANIFEST = "checkpoints/step-00000400/manifest.json"
 WRONG = [
     "", "null", "[]", "3", '"x"', "{", "{}", 9000 * "[", "\ufffd", '{"step": "x"}', '{"step": 400, "status": 3}',
     "[[]]", '[{"hook": "x"}]', '{"starts": [3]}', '{"starts": [{"step": 1, "time": "yesterday"}]}',
-    '{"note": 3, "variables": {}}',
+    '{"note": 3, "variables": {}}', '{"note": {}, "variables": {}, "facts": {"code": 3}}',
+    '{"note": {}, "variables": {}, "facts": {"code": {"a": 3}}}', '{"note": {}, "variables": {}, "facts": null}',
     '{"step": 400, "status": "finished", "best": {"x": "y"}}', '{"step": 400, "status": "finished", "final": [1]}',
     '{"note": {}, "variables": {"model/a": {"shape": ["x"]}}}', '{"step": 400, "status": "finished", "seconds": 3}',
 ]  # fmt: skip
@@ -93,8 +94,6 @@ WRONG = [
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 def test_damaged_files_are_named(tmp_path, name):
     """Whatever stands there, a page is made; what cannot be read is named."""
-    from framework.pages import report
-
     folder = make(tmp_path / "a")
     path = folder / name
     if name == "checkpoints":
@@ -104,6 +103,8 @@ def test_damaged_files_are_named(tmp_path, name):
         path.write_text(text)
         run = stored.read(folder)
         report.page(run)
+        groups = comparison.grouped([run, run])
+        comparison.page(groups), comparison.csv_text(groups), comparison.summary(groups)
         stored.read(folder, is_short=True).main_result()
         if number < 6 and name not in ("checkpoints", "metrics.jsonl", "exports/report.json"):
             assert [damage for damage in run.damages if damage.startswith(f"{name}: ")], text
@@ -117,8 +118,6 @@ def test_damaged_files_are_named(tmp_path, name):
 
 @pytest.mark.parametrize("key", ["modes", "overridden", "total_steps", "time", "packages", "git", "devices", "command"])
 def test_odd_values_of_a_start_do_no_harm(tmp_path, key):
-    from framework.pages import report
-
     for number, value in enumerate([None, 3, "x", [1], {"test/loss": 3}, True]):
         run = stored.read(make(tmp_path / str(number), starts=[start(**{key: value})]))
         report.page(run)
