@@ -233,6 +233,7 @@ def test_protocol_over_pipes(tmp_path):
     ready, first, second = map(json.loads, done.stdout.splitlines())
     assert ready["versions"] == {"fake": "cnn bfloat16 eager"} and ready["compile_seconds"] < 60
     assert (first["loss"], second["loss"]) == (3, 7) and first["ms"] > 0
+    assert 0 <= first["processor_ms"] < 60_000
     assert done.stderr == "noise of a framework\n"
 
 

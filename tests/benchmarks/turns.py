@@ -35,7 +35,12 @@ class Process:
     Args:
       command: of the process, which has a session of its own.
       root: the checkout in which it runs and from which it imports.
+
+    Attributes:
+      processor_ms: milliseconds of processor time of each step of the last `run`, of all threads of the process.
     """
+
+    processor_ms = math.nan
 
     def __init__(self, command: Sequence[str], root: Path = ROOT) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — closed by __exit__
@@ -72,6 +77,7 @@ class Process:
         answer = self._answer(TURN_SECONDS)
         if not math.isfinite(answer["loss"]):
             raise PeerError(f"its loss is {answer['loss']}")
+        self.processor_ms = answer.get("processor_ms", math.nan)  # a checkout of earlier has none
         return answer["ms"]
 
     def __enter__(self) -> "Process":

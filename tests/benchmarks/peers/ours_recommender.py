@@ -1,10 +1,10 @@
 """The framework on `workloads/recommender.py`: training as `ours.py` has it, or evaluations after a training.
 
     python tests/benchmarks/peers/ours_recommender.py --workload=two_tower --option=ratings.npz:history:graph
-    python tests/benchmarks/peers/ours_recommender.py --workload=two_tower --option=ratings.npz:history:evaluate
+    python tests/benchmarks/peers/ours_recommender.py --workload=two_tower --option=ratings.npz:history:evaluate_xla
 
-`graph` and `xla` train. A step of `evaluate` is an evaluation of all users; it leaves the vectors in
-ratings.npz.history.ours.npz.
+`graph` and `xla` train. A step of `evaluate_graph` or `evaluate_xla` is an evaluation of all users, compiled so; it
+leaves the vectors in ratings.npz.history.ours.npz.
 """
 
 import atexit
@@ -34,14 +34,14 @@ def prepare(workload: str, precision: str, option: str) -> Peer:
     path, features, what = option.rsplit(":", 2)
     folder = tempfile.mkdtemp(prefix="recommender-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    evaluates = what.startswith("evaluate_")
     settings = {**ENDLESS, "data.dir": path, "model.features": features, "train.precision": precision}
-    if what == "evaluate":
+    settings["train.compile"] = what.removeprefix("evaluate_")
+    if evaluates:
         del settings["train.duration"]
-    else:
-        settings["train.compile"] = what
     run = framework.build(str(ROOT / "tests/benchmarks/workloads/recommender.py"), settings, folder)
     versions = {name: environment()["packages"][name] for name in ("tensorflow", "tf-keras")}
-    if what != "evaluate":
+    if not evaluates:
         gate = Gate(lambda gate: framework.train(run))
         pause(run, gate)
         gate.steps(math.ceil(run.data.steps_per_epoch) + 1)

@@ -60,10 +60,11 @@ def serve(prepare: Callable[..., Peer]) -> None:
     _say(answers, {**ready, "compile_seconds": compile_seconds.get(peer.variant, prepare_seconds)})
     for line in sys.stdin:
         count = int(line.removeprefix("run "))
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         made = _made(peer.steps, count)
         milliseconds = 1e3 * (time.perf_counter() - started) / made
-        _say(answers, {"ms": milliseconds, "loss": peer.loss()})
+        processor = 1e3 * (time.process_time() - computed) / made  # of all threads
+        _say(answers, {"ms": milliseconds, "processor_ms": processor, "loss": peer.loss()})
 
 
 def _say(to: Any, what: dict[str, Any]) -> None:

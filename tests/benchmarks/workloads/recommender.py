@@ -15,7 +15,7 @@ from tests.benchmarks.workloads import recommender_towers as towers
 def get_config(arg: str) -> ConfigDict:
     """Adam at a constant rate; everything else as it is by default."""
     cfg = config.base_config()
-    cfg.data.batch_size = towers.BATCH
+    cfg.data.batch_size = cfg.eval.batch_size = towers.BATCH
     cfg.model.features = "id"  # or history
     cfg.train.duration = f"{towers.EPOCHS} epochs"
     cfg.train.compile = "graph"  # as in experiments/movielens_two_tower.py
