@@ -118,6 +118,7 @@ ROWS = (
     ("metrics",),
     ("precision",),
     ("optim.groups", "optim.options", "optim.masked", "optim.extension", "optim.fake_quantization", "optim.selection"),
+    ("optim.due",),
     ("optim.quantized_layers",),
     ("optim.sgd", "optim.adam", "optim.lamb"),
     ("optim.muon",),

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import compat, paths
+from framework.optim.due import if_due
 
 
 class Lookahead(tf.Module):
@@ -48,8 +49,7 @@ class Lookahead(tf.Module):
         Args:
           updates: int64 scalar; updates made, including this one.
           step: int64 scalar; steps counted before this one: skipped steps are no updates.
-          applied: bool scalar: False leaves all weights as they are, and True or False writes them in any case, as in
-            `Optimizer.apply`. None: a conditional leaves them alone unless they are due.
+          applied: bool scalar; False leaves all weights as they are. None is as True.
         """
         count = tf.cast(updates, tf.int64)
         is_due, is_last = tf.equal(count % self.every, 0), tf.equal(step, self.total - 1)
@@ -57,21 +57,18 @@ class Lookahead(tf.Module):
         power = tf.constant(self.power, tf.float64)
         share = 1 - tf.constant(1 - self.alpha, tf.float64) * tf.pow(done, power)
         share = tf.where(is_due, share, 0)
-        if applied is None:
-            tf.cond(is_due | is_last, lambda: self._move(share), lambda: tf.constant(False))
-        else:
-            self._move(share, (is_due | is_last) & applied)
+        moves = is_due | is_last
+        if_due(moves if applied is None else moves & applied, lambda: self._move(share), applied is not None)
 
-    def _move(self, share: tf.Tensor, allowed: tf.Tensor | None = None) -> tf.Tensor:
+    def _move(self, share: tf.Tensor) -> None:
         """Moves slow weights by a share of the way to the fast ones, and fast weights to the slow ones."""
         for path, variable in self._fast.items():
             slow, fast = self.slow[path], paths.copies(variable)[0].read_value()
             # What no step changes keeps its bits, an infinity too.
             moved = tf.where(tf.equal(fast, slow), fast, slow + tf.cast(share, slow.dtype) * (fast - slow))
-            slow.assign(moved if allowed is None else tf.where(allowed, moved, slow))
+            slow.assign(moved)
             for copy in paths.copies(variable):
-                copy.assign(moved if allowed is None else tf.where(allowed, moved, copy))
-        return tf.constant(True)  # a branch of tf.cond must return something
+                copy.assign(moved)
 
     def restart(self) -> None:
         """Sets the slow weights to the fast ones, as before the first update."""

@@ -22,6 +22,7 @@ from framework.config import flatten
 from framework.config.keys import KEYS
 from framework.config.keys.prune import pattern
 from framework.errors import UserError
+from framework.optim.due import if_due, nothing, rarely
 from framework.optim.selection import matrices, selected
 
 LOGGED = ("sparsity", "sparsity_overall")  # names in rows of the log
@@ -137,26 +138,20 @@ class Pruner(tf.Module):
           applied: bool scalar; False leaves masks and weights as they are. None is as True.
         """
         updates = tf.cast(updates, tf.int64)
-        is_due = self._is_due(updates) if applied is None else self._is_due(updates) & applied
-        made = tf.cond(is_due, lambda: self._made(updates), self._masks)
-        for path, mask in made.items():
-            self.masks[path].assign(mask)
-        self.apply()
+        is_due = self._is_due(updates)
         if applied is None:
-            tf.cond(is_due, self._mask_followers, lambda: tf.constant(False))
-        else:
-            self._mask_followers(is_due)
-
-    def apply(self) -> None:
-        """Sets the weights outside of the masks to 0, on every replica."""
-        for path, variable in self._pruned.items():
-            for copy in paths.copies(variable):
-                copy.assign(_masked(self.masks[path], copy))
+            stage = tf.cast(updates >= self.begin, tf.int32) + tf.cast(is_due, tf.int32)
+            tf.switch_case(stage, [nothing, self._keep, rarely(lambda: self._make(updates))])
+            return
+        is_due &= applied
+        self._mask_weights(is_due | ~applied)  # XLA does this in the pass that writes the new weights
+        if_due(is_due, lambda: self._make(updates), is_masked=True)
 
     def mask_all(self) -> None:
         """Sets weights and followers outside of the masks to 0, such as after they were assigned."""
-        self.apply()
-        self._mask_followers()
+        self._mask_weights()
+        for path, follower in self._followers:
+            follower.assign(_masked(self.masks[path], follower))
 
     def restart(self) -> None:
         """Makes the masks of the present weights before the first update: all True unless some are due already."""
@@ -224,8 +219,23 @@ class Pruner(tf.Module):
         is_turn = tf.equal((updates - self.begin) % self.every, 0) | tf.equal(updates, self.end)
         return is_turn & (updates >= self.begin) & (updates <= self.end)
 
-    def _masks(self) -> dict[str, tf.Tensor]:
-        return {path: mask.read_value() for path, mask in self.masks.items()}
+    def _keep(self) -> tf.Tensor:
+        """Sets the weights outside of the masks to 0."""
+        self._mask_weights()
+        return nothing()
+
+    def _make(self, updates: tf.Tensor) -> None:
+        """Makes the masks of the present weights, and sets weights and followers outside of them to 0."""
+        for path, mask in self._made(updates).items():
+            self.masks[path].assign(mask)
+        self.mask_all()
+
+    def _mask_weights(self, keeps_all: tf.Tensor | None = None) -> None:
+        """Sets the weights outside of the masks to 0, on every replica, unless `keeps_all`, a bool scalar."""
+        for path, variable in self._pruned.items():
+            mask = self.masks[path].read_value()
+            for copy in paths.copies(variable):
+                copy.assign(_masked(mask if keeps_all is None else mask | keeps_all, copy))
 
     def _made(self, updates: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the masks of the present weights."""
@@ -236,12 +246,6 @@ class Pruner(tf.Module):
             return {path: pattern_mask(value, *self._pattern) for path, value in weights.items()}
         sparsity = self.sparsity_at(updates)
         return {path: magnitude_mask(value, sparsity) for path, value in weights.items()}
-
-    def _mask_followers(self, is_due: tf.Tensor | None = None) -> tf.Tensor:
-        for path, follower in self._followers:
-            mask = self.masks[path] if is_due is None else self.masks[path] | ~is_due
-            follower.assign(_masked(mask, follower))
-        return tf.constant(True)  # a branch of tf.cond must return something
 
 
 def magnitude_mask(weights: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
@@ -310,4 +314,5 @@ def _value(variable: tf.Variable) -> tf.Tensor:
 
 def _masked(mask: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
     value = variable.read_value()
-    return tf.where(mask, value, tf.zeros([], value.dtype))
+    # One pass, where tf.where would broadcast.
+    return tf.raw_ops.Select(condition=mask, x=value, y=tf.zeros_like(value))
