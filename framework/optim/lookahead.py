@@ -52,13 +52,16 @@ class Lookahead(tf.Module):
           applied: bool scalar; False leaves all weights as they are. None is as True.
         """
         count = tf.cast(updates, tf.int64)
-        is_due, is_last = tf.equal(count % self.every, 0), tf.equal(step, self.total - 1)
         done = tf.cast(count, tf.float64) / self.total
         power = tf.constant(self.power, tf.float64)
         share = 1 - tf.constant(1 - self.alpha, tf.float64) * tf.pow(done, power)
-        share = tf.where(is_due, share, 0)
-        moves = is_due | is_last
-        if_due(moves if applied is None else moves & applied, lambda: self._move(share), applied is not None)
+        share = tf.where(tf.equal(count % self.every, 0), share, 0)
+        is_due = self.is_due(updates, step)
+        if_due(is_due if applied is None else is_due & applied, lambda: self._move(share), applied is not None)
+
+    def is_due(self, updates: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Returns whether weights move after an update, bool scalar; the arguments are those of `after_update`."""
+        return tf.equal(tf.cast(updates, tf.int64) % self.every, 0) | tf.equal(step, self.total - 1)
 
     def _move(self, share: tf.Tensor) -> None:
         """Moves slow weights by a share of the way to the fast ones, and fast weights to the slow ones."""

@@ -10,7 +10,7 @@ weights are those of `prune_low_magnitude` of tensorflow_model_optimization, whi
 a step and calls the pass after update t step t + 1; and at `end` a mask is made in any case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -104,6 +104,8 @@ class Pruner(tf.Module):
       pruned: {path: variable}.
       followers: {path: variable} each, whose variables at the paths of `pruned` follow the weights, such as averages:
         they are masked whenever masks are made.
+      have_moved: (updates, step) -> bool scalar; whether followers took over a part of weights that were not masked
+        yet, as slow weights do: then they are masked too.
 
     Attributes:
       masks: {path: bool variable}; True where a weight is kept. The module tracks nothing else.
@@ -114,6 +116,7 @@ class Pruner(tf.Module):
         settings: ConfigDict,
         pruned: Mapping[str, tf.Variable],
         followers: Sequence[Mapping[str, tf.Variable]] = (),
+        have_moved: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         super().__init__("prune")
         self._keeps = settings.schedule == "keep"
@@ -125,6 +128,7 @@ class Pruner(tf.Module):
         self.every: int = 1 if self._keeps else settings.every
         # The model is saved as the model, not as part of its pruner.
         self._pruned = compat.untracked(self, dict(pruned))
+        self._have_moved = have_moved
         self._followers = compat.untracked(self, [(path, one[path]) for one in followers for path in pruned])
         self.masks = {path: tf.Variable(tf.ones(v.shape, tf.bool), trainable=False) for path, v in pruned.items()}
         self.restart()
@@ -134,7 +138,7 @@ class Pruner(tf.Module):
 
         Args:
           updates: int64 scalar; updates made, including this one.
-          step: int64 scalar; not used.
+          step: int64 scalar; steps counted before this one.
           applied: bool scalar; False leaves masks and weights as they are. None is as True.
         """
         updates = tf.cast(updates, tf.int64)
@@ -142,16 +146,18 @@ class Pruner(tf.Module):
         if applied is None:
             stage = tf.cast(updates >= self.begin, tf.int32) + tf.cast(is_due, tf.int32)
             tf.switch_case(stage, [nothing, self._keep, rarely(lambda: self._make(updates))])
-            return
-        is_due &= applied
-        self._mask_weights(is_due | ~applied)  # XLA does this in the pass that writes the new weights
-        if_due(is_due, lambda: self._make(updates), is_masked=True)
+        else:
+            is_due &= applied
+            self._mask_weights(is_due | ~applied)  # XLA does this in the pass that writes the new weights
+            if_due(is_due, lambda: self._make(updates), is_masked=True)
+        if self._have_moved is not None:
+            moved = self._have_moved(updates, step)
+            if_due(moved if applied is None else moved & applied, self._mask_followers, applied is not None)
 
     def mask_all(self) -> None:
         """Sets weights and followers outside of the masks to 0, such as after they were assigned."""
         self._mask_weights()
-        for path, follower in self._followers:
-            follower.assign(_masked(self.masks[path], follower))
+        self._mask_followers()
 
     def restart(self) -> None:
         """Makes the masks of the present weights before the first update: all True unless some are due already."""
@@ -236,6 +242,10 @@ class Pruner(tf.Module):
             mask = self.masks[path].read_value()
             for copy in paths.copies(variable):
                 copy.assign(_masked(mask if keeps_all is None else mask | keeps_all, copy))
+
+    def _mask_followers(self) -> None:
+        for path, follower in self._followers:
+            follower.assign(_masked(self.masks[path], follower))
 
     def _made(self, updates: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the masks of the present weights."""

@@ -285,7 +285,8 @@ def _make_pruner(
     if not config.is_pruned(resolved.prune):
         return None
     followers = [*([ema.averages] if ema else []), *([lookahead.slow] if lookahead else [])]
-    return optim.Pruner(resolved.prune, optim.pruned_variables(resolved.prune, _trained(made)), followers)
+    pruned = optim.pruned_variables(resolved.prune, _trained(made))
+    return optim.Pruner(resolved.prune, pruned, followers, lookahead.is_due if lookahead else None)
 
 
 def _make_clusterer(

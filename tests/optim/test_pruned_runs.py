@@ -56,9 +56,10 @@ def trained(**more):
     return built
 
 
-def test_the_last_weights_and_their_average_have_the_sparsity(graph):
+def test_the_last_weights_and_what_follows_them_have_the_sparsity(graph):
     assert graph.state.prune.sparsities() == SHARES
     assert zeros(paths.variables(graph.model)) == zeros(graph.state.ema.averages) == SHARES
+    assert zeros(graph.state.lookahead.slow) == SHARES
     with graph.weights("ema"):
         assert zeros(paths.variables(graph.model)) == SHARES
     assert graph.sparsity() == {"sparsity": 57 / 72, "sparsity_overall": 57 / 83}
@@ -94,6 +95,7 @@ def test_every_way_to_compute_a_step_has_the_same_masks_and_clusters(graph, more
         one, other = (paths.variables(getattr(run.state, name)) for run in (built, graph))
         assert distance(*({p: v.numpy() for p, v in each.items()} for each in (one, other))) <= 1e-12
     assert zeros(paths.variables(built.model)) == zeros(built.state.ema.averages) == SHARES
+    assert zeros(built.state.lookahead.slow) == SHARES
     assert distinct(paths.variables(built.model)) == distinct(built.state.ema.averages) == dict.fromkeys(SHARES, 4)
     assert_copies_agree(built)
 
