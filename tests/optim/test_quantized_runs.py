@@ -126,6 +126,21 @@ def test_a_skipped_step_of_float16_moves_no_range_and_no_cluster(mode):
     assert not any(path.startswith("cluster/indices/") for path in moved)
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_ranges_of_half_precision_are_those_of_its_activations(precision):
+    scale = {"loss_scale.initial": 8.0} if precision == "float16" else {}
+    built = build(**INT8, **{"train.precision": precision, **scale})
+    built.train_block(3)
+    assert int(built.state.updates) == 3
+    wanted = None
+    for x in of_batches(built, 3):
+        x = tf.cast(tf.cast(x, precision), tf.float64).numpy()
+        seen = np.array([min(x.min(), 0), max(x.max(), 0)])
+        wanted = seen if wanted is None else 0.75 * wanted + 0.25 * seen
+    assert built.state.quantize.ranges["first/input"].dtype == tf.float32
+    np.testing.assert_allclose(ranges(built)["first/input"], wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_in_the_same_bits(mode, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
