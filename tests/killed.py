@@ -21,11 +21,11 @@ from tests import small
 STEP = 4
 SETTINGS = {"checkpoint.every": "2 steps", "checkpoint.keep": 1, "train.duration": "6 steps", "train.compile": "eager"}
 KINDS = {
-    "pruned": {
-        **{"prune.sparsity": 0.5, "prune.begin": "1 step", "prune.end": "3 steps", "prune.every": "1 step"},
+    "pruned": {"prune.sparsity": 0.5, "prune.begin": "1 step", "prune.end": "5 steps", "prune.every": "1 step"},
+    "quantized": {
+        **{"quantize.name": "int8", "quantize.begin": "3 steps", "quantize.momentum": 0.5},
         **{"cluster.name": "kmeans", "cluster.clusters": 4, "cluster.begin": "3 steps"},
     },
-    "quantized": {"quantize.name": "int8", "quantize.begin": "3 steps", "quantize.momentum": 0.5},
 }
 
 

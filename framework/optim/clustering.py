@@ -12,7 +12,6 @@ weights. Han et al. take the sum. Weights that are exactly 0 have a cluster of t
 Source: Han et al., 2016, "Deep compression". tensorflow_model_optimization has the means as `GradientAggregation.AVG`.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from framework import compat, paths
 from framework.errors import UserError
+from framework.optim.due import if_due
 from framework.optim.selection import matrices, selected
 
 DISTINCT = "distinct_values"  # name in rows of the log and in result.json
@@ -96,19 +96,13 @@ class Clusterer(tf.Module):
         """
         is_on = tf.cast(updates, tf.int64) >= self.begin
         is_on = is_on if applied is None else is_on & applied
-        is_due = is_on & ~self.active.read_value()
-        if applied is None:
-            tf.cond(is_on, lambda: self._assign(self._shared(is_due)), lambda: tf.constant(False))
-            tf.cond(is_due, self._share_followers, lambda: tf.constant(False))
-        else:
-            self._assign(tf.cond(is_on, lambda: self._shared(is_due), self._present))
-            self._share_followers(is_due)
-        self.active.assign(self.active.read_value() | is_on)
+        if_due(is_on & ~self.active.read_value(), self._find, applied is not None)
+        if_due(is_on, self._share, applied is not None)
 
     def share_all(self) -> None:
         """Gives the weights and followers of each cluster one value, such as after they were assigned."""
         if bool(self.active):
-            self._assign(self._shared(tf.constant(False)))
+            self._share()
             self._share_followers()
 
     def restart(self) -> None:
@@ -138,45 +132,33 @@ class Clusterer(tf.Module):
                 " trained. Leave these out by --config.cluster.exclude."
             )
 
-    def _shared(self, is_due: tf.Tensor) -> dict[str, tuple[tf.Tensor, _Clusters]]:
-        """Returns {path: (weights, clusters)} in which weights are the means of their clusters."""
-        shared = {}
-        for path, (index, centroids, sizes) in tf.cond(is_due, self._found, self._kept).items():
-            means = cluster_means(_value(self._clustered[path]), index, centroids, sizes)
-            shared[path] = (_values_of(means, index), (index, means, sizes))
-        return shared
-
-    def _present(self) -> dict[str, tuple[tf.Tensor, _Clusters]]:
-        return {path: (_value(self._clustered[path]), clusters) for path, clusters in self._kept().items()}
-
-    def _found(self) -> dict[str, _Clusters]:
-        return {path: find_clusters(_value(variable), self.clusters) for path, variable in self._clustered.items()}
-
-    def _kept(self) -> dict[str, _Clusters]:
-        return {path: self._clusters_of(path) for path in self.indices}
-
-    def _clusters_of(self, path: str) -> _Clusters:
-        return self.indices[path].read_value(), self.centroids[path].read_value(), self.sizes[path].read_value()
-
-    def _assign(self, shared: Mapping[str, tuple[tf.Tensor, _Clusters]]) -> tf.Tensor:
-        """Assigns weights, on every replica, and clusters."""
-        for path, (weights, (index, centroids, sizes)) in shared.items():
+    def _find(self) -> None:
+        """Finds the clusters of the present weights, and makes followers the means of their clusters."""
+        for path, variable in self._clustered.items():
+            index, centroids, sizes = find_clusters(_value(variable), self.clusters)
             self.indices[path].assign(index)
             self.centroids[path].assign(centroids)
             self.sizes[path].assign(sizes)
-            for copy in paths.copies(self._clustered[path]):
+        self._share_followers()
+        self.active.assign(True)
+
+    def _share(self) -> None:
+        """Makes the weights the means of their clusters, on every replica."""
+        for path, variable in self._clustered.items():
+            means = self._means(path, _value(variable))
+            self.centroids[path].assign(means)
+            weights = _values_of(means, self.indices[path].read_value())
+            for copy in paths.copies(variable):
                 copy.assign(weights)
-        return tf.constant(True)  # a branch of tf.cond must return something
 
-    def _share_followers(self, is_due: tf.Tensor | None = None) -> tf.Tensor:
+    def _share_followers(self) -> None:
         for path, follower in self._followers:
-            shared = functools.partial(self._shared_follower, path, follower)
-            follower.assign(shared() if is_due is None else tf.cond(is_due, shared, follower.read_value))
-        return tf.constant(True)
+            means = self._means(path, follower.read_value())
+            follower.assign(_values_of(means, self.indices[path].read_value()))
 
-    def _shared_follower(self, path: str, follower: tf.Variable) -> tf.Tensor:
-        index, centroids, sizes = self._clusters_of(path)
-        return _values_of(cluster_means(follower.read_value(), index, centroids, sizes), index)
+    def _means(self, path: str, values: tf.Tensor) -> tf.Tensor:
+        index, centroids, sizes = self.indices[path], self.centroids[path], self.sizes[path]
+        return cluster_means(values, index.read_value(), centroids.read_value(), sizes.read_value())
 
 
 def find_clusters(weights: tf.Tensor, clusters: int) -> _Clusters:

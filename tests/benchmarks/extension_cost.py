@@ -44,6 +44,8 @@ SIDES = {
     "kept": ("pruning, masks kept", {**PRUNE, "prune.begin": "1 step", "prune.end": "2 steps"}),
     "made": ("pruning, masks made", {**PRUNE, "prune.begin": "1 step", "prune.end": "999999 steps"}),
     "lookahead": ("Lookahead, not due", {"lookahead.every": 900_000}),
+    "unclustered": ("clusters, before `begin`", {"cluster.name": "kmeans", "cluster.begin": "900000 steps"}),
+    "clustered": ("clusters", {"cluster.name": "kmeans", "cluster.begin": "1 step"}),
     "int8": ("int8", {"quantize.name": "int8"}),
 }
 Loop = Callable[[int], object]  # of so many steps or updates
