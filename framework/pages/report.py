@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from framework import folder
 from framework.config.keys import KEYS
 from framework.files import write_text
@@ -78,6 +80,21 @@ def write(workdir: Path) -> Path:
     path = workdir / folder.PAGE
     write_text(path, page(stored.read(workdir), shown.newest(workdir / folder.CURVES)))
     return path
+
+
+def refresh(workdir: Path) -> None:
+    """Writes report.html as `write` does; a fault of the page itself is logged and does not end the run.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    try:
+        write(workdir)
+    except OSError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        logging.error("%s of %s is not written: %s: %s", folder.PAGE, workdir, kind, error, exc_info=True)
 
 
 def page(run: StoredRun, pictures: Shown | None = None) -> str:

@@ -62,7 +62,7 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
             weights=run.resolved.export.weights,
             split=base_split(run.resolved.eval.splits[0]),
         )
-    report.write(run.workdir)
+    report.refresh(run.workdir)
     return reports
 
 

@@ -71,7 +71,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
                 return ended
             result = _train(run, overrides)
         if run.replicas.is_chief:  # after the lock, by which the page tells that a run is under way
-            report.write(run.workdir)
+            report.refresh(run.workdir)
         return result
     except OSError as error:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:

@@ -186,6 +186,17 @@ def call(*arguments):
     return launch.main(["launch.py", "--mode=report", *arguments])
 
 
+def test_a_fault_of_the_page_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    def broken(run, pictures):
+        raise ZeroDivisionError("of the page")
+
+    monkeypatch.setattr(report, "page", broken)
+    result = train(build(tmp_path, **{"train.duration": "4 steps", "train.compile": "eager"}))
+    assert result["status"] == "finished" and json.loads((tmp_path / "result.json").read_text()) == result
+    assert f"report.html of {tmp_path} is not written: ZeroDivisionError: of the page" in caplog.text
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_the_mode_writes_the_page_without_tensorflow(tmp_path, capsys):
     folder = make(tmp_path / "a")
     code = (
