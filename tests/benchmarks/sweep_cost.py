@@ -4,7 +4,7 @@
     python tests/benchmarks/sweep_cost.py --trials=20 --clock=processor          # on a machine that others use
 
 Both train `experiments/mnist_mlp.py` for --duration at the rates of a grid, one after the other. A start is a process
-that trains and does not export, as a trial does not. With --turns both are repeated, by turns.
+that trains; with --exports it also exports and verifies, which a trial does not. With --turns both are repeated.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from framework.run.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = '''
-"""MNIST at the learning rates of a grid, without exports."""
+"""MNIST at the learning rates of a grid."""
 from experiments.mnist_mlp import check_config, get_config, make_data, make_loss, make_metrics, make_model
+{exports}
 
 RATES = {rates}
 
@@ -51,12 +52,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--duration", default="1 epoch")
+    parser.add_argument("--exports", action="store_true", help="whether starts export")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     options = parser.parse_args()
     rates = [round(5e-4 * 40 ** (place / (options.trials - 1)), 6) for place in range(options.trials)]
     folder = Path(tempfile.mkdtemp(prefix="sweep-cost-"))
     experiment = folder / "rates.py"
-    experiment.write_text(EXPERIMENT.format(rates=rates))
+    exports = "from experiments.mnist_mlp import make_exports" if options.exports else ""
+    experiment.write_text(EXPERIMENT.format(rates=rates, exports=exports))
     launch = [sys.executable, str(ROOT / "launch.py"), f"--config={experiment}"]
     launch.append(f"--config.train.duration={options.duration}")
     facts = environment()
