@@ -54,11 +54,11 @@ def values(model):
     return {path: variable.numpy().astype(np.float64) for path, variable in paths.variables(model).items()}
 
 
-def by_a_plain_loop(model, batches):
-    """Returns the variables of a model that a GradientTape has trained by gradient descent."""
+def by_a_plain_loop(model, batches, jit=False):
+    """Returns the variables of a model that a GradientTape has trained by gradient descent, under XLA if `jit`."""
     optimizer = keras.optimizers.SGD(0.01, jit_compile=False)
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, jit_compile=jit)
     def step(x, labels):
         with tf.GradientTape() as tape:
             logits = model(x, training=True)
@@ -78,12 +78,15 @@ def by_a_plain_loop(model, batches):
         ("prune_low_magnitude", "graph"),
         ("quantize_model", "graph"),
         pytest.param("prune_low_magnitude", "xla", marks=pytest.mark.slow),
+        pytest.param("quantize_model", "xla", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_trains_what_a_plain_loop_trains(kind, mode):
     built = build(functions={"make_model": MODELS[kind]}, **PLAIN, **{"train.compile": mode})
     start = values(built.model)
-    wanted = by_a_plain_loop(MODELS[kind](None), [built.data.at(step) for step in range(10)])
+    # XLA's gradient of fake quantisation is another one than the graph's where a weight is at the end of its range.
+    jit = (kind, mode) == ("quantize_model", "xla")
+    wanted = by_a_plain_loop(MODELS[kind](None), [built.data.at(step) for step in range(10)], jit)
     built.train_block(10)
     found = values(built.model)
     assert distance(start, {path: wanted[path] for path in wanted if np.any(wanted[path])}) > 1e-2
