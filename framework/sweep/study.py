@@ -74,21 +74,34 @@ def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any])
       facts: JSON values; what else must be the same when the sweep goes on.
 
     Raises:
-      UserError: Optuna is not installed, the grid is infinite, or the folder has a sweep with another plan or facts.
+      UserError: Optuna is not installed, the grid is infinite, the folder has a sweep with another plan or facts, or
+        its journal is damaged or cannot be written.
     """
     optuna = extras.load("optuna", "sweep")
     journal = extras.load("optuna.storages.journal", "sweep")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     grid = combinations(sweep) if plan.sampler == "grid" else []
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / JOURNAL)))
-    study = optuna.create_study(
-        storage=storage,
-        study_name=_NAME,
-        direction={"min": "minimize", "max": "maximize"}[plan.mode],
-        pruner=_pruner(optuna, plan.pruner),
-        load_if_exists=True,
-    )
+    path = folder.absolute() / JOURNAL  # the lock is a link to it, whose age is not seen if the link leads nowhere
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = journal.JournalFileSymlinkLock(str(path))
+        backend = journal.JournalFileBackend(str(path), lock)
+        _cut_incomplete(path, lock)
+        storage = optuna.storages.JournalStorage(backend)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=_NAME,
+            direction={"min": "minimize", "max": "maximize"}[plan.mode],
+            pruner=_pruner(optuna, plan.pruner),
+            load_if_exists=True,
+        )
+    except OSError as error:
+        raise UserError(f"{folder / JOURNAL} cannot be written: {error.strerror}. Use another --workdir.") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / JOURNAL} is damaged ({' '.join(str(error).split())}). Put back a copy of it, or use another"
+            " --workdir."
+        ) from error
     wanted = dataclasses.asdict(plan) | dict(facts)
     begun = study.user_attrs.get(_PLAN)
     for name, value in wanted.items():
@@ -102,6 +115,16 @@ def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any])
             study.enqueue_trial(params)
         study.set_user_attr(_PLAN, wanted)  # last: without it the sweep has not begun
     return Study(optuna, study, storage, sweep, plan)
+
+
+def _cut_incomplete(path: Path, lock: Any) -> None:
+    """Takes away a last line without an end, of a process that was killed or had no disk left while it wrote."""
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _pruner(optuna: Any, name: str) -> Any:

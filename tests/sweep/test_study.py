@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,58 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path, changed, line):
     assert str(caught.value) == (
         f"{tmp_path} has a sweep that was begun with {line}. Type what it was begun with, or use another --workdir."
     )
+
+
+def begun(folder):
+    """The journal of a sweep with a finished trial and one that is not finished."""
+    study = opened(folder)
+    study.end(study.ask(), 0.5)
+    study.ask()
+    return folder / "sweep.log"
+
+
+def test_a_last_line_that_a_kill_left_incomplete_is_taken_away(tmp_path):
+    journal = begun(tmp_path)
+    whole = journal.read_bytes()
+    for cut in (1, 9):
+        journal.write_bytes(whole[:-cut])
+        study = opened(tmp_path)
+        study.end(study.ask(), 0.75)
+        assert [row["state"] for row in opened(tmp_path).rows()] == ["finished", "unfinished", "finished"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda content: content.replace(b'"op_code"', b'"op_c', 1),
+        lambda content: b"[]\n",
+        lambda content: b"\xff\n\xff\n",
+    ],
+)
+def test_a_damaged_journal_is_refused_in_one_line(tmp_path, damaged):
+    journal = begun(tmp_path)
+    journal.write_bytes(damaged(journal.read_bytes()))
+    with pytest.raises(UserError, match=r"sweep\.log is damaged \([^\n]+\)\. Put back a copy of it, or use another"):
+        opened(tmp_path)
+
+
+def test_a_journal_that_cannot_be_written_is_refused_in_one_line(tmp_path):
+    (tmp_path / "sweep" / "sweep.log").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for folder, why in (("sweep", "Is a directory"), ("file", "File exists"), ("file/sweep", "Not a directory")):
+        with pytest.raises(UserError) as caught:
+            opened(tmp_path / folder)
+        line = f"{tmp_path / folder / 'sweep.log'} cannot be written: {why}. Use another --workdir."
+        assert str(caught.value) == line
+
+
+def test_the_age_of_a_lock_that_a_kill_left_is_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = opened(Path("sweep"))  # a relative folder, as --workdir is typed
+    lock = study._storage._backend._lock
+    lock.acquire()
+    assert Path("sweep/sweep.log.lock").stat().st_mtime > 0  # else Optuna would wait for ever
+    lock.release()
 
 
 def test_a_range_that_optuna_refuses_is_said_in_one_line(tmp_path):
