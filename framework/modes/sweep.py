@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from framework import folder
 from framework.config.keys.runtime import SEVERAL_PROCESSES
+from framework.config.overrides import override
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError, near
 from framework.experiment import returns
@@ -59,7 +60,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
 
 
 def _sweep(run: RunRequest, overrides: Sequence[str]) -> Callable[[Any], Mapping[str, Any]]:
-    """Returns the experiment's `sweep`, which refuses keys that were typed.
+    """Returns the experiment's `sweep`, which refuses keys that were typed, and values that the config cannot take.
 
     Raises:
       UserError: the experiment has none, or trains in several processes.
@@ -72,16 +73,28 @@ def _sweep(run: RunRequest, overrides: Sequence[str]) -> Callable[[Any], Mapping
             " several. Leave it out."
         )
     checked = returns.checked({"sweep": run.experiment.functions["sweep"]})["sweep"]
-    typed = {text.partition("=")[0].lstrip("-").removeprefix("config.") for text in overrides}
+    fitting: set[tuple[str, str]] = set()
+    typed = {text.partition("=")[0].lstrip("-").removeprefix("no").removeprefix("config.") for text in overrides}
 
     def sweep(trial: Any) -> Mapping[str, Any]:
         values: Mapping[str, Any] = checked(trial)
-        for key in values:
+        for key, value in values.items():
             if key in typed:
                 raise UserError(f"--config.{key} is typed, but sweep(trial) sets {key} in each trial. Leave it out.")
+            if (key, repr(value)) not in fitting:  # a grid asks for the same values again and again
+                _check_value(run.config, key, value)
+                fitting.add((key, repr(value)))
         return values
 
     return sweep
+
+
+def _check_value(config: ConfigDict, key: str, value: Any) -> None:
+    """Raises UserError for a value that a key cannot have; trials get its text, where None would become 'None'."""
+    try:
+        override(config, {key: str(value) if type(value) in (int, float) else value})
+    except UserError as error:
+        raise UserError(f"sweep(trial): {error}") from error
 
 
 def _modes(worker: Worker, request: Request) -> Mapping[str, str]:

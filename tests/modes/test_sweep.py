@@ -12,8 +12,12 @@ import pytest
 
 import launch
 from framework.checkpoint import digest, other_runs, read_arrays
+from framework.config import flatten
+from framework.config.overrides import override
 from framework.folder import starts
+from tests import tiny
 from tests.distribute.test_lifeline import are_gone
+from tests.sweep.spaces import opened
 
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 
@@ -124,6 +128,65 @@ def test_what_no_trial_can_use_is_refused_in_one_line(tmp_path, capsys, monkeypa
     answers(monkeypatch, {"test/loss": "min", "test/accuracy": "max"})
     assert launch.main(["launch.py", SWEPT, SWEEP, f"--workdir={tmp_path / 'sweep'}", *arguments]) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+SPACE = """
+from tests.swept import get_config, make_data, make_loss, make_metrics, make_model, make_schedule
+
+
+def sweep(trial):
+    return {VALUES}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ("'model.hiden': 8", "--config.model.hiden=8: there is no key 'model.hiden'. Did you mean 'model.hidden'?"),
+        (
+            "'early_stopping.metric': None",
+            "--config.early_stopping.metric=None: 'None' is not of type str, but NoneType. ",
+        ),
+        ("'model.hidden': 8.0", "--config.model.hidden=8.0: '8.0' is not of type int."),
+        ("'data.shuffle': [True]", "--config.data.shuffle=[True]: '[True]' is not of type bool, but list. "),
+    ],
+)
+def test_a_value_that_no_config_can_have_is_refused_in_one_line(tmp_path, capsys, monkeypatch, values, line):
+    answers(monkeypatch, {"test/accuracy": "max"})
+    (tmp_path / "space.py").write_text(SPACE.replace("VALUES", values))
+    arguments = [f"--config={tmp_path / 'space.py'}", SWEEP, f"--workdir={tmp_path / 'sweep'}"]
+    assert launch.main(["launch.py", *arguments, "--metric=test/accuracy"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: sweep(trial): {line}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"), [("--noconfig.data.shuffle", "data.shuffle"), ("--seed=1", "seed"), ("-config.seed=1", "seed")]
+)
+def test_a_key_that_is_typed_in_any_form_is_no_key_of_a_trial(tmp_path, capsys, monkeypatch, typed, key):
+    answers(monkeypatch, {"test/accuracy": "max"})
+    (tmp_path / "space.py").write_text(SPACE.replace("VALUES", f"'{key}': trial.suggest_int('value', 0, 1)"))
+    arguments = [f"--config={tmp_path / 'space.py'}", SWEEP, f"--workdir={tmp_path / 'sweep'}", typed]
+    assert launch.main(["launch.py", *arguments, "--metric=test/accuracy"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --config.{key} is typed, but sweep(trial) sets {key} in each trial. Leave it out.\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("early_stopping.metric", 'it\'s "a" = b '),
+        ("schedule.warmup", 100),
+        ("schedule.learning_rate", 1e-07),
+        ("eval.splits", ("test", "a b=c", "it's")),
+        ("model.hidden", 64),
+        ("data.shuffle", False),
+    ],
+)
+def test_the_text_of_a_value_gives_the_value_again(tmp_path, key, value):
+    config = tiny.get_config("")
+    study = opened(tmp_path, lambda trial: {key: value})
+    assert flatten(override(config, study.ask().overrides))[key] == (str(value) if key == "schedule.warmup" else value)
 
 
 @pytest.mark.slow
