@@ -26,6 +26,7 @@ FURTHER_FLAGS = {
     "data",
     "devices",
     "enable_batching",
+    "exports",
     "help",
     "help_config",
     "json",
