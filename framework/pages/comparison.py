@@ -7,14 +7,18 @@ Runs whose config differs in the seed alone, and whose code is the same, are a g
 with a band from the least to the greatest value of any seed.
 """
 
+import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from framework import folder
+from framework.files import CorruptError, read_bytes
 from framework.pages import charts, html, listing, report
 from framework.pages.curves import Averaged
 from framework.pages.stored import EVALUATION, Result, StoredRun
@@ -32,7 +36,7 @@ td { overflow-wrap: break-word; max-width: 40em } .damages { color: #a00 }
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Holds runs that differ in the seed alone.
+    """Holds runs that differ in the seed alone, or not even in that.
 
     Attributes:
       label: what differs from the other groups, or the name of the run.
@@ -90,9 +94,21 @@ def grouped(runs: Sequence[StoredRun]) -> list[Group]:
 
 def _identity(run: StoredRun) -> dict[str, Any]:
     """Returns what the runs of a group have in common: config but for the seed, and the code that trained."""
-    code = run.saved.get("facts", {}).get("code", {})
+    if not run.config:
+        return {"config": f"{folder.CONFIG} of {run.path} is missing or damaged"}
+    code = run.saved.get("facts", {}).get("code") or _copies(run)
     known = {"code": ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(code.items()))} if code else {}
     return {key: value for key, value in run.config.items() if key != "seed"} | known
+
+
+def _copies(run: StoredRun) -> dict[str, str]:
+    """Returns {name: SHA-256} of the code in a run folder, as checkpoints name it, of a run that has none yet."""
+    found = [*run.path.glob("*.py"), *run.path.glob("code/**/*.py")]
+    known = {}
+    for path in sorted(found):
+        with contextlib.suppress(CorruptError, FileNotFoundError):
+            known[path.relative_to(run.path).as_posix()] = hashlib.sha256(read_bytes(path)).hexdigest()
+    return known
 
 
 def _is_mixed(values: Iterable[Any]) -> bool:
@@ -105,7 +121,9 @@ def _label(group: Sequence[StoredRun], values: dict[str, str]) -> str:
     label = differing if 0 < len(differing) <= _LONGEST_LABEL else ""
     if len(group) == 1:
         return f"{names[0]}: {label}" if label else names[0]
-    return f"{label or names[0]} ({len(group)} seeds)"
+    seeds = len({run.config.get("seed") for run in group})
+    runs = "" if seeds == len(group) else f"{len(group)} runs of "  # the same seed twice is not two draws
+    return f"{label or names[0]} ({runs}{seeds} {'seed' if seeds == 1 else 'seeds'})"
 
 
 def lines(groups: Sequence[Group]) -> list[Line]:
@@ -123,7 +141,7 @@ def _line(metric: str, group: Group) -> Line:
 
 def _figure(results: Sequence[Result], which: str) -> Figure | None:
     points = [getattr(result, which) for result in results]
-    values = [point[1] for point in points if point is not None]
+    values = [point[1] for point in points if point is not None and math.isfinite(point[1])]
     if not values or len(values) < len(points):  # a mean over some of the seeds would pass for that of all
         return None
     mean = math.fsum(values) / len(values)
@@ -199,7 +217,10 @@ def _results(groups: Sequence[Group]) -> str:
         html.row((one.metric, one.group.label, one.runs, _steps(one.steps), _shown(one.last), _shown(one.best)))
         for one in lines(groups)
     ]
-    note = "Mean ± standard deviation (n - 1) over the runs of a group. A run without the value leaves the cell empty."
+    note = (
+        "Mean ± standard deviation (n - 1) over the runs of a group. A run without the value, or whose value is not"
+        " finite, leaves the cell empty."
+    )
     headings = ("metric", "group", "runs", "last at step", "last", "best")
     return f'<div class="wide">{html.table(headings, rows)}</div>\n<p>{note}</p>\n' if rows else "<p>None yet.</p>\n"
 

@@ -27,12 +27,14 @@ class Curve:
     """One number over the steps of a run.
 
     Attributes:
-      last: the point of the latest step.
+      latest: the point of the latest step, whose value may be NaN or infinite; None without values.
+      last: the finite point of the latest step.
       lowest: the first point of the least value; highest: that of the greatest. None, as `last`, without finite values.
       lost: how many values were not finite.
     """
 
     def __init__(self) -> None:
+        self.latest: Point | None = None
         self.last: Point | None = None
         self.lowest: Point | None = None
         self.highest: Point | None = None
@@ -43,6 +45,8 @@ class Curve:
 
     def add(self, step: int, value: float) -> None:
         """Takes a value, which may be NaN or infinite."""
+        if self.latest is None or step >= self.latest[0]:
+            self.latest = (step, value)
         place = step // self._width
         if not math.isfinite(value):
             self.lost += 1

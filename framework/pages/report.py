@@ -175,7 +175,7 @@ def _results(run: StoredRun) -> str:
         rows.append(html.row((result.name, *_point(last), *_point(best), mode)))
     means = {name: curve for name, curve in run.curves.of.items() if name.startswith(MEAN)}
     for name, curve in means.items():
-        rows.append(html.row((f"train {name.removeprefix(MEAN)} (mean)", *_point(curve.last), "", "", "")))
+        rows.append(html.row((f"train {name.removeprefix(MEAN)} (mean)", *_point(curve.latest), "", "", "")))
     headings = ("metric", "last", "of step", "best", "of step", "better is")
     return f'<div class="wide">{html.table(headings, rows)}</div>\n' if rows else ""
 

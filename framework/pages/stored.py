@@ -33,7 +33,10 @@ _ENDED = ("finished", "stopped early")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Holds the last and the best evaluation of a metric, 'test/accuracy'; None if there is none, or no best one."""
+    """Holds the last and the best evaluation of a metric, 'test/accuracy'; None if there is none, or no best one.
+
+    The last one may be NaN: an earlier number would pass for that of a run that broke.
+    """
 
     name: str
     last: Point | None
@@ -134,8 +137,8 @@ class StoredRun:
     def _result(self, name: str) -> Result:
         curve = self.curves.of.get(f"{EVALUATION}{name}")
         if curve is not None and name in self.modes:
-            return Result(name, curve.last, curve.lowest if self.modes[name] == "min" else curve.highest)
-        last = None if curve is None else curve.last
+            return Result(name, curve.latest, curve.lowest if self.modes[name] == "min" else curve.highest)
+        last = None if curve is None else curve.latest
         best = [self.result.get(of, {}).get(name) for of in ("best_steps", "best")]
         if last is None and self.result.get("final", {}).get(name) is not None:
             last = (self.result.get("final_step") or self.step, self.result["final"][name])

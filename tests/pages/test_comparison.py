@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import launch
-from framework.pages import comparison, curves, stored
+from framework.pages import comparison, curves, listing, report, stored
 from framework.pages.comparison import grouped, over_seeds
 from framework.pages.curves import Averaged
 from tests.pages.browser import needs_chromium, opened
@@ -61,6 +61,33 @@ def test_other_code_is_another_group(tmp_path):
     groups = read([tmp_path / "0", tmp_path / "1"])
     assert [group.label for group in groups] == [str(tmp_path / "0"), str(tmp_path / "1")]
     assert [group.values for group in groups] == [{"code": "mnist.py sha 0"}, {"code": "mnist.py sha 1"}]
+
+
+def test_other_code_is_another_group_before_the_first_checkpoint(tmp_path):
+    for seed, text in enumerate(("a = 1", "a = 1", "a = 2")):
+        folder = make(tmp_path / str(seed), config={"seed": seed}, saved=())
+        (folder / "code").mkdir()
+        (folder / "mnist.py").write_text("import helpers")
+        (folder / "code" / "helpers.py").write_text(text)
+    groups = read([tmp_path / str(seed) for seed in range(3)])
+    assert [len(group.runs) for group in groups] == [2, 1]
+    assert [re.findall(r"(\S+\.py) \w{8}", group.values["code"]) for group in groups] == 2 * [
+        ["code/helpers.py", "mnist.py"]
+    ]
+
+
+def test_runs_without_a_config_are_no_group(tmp_path):
+    for name in ("a", "b"):
+        (make(tmp_path / name) / "config.json").write_text("{")
+    assert [len(group.runs) for group in read([tmp_path / "a", tmp_path / "b"])] == [1, 1]
+
+
+def test_the_same_seed_twice_is_not_two_seeds(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make(tmp_path / name, config={"seed": seed})
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    assert [group.label for group in read(paths)] == [f"{paths[0]} (3 runs of 2 seeds)"]
+    assert [group.label for group in read(paths[:2])] == [f"{paths[0]} (2 runs of 1 seed)"]
 
 
 def test_the_table_has_mean_and_deviation_of_numpy(tmp_path, capsys):
@@ -142,6 +169,20 @@ def test_a_value_that_a_seed_lacks_gives_no_mean(tmp_path):
         file.write('{"step": 400, "eval/test/late": 3.0}\n')
     late = [line for line in comparison.lines(read(paths)) if line.metric == "test/late"]
     assert [(line.runs, line.last, line.best) for line in late] == [(2, None, None)]
+
+
+def test_the_last_number_of_a_seed_that_broke_is_not_one_before(tmp_path):
+    paths = make_five(tmp_path)[:3]
+    (paths[1] / "result.json").unlink()
+    with (paths[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 500, "eval/test/loss": null, "eval/test/accuracy": null}\n')
+    groups = read(paths)
+    (line,) = (line for line in comparison.lines(groups) if line.metric == "test/accuracy")
+    assert (line.runs, line.steps, line.last) == (3, (400, 500), None)
+    assert line.best.mean == pytest.approx(np.mean([0.875, 0.75, 1.0]))
+    broken = groups[0].runs[1]
+    assert "nan @500" in listing.table(tmp_path, [broken])
+    assert ["test/accuracy", "nan", "500", "0.75", "100", "max"] in Cells(report.page(broken)).rows
 
 
 def test_a_group_without_a_metric_has_no_line_of_it(tmp_path):

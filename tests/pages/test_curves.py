@@ -62,6 +62,7 @@ def test_values_that_are_not_finite_part_the_curve():
     assert (curve.gaps, curve.lost, curve.last) == ([20, 50], 2, (40, 4.0))
     nothing = curve_of([1, 2], [math.nan, -math.inf])
     assert (nothing.segments(), nothing.last, nothing.lost) == ([], None, 2)
+    assert (curve.latest, nothing.latest) == ((50, math.inf), (2, -math.inf))
 
 
 def test_many_lost_values_are_bounded_too():
