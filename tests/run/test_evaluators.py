@@ -12,28 +12,15 @@ import tensorflow as tf
 
 import framework
 import launch
-from framework import losses, paths
+from framework import paths
 from framework.errors import UserError
 from framework.evaluators import Report, predictions
 from framework.run import evaluation, reports
+from tests.evaluated import made
 from tests.small import build, differing, snapshot
 
 TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
 UNEVEN = {"eval.batch_size": 48}  # the last batch of 160 examples has 16
-
-
-def make_loss(cfg):
-    def loss(model, batch, training):
-        logits = model(batch["x"], training=training)
-        term = losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])
-        return {"cross_entropy": term}, {"logits": logits, "mean": tf.reduce_mean(logits)}
-
-    return loss
-
-
-def made(**own):
-    """Functions of an experiment with these evaluators."""
-    return {"make_loss": make_loss, "make_evaluators": lambda cfg: own}
 
 
 def logits_of(built, weights=None):

@@ -4,33 +4,19 @@ import functools
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import framework
-from framework import losses, paths
+from framework import paths
 from framework.evaluators import Report, examples, predictions
 from framework.run import evaluation
 from framework.step.kept import Kept
+from tests.evaluated import made
 from tests.small import build
 
 TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
 UNEVEN = {"eval.batch_size": 48}  # the last batch of 160 examples has 16
 
 MODES = ["graph", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("xla", "xla_gradients", "eager"))]
-
-
-def made(**own):
-    """Functions of an experiment with these evaluators."""
-
-    def make_loss(cfg):
-        def loss(model, batch, training):
-            logits = model(batch["x"], training=training)
-            term = losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])
-            return {"cross_entropy": term}, {"logits": logits, "mean": tf.reduce_mean(logits)}
-
-        return loss
-
-    return {"make_loss": make_loss, "make_evaluators": lambda cfg: own}
 
 
 def collector(found, **arguments):
