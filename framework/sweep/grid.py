@@ -26,7 +26,8 @@ class _Path:
         return self._answer(name, list(choices))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> Any:
-        return self._answer(name, list(range(low, high + 1, step)))
+        self._check_step(name, step)
+        return self._answer(name, range(low, high + 1, step))
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
         if step is None:
@@ -34,9 +35,14 @@ class _Path:
                 f"sweep(trial): a grid needs a finite number of values, and suggest_float('{name}', {low:g}, {high:g})"
                 " has no step. Write step=, or suggest_categorical, or leave --sampler=grid out."
             )
+        self._check_step(name, step)
         return self._answer(name, [low + step * place for place in range(int((high - low) / step + 1e-9) + 1)])
 
-    def _answer(self, name: str, values: list[Any]) -> Any:
+    def _check_step(self, name: str, step: float) -> None:
+        if not step > 0:
+            raise UserError(f"sweep(trial): step={step:g} of '{name}' must be above 0.")
+
+    def _answer(self, name: str, values: Sequence[Any]) -> Any:
         if name in self.params:
             return self.params[name]
         if not values:
@@ -53,7 +59,8 @@ def combinations(sweep: Callable[[Any], Any]) -> list[dict[str, Any]]:
     """Returns {name: value} of each combination, the last question varying fastest.
 
     Raises:
-      UserError: a question has infinitely many answers or none, or there are more than 10,000 combinations.
+      UserError: a question has infinitely many answers or none or a step of 0, or there are more than 10,000
+        combinations.
     """
     found: list[dict[str, Any]] = []
     path: list[int] = []

@@ -52,3 +52,14 @@ def test_what_is_no_grid_is_refused(ask, line):
     with pytest.raises(UserError) as caught:
         combinations(ask)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("ask", ["suggest_int", "suggest_float"])
+def test_a_step_of_nothing_is_refused(ask):
+    with pytest.raises(UserError, match=r"^sweep\(trial\): step=0 of 'x' must be above 0\.$"):
+        combinations(lambda trial: {"x": getattr(trial, ask)("x", 1, 2, step=0)})
+
+
+def test_a_range_of_any_length_takes_no_memory():
+    with pytest.raises(UserError, match="more than 10000 combinations"):
+        combinations(lambda trial: {"x": trial.suggest_int("x", 1, 10**12)})
