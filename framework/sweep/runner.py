@@ -129,6 +129,9 @@ class Runner:
         except UserError as busy:
             logging.info("%s", busy)
             return
+        if not self._study.is_unfinished(trial):
+            lock.close()
+            return
         worker = self._idle.pop() if self._idle and not self._needs_fresh(trial) else self._make_worker()
         logging.info("trial %d begins: %s", trial.number, " ".join(trial.overrides))
         worker.begin(self._request.task(trial))

@@ -154,13 +154,17 @@ class Study:
         """
         if self.plan.sampler == "grid" and self.started == len(self._trials()):
             return None
-        self._study.sampler = self._sampler()
+        self._study.sampler = self._sampler(len(self._trials()))
         return self._described(self._study.ask())
 
     def unfinished(self) -> list[Trial]:
         """Returns the trials that were begun and have not ended, in order."""
         numbers = [frozen.number for frozen in self._trials() if frozen.state == self._states.RUNNING]
         return [self._described(self._opened(number)) for number in numbers]
+
+    def is_unfinished(self, trial: Trial) -> bool:
+        """Returns whether a trial has not ended, as another process that trained it may have done meanwhile."""
+        return bool(self._trials()[trial.number].state == self._states.RUNNING)
 
     def report(self, trial: Trial, evaluations: int, best: float) -> bool:
         """Notes the best value of a trial after so many evaluations; returns whether the trial should end."""
@@ -211,9 +215,9 @@ class Study:
     def _trials(self) -> list[Any]:
         return self._study.get_trials(deepcopy=False)
 
-    def _sampler(self) -> Any:
-        """Returns the sampler of the next trial; one seed for all would begin again at a resume."""
-        seed = (self.plan.seed * 1_000_003 + len(self._trials())) % 2**32
+    def _sampler(self, number: int) -> Any:
+        """Returns the sampler of a trial; one seed for all would begin again at a resume."""
+        seed = (self.plan.seed * 1_000_003 + number) % 2**32
         if self.plan.sampler == "tpe":
             return self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         return self._optuna.samplers.RandomSampler(seed=seed)
@@ -222,6 +226,7 @@ class Study:
         """Returns Optuna's trial of a number, which keeps its values and may report."""
         study_id = self._storage.get_study_id_from_name(_NAME)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        self._study.sampler = self._sampler(number)  # of what was not asked for before a kill
         return self._optuna.trial.Trial(self._study, trial_id)
 
     def _described(self, trial: Any) -> Trial:
@@ -231,5 +236,6 @@ class Study:
         except ValueError as error:  # of Optuna: an empty range, or another one than before
             raise UserError(f"sweep(trial): {' '.join(str(error).split())}") from error
         overrides = tuple(f"--config.{key}={value}" for key, value in values.items())
-        trial.set_user_attr(_OVERRIDES, list(overrides))
+        if trial.user_attrs.get(_OVERRIDES) != list(overrides):  # Optuna lets none be set once the trial has ended
+            trial.set_user_attr(_OVERRIDES, list(overrides))
         return Trial(trial.number, overrides, len(self._trials()[trial.number].intermediate_values))

@@ -68,10 +68,11 @@ class Worker:
         self.trials = 0
 
     def begin(self, task: Task) -> None:
-        """Makes the process train a trial."""
+        """Makes the process train a trial; that the process is gone is what `answer` says."""
         self.trials += 1
-        self._input.write(json.dumps(dataclasses.asdict(task)).encode() + b"\n")
-        self._input.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._input.write(json.dumps(dataclasses.asdict(task)).encode() + b"\n")
+            self._input.flush()
 
     def answer(self) -> dict[str, Any] | None:
         """Returns what the process says next: what `_train` says and returns; None while it says nothing.

@@ -8,7 +8,7 @@ import pytest
 
 from framework import files
 from framework.errors import RunError
-from framework.sweep import runner
+from framework.sweep import runner, worker
 from framework.sweep.runner import Request, Runner
 from tests.sweep.spaces import opened
 
@@ -148,6 +148,31 @@ def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path):
     with files.held(tmp_path / "trial-0000.lock", str):
         study = run(tmp_path, {1: trained(0.5)}, 2)
     assert [row["state"] for row in study.rows()] == ["unfinished", "finished"]
+
+
+def test_a_trial_that_another_process_has_ended_meanwhile_is_not_trained_again(tmp_path, monkeypatch):
+    study = opened(tmp_path)
+    study.ask(), study.ask()
+    unfinished = type(study).unfinished
+
+    def ended_by_another(ours):
+        found = unfinished(ours)
+        study.end(found[1], 0.25)
+        return found
+
+    monkeypatch.setattr(type(study), "unfinished", ended_by_another)
+    found = run(tmp_path, {0: trained(0.5), 2: trained(0.75)}, 3)
+    assert [row["value"] for row in found.rows()] == [0.5, 0.25, 0.75]
+    assert [task.workdir[-1] for task in tasks()] == ["0", "2"]
+
+
+def test_a_worker_that_is_gone_is_a_failed_trial_with_its_status(monkeypatch):
+    monkeypatch.setattr(worker.sys, "executable", "false")
+    gone = worker.Worker()
+    gone._process.wait()
+    gone.begin(worker.Task("tests/tiny.py", (), "nowhere"))
+    assert gone.answer() == {"error": "its process ended with status 1"} and not gone.is_usable
+    gone.end()
 
 
 def test_a_trial_of_other_devices_has_a_process_of_its_own(tmp_path):
