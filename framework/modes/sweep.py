@@ -56,7 +56,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
         study = open_study(workdir, sweep, plan, {"config": values.config, "overrides": list(overrides)})
         trials = values.trials or (TRIALS if plan.sampler != "grid" else sys.maxsize)
         Runner(study, request, trials, values.parallel or 1, [worker]).run()
-    return _report(study, request)
+    return _report(study, request, run.config.checkpoint.best_metric)
 
 
 def _sweep(run: RunRequest, overrides: Sequence[str]) -> Callable[[Any], Mapping[str, Any]]:
@@ -131,8 +131,14 @@ def _plan(values: flags.FlagValues, config: ConfigDict, modes: Mapping[str, str]
     return Plan(metric, modes[metric], sampler, pruner, config.seed)
 
 
-def _report(study: Study, request: Request) -> int:
-    """Prints a table of the trials, the best first, and the command of the best; returns the exit status."""
+def _report(study: Study, request: Request, best_metric: str) -> int:
+    """Prints a table of the trials, the best first, and the commands of the best; returns the exit status.
+
+    Args:
+      study: of the sweep.
+      request: what the trials share.
+      best_metric: `checkpoint.best_metric`, whose best checkpoint each trial has kept.
+    """
     rows, best = study.rows(), study.best()
     sign = -1 if study.plan.mode == "max" else 1
     rows.sort(key=lambda row: (row["value"] is None, sign * (row["value"] or 0.0), row["number"]))
@@ -149,6 +155,13 @@ def _report(study: Study, request: Request) -> int:
     again = [f"--config={request.config}", *request.overrides, *best["overrides"]]
     export = [f"--config={request.config}", f"--workdir={request.folder(number)}", "--mode=export"]
     print(f"\nThe best is trial {number}. It was chosen by this value, so expect a worse one on other data.")
+    if best_metric == study.plan.metric:
+        export.append("--checkpoint=best")  # the value is that of this checkpoint, and not of the last one
+    else:
+        print(
+            f"No trial has kept the checkpoint of its best {study.plan.metric}: its last one may be worse. A sweep with"
+            f" --config.checkpoint.best_metric={study.plan.metric} keeps it."
+        )
     print(f"Export it:      {shlex.join(['python', 'launch.py', *export])}")
     print(f"Train it again: {shlex.join(['python', 'launch.py', *again])}")
     return 0

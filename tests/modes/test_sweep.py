@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from framework.checkpoint import digest, other_runs, read_arrays
 from framework.config import flatten
 from framework.config.overrides import override
 from framework.folder import starts
+from framework.modes import sweep
+from framework.sweep import runner
 from tests import tiny
 from tests.distribute.test_lifeline import are_gone
 from tests.sweep.spaces import opened
@@ -187,6 +190,24 @@ def test_the_text_of_a_value_gives_the_value_again(tmp_path, key, value):
     config = tiny.get_config("")
     study = opened(tmp_path, lambda trial: {key: value})
     assert flatten(override(config, study.ask().overrides))[key] == (str(value) if key == "schedule.warmup" else value)
+
+
+@pytest.mark.parametrize("best_metric", ["test/accuracy", "test/loss", ""])
+def test_the_export_of_the_best_trial_is_of_the_checkpoint_that_was_the_best(tmp_path, capsys, best_metric):
+    study = opened(tmp_path)
+    for value in (0.5, 0.75, 0.25):
+        study.end(study.ask(), value)
+    request = runner.Request("tests/swept.py", ["--config.eval.splits=('a b',)"], tmp_path)
+    assert sweep._report(study, request, best_metric) == 0
+    printed = capsys.readouterr().out
+    (export,) = re.findall(r"^Export it: +(.*)$", printed, re.MULTILINE)
+    is_kept = best_metric == "test/accuracy"
+    of_best = ["--checkpoint=best"] if is_kept else []
+    folder = f"--workdir={tmp_path / 'trial-0001'}"
+    assert shlex.split(export) == ["python", "launch.py", SWEPT, folder, "--mode=export", *of_best]
+    assert ("--config.checkpoint.best_metric=test/accuracy keeps it." in printed) != is_kept
+    (again,) = re.findall(r"^Train it again: +(.*)$", printed, re.MULTILINE)
+    assert shlex.split(again)[3] == "--config.eval.splits=('a b',)"
 
 
 @pytest.mark.slow
