@@ -11,6 +11,7 @@ Nothing here raises for what stands in the files: what is damaged is named and l
 import dataclasses
 import datetime
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,8 +149,8 @@ class StoredRun:
         """Returns the result that the run is judged by: of `checkpoint.best_metric`, else of the first with a best."""
         results = {result.name: result for result in self.results()}
         for key in ("checkpoint.best_metric", "early_stopping.metric"):
-            if self.config.get(key) in results:
-                return results[self.config[key]]
+            if (name := str(self.config.get(key))) in results:
+                return results[name]
         judged = [result for result in results.values() if result.best is not None]
         return next((result for result in judged if "loss" not in result.name), next(iter(judged), None))
 
@@ -233,7 +234,7 @@ def _result(value: Any) -> dict[str, Any]:
 
 def _check_numbers(what: str, values: Any) -> None:
     for value in values.values():
-        if value is not None and type(value) not in (int, float):
+        if value is not None and (type(value) not in (int, float) or abs(value) > sys.float_info.max):
             raise CorruptError(f"'{what}' holds what is no number")
 
 

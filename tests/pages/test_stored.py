@@ -88,6 +88,9 @@ WRONG = [
     '{"note": {}, "variables": {}, "facts": {"code": {"a": 3}}}', '{"note": {}, "variables": {}, "facts": null}',
     '{"step": 400, "status": "finished", "best": {"x": "y"}}', '{"step": 400, "status": "finished", "final": [1]}',
     '{"note": {}, "variables": {"model/a": {"shape": ["x"]}}}', '{"step": 400, "status": "finished", "seconds": 3}',
+    '{"checkpoint": {"best_metric": ["test/loss"]}}',
+    '{"step": 400, "status": "finished", "wall_seconds": 1%s}' % (400 * "0"),
+    '{"note": {"seconds": {"steps": 1%s}}, "variables": {}}' % (400 * "0"),
 ]  # fmt: skip
 
 
