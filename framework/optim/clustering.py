@@ -198,17 +198,14 @@ def find_clusters(weights: tf.Tensor, clusters: int) -> _Clusters:
 
     def improved(step: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         whole, index = tf.concat([tf.zeros([1], flat.dtype), centroids], 0), assigned(centroids)
-        return step + 1, cluster_means(flat, index, whole, sizes_of(index))[1:]
-
-    def sizes_of(index: tf.Tensor) -> tf.Tensor:
-        return tf.math.unsorted_segment_sum(tf.ones_like(flat), index, clusters + 1)
+        return step + 1, cluster_means(flat, index, whole, _sizes(index, clusters + 1, flat.dtype))[1:]
 
     start = (tf.constant(0), line)
     _, lloyd = tf.while_loop(lambda step, _: step < _ITERATIONS, improved, start, parallel_iterations=1)
     is_few = tf.gather(few, count - 1) >= largest
     centroids = tf.where(is_few, few, lloyd)
     index = assigned(centroids)
-    sizes = sizes_of(index)
+    sizes = _sizes(index, clusters + 1, flat.dtype)
     centroids = tf.concat([tf.zeros([1], flat.dtype), tf.where(sizes[1:] > 0, centroids, 0)], 0)
     return tf.reshape(tf.cast(index, tf.uint8), weights.shape), centroids, sizes
 
@@ -230,6 +227,12 @@ def cluster_means(values: tf.Tensor, index: tf.Tensor, centroids: tf.Tensor, siz
     sums = tf.math.unsorted_segment_sum(flat - tf.gather(centroids, index), index, count)
     means = centroids + sums / tf.maximum(sizes, 1)
     return tf.where(tf.range(count) > 0, means, tf.zeros_like(means))
+
+
+def _sizes(index: tf.Tensor, count: int, dtype: tf.DType) -> tf.Tensor:
+    """Returns how many entries of int32 `index` have each of the values 0 to `count` - 1: [count], in a dtype."""
+    # Counted as integers: a float32 that counts by ones stays at 2**24.
+    return tf.cast(tf.math.unsorted_segment_sum(tf.ones_like(index), index, count), dtype)
 
 
 def _least_values(values: tf.Tensor, count: int) -> tf.Tensor:

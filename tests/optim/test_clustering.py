@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from framework import optim, paths, testing
 from framework.config import UserError, base_config
-from framework.optim.clustering import cluster_means, find_clusters
+from framework.optim.clustering import _sizes, cluster_means, find_clusters
 from tests.compile_modes import MODES
 
 ZERO = np.int64(0)
@@ -62,6 +62,10 @@ def test_values_that_are_few_enough_are_the_clusters(mode, values, clusters):
     weights = np.random.default_rng(0).choice(np.float32(values), size=(20, 7))
     index, centroids, _ = MODES[mode](lambda w: find_clusters(w, clusters))(tf.constant(weights))
     np.testing.assert_array_equal(np.asarray(centroids)[np.asarray(index)], weights)
+
+
+def test_a_cluster_of_more_weights_than_float32_counts_has_its_size():
+    assert list(_sizes(tf.zeros([2**24 + 6], tf.int32), 2, tf.float32).numpy()) == [2**24 + 6, 0]
 
 
 def test_no_cluster_lies_in_the_gap_that_pruning_leaves():
