@@ -1,7 +1,7 @@
 """The trials of a sweep: which there are, how they ended, and what the next one is.
 
     study = open_study(Path("runs/sweep"), sweep, Plan("test/accuracy", "max"), {"config": "…"})
-    trial = study.ask()                    # Trial(number=7, overrides=('--config.model.hidden=256',), reported=0)
+    trial = study.ask()               # Trial(number=7, overrides=('--config.schedule.learning_rate=0.02',), reported=0)
     study.report(trial, 1, 0.97)           # after each evaluation; True if the trial should end early
     study.end(trial, 0.981)
 

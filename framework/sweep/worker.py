@@ -1,7 +1,7 @@
 """Trains trials one after the other in a process of its own, which loads TensorFlow once.
 
     worker = Worker()
-    worker.begin(Task("experiments/mnist_mlp.py", ["--config.model.hidden=64"], "runs/sweep/trial-0007"))
+    worker.begin(Task("experiments/mnist_mlp.py", ["--config.schedule.learning_rate=0.02"], "runs/sweep/trial-0007"))
     worker.answer()               # None while the trial trains; then {"status": "finished", "best": {…}}
     worker.end()
 
