@@ -13,6 +13,7 @@ from framework.data import augment
 from framework.data.batches import make_batches
 from framework.errors import UserError
 from framework.run.preview import show_inputs
+from framework.writers import Writer
 from tests import pictures
 from tests.pictures import source
 
@@ -116,25 +117,21 @@ def test_micro_batches_train_what_the_whole_batch_does(tmp_path):
 
 
 def test_pictures_are_written_as_they_look_after_each_augmentation(tmp_path):
-    class Writer:
+    class Pictures(Writer):
         pictures: ClassVar[dict] = {}
-
-        def texts(self, step, texts): ...
-
-        def graph(self, graph): ...
 
         def images(self, step, images):
             self.pictures |= images
 
     run = make_run(tmp_path, **{"log.images": 3})
-    show_inputs(run, Writer())
+    show_inputs(run, Pictures())
     names = ["source", "PadAndCrop", "AlternatingFlip", "MixUp"]
-    assert list(Writer.pictures) == ["inputs/image", *(f"inputs/image/{i}_{name}" for i, name in enumerate(names))]
+    assert list(Pictures.pictures) == ["inputs/image", *(f"inputs/image/{i}_{name}" for i, name in enumerate(names))]
     first = source().take(run.data.indices(0)["index"][:3])["image"]
-    assert np.array_equal(Writer.pictures["inputs/image/0_source"], first)
-    mixed = Writer.pictures["inputs/image/3_MixUp"]
+    assert np.array_equal(Pictures.pictures["inputs/image/0_source"], first)
+    mixed = Pictures.pictures["inputs/image/3_MixUp"]
     assert mixed.dtype == np.uint8 and not np.array_equal(mixed, first)
-    np.testing.assert_allclose(Writer.pictures["inputs/image"], mixed / 255, atol=1e-6)
+    np.testing.assert_allclose(Pictures.pictures["inputs/image"], mixed / 255, atol=1e-6)
     normalised = (mixed / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
     np.testing.assert_allclose(run.data.at(0)["image"][:3], normalised, atol=1e-5)
 

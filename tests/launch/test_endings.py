@@ -130,8 +130,8 @@ def test_help():
     done = process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(
-        "Trains, evaluates, exports, serves, checks or sweeps an experiment, replays a step, or proves"
+    assert lines[0] == (
+        "Trains, evaluates, exports, serves, checks, sweeps or compares runs, replays a step, or proves exact resumes."
     )
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
     assert len(examples) == 8
@@ -140,7 +140,7 @@ def test_help():
     assert lines[lines.index("Flags:") + 1 :] == [
         "  --config        Experiment file, FILE.py or FILE.py:PRESET.",
         "  --workdir       Run folder; a fresh one below runs/ by default.",
-        f"  --mode          What to do: {MODES}. [train]",
+        f"  --mode          One of {MODES}. [train]",
         "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --formats       export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
@@ -158,6 +158,8 @@ def test_help():
         "  --host          serve: address at which docker publishes the ports. [127.0.0.1]",
         "  --port          serve: port of gRPC. [8500]",
         "  --rest_port     serve: port of REST. [8501]",
+        "  --runs          compare: a run folder; or type the folders alone, after the mode.",
+        "  --out           compare: file of the page; the CSV is beside it. [compare.html]",
         "  --trust         serve: serve versions too that are not as an export of a run wrote them.",
         "  --data_dir      Folder with the data; short for --config.data.dir.",
         "  --seed          Short for --config.seed.",
