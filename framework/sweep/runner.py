@@ -18,7 +18,7 @@ from absl import logging
 
 from framework import files, folder
 from framework.errors import RunError, UserError
-from framework.sweep.study import Study, Trial
+from framework.sweep.study import Study, Trial, begins
 from framework.sweep.worker import Task, Worker
 
 _POLL_SECONDS = 0.05
@@ -119,7 +119,8 @@ class Runner:
         return True
 
     def _next(self) -> Trial | None:
-        return self._study.ask() if self._study.started < self._trials else None
+        with begins(self._request.workdir):  # another process of the sweep counts the same trials
+            return self._study.ask() if self._study.started < self._trials else None
 
     def _begin(self, trial: Trial) -> None:
         lock = contextlib.ExitStack()

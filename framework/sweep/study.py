@@ -9,13 +9,14 @@ Optuna keeps them in `sweep.log` of the sweep's folder, a journal that several p
 left unfinished stays there with its number and its values; `unfinished` returns it, so that it goes on.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework import extras
+from framework import extras, files
 from framework.errors import UserError
 from framework.sweep.grid import combinations
 
@@ -24,6 +25,7 @@ SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("none", "median", "asha")
 
 _NAME = "sweep"
+_DIRECTIONS = {"min": "minimize", "max": "maximize"}
 _PLAN, _OVERRIDES, _ERROR = "plan", "overrides", "error"  # attributes of the study and of its trials
 
 Sweep = Callable[[Any], Mapping[str, Any]]
@@ -37,8 +39,9 @@ class Plan:
       metric: 'split/metric' of an evaluation, e.g. 'test/accuracy'. Its best value over the evaluations counts.
       mode: 'min' or 'max'.
       sampler: 'tpe' (Bergstra et al., 2011), 'random', or 'grid': all combinations, in order.
-      pruner: which trials end early. 'median': those whose best value is worse than the median of the others after as
-        many evaluations. 'asha': all but the best quarter at each rung (Li et al., 2018). 'none': none.
+      pruner: which trials end early. 'median': those whose best value is worse than the median, after as many
+        evaluations, of the trials that were trained to their end, once there are four. 'asha': all but the best quarter
+        at each rung, once a trial has been trained to its end (Li et al., 2018). 'none': none.
       seed: of the sampler, whose proposals depend on the seed, the number of the trial and the trials that ended.
     """
 
@@ -81,20 +84,12 @@ def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any])
     journal = extras.load("optuna.storages.journal", "sweep")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     grid = combinations(sweep) if plan.sampler == "grid" else []
-    path = folder.absolute() / JOURNAL  # the lock is a link to it, whose age is not seen if the link leads nowhere
+    wanted = dataclasses.asdict(plan) | dict(facts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = journal.JournalFileSymlinkLock(str(path))
-        backend = journal.JournalFileBackend(str(path), lock)
-        _cut_incomplete(path, lock)
-        storage = optuna.storages.JournalStorage(backend)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=_NAME,
-            direction={"min": "minimize", "max": "maximize"}[plan.mode],
-            pruner=_pruner(optuna, plan.pruner),
-            load_if_exists=True,
-        )
+        with begins(folder):
+            study, storage = _loaded(optuna, journal, folder, plan)
+            _begin(folder, study, wanted, grid)
     except OSError as error:
         raise UserError(f"{folder / JOURNAL} cannot be written: {error.strerror}. Use another --workdir.") from error
     except (LookupError, TypeError, ValueError) as error:
@@ -102,19 +97,51 @@ def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any])
             f"{folder / JOURNAL} is damaged ({' '.join(str(error).split())}). Put back a copy of it, or use another"
             " --workdir."
         ) from error
-    wanted = dataclasses.asdict(plan) | dict(facts)
+    return Study(optuna, study, storage, sweep, plan)
+
+
+def begins(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Opens a context that one process of a sweep is in at a time: it begins the sweep, or a trial."""
+    return files.held(folder / "sweep.lock", lambda holder: f"process {holder} begins a trial in {folder}", waits=True)
+
+
+def _loaded(optuna: Any, journal: Any, folder: Path, plan: Plan) -> tuple[Any, Any]:
+    """Returns Optuna's study of a folder, which may be a new one, and its storage."""
+    path = folder.absolute() / JOURNAL  # the lock is a link to it, whose age is not seen if the link leads nowhere
+    lock = journal.JournalFileSymlinkLock(str(path))
+    backend = journal.JournalFileBackend(str(path), lock)
+    _cut_incomplete(path, lock)
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=_NAME,
+        direction=_DIRECTIONS[plan.mode],
+        pruner=_pruner(optuna, plan.pruner),
+        load_if_exists=True,
+    )
+    return study, storage
+
+
+def _begin(folder: Path, study: Any, wanted: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> None:
+    """Notes what a sweep is begun with, and the trials of a grid; refuses what it was not begun with.
+
+    Raises:
+      UserError: it was begun with other values.
+    """
     begun = study.user_attrs.get(_PLAN)
+    direction = study.direction.name.lower()  # a kill may have come before all else was noted
+    mode = next(mode for mode, name in _DIRECTIONS.items() if name == direction)
+    known = {**wanted, "mode": mode} if begun is None else begun
     for name, value in wanted.items():
-        if begun is not None and begun.get(name) != value:
+        if known.get(name) != value:
             raise UserError(
-                f"{folder} has a sweep that was begun with {name}={begun.get(name)!r}, not {value!r}."
+                f"{folder} has a sweep that was begun with {name}={known.get(name)!r}, not {value!r}."
                 " Type what it was begun with, or use another --workdir."
             )
     if begun is None:
         for params in grid[len(study.trials) :]:  # a kill may have left some of them
             study.enqueue_trial(params)
         study.set_user_attr(_PLAN, wanted)  # last: without it the sweep has not begun
-    return Study(optuna, study, storage, sweep, plan)
 
 
 def _cut_incomplete(path: Path, lock: Any) -> None:

@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,38 @@ def test_a_grid_is_taken_in_order_and_ends(tmp_path):
         for hidden in (64, 128)
         for dropout in (0.0, 0.5)
     ]
+
+
+def test_two_processes_that_begin_a_grid_at_once_begin_it_once(tmp_path, monkeypatch):
+    import optuna
+
+    enqueue = optuna.Study.enqueue_trial
+
+    def slow(study, params):
+        time.sleep(0.02)
+        enqueue(study, params)
+
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", slow)
+    threads = [threading.Thread(target=opened, args=(tmp_path, layers), kwargs={"sampler": "grid"}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened(tmp_path, layers, sampler="grid")._trials()) == 4
+
+
+def test_a_kill_before_the_plan_was_noted_keeps_the_direction(tmp_path, monkeypatch):
+    def killed(study, name, value):
+        raise KeyboardInterrupt
+
+    import optuna
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(optuna.Study, "set_user_attr", killed)
+        opened(tmp_path, mode="max")
+    with pytest.raises(UserError, match="begun with mode='max', not 'min'"):
+        opened(tmp_path, mode="min")
+    assert opened(tmp_path, mode="max").started == 0
 
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
