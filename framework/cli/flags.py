@@ -50,7 +50,7 @@ CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
     (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
-    (flags.DEFINE_string, "mode", "train", f"One of {', '.join(MODES)}. [train]"),
+    (flags.DEFINE_string, "mode", "train", f"{', '.join(MODES)}. [train]"),
     (
         flags.DEFINE_integer,
         "local_workers",

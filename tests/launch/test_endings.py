@@ -140,7 +140,7 @@ def test_help():
     assert lines[lines.index("Flags:") + 1 :] == [
         "  --config        Experiment file, FILE.py or FILE.py:PRESET.",
         "  --workdir       Run folder; a fresh one below runs/ by default.",
-        f"  --mode          One of {MODES}. [train]",
+        f"  --mode          {MODES}. [train]",
         "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --formats       export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
