@@ -57,7 +57,8 @@ class Worker:
 
     def __init__(self) -> None:
         paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "framework.sweep.worker"]
+        # -P: no module of the working folder comes before one of Python, as with `python launch.py`.
+        command = [sys.executable, "-P", "-m", "framework.sweep.worker"]
         environment = {**os.environ, "PYTHONPATH": paths}
         self._process = lifeline.Process(command, environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None  # because they are pipes

@@ -1,6 +1,7 @@
 """framework/sweep/runner.py: every trial is run once, whatever ends trials, workers or the sweep."""
 
 import json
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -173,6 +174,19 @@ def test_a_worker_that_is_gone_is_a_failed_trial_with_its_status(monkeypatch):
     gone.begin(worker.Task("tests/tiny.py", (), "nowhere"))
     assert gone.answer() == {"error": "its process ended with status 1"} and not gone.is_usable
     gone.end()
+
+
+def test_a_worker_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "traceback.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    ours = worker.Worker()
+    try:
+        ours.begin(worker.Task("no.py", (), str(tmp_path / "run")))
+        while (answer := ours.answer()) is None:
+            time.sleep(0.02)
+    finally:
+        ours.end()
+    assert answer["is_bad_input"] and answer["error"].startswith("--config=no.py cannot be read"), answer
 
 
 def test_a_trial_of_other_devices_has_a_process_of_its_own(tmp_path):
