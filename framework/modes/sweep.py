@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from framework import folder
@@ -24,6 +24,7 @@ from framework.config.overrides import override
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError, near
 from framework.experiment import returns
+from framework.run import code_copies
 from framework.run.request import Request as RunRequest
 from framework.run.request import fresh_workdir, resolve_request
 from framework.sweep.runner import Request, Runner
@@ -54,6 +55,12 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
         plan = _plan(values, run.config, _modes(worker, request))
         study = open_study(workdir, sweep, plan, {"config": values.config, "overrides": list(overrides)})
+        if changed := study.changed(code_copies.hashes(run.experiment)):
+            logging.warning(
+                "%s: changed since the sweep began, so trials before and after are of different code. To compare all"
+                " trials, use another --workdir.",
+                ", ".join(changed),
+            )
         trials = values.trials or (TRIALS if plan.sampler != "grid" else sys.maxsize)
         Runner(study, request, trials, values.parallel or 1, [worker]).run()
     return _report(study, request, run.config.checkpoint.best_metric)

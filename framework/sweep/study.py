@@ -26,7 +26,7 @@ PRUNERS = ("none", "median", "asha")
 
 _NAME = "sweep"
 _DIRECTIONS = {"min": "minimize", "max": "maximize"}
-_PLAN, _OVERRIDES, _ERROR = "plan", "overrides", "error"  # attributes of the study and of its trials
+_PLAN, _CODE, _OVERRIDES, _ERROR = "plan", "code", "overrides", "error"  # attributes of the study and of its trials
 
 Sweep = Callable[[Any], Mapping[str, Any]]
 
@@ -167,6 +167,18 @@ class Study:
         self.plan = plan
         self._optuna, self._study, self._storage, self._sweep = optuna, study, storage, sweep
         self._states = optuna.trial.TrialState
+
+    def changed(self, code: Mapping[str, str]) -> list[str]:
+        """Returns the names of files whose hash is not that of the sweep's first start, which this notes.
+
+        Args:
+          code: {name: hash} of the files that the experiment consists of.
+        """
+        known = self._study.user_attrs.get(_CODE)
+        if known is None:
+            self._study.set_user_attr(_CODE, dict(code))
+            return []
+        return [name for name, digest in code.items() if known.get(name, digest) != digest]
 
     @property
     def started(self) -> int:

@@ -167,6 +167,13 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path, changed, line):
     )
 
 
+def test_code_that_changes_while_a_sweep_is_stopped_is_named(tmp_path):
+    code = {"mnist.py": "sha 1", "code/helpers.py": "sha 2"}
+    assert opened(tmp_path).changed(code) == opened(tmp_path).changed(code) == []
+    assert opened(tmp_path).changed(code | {"code/helpers.py": "sha 3", "code/new.py": "sha 4"}) == ["code/helpers.py"]
+    assert opened(tmp_path).changed(code) == []
+
+
 def begun(folder):
     """The journal of a sweep with a finished trial and one that is not finished."""
     study = opened(folder)
