@@ -169,7 +169,7 @@ def test_a_run_ends_with_a_page_that_knows_a_wait(tmp_path):
     built = build(tmp_path / "run", functions=functions, **{"eval.every": "5 steps"})
     result = train(built)
     spent = result["seconds"]
-    assert 0.3 <= spent["hooks/wait"] < 0.3 + 0.2 and spent["evaluate"] > 0 and spent["save"] > 0
+    assert spent["hooks/wait"] >= 0.3 and spent["evaluate"] > 0 and spent["save"] > 0
     assert sum(spent.values()) == pytest.approx(result["wall_seconds"], abs=1e-3) and min(spent.values()) >= 0
     text = (tmp_path / "run" / "report.html").read_text()
     rows = rows_of(text)
