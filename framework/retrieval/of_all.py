@@ -23,7 +23,8 @@ _KEPT_BYTES = 2**27
 class Seen:
     """The rows that users have seen, ready for searches that are made again and again, such as at each evaluation.
 
-    What it prepares for a size of blocks is kept on the device up to 128 MB, a byte for each user and item.
+    What it prepares for a size of blocks is kept on the device up to 128 MB, a byte for each user and item. Of so many
+    items that one block takes more, the rows stay as they are: memory is that of a block of items.
 
     Args:
       rows: integer [users, length], 0 is padding, as `padded` makes them; what is no row of the items does nothing.
@@ -34,8 +35,14 @@ class Seen:
         self._kept: dict[tuple[int, int], list[tf.Tensor]] = {}
 
     def blocks(self, size: int, items: int) -> Iterator[tf.Tensor]:
-        """Yields bool [size, items], True at what is seen, for each block of users; the last one is filled up."""
+        """Yields bool [size, items], True at what is seen, for each block of users; the last one is filled up.
+
+        If that takes more than 128 MB, it yields integer [size, length], rows.
+        """
         count = -(-max(len(self.rows), 1) // size)
+        if size * items > _KEPT_BYTES:
+            yield from (_filled(self.rows[number * size : (number + 1) * size], size) for number in range(count))
+            return
         if count * size * items > _KEPT_BYTES:
             yield from (self._block(number, size, items) for number in range(count))
             return

@@ -122,7 +122,7 @@ def test_users_in_blocks_get_what_they_get_together(user_block):
     assert found.tolist() == [1] * USERS
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 2**27])
+@pytest.mark.parametrize("kept_bytes", [0, 3 * ROWS, 2**27])
 @pytest.mark.parametrize(("user_block", "item_block"), [(3, 8), (3, 23), (100, 8192)])
 def test_places_and_lists_come_out_of_one_search_and_what_is_seen_is_prepared_once(
     monkeypatch, kept_bytes, user_block, item_block
@@ -139,7 +139,10 @@ def test_places_and_lists_come_out_of_one_search_and_what_is_seen_is_prepared_on
         assert rows.tolist() == expected(users, items, seen, 4)[1].tolist()
     size = min(user_block, USERS)
     once, again = ([*prepared.blocks(size, ROWS)] for _ in range(2))
-    assert [first is second for first, second in zip(once, again, strict=True)] == [bool(kept_bytes)] * len(once)
+    is_kept = len(once) * size * ROWS <= kept_bytes
+    assert [first is second for first, second in zip(once, again, strict=True)] == [is_kept] * len(once)
+    shape = [size, ROWS] if size * ROWS <= kept_bytes else [size, seen.shape[1]]  # a mask of all items, or the rows
+    assert all(block.shape == shape for block in once)
     seen[:] = 0  # what was prepared does not change with the array
     assert retrieval.ranks_of_all(users, items, targets, prepared).tolist() == places.tolist()
 
