@@ -64,13 +64,14 @@ class Worker:
         assert self._process.stdin is not None and self._process.stdout is not None  # because they are pipes
         self._input: IO[bytes] = self._process.stdin
         self._output: IO[bytes] = self._process.stdout
-        self._text = b""
+        self._text, self._log = b"", ""
         self.is_usable = True
         self.trials = 0
 
     def begin(self, task: Task) -> None:
         """Makes the process train a trial; that the process is gone is what `answer` says."""
         self.trials += 1
+        self._log = _log_of(task)
         with contextlib.suppress(BrokenPipeError):
             self._input.write(json.dumps(dataclasses.asdict(task)).encode() + b"\n")
             self._input.flush()
@@ -85,7 +86,7 @@ class Worker:
             if not read:
                 self.is_usable = False
                 status = self._process.wait()
-                return {"error": f"its process ended with status {status}"}
+                return {"error": f"its process ended with status {status}; its output is in {self._log}"}
             self._text += read
         line, newline, rest = self._text.partition(b"\n")
         if not newline:
@@ -109,6 +110,10 @@ class Worker:
                 pipe.close()
 
 
+def _log_of(task: Task) -> str:
+    return f"{task.workdir}.log"
+
+
 def main() -> None:
     """Trains what the lines of the standard input say, and answers each on the standard output."""
     lifeline.hold()
@@ -121,7 +126,7 @@ def main() -> None:
 
         for line in sys.stdin:
             task = Task(**json.loads(line))
-            with open(f"{task.workdir}.log", "ab") as log:
+            with open(_log_of(task), "ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             say(_train(task, say))

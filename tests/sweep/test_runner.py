@@ -172,7 +172,8 @@ def test_a_worker_that_is_gone_is_a_failed_trial_with_its_status(monkeypatch):
     gone = worker.Worker()
     gone._process.wait()
     gone.begin(worker.Task("tests/tiny.py", (), "nowhere"))
-    assert gone.answer() == {"error": "its process ended with status 1"} and not gone.is_usable
+    assert gone.answer() == {"error": "its process ended with status 1; its output is in nowhere.log"}
+    assert not gone.is_usable
     gone.end()
 
 
