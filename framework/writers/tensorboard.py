@@ -103,7 +103,9 @@ class TensorBoard(Writer):
             self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _TEXT, "tensor": tensor}]))
 
     def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
-        self._write(".", 0, summary=Summary.FromString(hparams_pb(dict(values)).SerializeToString()))
+        # The time of the start is that of the event: a run that resumes from scratch writes the same bytes again.
+        made = hparams_pb(dict(sorted(values.items())), start_time_secs=0.0)
+        self._write(".", 0, summary=Summary.FromString(made.SerializeToString()))
 
     def flush(self) -> None:
         for writer in self._runs.values():
