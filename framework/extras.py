@@ -26,8 +26,9 @@ def load(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        why = "" if error.name == module else f", but {module} needs it"
         raise UserError(
-            f"{error.name} is not installed, but {module} needs it. Type python -m pip install {' '.join(pins(extra))}"
+            f"{error.name} is not installed{why}. Type python -m pip install {' '.join(pins(extra))}"
         ) from error
 
 

@@ -18,6 +18,9 @@ def test_a_missing_package_is_named_with_its_command():
         "no_such_package is not installed, but no_such_package.module needs it. Type python -m pip install"
         f" {' '.join(pins['data'])}"
     )
+    with pytest.raises(UserError) as caught:
+        extras.load("no_such_package", "data")
+    assert str(caught.value).startswith("no_such_package is not installed. Type python -m pip install ")
 
 
 def test_an_installed_package_is_imported():

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from framework import folder
+from framework import extras, folder
 from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.config.overrides import override
 from framework.distribute import lifeline
@@ -46,6 +46,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
     workdir = Path(values.workdir) if values.workdir else fresh_workdir(values.config)
     if (workdir / folder.CONFIG).exists():
         raise UserError(f"--workdir={workdir} is the folder of a run. Type a folder of its own for the sweep.")
+    extras.load("optuna", "sweep")  # or a minute would pass before it is found missing
     request = Request(values.config, overrides, workdir)
     with lifeline.terminated_as_interrupted(), contextlib.ExitStack() as workers:
         worker = Worker()  # it loads TensorFlow meanwhile

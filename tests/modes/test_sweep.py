@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from framework import extras
 from framework.checkpoint import digest, other_runs, read_arrays
 from framework.config import flatten
 from framework.config.overrides import override
@@ -90,6 +91,17 @@ def test_the_folder_of_a_run_is_no_folder_of_a_sweep(tmp_path, capsys, monkeypat
     assert capsys.readouterr().err == (
         f"error: --workdir={tmp_path} is the folder of a run. Type a folder of its own for the sweep.\n"
     )
+
+
+def test_without_optuna_the_first_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+    no_worker(monkeypatch)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert launch.main(["launch.py", SWEPT, SWEEP, f"--workdir={tmp_path / 'sweep'}"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: optuna is not installed. Type python -m pip install {extras.pins('sweep')[0]}\n"
+    )
+    assert not (tmp_path / "sweep").exists()
 
 
 def answers(monkeypatch, modes):

@@ -59,7 +59,7 @@ def test_without_faiss_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(UserError) as error:
         retrieval.Approximate(np.ones([3, 2], np.float32))
     assert str(error.value) == (
-        f"faiss is not installed, but faiss needs it. Type python -m pip install {' '.join(extras.pins('recommend'))}"
+        f"faiss is not installed. Type python -m pip install {' '.join(extras.pins('recommend'))}"
     )
 
 

@@ -37,5 +37,5 @@ def test_without_faiss_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     users, items, _ = given()
     pins = " ".join(extras.pins("recommend"))
-    line = f"faiss is not installed, but faiss needs it. Type python -m pip install {pins}"
+    line = f"faiss is not installed. Type python -m pip install {pins}"
     assert retrieval.compared(users, items, 5) == {"missing": line}
