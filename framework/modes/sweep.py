@@ -128,7 +128,7 @@ def _plan(values: flags.FlagValues, config: ConfigDict, modes: Mapping[str, str]
     """Returns how trials are compared and proposed.
 
     Raises:
-      UserError: no metric is chosen, or there is no such metric, sampler or pruner.
+      UserError: no metric is chosen, or there is no such metric.
     """
     metric = values.metric or config.checkpoint.best_metric or config.early_stopping.metric
     if not metric:
