@@ -18,18 +18,18 @@ The same command again resumes the run, or says that it is finished. Exit status
 """
 
 import contextlib
-import gc
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import NoReturn
 
 from absl import flags, logging
 
 from framework.cli import flags as command
+from framework.cli import quiet_import
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.experiment import load, user_code
@@ -46,6 +46,9 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; checkpoints, if there are any, stay", file=sys.stderr)
         return 128 + 2
+    except BrokenPipeError:  # whoever read the output has left: --mode=list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more when it exits
+        return 128 + 13
     except (UserError, RunError) as error:
         if {"--debug", "-debug", "--debug=true", "--debug=1"} & {argument.lower() for argument in argv}:
             traceback.print_exc()
@@ -61,7 +64,7 @@ def _launch(argv: Sequence[str]) -> int:
     values, overrides = command.parse(argv)
     if values.mode in command.WITHOUT_RUN:
         if values.development:
-            _import("framework.serving.development")
+            quiet_import.module("framework.serving.development")
         of_folder = importlib.import_module(f"framework.modes.{values.mode}")
         folders = [] if values.workdir is None else [Path(values.workdir)]
         return of_folder.main(*folders, **command.own_flags(values))
@@ -71,60 +74,26 @@ def _launch(argv: Sequence[str]) -> int:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     if values.local_workers:
-        _import_run()
+        quiet_import.run_build()
         return importlib.import_module("framework.cli.local_cluster").main(values, overrides)
     if values.mode in command.OF_EXPERIMENT:
-        _import_run()
+        quiet_import.run_build()
         return importlib.import_module(f"framework.modes.{values.mode}").main(values, overrides)
     if values.mode == "train" and "TF_CONFIG" in os.environ:
-        _import_run()
+        quiet_import.run_build()
         if importlib.import_module("framework.cli.server").main(values, overrides):
             return 0
     looks_back = values.mode in LOOK_BACK
     purpose = values.mode if looks_back else ""
-    built = _import_run().build(values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose)
+    built = quiet_import.run_build().build(
+        values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose
+    )
     mode = importlib.import_module(f"framework.modes.{values.mode}")
     with contextlib.closing(built), user_code.explained(built.workdir if values.mode == "train" else None):
         return mode.main(built, overrides, **command.own_flags(values))
 
 
-def _import_run() -> ModuleType:
-    return _import("framework.run.build")
-
-
-def _import(name: str) -> ModuleType:
-    """Returns a module whose import loads TensorFlow.
-
-    The objects that the import makes live until the end. The garbage collector finds nothing to free among them and
-    would take 0.5 s of 2.4, and as much at a later collection, so it skips them for good.
-    """
-    if name in sys.modules or not gc.isenabled():
-        return importlib.import_module(name)
-    gc.disable()
-    try:
-        return _import_silently(name)
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _import_silently(name: str) -> ModuleType:
-    """Returns a module without the C++ notes of TensorFlow's start, which no log level silences."""
-    # With a GPU, or a log level that the user set, the notes may matter. Level 3 is what a parent process passes on.
-    if any(Path("/dev").glob("nvidia[0-9]*")) or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
-        return importlib.import_module(name)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        return importlib.import_module(name)
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def _leave_at_once() -> None:
+def _leave_at_once() -> NoReturn:
     """Runs `main` and exits without teardown: TensorFlow's may wait for ever for a lost worker of parameter servers."""
     status = EXIT_FAILED
     try:
@@ -137,8 +106,13 @@ def _leave_at_once() -> None:
         os._exit(status)
 
 
-if __name__ == "__main__":
+def command_line() -> NoReturn:
+    """Runs the process of `python launch.py`, and of the command `framework` that `pip install -e .` makes."""
     lifeline.hold()
     if '"ps"' in os.environ.get("TF_CONFIG", ""):
         _leave_at_once()
     sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    command_line()

@@ -41,6 +41,7 @@ NOT_RUN = {
     r"make peers": "installs 3.6 GB of other frameworks",
     r"python3 -m venv \.venv": "the copy has its .venv; the Makefile does the same on every fresh machine",
     r"(\.venv/bin/)?python -m pip install .*": "needs a package index and minutes; the Makefile does the same",
+    r"framework --help": "needs the package installed: tests/cli/test_installed.py",
     r"conda (create|activate) .*": "needs conda",
     r"nvidia-smi": "needs an NVIDIA GPU",
     r".* --config\.runtime\.devices=4": "needs four GPUs",

@@ -202,7 +202,7 @@ ROWS = (
     ("sweep.study",),
     ("sweep.runner",),
     ("sweep",),
-    ("cli.flags", "cli.local_cluster", "cli.server"),
+    ("cli.flags", "cli.command", "cli.quiet_import", "cli.local_cluster", "cli.server"),
     ("cli",),
     ("modes/*",),
     ("modes",),

@@ -7,7 +7,6 @@ The same command goes on after any end, and does nothing once there are so many 
 """
 
 import contextlib
-import shlex
 import sys
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from framework import extras, folder
+from framework.cli import command
 from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.config.overrides import override
 from framework.distribute import lifeline
@@ -170,6 +170,6 @@ def _report(study: Study, request: Request, best_metric: str) -> int:
             f"No trial has kept the checkpoint of its best {study.plan.metric}: its last one may be worse. A sweep with"
             f" --config.checkpoint.best_metric={study.plan.metric} keeps it."
         )
-    print(f"Export it:      {shlex.join(['python', 'launch.py', *export])}")
-    print(f"Train it again: {shlex.join(['python', 'launch.py', *again])}")
+    print(f"Export it:      {command.typed(export)}")
+    print(f"Train it again: {command.typed(again)}")
     return 0

@@ -1,10 +1,10 @@
 """--mode=train: trains to the end, exports, and prints where everything is."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from framework.cli import command
 from framework.distribute.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
@@ -67,4 +67,4 @@ def _command(run: Run, overrides: Sequence[str]) -> str:
     flags = [f"--config={run.experiment.name}", f"--workdir={run.workdir}"]
     if workers:
         flags.append(f"--local_workers={workers}")
-    return shlex.join(["python", "launch.py", *flags, *overrides])
+    return command.typed([*flags, *overrides])

@@ -12,6 +12,7 @@ import pytest
 
 import launch
 from framework import config
+from framework.cli import quiet_import
 from framework.config import UserError
 from framework.config.overrides import override
 from framework.experiment import load
@@ -110,18 +111,21 @@ def process(*arguments, script=("launch.py",)):
 @pytest.mark.parametrize(("level", "printed"), [(None, ""), ("3", ""), ("0", "a note of TensorFlow's\n")])
 def test_notes_of_the_start_are_for_who_asks_for_them(monkeypatch, capfd, level, printed):
     # "3" is what the workers of --local_workers inherit from a launch that was given nothing.
-    monkeypatch.setattr(launch.importlib, "import_module", lambda name: os.write(2, b"a note of TensorFlow's\n"))
-    monkeypatch.setattr(launch.Path, "glob", lambda *_: iter(()))  # no GPU
+    monkeypatch.setattr(quiet_import.importlib, "import_module", lambda name: os.write(2, b"a note of TensorFlow's\n"))
+    monkeypatch.setattr(quiet_import.Path, "glob", lambda *_: iter(()))  # no GPU
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level or "")
     if level is None:
         monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
-    launch._import_silently("framework.run.build")
+    quiet_import._silently("framework.run.build")
     assert capfd.readouterr().err == printed
 
 
 def test_loading_looks_for_garbage_only_afterwards():
     """What TensorFlow's modules make is not looked through again, and what the run makes is."""
-    said = "import gc; import launch; launch._import_run(); print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    said = (
+        "import gc; from framework.cli import quiet_import; quiet_import.run_build();"
+        " print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
     done = process("-c", said, script=())
     assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
 
