@@ -1,6 +1,7 @@
 """--mode=train: trains to the end, exports, and prints where everything is."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,13 @@ from framework.distribute.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
 from framework.modes.export import print_reports
-from framework.run import lookback
+from framework.run import lookback, previous
 from framework.run.loop import train
+from framework.run.previous import Previous
 from framework.run.run import Run
+
+_GREEN, _RED = 32, 31  # of a terminal
+_MOST_KEYS = 4  # of the config
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
@@ -30,9 +35,12 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
         print(f"  {_command(run, overrides)}")
         return 0
     print(f"{result['status']}: step {result['step']} in {run.workdir}")
+    before = previous.find(run)
     for name, value in result["final"].items():
         best = f" (best {_shown(result['best'].get(name))})" if name in result["best"] or value is None else ""
-        print(f"  {name:<24} {_shown(value)}{best}")
+        print(f"  {name:<24} {_shown(value)}{best}{_beside(before, name, value, run.modes.get(name))}")
+    if before:
+        print(f"  before: {before.workdir}, {_differing(before)}")
     status = 0
     if run.exports and not _is_exported(run):
         which, average = run.resolved.export.checkpoint, run.resolved.checkpoint.average
@@ -50,6 +58,29 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
 def _shown(value: float | None) -> str:
     """Returns a metric as text; None, the null of result.json, was not finite."""
     return "nan" if value is None else f"{value:.6g}"
+
+
+def _beside(before: Previous | None, name: str, value: float | None, mode: str | None) -> str:
+    """Returns the same metric of the run before, and whether this one is better."""
+    other = before.result["final"].get(name) if before else None
+    if other is None or value is None:
+        return ""
+    change = value - other
+    verdict, color = "better" if (change > 0) == (mode == "max") else "worse", 0
+    if not change or mode is None:
+        verdict = ""
+    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        color = _GREEN if verdict == "better" else _RED
+    told = ", ".join(filter(None, [f"{change:+.3g}", verdict]))
+    colored = f"\x1b[{color}m{told}\x1b[0m" if color else told
+    return f", before {_shown(other)} ({colored})"
+
+
+def _differing(before: Previous) -> str:
+    """Returns which keys of the config differ from those of the run before."""
+    shown = [f"{key}={old!r} (now {new!r})" for key, (old, new) in before.differing.items()]
+    more = f" and {len(shown) - _MOST_KEYS} more keys" if len(shown) > _MOST_KEYS else ""
+    return f"with {', '.join(shown[:_MOST_KEYS])}{more}" if shown else "with the same config"
 
 
 def _is_exported(run: Run) -> bool:

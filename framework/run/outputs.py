@@ -25,11 +25,12 @@ def writers_of(run: Run, start: int) -> MultiWriter:
     if not run.replicas.is_chief:
         return MultiWriter([])
     own = _own_writers(run)
-    epoch = run.data.steps_per_epoch
+    epoch = run.data.steps_per_epoch if math.isfinite(run.data.steps_per_epoch) else None
+    style = run.resolved.log.console
     return MultiWriter(
         [
             Jsonl(run.workdir / METRICS, start),
-            Console(run.total_steps, start, steps_per_epoch=epoch if math.isfinite(epoch) else None),
+            Console(run.total_steps, start, steps_per_epoch=epoch, style=style),
             *own,
             # Last, or its thread would hold the interpreter while the others need it.
             AsyncWriter(TensorBoard(run.workdir / CURVES, start)),

@@ -1,4 +1,4 @@
-"""Shows once, after the first block of a run: config, graph, pictures of the inputs, and what counts padding.
+"""Shows once, after the first block of a run: config, layers, graph, pictures of the inputs, and what counts padding.
 
 show_inputs(run, writer)
 warn_of_padding(run)
@@ -14,6 +14,7 @@ from absl import logging
 
 from framework.config import base_config
 from framework.data import augment
+from framework.run import summary
 from framework.run.evaluation import untouched
 from framework.run.run import Run
 from framework.run.stored_config import unlike
@@ -24,11 +25,12 @@ from framework.writers import MultiWriter
 
 
 def show_inputs(run: Run, writer: MultiWriter) -> None:
-    """Writes the config, what it changes, the graph of the forward pass, and pictures of real inputs.
+    """Writes the config, what it changes, the layers, the graph of the forward pass, and pictures of real inputs.
 
     Pictures that a chain of augmentations made are also shown after each of its members.
     """
     writer.texts(0, {"config": f"```\n{run.config}\n```"})
+    writer.layers(summary.table(run))
     writer.hyperparameters(_hyperparameters(run))
     writer.graph(run.probe.graph)
     if not run.resolved.log.images:

@@ -7,6 +7,7 @@ request.experiment, request.config, request.workdir
 import dataclasses
 import datetime
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from framework.experiment.load import Experiment
 from framework.folder import check_workdir
 from framework.run import continuity, stored_config
 from framework.run.arguments import refuse_unread
+
+_MOST_CHARACTERS = 80  # of what names a run folder, without the time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ def resolve_request(
     Raises:
       UserError: bad input that can be found before a device is initialised.
     """
-    workdir = Path(workdir) if workdir else fresh_workdir(name)
+    is_fresh, workdir = not workdir, Path(workdir) if workdir else fresh_workdir(name)
     if not from_workdir:
         check_workdir(workdir)
     experiment = load.load(name)
@@ -77,12 +80,25 @@ def resolve_request(
         # data.replica_batch_size decides data.batch_size once the replicas are known; `Run.open` compares it then.
         unknown = ("data.batch_size",) if final.data.replica_batch_size else ()
         continuity.refuse_other_run(workdir, experiment, final, unknown)
+    if is_fresh:
+        workdir = fresh_workdir(name, stored_config.unlike(final, start))
     return Request(experiment, final, workdir)
 
 
-def fresh_workdir(name: str) -> Path:
-    """Returns runs/<experiment>-<time>-<random>, which no other run gets, not even one of the same second."""
-    stem = Path(name.partition(":")[0]).stem
+def fresh_workdir(name: str, differing: Mapping[str, Any] | None = None) -> Path:
+    """Returns runs/<experiment>-<preset>-<key=value>-<time>-<random>, which no other run gets.
+
+    Args:
+      name: as typed: 'experiments/mnist_mlp.py:adamw'.
+      differing: {key: value} that are not the defaults of the experiment; as many as there is room for are in the name.
+    """
+    file, _, preset = name.partition(":")
+    parts = [Path(file).stem, *filter(None, [preset])]
+    for key, value in (differing or {}).items():
+        shown = f"{key.rpartition('.')[2]}={value}"
+        if key not in stored_config.MAY_DIFFER and sum(map(len, parts)) + len(shown) <= _MOST_CHARACTERS:
+            parts.append(shown)
+    stem = re.sub(r"[^\w.=+,-]+", "_", "-".join(parts), flags=re.ASCII)
     return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 

@@ -45,7 +45,7 @@ from framework.step.penalties import shown
 from framework.step.probe import Probe
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Run:
     """An experiment, ready to train, evaluate or export.
 
@@ -98,6 +98,24 @@ class Run:
     averaged: tuple[int, ...] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kept: Kept | None = None
+
+    def __repr__(self) -> str:
+        """Four lines: the run and its step, the model and what it learns from, the data, and how a step is taken."""
+        splits = {"train": self.data, **self.eval_data}
+        sizes = ", ".join(f"{split} {_thousands(data.origin['examples'])}" for split, data in splits.items())
+        count = sum(variable.shape.num_elements() for variable in paths.trainable(self.model).values())
+        names = ", ".join(type(model).__name__ for model in paths.models(self.model).values())
+        settings = self.config.train
+        return "\n".join(
+            (
+                f"{self.experiment.name} in {self.workdir}: step {int(self.state.step):,} of {self.total_steps:,}",
+                f"  model    {names}, {count:,} parameters; terms {', '.join(shown(self.probe.terms))};"
+                f" metrics {', '.join(self.metrics) or 'none'}",
+                f"  data     {sizes} examples from {self.data.origin['source']}, batches of {self.data.batch_size}",
+                f"  step     {self.train_block.compiled.mode}, {settings.precision}, {self.replicas.count} replicas,"
+                f" {settings.micro_batches} micro-batches",
+            )
+        )
 
     @property
     def model(self) -> keras.Model:
@@ -307,3 +325,7 @@ class Run:
         # Last: from now on `continuity` compares other runs with this folder.
         stored = stored_config.read(self.workdir) or stored_config.of(self.config)
         stored_config.write(self.workdir, stored.changed(self.config, int(self.state.step)))
+
+
+def _thousands(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"

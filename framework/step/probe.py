@@ -21,6 +21,7 @@ from framework.step import coverage
 from framework.step.counted import check_counted, numbers_of
 from framework.step.draws import check_draws
 from framework.step.forward import Loss, check_batch_dependent, forward
+from framework.step.layer_calls import LayerCall, recorded
 from framework.step.normalizers import check_weights
 from framework.step.parts import StepFunction
 from framework.step.probe_checks import (
@@ -57,6 +58,7 @@ class Probe:
         `needs_collectives`, or is a synchronised BatchNormalization.
       data: graph of a batch and its transform.
       unread: operations that XLA would pass over in silence, see `guards.Watch`.
+      calls: the calls of layers in the forward pass.
     """
 
     terms: tuple[str, ...]
@@ -67,6 +69,7 @@ class Probe:
     has_collectives: bool
     data: tf.Graph | None = None
     unread: tuple[str, ...] = ()
+    calls: tuple[LayerCall, ...] = ()
 
 
 def probe(
@@ -103,7 +106,7 @@ def probe(
     batch = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in data.structured_outputs.items()}
     check_batch(batch, batches.batch_size)
     numbers = numbers_of(loss, model, metrics)
-    with types_explained(batch, config):
+    with types_explained(batch, config), recorded() as calls:
         function = tf.function(forward_pass, autograph=False).get_concrete_function(batch, _STEP)
 
     def trace_again() -> Any:
@@ -141,6 +144,7 @@ def probe(
         has_collectives=communicates,
         data=data.graph,
         unread=tuple(unread),
+        calls=tuple(calls),
     )
 
 

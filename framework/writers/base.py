@@ -79,6 +79,9 @@ class Writer:
     def graph(self, graph: tf.Graph) -> None:
         """Writes the graph of the model; once a run."""
 
+    def layers(self, table: str) -> None:
+        """Writes the table of the model's layers, in aligned columns; once a run."""
+
     def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
         """Writes what the run is trained with: {key of the config: value}; once a run."""
 
@@ -109,6 +112,9 @@ class _Relay(Writer, abc.ABC):
 
     def graph(self, graph: tf.Graph) -> None:
         self._pass("graph", graph)
+
+    def layers(self, table: str) -> None:
+        self._pass("layers", table)
 
     def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
         self._pass("hyperparameters", values)

@@ -1,4 +1,4 @@
-"""The console: a progress bar in a terminal, a plain line a row elsewhere.
+"""The console: a progress bar in a terminal, plain lines elsewhere.
 
 writer = Console(total_steps=2344, steps_per_epoch=469)
 writer.scalars(400, {'loss': 0.2134, 'accuracy': 0.934})
@@ -17,6 +17,7 @@ from framework.writers.base import Writer
 
 _COLUMNS, _BAR = 80, 11  # of a line of the console; of these, percentage and bar in a terminal
 _SPACE = "  "
+_QUIET_SECONDS = 2.0  # between two lines of training rows, so that a short run does not fill the screen
 _SHORTEST = 4  # characters of a name that is cut
 _MEAN = "mean/"
 _SHOWN_WAIT = 0.01  # a smaller share of waiting for data is left out
@@ -25,12 +26,12 @@ _NOT_METRICS = {"loss", "learning_rate", "examples_per_second", "tokens_per_seco
 
 
 class Console(Writer):
-    """Shows a progress bar in a terminal and a plain line a row elsewhere, of at most 80 columns.
+    """Shows the layers of the model, and then a progress bar in a terminal or plain lines of at most 80 columns.
 
         step 400/2344  epoch 0.85  loss 0.2134  accuracy 0.934  12,345 examples/s  eta 0:00:05
 
-    If a row has means over the steps since the last row (`mean/…`), they are shown as loss and metrics. Names that do
-    not fit are shortened or left out; metrics.jsonl has everything.
+    Evaluations have lines of their own. If a row has means over the steps since the last row (`mean/…`), they are shown
+    as loss and metrics. Names that do not fit are shortened or left out; metrics.jsonl has everything.
 
     Args:
       total_steps: of the whole run.
@@ -38,6 +39,8 @@ class Console(Writer):
       stream: what the lines are written to; standard error if None.
       clock: returns seconds, for the time left.
       steps_per_epoch: None shows no epoch.
+      style: 'auto' for a bar in a terminal, and elsewhere a line for the first and last row and at most one in two
+        seconds between them; 'plain' for a line for each row; 'quiet' for nothing.
     """
 
     def __init__(
@@ -47,26 +50,39 @@ class Console(Writer):
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         steps_per_epoch: float | None = None,
+        style: str = "auto",
     ) -> None:
+        self._is_quiet, self._pause = style == "quiet", _QUIET_SECONDS if style == "auto" else 0.0
+        self._last_line = -math.inf  # the time of it
         self._total, self._clock, self._epoch = total_steps, clock, steps_per_epoch
         self._stream = stream if stream is not None else sys.stderr
         self._first: tuple[int, float] | None = None  # step and time of the first training row
         self._bar: Any = None
-        if self._stream.isatty():
+        if style == "auto" and self._stream.isatty():
             layout = f"{{percentage:3.0f}}%|{{bar:{_BAR - 7}}}| {{desc}}"
             options = {"bar_format": layout, "dynamic_ncols": True, "mininterval": 0}
             self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, **options)
 
+    def layers(self, table: str) -> None:
+        if not self._is_quiet:
+            self._write(f"{table}\n")
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._is_quiet:
+            return
         if any(name.startswith("eval/") for name in values):
             lines = _wrapped([f"step {step}/{self._total}"], [_item(*pair) for pair in values.items()])
             for line in lines:
-                self._stream.write(f"{line}\n") if self._bar is None else self._bar.write(line, file=self._stream)
+                self._write(line)
             return
+        left = self._time_left(step)
+        if self._bar is None and step < self._total and self._clock() - self._last_line < self._pause:
+            return
+        self._last_line = self._clock()
         width = _COLUMNS if self._bar is None else _COLUMNS - _BAR
-        line = _fitted(self._begin(step), values, self._time_left(step), width)
+        line = _fitted(self._begin(step), values, left, width)
         if self._bar is None:
-            self._stream.write(f"{line}\n")
+            self._write(line)
         else:
             self._bar.set_description_str(line, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -79,6 +95,9 @@ class Console(Writer):
         if self._bar is not None:
             self._bar.close()
         self.flush()
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{text}\n") if self._bar is None else self._bar.write(text, file=self._stream)
 
     def _begin(self, step: int) -> list[str]:
         epoch = [] if self._epoch is None else [f"epoch {step / self._epoch:.2f}"]

@@ -102,6 +102,9 @@ class TensorBoard(Writer):
             tensor = make_tensor_proto(text.encode())
             self._write("train", step, summary=Summary(value=[{"tag": name, "metadata": _TEXT, "tensor": tensor}]))
 
+    def layers(self, table: str) -> None:
+        self.texts(0, {"layers": f"```\n{table}\n```"})
+
     def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
         # The time of the start is that of the event: a run that resumes from scratch writes the same bytes again.
         made = hparams_pb(dict(sorted(values.items())), start_time_secs=0.0)

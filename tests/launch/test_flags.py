@@ -263,5 +263,8 @@ def test_fresh_workdir(monkeypatch):
     monkeypatch.setattr(request, "datetime", types.SimpleNamespace(datetime=Clock))
     monkeypatch.setattr(request.secrets, "token_hex", lambda count: "ab" * count)
     workdir = request.fresh_workdir("experiments/mnist_mlp.py:small")
-    assert workdir == Path("runs", "mnist_mlp-20260304-050607-abab")
+    assert workdir == Path("runs", "mnist_mlp-small-20260304-050607-abab")
     assert not workdir.exists()
+    differing = {"train.duration": "1 epoch", "data.dir": "/x", "optimizer.groups": "ab*" * 20, "seed": 3}
+    workdir = request.fresh_workdir("experiments/mnist_mlp.py", differing)
+    assert workdir == Path("runs", "mnist_mlp-duration=1_epoch-seed=3-20260304-050607-abab")

@@ -52,7 +52,7 @@ def test_console_has_no_time_left_at_the_end_of_a_resumed_run() -> None:
 
 def test_names_that_are_too_long_are_cut_and_the_last_metrics_counted() -> None:
     stream, clock = io.StringIO(), Clock()
-    writer = Console(23440, 0, stream, clock, steps_per_epoch=469)
+    writer = Console(23440, 0, stream, clock, steps_per_epoch=469, style="plain")
     writer.scalars(200, ROW)
     clock.now += 2.0
     names = [f"mean/a_very_long_metric_name_{number}" for number in range(5)]
@@ -73,7 +73,8 @@ def test_names_that_are_too_long_are_cut_and_the_last_metrics_counted() -> None:
 def test_no_line_has_more_than_80_columns(kind: type) -> None:
     """Loss and time left are always there; numbers, names and counts of any size."""
     draw, stream, clock = np.random.default_rng(0), kind(), Clock()
-    writer = Console(10**9, 0, stream, clock, steps_per_epoch=123.4)
+    style = "auto" if kind is Terminal else "plain"
+    writer = Console(10**9, 0, stream, clock, steps_per_epoch=123.4, style=style)
     writer.scalars(1, {"mean/loss": 1.0})
     for step in range(2, 200):
         clock.now += float(draw.uniform(0, 10))
@@ -106,3 +107,34 @@ def test_console_shows_a_bar_in_a_terminal() -> None:
     assert "step 200/400  eval/test/loss 0.25" in drawn
     assert any(text.startswith(" 75%|") and text.endswith("| step 300/400  epoch 3.00  loss nan  eta 0:00:10")
                for text in drawn)  # fmt: skip
+
+
+def shown_steps(style: str, stream: io.StringIO) -> list[str]:
+    """Writes a row each 0.5 s, and an evaluation after 3 s; returns the steps whose lines were written."""
+    clock = Clock()
+    writer = Console(1000, 0, stream, clock, style=style)
+    writer.layers("layer  class")
+    for step in range(100, 1001, 100):
+        writer.scalars(step, ROW)
+        if step == 700:
+            writer.scalars(step, {"eval/test/loss": 0.1})
+        clock.now += 0.5
+    writer.close()
+    return [line.partition("/")[0] for line in stream.getvalue().splitlines() if line]
+
+
+def test_a_short_run_does_not_fill_the_screen() -> None:
+    """The first and the last row, one in two seconds between them, and each evaluation."""
+    assert shown_steps("auto", io.StringIO()) == [
+        "layer  class", "step 100", "step 500", "step 700", "step 900", "step 1000",
+    ]  # fmt: skip
+
+
+def test_plain_is_a_line_for_each_row_in_a_terminal_too() -> None:
+    steps = [f"step {step}" for step in range(100, 1001, 100)]
+    assert shown_steps("plain", Terminal()) == ["layer  class", *steps[:7], "step 700", *steps[7:]]
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_quiet_is_nothing(kind: type) -> None:
+    assert shown_steps("quiet", kind()) == []

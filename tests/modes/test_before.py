@@ -1,0 +1,67 @@
+"""The last table of a run beside that of the run before it, as --mode=train prints it."""
+
+import json
+import shutil
+
+import pytest
+
+from framework.run import previous
+from tests.modes.called import call
+from tests.run.tiny_runs import build
+
+SHORT = ("--config.train.duration=2 steps", "--config.export.process=own")
+
+
+@pytest.fixture
+def before(tmp_path):
+    """A finished run, whose recorded accuracy is 0 and whose loss is 0."""
+    workdir = tmp_path / "first"
+    assert call(f"--workdir={workdir}", *SHORT) == 0
+    path = workdir / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"final": {"test/loss": 0.0, "test/accuracy": 0.0}}))
+    return workdir
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert call(*arguments) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_metrics_stand_beside_those_of_the_run_before(before, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    out = printed(capsys, f"--workdir={tmp_path / 'second'}", *SHORT, "--seed=1")
+    final = json.loads((tmp_path / "second/result.json").read_text())["final"]
+    loss, accuracy = (f"{final[name]:.6g}" for name in ("test/loss", "test/accuracy"))
+    assert out[1:4] == [
+        f"  test/loss                {loss} (best {loss}), before 0 ({final['test/loss']:+.3g}, worse)",
+        f"  test/accuracy            {accuracy} (best {accuracy}), before 0 ({final['test/accuracy']:+.3g}, better)",
+        f"  before: {before}, with seed=0 (now 1)",
+    ]
+
+
+@pytest.mark.parametrize(("variable", "colors"), [("", ["\x1b[31m", "\x1b[32m"]), ("1", [])])
+def test_a_terminal_has_colors(before, tmp_path, capsys, monkeypatch, variable, colors):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", variable)
+    out = printed(capsys, f"--workdir={tmp_path / 'second'}", *SHORT)
+    assert [color for color in ("\x1b[31m", "\x1b[32m") if any(color in line for line in out)] == colors
+    assert f"  before: {before}, with the same config" in out
+
+
+def test_only_an_ended_run_of_the_same_file_is_the_one_before(before, tmp_path):
+    built = build(tmp_path / "second")
+    found = previous.find(built)
+    assert (found.workdir, found.result["step"]) == (before, 2)
+    assert found.differing["train.duration"] == ("2 steps", "40 steps")
+    for name, damage in (("other", "tiny.py"), ("stopped", ""), ("damaged", "config.json")):
+        shutil.copytree(before, tmp_path / name)  # newer than the first
+        if damage:
+            (tmp_path / name / damage).unlink()
+    path = tmp_path / "stopped/result.json"
+    path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    (tmp_path / "damaged/result.json").write_text("{")
+    assert previous.find(built).workdir == before
+    shutil.rmtree(before)
+    assert previous.find(built) is None
