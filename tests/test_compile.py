@@ -93,6 +93,43 @@ def test_another_shape_is_another_trace_and_compilation(mode):
     assert double.compilations == (2 if mode == "xla" else 0)
 
 
+def test_a_trace_names_the_argument_that_it_was_made_for():
+    seen = []
+    compiled = Compiled(lambda x, scale, *rest: x * scale, "graph", "f")
+    for arguments in (
+        (tf.ones([2]), 2.0),
+        (tf.ones([3]), 2.0),
+        (tf.ones([3]), 4.0),
+        (tf.ones([3]), 2.0, {"index": [tf.ones([1, 4], tf.int64)]}),
+        (tf.ones([2], tf.float64), 2.0, {"index": [tf.ones([1, 4], tf.int64)]}),
+        (tf.ones([2], tf.float64), 2.0, {"index": [tf.ones([2, 4], tf.int64)]}),
+    ):
+        compiled(*arguments)
+        compiled(*arguments)
+        seen.append((compiled.traces, compiled.why_traced))
+    assert seen == [
+        (1, ""),
+        (2, "x: float32 [2] before, float32 [3] now"),
+        (3, "scale: 2.0 before, 4.0 now"),
+        (4, "rest[0]['index'][0]: absent before, int64 [1, 4] now"),  # nearest to the second, not to the third
+        (5, "x: float32 [3] before, float64 [2] now"),
+        (6, "rest[0]['index'][0]: int64 [1, 4] before, int64 [2, 4] now"),
+    ]
+    compiled.forget()
+    compiled(tf.ones([7]), 1.0)
+    assert (compiled.traces, compiled.why_traced, compiled.has_retraced) == (1, "", False)
+
+
+def test_a_trace_for_what_is_no_argument_and_for_many():
+    traces = module.Traces()
+    traces.add({"x": "a" * 100})
+    traces.add({"x": "a" * 100})
+    assert traces.why == "no argument changed, so the function reads a Python value, a variable or a strategy that did"
+    traces.add(dict.fromkeys("xyzuv", 1))
+    long = "'" + "a" * 39
+    assert traces.why == f"x: {long}… before, 1 now, y: absent before, 1 now, z: absent before, 1 now and 2 more"
+
+
 @sees_compilations
 def test_the_smallest_programs_are_counted_and_apart_from_each_other():
     # Not `x + 0`: XLA makes no code for what it can leave out.
@@ -166,7 +203,7 @@ def test_keeping_on_compiling_is_told_from_compiling_again():
 
     trap = Compiled(subscript, "xla", "trap")
     verdicts = []
-    for _ in range(module._HANDFUL + 1):
+    for _ in range(module.HANDFUL + 1):
         trap(tf.constant(0.0))
         verdicts.append((trap.has_recompiled, trap.keeps_compiling))
     assert verdicts[0] == (False, False)
@@ -174,10 +211,10 @@ def test_keeping_on_compiling_is_told_from_compiling_again():
     assert verdicts.index((True, False)) < verdicts.index((True, True))
 
     double = Compiled(lambda x: 2 * x, "graph", "double")
-    for length in range(1, module._HANDFUL + 2):
+    for length in range(1, module.HANDFUL + 2):
         double(tf.ones([length]))
     assert double.keeps_compiling  # traces count as well
-    for _ in range(4 * module._HANDFUL):
+    for _ in range(4 * module.HANDFUL):
         double(tf.ones([1]))
     assert (double.has_recompiled, double.keeps_compiling) == (True, False)  # it has come to rest
 

@@ -26,6 +26,8 @@ from framework.folder import RESULT, TUNING
 from framework.pages import report
 from framework.run import longer
 from framework.run.built_in import built_in_hooks
+from framework.run.guards import Guards
+from framework.run.guards.retracing import keeps_compiling
 from framework.run.hooks import Context, Hooks
 from framework.run.interrupt import Interrupt
 from framework.run.interval import Interval
@@ -36,7 +38,6 @@ from framework.run.preview import show_inputs, warn_of_padding
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
-from framework.run.waiting import warn_of_waiting
 from framework.step import compile_choice
 from framework.step.examples_apart import refuse_together
 from framework.writers import MultiWriter
@@ -101,11 +102,11 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     optim.prepare_schedules(run.state.schedule, run.modes)
     if run.replicas.count > 1:
         refuse_together(run.data)
-    own = own_hooks(run)
+    own, guards = own_hooks(run), Guards(run, progress)
     if run.config.train.compile == "auto":
         progress.passed("tuning", compiling=_choose(run))
     with Interrupt() as interrupt, run.checkpoints:
-        while _segment(run, progress, own, interrupt) is Ended.TO_REWIND:
+        while _segment(run, progress, own, guards, interrupt) is Ended.TO_REWIND:
             progress.go_back(run.note)
             own = own_hooks(run)  # new ones, as if the run were resumed here
         with progress.spending("save"):
@@ -150,13 +151,13 @@ class Ended(enum.Enum):
     TO_REWIND = "before a step that was not finite; the state is the one of a checkpoint"
 
 
-def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) -> Ended:
+def _segment(run: Run, progress: Progress, own: OwnHooks, guards: Guards, interrupt: Interrupt) -> Ended:
     """Trains from the current state to the end, or until the run goes back to a checkpoint."""
     step = int(run.state.step)
-    is_warned = False
     is_shown = step > 0
     interval = Interval(run.train_block.layout, run.note)
     hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], step, run.total_steps)
+    guards.begin()
     with writers_of(run, step) as writer:
         writer.open(run.workdir, step)
         save = functools.partial(_save, run, writer, progress, (progress, interval, own))
@@ -180,30 +181,16 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, interrupt: Interrupt) 
                 is_shown = True
                 show_inputs(run, writer)
                 warn_of_padding(run)
-            if not is_warned and run.train_block.compiled.has_recompiled:
-                is_warned = True
-                logging.warning("the training step was compiled again: compare with --config.train.compile=graph")
-            warn_of_waiting(run, progress)
+            guards.look(block)
             context = Context(step, block, run, writer, progress)
             hooks.act(context)
             if context.is_save_due:
                 save()
             if run.train_block.compiled.keeps_compiling:
                 save()
-                raise _recompiles(run)
+                raise keeps_compiling(run)
         save()
     return Ended.AS_ASKED
-
-
-def _recompiles(run: Run) -> RunError:
-    """Returns the error of a run whose step is compiled again and again."""
-    compiled = run.train_block.compiled
-    return RunError(
-        f"the training step keeps being compiled: {compiled.traces} traces and {compiled.compilations} compilations in"
-        f" {compiled.calls} calls (train.compile='{compiled.mode}'). In a compiled step x[i], with i read from a"
-        " variable, compiles again for each i: write tf.gather(x, i). What cannot be changed, such as an LSTM on a CPU,"
-        f" needs --config.train.compile=graph, in another folder. Step {int(run.state.step)} is saved."
-    )
 
 
 def _block_length(run: Run, hooks: Hooks, step: int, progress: Progress) -> int:

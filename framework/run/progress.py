@@ -65,7 +65,6 @@ class Progress:
       evaluations: {'split/metric': value} of the newest evaluation, which is of step `evaluated_step`.
       best: {'split/metric': the best value so far}; best_steps: {'split/metric': the step of that value}.
       time_to_first_step: seconds from `started` to the end of the first step; None before it.
-      is_wait_told: whether the run has warned that training waits for its data.
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class Progress:
         self._total = self._lap_start = Spent()
         self._phases: dict[str, float] = {}
         self._seconds = {part: float(seconds) for part, seconds in note.get("seconds", {}).items()}
-        self.is_wait_told = False
 
     def go_back(self, note: Mapping[str, Any]) -> None:
         """Takes rows and evaluations as the note of a checkpoint has them, and forgets later ones; time goes on."""

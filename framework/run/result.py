@@ -13,6 +13,7 @@ from typing import Any
 
 from framework import paths
 from framework.config import base_config
+from framework.distribute.memory import peak_memory
 from framework.folder import starts
 from framework.run.progress import Progress
 from framework.run.run import Run
@@ -58,6 +59,7 @@ def make_result(run: Run, progress: Progress) -> dict[str, Any]:
         "time_to_first_step_seconds": progress.time_to_first_step,
         "examples_per_second": _or_none(progress.examples_per_second(spent)),
         "data_wait": None if run.data.is_resident else _or_none(spent.data_wait),
+        "peak_memory_bytes": peak_memory(),  # of the last process
         "replicas": run.replicas.count,
         "compile": compiled.mode,
         "tuning": None if run.choice is None else dataclasses.asdict(run.choice),

@@ -77,3 +77,23 @@ def test_an_unknown_split_is_one_line():
         evaluators.Compiled(doubled)(run, "tset")
     with pytest.raises(UserError, match=r"examples\(run, limit=0\): a limit is at least 1"):
         evaluators.examples(run, limit=0)
+
+
+def test_a_warning_names_what_is_traced_again_and_again(monkeypatch, caplog):
+    """`reduce_retracing` frees dimensions and their number, so what is left is another dtype or field."""
+    run = build(**{"eval.batch_size": 80})
+    dtypes = [np.float32, np.float64, np.int32, np.int64, np.uint8, np.int8, np.uint16, np.int16, np.uint32]
+
+    def typed(count):
+        for dtype in dtypes[:count]:
+            yield {"x": np.zeros(2, dtype), "weight": np.ones(2, np.float32)}
+
+    compiled = evaluators.Compiled(lambda model, batch: {"twice": 2 * batch["x"]})
+    for count, told in ((6, 0), (7, 1), (9, 1)):
+        monkeypatch.setattr("framework.evaluators.compiled.examples", lambda run, split, limit, n=count: typed(n))
+        assert len(list(compiled(run))) == count
+        assert len(caplog.messages) == told
+    assert caplog.messages == [
+        "evaluators.Compiled(<lambda>) was traced 7 times, and a trace takes seconds (batch['x']: int8 [2] before,"
+        " uint16 [2] now). Give each batch the same fields and dtypes."
+    ]

@@ -1,4 +1,4 @@
-"""framework/run/waiting.py: the time that training waits for streamed batches is measured, shown and warned of."""
+"""framework/run/guards/waiting.py: the time that training waits for streamed batches, measured, shown, warned of."""
 
 import json
 import logging
@@ -8,7 +8,8 @@ import pytest
 
 from framework.data.batches import make_batches
 from framework.data.sources import Source
-from framework.run import loop, waiting
+from framework.run import loop
+from framework.run.guards import waiting
 from framework.run.progress import Progress, Spent
 from tests import small
 
@@ -86,19 +87,17 @@ def test_a_run_reports_the_share_and_warns_once(tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("spent", "line"),
     [
-        (Spent(100, 10.0, 0.51), ["training waited for data 5 % of its time. Make `plan` of the batches faster."]),
-        (Spent(100, 10.0, 3.4), ["training waited for data 34 % of its time. Make `plan` of the batches faster."]),
-        (Spent(100, 10.0, 0.5), []),
-        (Spent(100, 1.9, 1.9), []),  # too early to tell
-        (Spent(), []),
+        (Spent(100, 10.0, 0.51), "training waited for data 5 % of its time. Make `plan` of the batches faster."),
+        (Spent(100, 10.0, 3.4), "training waited for data 34 % of its time. Make `plan` of the batches faster."),
+        (Spent(100, 10.0, 0.5), ""),
+        (Spent(100, 1.9, 1.9), ""),  # too early to tell
+        (Spent(), ""),
     ],
 )
-def test_the_warning_comes_above_five_percent_after_two_seconds(spent, line, caplog, monkeypatch):
+def test_the_warning_comes_above_five_percent_after_two_seconds(spent, line, monkeypatch):
     class Run:
         data = None
 
     progress = Progress(batch_size=4, started=0.0, note={}, modes={})
     monkeypatch.setattr(Progress, "total", spent)
-    for _ in range(2):
-        waiting.warn_of_waiting(Run, progress)
-    assert caplog.messages == line
+    assert waiting.Waiting(Run, progress).look(None) == line
