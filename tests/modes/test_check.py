@@ -12,7 +12,7 @@ from framework.config import UserError, base_config, flatten, resolve
 from framework.config.overrides import override
 from framework.losses import Term
 from framework.metrics import results
-from framework.modes import check
+from framework.modes import check, described
 from framework.step.metric_row import MetricRow
 from tests.small import HOT, build, differing, snapshot
 
@@ -40,7 +40,7 @@ def test_keys_that_differ_from_their_default_are_marked():
     final = override(base_config(), {"train.duration": "2 epochs", "seed": 3, "eval.every": ""}).unlock()
     final.model.width = 8
     run = types.SimpleNamespace(config=final, resolved=resolve(final, steps_per_epoch=469))
-    title, *lines = check._config(run)
+    title, *lines = described.config(run)
     assert title == "Config (* differs from the default; durations with their number of steps)"
     assert [line for line in lines if line.startswith("*")] == [
         f"* {'eval.every':<32} ''  (default '1 epoch')",

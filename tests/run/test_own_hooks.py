@@ -17,7 +17,7 @@ import pytest
 from framework import Hook, optim
 from framework.checkpoint.checkpoints import digest, read_arrays
 from framework.errors import UserError
-from framework.modes import check
+from framework.modes import described
 from framework.run import loop
 from framework.run.hooks import Context
 from framework.run.own_hooks import own_hooks
@@ -166,10 +166,10 @@ def test_a_duration_is_one_of_the_run(idle):
 def test_check_lists_the_hooks_and_refuses_what_training_refuses(idle, monkeypatch):
     functions = {**idle.experiment.functions, "make_hooks": lambda cfg, run: [Hook(3, act), Hook("", Track())]}
     monkeypatch.setattr(idle, "experiment", dataclasses.replace(idle.experiment, functions=functions))
-    assert list(check._schedule(idle))[-2:] == ["Hook 'act' every 3 steps", "Hook 'Track' at the end"]
+    assert list(described.schedule(idle))[-2:] == ["Hook 'act' every 3 steps", "Hook 'Track' at the end"]
     functions["make_hooks"] = lambda cfg, run: [act]
     with pytest.raises(UserError, match="make_hooks returned a list with act"):
-        list(check._schedule(idle))
+        list(described.schedule(idle))
 
 
 # What a raise says
