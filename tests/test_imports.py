@@ -199,7 +199,7 @@ ROWS = (
     ("run.guards",),
     ("run.hooks", "run.outputs", "run.result"),
     ("run.previous",),
-    ("run.built_in", "run.own_hooks"),
+    ("run.built_in", "run.own_hooks", "run.forecast"),
     ("run.loop",),
     ("run.replay",),
     ("run",),

@@ -1,8 +1,8 @@
-"""--mode=check: runs the whole pipeline without training, and prints its parts.
+"""--mode=check: does everything that a run does but train, and prints the parts of the run.
 
-It prints the config, one real batch, shapes and dtypes, parameters, the schedule and an estimate of memory. Then it
-takes and undoes the first step, checks the transform, the loss and the metrics, and exports the untrained model through
-every export hook.
+It prints the config, one real batch, shapes and dtypes, parameters, the schedule, and the memory beside what is free.
+Then it takes and undoes the first step, checks the transform, the loss and the metrics, and exports the untrained model
+through every export hook. `rehearsal.py` does the rest: a checkpoint, an evaluation, the hooks, and a forecast.
 """
 
 import functools
@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
+from framework import paths
+from framework.distribute.memory import free_memory
 from framework.export.runner import export_all
 from framework.folder import EXPORTS
-from framework.modes import described
+from framework.modes import described, rehearsal
 from framework.modes.export import describe
+from framework.pages.exports import ExportReport
 from framework.run.evaluation import untouched
 from framework.run.exporting import held_out, training
 from framework.run.run import Run
@@ -24,13 +28,53 @@ from framework.step import compile_choice
 from framework.step.additivity import check_additive
 from framework.step.examples_apart import check_apart
 from framework.step.padding import check_metrics, padded
+from framework.step.size import bytes_of
+
+_TOO_LITTLE = "{} {:,.1f} MiB more. Use a smaller --config.data.batch_size or model, or end other programs."
 
 
 def main(run: Run, overrides: Sequence[str]) -> int:
-    """Prints the report; returns 1 if the first step, the loss, a metric or a dry export fails. Keeps no file."""
+    """Prints the report; returns 1 if anything that it tries fails or does not fit. Keeps no file."""
     for section in described.SECTIONS:
         print("\n".join(section(run)), end="\n\n")
-    return max(_first_step(run), _transform(run), _loss(run), _metrics(run), _exports(run))
+    statuses = [part(run) for part in (_memory, _first_step, _transform, _loss, _metrics)]
+    reports = _exports(run)
+    statuses += [int(not report.passed) for report in reports]
+    return max(*statuses, rehearsal.main(run, sum(report.bytes for report in reports)))
+
+
+def _memory(run: Run) -> int:
+    """Prints what the run will hold, and fails if it does not fit into what is free."""
+    state = sum(bytes_of(variable) for variable in paths.variables(run.state).values())
+    gradients = sum(bytes_of(variable) for variable in paths.trainable(run.model).values())
+    activations = sum(
+        bytes_of(tensor)
+        for operation in run.probe.graph.get_operations()
+        if operation.type != "Placeholder"  # inputs of the graph: the resident examples, the variables
+        for tensor in operation.outputs
+    )
+    examples = sum(d.origin["bytes"] for d in (run.data, *run.eval_data.values()) if d.is_resident)
+    sizes = {
+        "state (weights, slots, counters)": state,
+        "gradients": gradients,
+        "activations of one batch, at most": activations,
+        "resident examples": examples,
+        "copy of the state for a save": state,
+    }
+    print(f"Memory, estimated: {sum(sizes.values()) / 2**20:,.1f} MiB")
+    free = free_memory()
+    for name, size in (*sizes.items(), *([] if free is None else [("free now, the state being there", free)])):
+        print(f"  {name:<34} {size / 2**20:>10,.1f} MiB")
+    # State and examples are there already. Gradients and activations lie on an accelerator, if there is one.
+    on_host = not tf.config.list_physical_devices("GPU")
+    least = state + on_host * gradients
+    is_short = free is not None and least > free
+    if is_short:
+        print(f"  FAILED: {_TOO_LITTLE}".format("the run needs at least", least / 2**20))
+    elif free is not None and least + on_host * activations > free:
+        print(f"  perhaps too little: {_TOO_LITTLE}".format("a step may need", (least + activations) / 2**20))
+    print()
+    return int(is_short)
 
 
 def _first_step(run: Run) -> int:
@@ -123,10 +167,10 @@ def _verdict(problems: Sequence[str], good: str) -> int:
     return 1 if problems else 0
 
 
-def _exports(run: Run) -> int:
+def _exports(run: Run) -> Sequence[ExportReport]:
     if not run.exports:
-        print("Exports: none declared")
-        return 0
+        print("Exports: none declared\n")
+        return []
     print("Dry export of the untrained model")
     with tempfile.TemporaryDirectory() as folder:
         reports = export_all(
@@ -139,4 +183,5 @@ def _exports(run: Run) -> int:
         )
     for report in reports:
         print(f"  {report.hook:<14} {describe(report)}")
-    return 0 if all(report.passed for report in reports) else 1
+    print()
+    return reports

@@ -1,4 +1,4 @@
-"""What `--mode=check` prints of a run before it runs anything: config, batch, parameters, schedule and memory.
+"""What `--mode=check` prints of a run before it runs anything: config, batch, parameters and schedule.
 
 for section in SECTIONS:
     print("\n".join(section(run)))
@@ -18,7 +18,6 @@ from framework.data.bucketed import ROW
 from framework.run.own_hooks import own_hooks
 from framework.run.run import Run
 from framework.step.penalties import shown
-from framework.step.size import bytes_of
 
 
 def config(run: Run) -> Iterator[str]:
@@ -123,27 +122,8 @@ def _quantization(run: Run) -> Iterator[str]:
     yield f"  in float: {', '.join(quantizer.in_float) or 'none'}"
 
 
-def memory(run: Run) -> Iterator[str]:
-    """Yields an estimate of what a step holds."""
-    trained = paths.trainable(run.model)
-    sizes = {
-        "state (weights, slots, counters)": sum(bytes_of(v) for v in paths.variables(run.state).values()),
-        "gradients": sum(bytes_of(v) for v in trained.values()),
-        "activations of one batch, at most": sum(
-            bytes_of(tensor)
-            for operation in run.probe.graph.get_operations()
-            if operation.type != "Placeholder"  # inputs of the graph: the resident examples, the variables
-            for tensor in operation.outputs
-        ),
-        "resident examples": sum(d.origin["bytes"] for d in (run.data, *run.eval_data.values()) if d.is_resident),
-    }
-    yield f"Memory, estimated: {sum(sizes.values()) / 2**20:,.1f} MiB"
-    for name, size in sizes.items():
-        yield f"  {name:<34} {size / 2**20:>10,.1f} MiB"
-
-
 def _count(variables: dict[str, tf.Variable]) -> int:
     return sum(variable.shape.num_elements() for variable in variables.values())
 
 
-SECTIONS = (config, batch, parameters, schedule, memory)
+SECTIONS = (config, batch, parameters, schedule)

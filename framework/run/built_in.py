@@ -7,6 +7,7 @@ import math
 
 from framework import optim, paths
 from framework.data.bucketed import Bucketed, Seen
+from framework.evaluators import Report
 from framework.run import evaluation
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import PREFIX as MEAN
@@ -73,8 +74,12 @@ def write_histograms(context: Context) -> None:
 
 def evaluate_all(context: Context) -> None:
     """Evaluates on every split and by every evaluator, and asks for a checkpoint if the result is the best so far."""
+    take_evaluation(evaluation.report(context.run), context)
+
+
+def take_evaluation(report: Report, context: Context) -> None:
+    """Does what follows an evaluation: writes it, and tells those who wait for it."""
     run, cfg = context.run, context.run.resolved
-    report = evaluation.report(run)
     results = report.scalars
     context.progress.observe(context.step, results)
     evaluation.write(report, context.writer, context.step)

@@ -84,12 +84,14 @@ class EvalBlock:
         self._sums: dict[str, Any] = {}
         self._compile(config.train.compile)
 
-    def __call__(self, keep: Keep | None = None) -> dict[str, float]:
+    def __call__(self, keep: Keep | None = None, most: int | None = None) -> dict[str, float]:
         """{'loss': …, metric: …} over the whole split, each example once; NaN if a weight of the model is not finite.
 
         Changes nothing: what the forward pass moves is put back.
 
         Args:
+          most: batches, the first of the pass, after which it ends; None for all. A last batch that is cut to its rows
+            is evaluated whatever this is.
           keep: gets batch and outputs of each step, but not of a last batch that is cut to its rows, nor if the loss
             moves variables where it is not training. A step is then a call of its own. On one device alone.
         """
@@ -101,7 +103,7 @@ class EvalBlock:
         if self.problem:  # fused kernels of some CPUs make relu(NaN) 0
             return dict.fromkeys(["loss", *self._layout.results(totals | self._layout.empty_sums())], math.nan)
         with untouched(self._found.assigned_variables):
-            for step, row in enumerate(self._rows(keep)):
+            for step, row in enumerate(self._rows(keep, self._steps if most is None else min(most, self._steps))):
                 if not self.problem and not np.isfinite(row).all():
                     self.problem = self._bad_batch(step)
                 totals = self._merge(totals, self._layout.unpack(row))
@@ -166,13 +168,16 @@ class EvalBlock:
         with untouched(self._found.assigned_variables):
             yield
 
-    def _rows(self, keep: Keep | None) -> Iterator[np.ndarray]:
-        """Yields the row of each batch, in order; `self._sums` are those of the batches so far."""
+    def _rows(self, keep: Keep | None, count: int) -> Iterator[np.ndarray]:
+        """Yields the row of each of the first `count` batches, in order, and that of a last batch that is cut.
+
+        `self._sums` are those of the batches so far.
+        """
         self._sums = {name: tf.constant(value) for name, value in self._layout.empty_sums().items()}
         first = 0
-        while first < self._steps:
+        while first < count:
             bucket = bucket_at(self._batches, first)
-            k = alike(self._batches, first, min(self._block_steps, self._steps - first))
+            k = alike(self._batches, first, min(self._block_steps, count - first))
             with explained(functools.partial(self._problem, first, k)), named_shapes():
                 plans = []
                 if not self._batches.is_resident:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,8 +56,14 @@ def test_check_shows_the_whole_pipeline_and_writes_nothing(tmp_path, capsys, mon
         "Additivity of the loss",
         "  additive: it is the sum over the examples of the batch",
         "Dry export of the untrained model",
+        "Checkpoint, written and read back",
+        "Hooks, each called and undone",
     ):
         assert line in out.splitlines(), line
+    forecast = (r"The whole run, at these times: 40 steps in .*", r"Disk: .* for the run, .* free")
+    for line in (r"  test +4 batches in .*", *forecast):
+        assert re.search(rf"^{line}$", out, re.M), line
+    assert [*tmp_path.iterdir()] == []
     # Weights and the two slots of Adam, gradients, examples: float32, and uint8 with int32 labels.
     assert f"  {'gradients':<34} {101_770 * 4 / 2**20:>10,.1f} MiB" in out
     assert f"  {'resident examples':<34} {(2560 + 500) * 788 / 2**20:>10,.1f} MiB" in out

@@ -175,3 +175,14 @@ def test_infinity_is_no_best():
     for value in (np.inf, 2.0, -np.inf):
         progress.observe(1, {"test/loss": value, "test/accuracy": -value})
     assert progress.best == {"test/loss": 2.0, "test/accuracy": -2.0}
+
+
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_the_first_batches_of_a_pass(most):
+    """Their cross-entropy in float64; the four batches have 48, 48, 48 and 16 examples."""
+    built = build(**SETTINGS, **{"train.compile": "eager"})
+    arrays = examples({}).arrays
+    rows = slice(0, min(160, 48 * most))
+    z = built.model(arrays["x"][rows], training=False).numpy().astype(np.float64)
+    values = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), arrays["label"][rows]]
+    assert built.eval_blocks["test"](most=most) == {"loss": pytest.approx(values.mean(), rel=1e-6)}
