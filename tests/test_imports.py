@@ -38,7 +38,7 @@ ROWS = (
     ("rng",),
     # what a trace contains, and the experiment file
     ("trace.graphs", "trace.indices", "trace.assigned"),
-    ("trace.repeated_draws",),
+    ("trace.activations", "trace.repeated_draws"),
     ("trace.guards",),
     ("trace",),
     ("experiment.user_code",),

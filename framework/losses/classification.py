@@ -1,7 +1,8 @@
 """Losses of classes: cross-entropy of class numbers, of class probabilities and of binary targets, focal and hinge.
 
-Each takes logits, never probabilities. Where the weight is 0, logits and labels may be anything; elsewhere a label that
-is no class, or a probability that is none, makes the loss NaN, and the step stops and names it.
+Each takes logits; what comes from a softmax or sigmoid is refused. Where the weight is 0, logits and labels may be
+anything; elsewhere a label that is no class, or a probability that is none, makes the loss NaN, and the step stops and
+names it.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import tensorflow as tf
 from framework.compile import is_in_xla, jit
 from framework.errors import UserError
 from framework.losses.base import Term, in_full, mean, pair, weight_of_each, where_weighted
+from framework.trace.activations import refuse_probabilities
 from framework.trace.guards import IN_RANGE, claim_classes, claim_range
 
 # From this many logits on, a graph has an XLA program for them: 8 million take 8 ms less, of a step's 120.
@@ -170,6 +172,7 @@ def sparse_hinge(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor, margin
 
 def _checked_labels(function: str, logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Returns labels as int32 or int64: 0 where the weight is 0, and -1 for a number between two classes."""
+    refuse_probabilities(function, logits)
     _check_shapes(function, logits, labels)
     if labels.dtype.is_floating:  # a number between two classes is none of them
         labels = tf.where(tf.floor(labels) == labels, tf.cast(labels, tf.int64), tf.constant(-1, tf.int64))
@@ -190,6 +193,7 @@ def checked_targets(
     function: str, logits: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns logits, class probabilities and the weight of each row; NaN for rows that are no probabilities."""
+    refuse_probabilities(function, tf.convert_to_tensor(logits))
     logits, targets = pair(function, "logits", logits, targets)
     if logits.shape[-1] in (None, 1):
         raise UserError(
@@ -209,6 +213,7 @@ def _checked_binary(
     function: str, logits: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns logits, targets and the weight of each; NaN for targets that are not from 0 to 1."""
+    refuse_probabilities(function, tf.convert_to_tensor(logits))
     logits, targets = pair(function, "logits", logits, targets)
     weight = weight_of_each(function, "logits", logits, tf.convert_to_tensor(weight))
     logits, targets = where_weighted(weight, logits, targets)

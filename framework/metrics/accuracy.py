@@ -8,6 +8,7 @@ import tensorflow as tf
 from framework.errors import UserError
 from framework.metrics.base import Mean, Tensors
 from framework.metrics.inputs import binary, labelled, weight_of
+from framework.trace.activations import refuse_probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Accuracy(Mean):
         logits, label = tf.convert_to_tensor(outputs[self.logits]), tf.convert_to_tensor(batch[self.label])
         logits, label, classes = self._matched(logits, label)
         if classes == 2 and logits.shape[-1] == 1:
+            refuse_probabilities("Accuracy", logits)
             guess = tf.cast(logits[..., 0] > 0, tf.int64)
         else:
             guess = tf.argmax(logits, axis=-1)
@@ -54,7 +56,7 @@ class Accuracy(Mean):
             )
         if not logits.shape.rank or logits.shape[-1] is None:
             raise UserError(f"Accuracy: {shape}. Logits are [batch, classes], or [batch, 1] or [batch] of two classes.")
-        logits = logits[:, tf.newaxis] if logits.shape.rank == 1 else logits
+        logits = tf.expand_dims(logits, 1) if logits.shape.rank == 1 else logits
         is_single = logits.shape[-1] == 1
         if is_single and label.shape.rank == logits.shape.rank and label.shape[-1] == 1:
             label = label[..., 0]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from framework.errors import UserError
 from framework.metrics.base import Picture, Sums, Tensors
 from framework.metrics.inputs import binary, histogram, labelled
+from framework.trace.activations import refuse_probabilities
 
 _LARGEST_LOGIT = 16.0  # beyond, the sigmoid is within 1e-7 of 0 or 1
 
@@ -209,6 +210,7 @@ class CalibrationError(Sums):
         return np.zeros(3 * self.bins)
 
     def update(self, outputs: Tensors, batch: Tensors) -> tf.Tensor:
+        refuse_probabilities("CalibrationError", tf.convert_to_tensor(outputs[self.logits]))
         logits, label, weight = labelled(self, outputs, batch)
         confidence = tf.reduce_max(tf.nn.softmax(logits), -1)
         is_good = (label >= 0) & ~tf.reduce_any(tf.math.is_nan(logits), -1)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from framework.errors import UserError
 from framework.losses.base import in_full, pair, weight_of_each, where_weighted
 from framework.metrics.base import Tensors
+from framework.trace.activations import refuse_probabilities
 from framework.trace.guards import IN_RANGE
 
 
@@ -47,8 +48,9 @@ def binary(metric: Any, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf
       metric: has the keys `logits`, `label` and `weight`.
 
     Raises:
-      UserError: shapes that do not fit.
+      UserError: shapes that do not fit, or logits that a softmax or sigmoid gives.
     """
+    refuse_probabilities(type(metric).__name__, tf.convert_to_tensor(outputs[metric.logits]))
     logits, target, weight = _weighted(metric, "logits", outputs[metric.logits], batch[metric.label], batch)
     is_target = tf.equal(target, 0) | tf.equal(target, 1)
     return logits, tf.where(is_target, target, tf.constant(float("nan"), target.dtype)), weight

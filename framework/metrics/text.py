@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from framework.metrics.base import Mean, Tensors
 from framework.metrics.inputs import labelled
+from framework.trace.activations import refuse_probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Perplexity(Mean):
     mode = "min"
 
     def values(self, outputs: Tensors, batch: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+        refuse_probabilities("Perplexity", tf.convert_to_tensor(outputs[self.logits]))
         logits, label, weight = labelled(self, outputs, batch)
         log_shares = tf.nn.log_softmax(logits)
         is_label = tf.one_hot(label, logits.shape[-1], True, False, dtype=tf.bool)

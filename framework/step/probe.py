@@ -39,6 +39,7 @@ from framework.step.probe_checks import (
 from framework.step.scopes import scopes
 from framework.step.tools import Tools, dry_run
 from framework.trace import guards
+from framework.trace.activations import refuse_second_softmax
 from framework.trace.assigned import assigned
 from framework.trace.repeated_draws import refuse_repeated_draws
 
@@ -118,6 +119,7 @@ def probe(
     keras_draws.refuse_rows(model)
     check_draws(function.graph, config, model)
     refuse_repeated_draws("the loss", function.graph)
+    refuse_second_softmax(function.graph)
     check_weights(function.graph, {name: term.weight for name, term in terms.items()})
     check_terms(terms, function.graph.inputs[: len(batch)])
     communicates = has_collectives(loss, model)
@@ -168,6 +170,7 @@ def probe_step(
     function = tf.function(trace, autograph=False).get_concrete_function(batch, _STEP)
     check_draws(function.graph, config, state)
     refuse_repeated_draws("the step", function.graph)
+    refuse_second_softmax(function.graph)
     coverage.check(function.graph, state)
     return tuple(terms)
 
