@@ -80,7 +80,7 @@ ROWS = (
     ("data.text",),
     ("data.skipping",),
     ("data.resident", "data.streaming", "data.dataset"),
-    ("data.batches",),
+    ("data.batches", "data.overlap"),
     ("data.replay_buffer",),
     ("data",),
     ("layers/*",),

@@ -95,6 +95,15 @@ class Resident:
             order_fields = {name: tf.gather(plan[name], index) for name in self._finish.needs}
             return self._finish(batch, tf.gather(plan["weight"], index), order_fields)
 
+    @property
+    def raw_count(self) -> int:
+        """The number of examples of all sources."""
+        return next(iter(self._examples.values())).shape[0]
+
+    def raw(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns examples as the sources gave them, by their numbers among those of all sources."""
+        return {name: tf.gather(examples, index).numpy() for name, examples in self._examples.items()}
+
     def indices(self, step: int) -> dict[str, np.ndarray]:
         return indices_of(self, self._order, step)
 

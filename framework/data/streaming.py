@@ -118,6 +118,18 @@ class Streamed:
     def indices(self, step: int) -> dict[str, np.ndarray]:
         return indices_of(self, self._order, step)
 
+    @property
+    def raw_count(self) -> int:
+        """The number of examples of all sources."""
+        return sum(map(len, self._sources))
+
+    def raw(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns examples as the sources give them, by their numbers among those of all sources."""
+        ends = np.cumsum([*map(len, self._sources)])
+        source = np.searchsorted(ends, index, "right")
+        row = index - np.concatenate([[0], ends[:-1]])[source]
+        return dict(zip(self._fields, self._rows(source, row, 0), strict=True))
+
     def _next(self, count: int) -> list[Batch]:
         """Returns the next batches; raises the error of the source itself, which tf.data replaces by one of its own."""
         try:

@@ -1,8 +1,9 @@
 """--mode=check: does everything that a run does but train, and prints the parts of the run.
 
 It prints the config, one real batch, shapes and dtypes, parameters, the schedule, and the memory beside what is free.
-Then it takes and undoes the first step, checks the transform, the loss and the metrics, and exports the untrained model
-through every export hook. `rehearsal.py` does the rest: a checkpoint, an evaluation, the hooks, and a forecast.
+It looks for evaluation data in the training data, takes and undoes the first step, checks the transform, the loss and
+the metrics, and exports the untrained model through every export hook. `rehearsal.py` does the rest: a checkpoint, an
+evaluation, the hooks, and a forecast.
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from framework import paths
+from framework.data.overlap import overlap
 from framework.distribute.memory import free_memory
 from framework.export.runner import export_all
 from framework.folder import EXPORTS
@@ -30,6 +32,7 @@ from framework.step.examples_apart import check_apart
 from framework.step.padding import check_metrics, padded
 from framework.step.size import bytes_of
 
+_MOST_SHARED = 0.01  # of the examples of a split; data sets have a few examples twice
 _TOO_LITTLE = "{} {:,.1f} MiB more. Use a smaller --config.data.batch_size or model, or end other programs."
 
 
@@ -37,7 +40,7 @@ def main(run: Run, overrides: Sequence[str]) -> int:
     """Prints the report; returns 1 if anything that it tries fails or does not fit. Keeps no file."""
     for section in described.SECTIONS:
         print("\n".join(section(run)), end="\n\n")
-    statuses = [part(run) for part in (_memory, _first_step, _transform, _loss, _metrics)]
+    statuses = [part(run) for part in (_memory, _apart, _first_step, _transform, _loss, _metrics)]
     reports = _exports(run)
     statuses += [int(not report.passed) for report in reports]
     return max(*statuses, rehearsal.main(run, sum(report.bytes for report in reports)))
@@ -75,6 +78,24 @@ def _memory(run: Run) -> int:
         print(f"  perhaps too little: {_TOO_LITTLE}".format("a step may need", (least + activations) / 2**20))
     print()
     return int(is_short)
+
+
+def _apart(run: Run) -> int:
+    """Looks for examples of the evaluation splits in the training data; returns the exit status."""
+    print("Evaluation data in the training data")
+    status = 0
+    for split, batches in run.eval_data.items():
+        found = overlap(run.data, batches)
+        if found is None:
+            print(f"  {split}: not compared: no field in common, or a tf.data pipeline")
+            continue
+        counts = f"{found.shared:,} of {found.looked_at:,} examples of '{split}' among {found.among:,} for training"
+        print(f"  {counts}" + (f", e.g. {found.first[0]} there is {found.first[1]}" if found.first else ""))
+        if found.share > _MOST_SHARED and not split.startswith("train"):
+            print(f"  FAILED: '{split}' tests what was trained on. Split first, or name it 'train…' if that is meant.")
+            status = 1
+    print()
+    return status
 
 
 def _first_step(run: Run) -> int:

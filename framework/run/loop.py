@@ -34,7 +34,7 @@ from framework.run.interval import Interval
 from framework.run.nonfinite import rewind_or_raise
 from framework.run.outputs import writers_of
 from framework.run.own_hooks import OwnHooks, own_hooks
-from framework.run.preview import show_inputs, warn_of_padding
+from framework.run.preview import show_inputs, warn_of_padding, warn_of_same_data
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
@@ -181,6 +181,7 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, guards: Guards, interr
                 is_shown = True
                 show_inputs(run, writer)
                 warn_of_padding(run)
+                warn_of_same_data(run)
             guards.look(block)
             context = Context(step, block, run, writer, progress)
             hooks.act(context)

@@ -2,6 +2,7 @@
 
 show_inputs(run, writer)
 warn_of_padding(run)
+warn_of_same_data(run)
 
 The first step comes first, because people wait for it.
 """
@@ -69,3 +70,15 @@ def warn_of_padding(run: Run) -> None:
             problems += check_metrics(run.loss, run.model, run.metrics, batch, run.resolved)
         for sentence in problems:
             logging.warning("%s", sentence)
+
+
+def warn_of_same_data(run: Run) -> None:
+    """Warns of an evaluation split that holds the training data, byte for byte, and is not named 'train…'."""
+    for split, batches in run.eval_data.items():
+        known = batches.origin.get("sha256")
+        if known is not None and known == run.data.origin.get("sha256") and not split.startswith("train"):
+            logging.warning(
+                "the evaluation split '%s' has the same examples as the training data: it does not show how the model"
+                " does on others. Return others from make_data, or name it 'train…' in eval.splits.",
+                split,
+            )

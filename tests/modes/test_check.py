@@ -8,11 +8,13 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from framework.config import UserError, base_config, flatten, resolve
+from framework import data
+from framework.config import UserError, base_config, finalize, flatten, resolve
 from framework.config.overrides import override
 from framework.losses import Term
 from framework.metrics import results
 from framework.modes import check, described
+from framework.run import preview
 from framework.step.metric_row import MetricRow
 from tests.small import HOT, build, differing, snapshot
 
@@ -181,3 +183,42 @@ def test_a_result_that_is_no_number_is_refused_when_a_run_is_built():
 def test_a_result_that_fails_on_made_up_states_is_looked_at_in_the_first_step(capsys):
     with pytest.raises(UserError, match="metric 'own': result returned a value of type NoneType"):
         first_step(capsys, metrics_of(lambda state: None if state[1] == 16 else 1 / 0))
+
+
+def data_apart(capsys, train, test):
+    """(status, lines) of a check whose training and test data are these numbers."""
+
+    def batches(numbers, training):
+        cfg = base_config()
+        cfg.data.batch_size = cfg.eval.batch_size = 4
+        source = data.Source({"x": np.asarray(numbers, np.float32)}, origin="numbers")
+        return data.make_batches(source, finalize(cfg), training=training)
+
+    splits = {split: batches(numbers, False) for split, numbers in test.items()}
+    run = types.SimpleNamespace(data=batches(train, True), eval_data=splits)
+    return check._apart(run), capsys.readouterr().out.splitlines()[1:-1], run
+
+
+def test_test_data_in_the_training_data_are_a_failure(capsys):
+    splits = {"test": [100, 7, 101, 102], "valid": range(200, 204), "train_eval": range(8)}
+    status, lines, _ = data_apart(capsys, range(50), splits)
+    assert status == 1
+    assert lines == [
+        "  1 of 4 examples of 'test' among 50 for training, e.g. 1 there is 7",
+        "  FAILED: 'test' tests what was trained on. Split first, or name it 'train…' if that is meant.",
+        "  0 of 4 examples of 'valid' among 50 for training",
+        "  8 of 8 examples of 'train_eval' among 50 for training, e.g. 0 there is 0",
+    ]
+
+
+def test_one_example_in_a_hundred_may_be_there_twice(capsys):
+    status, lines, _ = data_apart(capsys, range(50), {"test": [7, *range(100, 199)]})
+    assert (status, lines) == (0, ["  1 of 100 examples of 'test' among 50 for training, e.g. 0 there is 7"])
+
+
+def test_a_run_warns_of_a_split_that_is_the_training_data(capsys, caplog):
+    _, _, run = data_apart(capsys, range(50), {"test": range(50), "train_eval": range(50), "t": range(9)})
+    preview.warn_of_same_data(run)
+    assert [record.message[:94] for record in caplog.records] == [
+        "the evaluation split 'test' has the same examples as the training data: it does not show how t"
+    ]

@@ -1,0 +1,123 @@
+"""Test data in training: how many examples of one split are among those of another.
+
+    found = overlap(train, test)
+    found.shared, found.looked_at, found.among        # 37 of 2,000 examples, among 60,000
+    found.first                                      # (12, 4711): example 12 is example 4711 of the training data
+
+Examples are compared as their sources give them, before the transform, by a hash of the fields that both splits have.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_MOST_TESTED = 2_000  # examples
+_CHUNK = 1_024  # examples read at a time
+_SECONDS = 3.0  # after which no more of the training data are read
+
+
+class Overlap(NamedTuple):
+    """Holds what was found.
+
+    Attributes:
+      shared: how many of the examples that were looked at are among the training data.
+      looked_at: examples of the split.
+      among: examples of the training data.
+      first: the index of the first such example, and the index of its equal in the training data; None without one.
+    """
+
+    shared: int
+    looked_at: int
+    among: int
+    first: tuple[int, int] | None
+
+    @property
+    def share(self) -> float:
+        """The share of the examples that were looked at, from 0 to 1."""
+        return self.shared / self.looked_at
+
+
+def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None:
+    """Looks for examples of `other` among those of `train`, at random ones of both if there are many.
+
+    Args:
+      train, other: batches of `make_batches`.
+      seconds: time after which no more examples of `train` are read.
+
+    Returns:
+      What was found; None if the splits have no field in common, or one of them is not read by index.
+    """
+    members = [_member(batches) for batches in (train, other)]
+    if any(member is None for member in members):
+        return None
+    names = _common(*members)
+    if not names:
+        return None
+    tested = _chosen(members[1].raw_count, _MOST_TESTED, seed=0)
+    known: dict[bytes, list[int]] = {}
+    for index, digest in _digests(members[1], tested, names):
+        known.setdefault(digest, []).append(index)
+    equal: dict[int, int] = {}
+    among, end = 0, time.monotonic() + seconds
+    everywhere = _chosen(members[0].raw_count, members[0].raw_count, seed=1)
+    for start in range(0, len(everywhere), _CHUNK):
+        if among and time.monotonic() > end:
+            break
+        part = everywhere[start : start + _CHUNK]
+        among += len(part)
+        for index, digest in _digests(members[0], part, names):
+            for same in known.get(digest, ()):
+                equal.setdefault(same, index)
+    first = min(equal.items(), default=None)
+    return Overlap(len(equal), len(tested), among, first)
+
+
+def _member(batches: Any) -> Any:
+    """Returns what reads examples by index: the batches themselves, or those of a bucket."""
+    member = batches.members[0] if hasattr(batches, "members") else batches
+    return member if hasattr(member, "raw") else None
+
+
+def _common(train: Any, other: Any) -> list[str]:
+    """Returns the fields, without weights, that both splits have in the same dtype and shape."""
+    ours, theirs = (member.raw(np.zeros(1, np.int64)) for member in (train, other))
+    return sorted(
+        name
+        for name in ours.keys() & theirs.keys() - {"weight"}
+        if (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape)
+    )
+
+
+def _chosen(count: int, most: int, seed: int) -> np.ndarray:
+    """Returns the indices of at most so many examples, in an order in which a part of them is spread over all.
+
+    Args:
+      count: examples to choose from.
+      most: examples to choose.
+      seed: another one for each split, or the same places of both would be looked at first.
+    """
+    return np.random.default_rng(seed).permutation(count)[:most].astype(np.int64)
+
+
+def _digests(member: Any, indices: np.ndarray, names: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(indices), _CHUNK):
+        part = indices[start : start + _CHUNK]
+        taken = member.raw(part)
+        columns = [_rows(taken[name]) for name in names]
+        for index, row in zip(part.tolist(), zip(*columns, strict=True), strict=True):
+            yield index, hashlib.blake2b(b"".join(row), digest_size=16).digest()
+
+
+def _rows(array: np.ndarray) -> list[bytes]:
+    """Returns each row as bytes; those of texts begin with their length, so that neighbours stay apart."""
+    if array.dtype == object:
+        texts = [np.ravel(row).tolist() for row in array]
+        return [b"".join(b"%d:%b" % (len(text), text) for text in map(_encoded, row)) for row in texts]
+    return [row.tobytes() for row in array]
+
+
+def _encoded(text: Any) -> bytes:
+    return text if isinstance(text, bytes) else str(text).encode()

@@ -1,0 +1,90 @@
+"""framework/data/overlap.py: examples of one split that are among those of another, counted exactly."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from framework import config, data
+from framework.data.overlap import overlap
+
+PLACES = ("resident", "stream")
+
+
+def split(pictures, labels, placement="resident", training=False, **fields):
+    cfg = config.base_config()
+    cfg.data.placement = placement
+    cfg.data.batch_size = cfg.eval.batch_size = 4
+    arrays = {"image": pictures, "label": labels, **fields}
+    return data.make_batches(data.Source(arrays, origin="made up"), config.finalize(cfg), training=training)
+
+
+def pictures(seed, count):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 5, 5), np.uint8), rng.integers(0, 3, count).astype(np.int32)
+
+
+@pytest.mark.parametrize("placement", PLACES)
+def test_each_shared_example_counts_once(placement):
+    """37 of 100 test pictures are copies of training pictures; a copy with another label is none."""
+    x, y = pictures(0, 300)
+    test_x, test_y = pictures(1, 100)
+    test_x[5:42], test_y[5:42] = x[10:84:2], y[10:84:2]
+    test_x[50], test_y[50] = x[7], y[7] + 1
+    x[299], y[299] = x[10], y[10]  # twice in the training data
+    found = overlap(split(x, y, placement, training=True), split(test_x, test_y, placement))
+    assert (found.shared, found.looked_at, found.among) == (37, 100, 300)
+    assert found.first in ((5, 10), (5, 299))
+    assert found.share == 0.37
+
+
+def test_splits_apart_share_nothing():
+    found = overlap(split(*pictures(0, 300), training=True), split(*pictures(1, 100)))
+    assert found == (0, 100, 300, None)
+
+
+def test_many_examples_are_looked_at_in_part():
+    """Of 5,000 test examples 2,000 are looked at; all of them are training examples."""
+    x, y = pictures(0, 5_000)
+    found = overlap(split(x, y, training=True), split(x, y))
+    assert (found.shared, found.looked_at, found.among) == (2_000, 2_000, 5_000)
+    found = overlap(split(x, y, training=True), split(x, y), seconds=0.0)
+    assert (found.looked_at, found.among) == (2_000, 1_024)
+    assert abs(found.shared - 2_000 * 1_024 / 5_000) < 4 * np.sqrt(2_000 * 0.2 * 0.8)  # of 410, within four deviations
+
+
+def test_weights_and_fields_of_one_split_alone_do_not_count():
+    x, y = pictures(0, 20)
+    weight = np.full(20, 0.5, np.float32)
+    more = {"note": np.arange(20)}
+    found = overlap(split(x, y, training=True, weight=weight), split(x, y, **more))
+    assert found.shared == 20
+    other = split(x.astype(np.int32), y.astype(np.int64))
+    assert overlap(split(x, y, training=True), other) is None
+
+
+def test_texts_are_told_apart_by_their_ends():
+    """b'ab', b'c' is not b'a', b'bc'."""
+    texts = np.array([[b"ab", b"c"], [b"x", b"yz"]], object)
+    shifted = np.array([[b"a", b"bc"], [b"x", b"yz"]], object)
+    number = np.arange(2)
+    train, test = (split(number, number, "stream", text=each) for each in (texts, shifted))
+    assert overlap(train, test)[:3] == (1, 2, 2)
+
+
+def test_a_pipeline_is_not_compared():
+    cfg = config.base_config()
+    cfg.data.batch_size = 4
+    stream = tf.data.Dataset.from_tensor_slices({"x": np.arange(8)}).batch(4)
+    piped = data.make_batches(stream, config.finalize(cfg), training=True)
+    assert overlap(piped, split(*pictures(0, 20))) is None
+
+
+def test_mixtures_count_examples_of_all_sources():
+    x, y = pictures(0, 30)
+    cfg = config.base_config()
+    cfg.data.placement = "stream"
+    cfg.data.batch_size = 4
+    sources = [data.Source({"image": a, "label": b}, origin="part") for a, b in ((x[:10], y[:10]), (x[10:], y[10:]))]
+    mixed = data.make_batches([(sources[0], 1), (sources[1], 1)], config.finalize(cfg), training=True)
+    found = overlap(mixed, split(x[25:], y[25:]))
+    assert (found.shared, found.looked_at, found.among, found.first) == (5, 5, 30, (0, 25))
