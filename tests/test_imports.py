@@ -197,7 +197,7 @@ ROWS = (
     ("run.guards.waiting", "run.guards.retracing", "run.guards.memory", "run.guards.spikes"),
     ("run.guards.loss_scale",),
     ("run.guards",),
-    ("run.hooks", "run.outputs", "run.result"),
+    ("run.hooks", "run.outputs", "run.profiling", "run.result"),
     ("run.previous",),
     ("run.built_in", "run.own_hooks", "run.forecast"),
     ("run.loop",),

@@ -22,6 +22,7 @@ from framework.config.durations import check_duration
 from framework.config.key import Key
 from framework.config.keys import FREE_SECTIONS, KEYS
 from framework.config.keys.eval import base_split
+from framework.config.keys.profile import borders
 from framework.errors import UserError, closest, near
 
 _LONGEST_SPLIT = 100  # characters: folders are named after splits
@@ -52,6 +53,7 @@ def finalize(config: ConfigDict, own: Collection[str] = (), is_trained: bool = T
         _check_value(name, flat[name], key)
     _check_sequences(flat)
     _check_splits(flat["eval.splits"])
+    _check_profile(flat["profile.steps"])
     check_contradictions(flat, own, is_trained)
     return locked(config)
 
@@ -133,6 +135,13 @@ def _check_sequences(flat: Mapping[str, Any]) -> None:
                 f"schedule.factors={flat['schedule.factors']}: {value!r} is not a number of at least 0."
                 ' Type e.g. --config.schedule.factors="(0.1,0.01)".'
             )
+
+
+def _check_profile(steps: str) -> None:
+    try:
+        borders(steps)
+    except ValueError as error:
+        raise UserError(f"profile.steps={error}. Type e.g. --config.profile.steps=100:110.") from error
 
 
 def _check_splits(splits: tuple[Any, ...]) -> None:

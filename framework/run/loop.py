@@ -35,6 +35,7 @@ from framework.run.nonfinite import rewind_or_raise
 from framework.run.outputs import writers_of
 from framework.run.own_hooks import OwnHooks, own_hooks
 from framework.run.preview import show_inputs, warn_of_padding, warn_of_same_data
+from framework.run.profiling import Profiler
 from framework.run.progress import Progress
 from framework.run.result import make_result, status, whole_result
 from framework.run.run import Run
@@ -102,11 +103,11 @@ def _train(run: Run, overrides: Iterable[str]) -> dict[str, Any]:
     optim.prepare_schedules(run.state.schedule, run.modes)
     if run.replicas.count > 1:
         refuse_together(run.data)
-    own, guards = own_hooks(run), Guards(run, progress)
+    own, guards, profiler = own_hooks(run), Guards(run, progress), Profiler(run)
     if run.config.train.compile == "auto":
         progress.passed("tuning", compiling=_choose(run))
-    with Interrupt() as interrupt, run.checkpoints:
-        while _segment(run, progress, own, guards, interrupt) is Ended.TO_REWIND:
+    with Interrupt() as interrupt, run.checkpoints, profiler:
+        while _segment(run, progress, own, guards, profiler, interrupt) is Ended.TO_REWIND:
             progress.go_back(run.note)
             own = own_hooks(run)  # new ones, as if the run were resumed here
         with progress.spending("save"):
@@ -151,13 +152,16 @@ class Ended(enum.Enum):
     TO_REWIND = "before a step that was not finite; the state is the one of a checkpoint"
 
 
-def _segment(run: Run, progress: Progress, own: OwnHooks, guards: Guards, interrupt: Interrupt) -> Ended:
+def _segment(
+    run: Run, progress: Progress, own: OwnHooks, guards: Guards, profiler: Profiler, interrupt: Interrupt
+) -> Ended:
     """Trains from the current state to the end, or until the run goes back to a checkpoint."""
     step = int(run.state.step)
     is_shown = step > 0
     interval = Interval(run.train_block.layout, run.note)
     hooks = Hooks([*built_in_hooks(run, interval), *own.hooks], step, run.total_steps)
     guards.begin()
+    profiler.begin(step)
     with writers_of(run, step) as writer:
         writer.open(run.workdir, step)
         save = functools.partial(_save, run, writer, progress, (progress, interval, own))
@@ -166,9 +170,11 @@ def _segment(run: Run, progress: Progress, own: OwnHooks, guards: Guards, interr
         # All workers do the same: they stop if one was asked to stop, and take blocks as short as the slowest needs.
         everywhere = run.replicas.all_workers
         while status(run) == "interrupted" and not everywhere(int(interrupt.is_requested), most=True):
-            length = everywhere(_block_length(run, hooks, step, progress), most=False)
+            length = min(_block_length(run, hooks, step, progress), profiler.next_step(step) - step)
+            length = everywhere(length, most=False)
             try:
-                block = progress.timed(lambda k: run.train_block(k, interval.sums), length)
+                with profiler.around(step, length):
+                    block = progress.timed(lambda k: run.train_block(k, interval.sums), length)
             except DataError as error:  # the block has not begun: the state is the one after the last block
                 save()
                 raise DataError(f"{error} Step {step} is saved; the same command goes on from there.") from error

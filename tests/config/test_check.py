@@ -181,6 +181,26 @@ def test_a_run_as_long_as_a_share_of_itself(value):
             "schedule.factors=(inf,): inf is not a number of at least 0."
             ' Type e.g. --config.schedule.factors="(0.1,0.01)".',
         ),
+        *[
+            (
+                {"profile.steps": text},
+                f"profile.steps='{text}' is not A:B with 1 <= A < B. Type e.g. --config.profile.steps=100:110.",
+            )
+            for text in (
+                "10",
+                "10:",
+                ":10",
+                "0:5",
+                "5:5",
+                "15:10",
+                "5 : 10",
+                "05:10",
+                "5:1:2",
+                "-5:10",
+                "5:1e3",
+                "٥:10",
+            )
+        ],
         (
             {"eval.splits": ()},
             "eval.splits=() names no split, but a run is judged and its exports are verified on one."
