@@ -9,6 +9,7 @@ Nothing here imports TensorFlow.
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "evaluate": ("checkpoint",),
     "export": ("checkpoint", "formats"),
     "check": (),
+    "overfit": ("steps",),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
     "sweep": ("trials", "parallel", "metric", "sampler", "pruner"),
@@ -46,6 +48,7 @@ WITHOUT_RUN = {
     "list": "the runs below --workdir",
     "compare": "the run folders that are typed after it",
 }
+WITHOUT_FOLDER = ("overfit",)  # modes of a run that write no run folder
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
@@ -64,6 +67,7 @@ FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         None,
         "export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
     ),
+    (flags.DEFINE_integer, "steps", None, "overfit: number of steps on one batch. [200]"),
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, and check every layer for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
@@ -90,6 +94,7 @@ _PORTS = ("port", "rest_port")
 _CHOICES = {"sampler": SAMPLERS, "pruner": PRUNERS}
 _LAST_PORT = 65535
 _LONGEST_FLAG = 100
+_WIDTH = 120
 
 
 def help_text(argv: Sequence[str], introduction: str) -> str:
@@ -100,7 +105,8 @@ def help_text(argv: Sequence[str], introduction: str) -> str:
     """
     own = _split(argv)[0]
     if {"--help", "-h", "-help"} & set(own):
-        flag_lines = (f"  --{name:<13} {text}" for _, name, _, text in FLAGS)
+        wrap = textwrap.TextWrapper(_WIDTH, subsequent_indent=18 * " ", break_on_hyphens=False)
+        flag_lines = (line for _, name, _, text in FLAGS for line in wrap.wrap(f"  --{name:<13} {text}"))
         lines = [introduction.strip(), "", "Flags:", *flag_lines]
         lines.append("  --config.KEY=VALUE  Overrides a value of the config; --help_config lists the keys.")
         return "\n".join(lines)
@@ -167,6 +173,10 @@ def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise UserError(f"--mode={mode} needs the --workdir of a {whose}.")
     if workdir is not None and (not workdir or workdir.startswith("--")):
         raise UserError(f"--workdir='{workdir}' is no folder. Type e.g. --workdir=runs/first, or leave it out.")
+    if workdir is not None and mode in WITHOUT_FOLDER:
+        raise UserError(
+            f"--workdir={workdir} has no effect with --mode={mode}, which writes no run folder. Leave it out."
+        )
     if mode in LOOK_BACK and not os.path.lexists(Path(str(workdir), folder.CONFIG)):
         if os.path.lexists(Path(str(workdir), folder.CHECKPOINTS)):
             raise UserError(f"--workdir={workdir} has checkpoints but no {folder.CONFIG}. Put it back.")

@@ -1,13 +1,16 @@
-"""Which layers a trace calls, and the shapes of what they return.
+"""Which layers a trace, or an eager forward pass, calls, and the shapes or values of what they return.
 
 with recorded() as calls:
     model(tf.keras.Input([28, 28]))
 calls[0].layer, calls[0].output           # the innermost layer that ended first, '[128, 10]'
+with outputs() as calls:
+    model(images)
+calls[0]                                  # (layer, [tensor [128, 10]])
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -25,17 +28,32 @@ class LayerCall(NamedTuple):
 def recorded() -> Iterator[list[LayerCall]]:
     """Yields a list that grows by each call of any layer while the context is open, in the order of their ends."""
     calls: list[LayerCall] = []
+    with _watching(lambda layer, made: calls.append(LayerCall(layer, ", ".join(map(_shape, made))))):
+        yield calls
+
+
+@contextlib.contextmanager
+def outputs() -> Iterator[list[tuple[keras.layers.Layer, list[Any]]]]:
+    """Yields a list that grows by (layer, all tensors that it returned), as `recorded` does."""
+    calls: list[tuple[keras.layers.Layer, list[Any]]] = []
+    with _watching(lambda layer, made: calls.append((layer, made))):
+        yield calls
+
+
+@contextlib.contextmanager
+def _watching(see: Callable[[keras.layers.Layer, list[Any]], None]) -> Iterator[None]:
+    """Calls see(layer, all tensors that it returned) after each call of any layer while the context is open."""
     call = keras.layers.Layer.__call__
 
     @functools.wraps(call)
-    def recording(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = call(layer, *args, **kwargs)
-        calls.append(LayerCall(layer, ", ".join(_shape(tensor) for tensor in tf.nest.flatten(outputs))))
-        return outputs
+    def watched(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        made = call(layer, *args, **kwargs)
+        see(layer, tf.nest.flatten(made))
+        return made
 
-    keras.layers.Layer.__call__ = recording
+    keras.layers.Layer.__call__ = watched
     try:
-        yield calls
+        yield
     finally:
         keras.layers.Layer.__call__ = call
 

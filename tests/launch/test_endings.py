@@ -138,16 +138,22 @@ def test_help():
         "Trains, evaluates, exports, serves, checks, sweeps or compares runs, replays a step, or proves exact resumes."
     )
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
-    assert len(examples) == 8
+    assert len(examples) == 9
     for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
         assert any(wanted in example for example in examples), wanted
-    assert lines[lines.index("Flags:") + 1 :] == [
+    flags = lines[lines.index("Flags:") + 1 :]
+    of_mode = next(index for index, line in enumerate(flags) if line.startswith("  --mode "))
+    rest = next(line for line in flags[of_mode + 1 :] if line.startswith("  --"))
+    wrapped = flags[of_mode : flags.index(rest)]
+    assert all(line.startswith(18 * " ") for line in wrapped[1:])
+    assert " ".join(line.strip() for line in wrapped) == f"--mode          {MODES}. [train]"
+    assert flags[:of_mode] + flags[flags.index(rest) :] == [
         "  --config        Experiment file, FILE.py or FILE.py:PRESET.",
         "  --workdir       Run folder; a fresh one below runs/ by default.",
-        f"  --mode          {MODES}. [train]",
         "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --formats       export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
+        "  --steps         overfit: number of steps on one batch. [200]",
         "  --step          replay: the step to show.",
         "  --eager         replay: compute the step eagerly as well, and check every layer for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",
