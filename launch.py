@@ -4,6 +4,7 @@
     python launch.py --config=experiments/mnist_mlp.py:adamw --config.train.duration='2 epochs' --seed=1
     python launch.py --config=experiments/mnist_mlp.py --mode=check
     python launch.py --config=experiments/mnist_mlp.py --mode=overfit --steps=200
+    python launch.py --config=experiments/mnist_mlp.py --mode=lr_find --out=lr_find.html
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=evaluate --checkpoint=best
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/mnist --mode=replay --step=120 --eager
     python launch.py --config=experiments/mnist_mlp.py --workdir=runs/sweep --mode=sweep --trials=20 --parallel=2

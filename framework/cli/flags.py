@@ -32,6 +32,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "export": ("checkpoint", "formats"),
     "check": (),
     "overfit": ("steps",),
+    "lr_find": ("steps", "low", "high", "out"),
     "replay": ("step", "eager"),
     "verify_resume": ("kills",),
     "sweep": ("trials", "parallel", "metric", "sampler", "pruner"),
@@ -48,7 +49,7 @@ WITHOUT_RUN = {
     "list": "the runs below --workdir",
     "compare": "the run folders that are typed after it",
 }
-WITHOUT_FOLDER = ("overfit",)  # modes of a run that write no run folder
+WITHOUT_FOLDER = ("overfit", "lr_find")  # modes of a run that write no run folder
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
@@ -67,7 +68,9 @@ FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         None,
         "export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
     ),
-    (flags.DEFINE_integer, "steps", None, "overfit: number of steps on one batch. [200]"),
+    (flags.DEFINE_integer, "steps", None, "overfit, lr_find: number of steps. [200]"),
+    (flags.DEFINE_float, "low", None, "lr_find: the learning rate of the first step. [1e-7]"),
+    (flags.DEFINE_float, "high", None, "lr_find: the learning rate of the last step. [10]"),
     (flags.DEFINE_integer, "step", None, "replay: the step to show."),
     (flags.DEFINE_bool, "eager", None, "replay: compute the step eagerly as well, and check every layer for NaN."),
     (flags.DEFINE_integer, "kills", None, "verify_resume: how often a short run is killed. [5]"),
@@ -83,7 +86,12 @@ FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_integer, "port", None, "serve: port of gRPC. [8500]"),
     (flags.DEFINE_integer, "rest_port", None, "serve: port of REST. [8501]"),
     (flags.DEFINE_multi_string, "runs", [], "compare: a run folder; or type the folders alone, after the mode."),
-    (flags.DEFINE_string, "out", None, "compare: file of the page; the CSV is beside it. [compare.html]"),
+    (
+        flags.DEFINE_string,
+        "out",
+        None,
+        "compare, lr_find: file of the page. [compare.html, with the CSV beside it; lr_find.html]",
+    ),
     (flags.DEFINE_bool, "trust", None, "serve: serve versions too that are not as an export of a run wrote them."),
     (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
     (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),

@@ -21,8 +21,7 @@ import tensorflow as tf
 
 from framework import paths
 from framework.data.one_batch import OneBatch
-from framework.experiment import load
-from framework.run.fresh import fresh_run, refuse_unsuited
+from framework.run.fresh import advice, fresh_run, refuse_unsuited
 from framework.run.run import Run
 from framework.step.learning import Signs, constant_labels, look
 from framework.step.metric_row import mean, term_key
@@ -163,7 +162,7 @@ def _shown(trial: Trial) -> Iterator[str]:
 def _reasons(run: Run, trial: Trial, batch: OneBatch, rates: Sequence[float]) -> Iterator[str]:
     """Yields what is wrong, the likeliest first."""
     if not any(rates):
-        yield f"the learning rate is 0 at each step. {_of_rate(run, 'a rate above 0', 1e-3)}"
+        yield f"the learning rate is 0 at each step. {advice(run, 1e-3)}, or find one by --mode=lr_find."
         return
     first, highest = trial.losses[0], trial.losses.max()
     if trial.failed_at or trial.last > first or highest > first + _RISE * abs(first):
@@ -171,8 +170,8 @@ def _reasons(run: Run, trial: Trial, batch: OneBatch, rates: Sequence[float]) ->
         for factor in _LOWER:
             lower = _train(run, batch, [rate / factor for rate in rates])
             if lower.is_learned:
-                advice = _of_rate(run, "a lower rate", run.config.schedule.learning_rate / factor)
-                yield f"the learning rate is too high: 1/{factor} of it takes the loss to {lower.last:.6g}. {advice}"
+                hint = f"{advice(run, max(rates) / factor)}, or find one by --mode=lr_find."
+                yield f"the learning rate is too high: 1/{factor} of it takes the loss to {lower.last:.6g}. {hint}"
                 return
     yield from _signs(trial)
     if len(trial.losses) > 1 and trial.last < 0.9 * trial.losses[len(trial.losses) // 2]:
@@ -195,11 +194,3 @@ def _signs(trial: Trial) -> Iterator[str]:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _of_rate(run: Run, wanted: str, rate: float) -> str:
-    """Returns what to type for another learning rate."""
-    makes = "make_schedule" in run.experiment.functions
-    if makes and load.ignores(run.experiment.path, "make_schedule", "schedule.learning_rate"):
-        return f"Give make_schedule {wanted}."
-    return f"Type --config.schedule.learning_rate={rate:.3g}, or find one by --mode=lr_find."

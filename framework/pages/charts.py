@@ -80,32 +80,38 @@ class Series:
 
     name: str
     segments: Segments
-    lost: Sequence[int] = ()
+    lost: Sequence[float] = ()
     colour: str = ""
     is_pale: bool = False
     band: Sequence[tuple[float, float, float]] = ()
 
 
-def curves(title: str, series: Sequence[Series], is_linear: bool = False) -> str:
+def curves(title: str, series: Sequence[Series], is_linear: bool = False, over_decades: bool = False) -> str:
     """Returns a figure with the curves of some series over steps, and their legend.
 
     Args:
       title: of the figure.
       series: at least one.
       is_linear: whether the scale is linear even if positive values span three decades or more.
+      over_decades: whether the steps are positive numbers such as learning rates, on a logarithmic axis.
     """
+    if over_decades:
+        series = [_by_exponent(one) for one in series]
     values = [value for one in series for segment in one.segments for _, value in segment]
     values += [value for one in series for _, *both in one.band for value in both]
     steps = [step for one in series for segment in one.segments for step, _ in segment]
     steps += [step for one in series for step in (*one.lost, *(point[0] for point in one.band))]
     is_logarithmic = not is_linear and bool(values) and min(values) > 0 and max(values) / min(values) >= 10**_DECADES
-    x = Scale(*widened([0, *steps]), LEFT, WIDTH - RIGHT)
+    x = Scale(*widened(steps if over_decades else [0, *steps]), LEFT, WIDTH - RIGHT)
     y = Scale(*widened([math.log10(value) for value in values] if is_logarithmic else values), HEIGHT - BOTTOM, TOP)
-    parts = [*_grid(x, y, is_logarithmic)]
+    name_of: Callable[[float], str] = (
+        (lambda step: f"{10.0**step:.3g}") if over_decades else (lambda step: f"{step:,.0f}")
+    )
+    parts = [*_grid(x, y, is_logarithmic, name_of)]
     place = (lambda value: y(math.log10(value))) if is_logarithmic else y
     coloured = [(one, one.colour or COLOURS[number % len(COLOURS)]) for number, one in enumerate(series)]
     for one, colour in sorted(coloured, key=lambda pair: not pair[0].is_pale):
-        parts += _band(one, colour, x, place) + _lines(one, colour, x, place)
+        parts += _band(one, colour, x, place) + _lines(one, colour, x, place, "" if over_decades else "step ", name_of)
         parts += [
             f'<line class="lost" x1="{x(s):.1f}" x2="{x(s):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for s in one.lost
         ]
@@ -141,7 +147,26 @@ def ticks(low: float, high: float, is_whole: bool = False) -> list[float]:
     return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _grid(x: Scale, y: Scale, is_logarithmic: bool) -> list[str]:
+def _step(step: float) -> str:
+    return f"{step:,.0f}"
+
+
+def _rate(exponent: float) -> str:
+    return f"{10.0**exponent:.3g}"
+
+
+def _by_exponent(series: Series) -> Series:
+    """Returns a series over the decimal logarithms of its steps."""
+    log = math.log10
+    return dataclasses.replace(
+        series,
+        segments=[[(log(step), value) for step, value in segment] for segment in series.segments],
+        lost=[log(step) for step in series.lost],
+        band=[(log(step), low, high) for step, low, high in series.band],
+    )
+
+
+def _grid(x: Scale, y: Scale, is_logarithmic: bool, name_of: Callable[[float], str]) -> list[str]:
     parts = []
     marks = ticks(y.low, y.high, is_whole=is_logarithmic)
     if is_logarithmic and len(marks) < 2:
@@ -154,7 +179,7 @@ def _grid(x: Scale, y: Scale, is_logarithmic: bool) -> list[str]:
         words = f"{10.0**mark:.3g}" if is_logarithmic else _words(mark, digits)
         parts.append(text(LEFT - 6, y(mark) + 4, words, "end"))
     for mark in ticks(x.low, x.high, is_whole=True):
-        parts.append(text(x(mark), HEIGHT - 8, f"{mark:,.0f}", "end" if x(mark) > WIDTH - RIGHT - 20 else "middle"))
+        parts.append(text(x(mark), HEIGHT - 8, name_of(mark), "end" if x(mark) > WIDTH - RIGHT - 20 else "middle"))
     return parts
 
 
@@ -162,7 +187,9 @@ def _words(value: float, digits: int) -> str:
     return f"{value:.{max(digits, 6)}g}" if 1e-3 <= abs(value) < 1e6 or not value else f"{value:.{digits}g}"
 
 
-def _lines(series: Series, colour: str, x: Scale, y: Callable[[float], float]) -> list[str]:
+def _lines(
+    series: Series, colour: str, x: Scale, y: Callable[[float], float], unit: str, name_of: Callable[[float], str]
+) -> list[str]:
     width = ' stroke-width="1" opacity=".35"' if series.is_pale else ""
     has_dots = sum(map(len, series.segments)) <= _MOST_DOTS and not series.is_pale
     parts = []
@@ -175,7 +202,7 @@ def _lines(series: Series, colour: str, x: Scale, y: Callable[[float], float]) -
         if has_dots or len(segment) == 1:
             parts += [
                 f'<circle cx="{right:.1f}" cy="{down:.1f}" r="2.2" style="fill:{colour}"><title>'
-                f"{safe(series.name)}: {value:.6g} at step {step:,}</title></circle>"
+                f"{safe(series.name)}: {value:.6g} at {unit}{name_of(step)}</title></circle>"
                 for (right, down), (step, value) in zip(places, segment, strict=True)
             ]
     return parts

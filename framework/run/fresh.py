@@ -14,6 +14,7 @@ import tensorflow as tf
 from framework.checkpoint.start import set_out
 from framework.data.batches import Batches
 from framework.errors import UserError
+from framework.experiment import load
 from framework.optim import Schedule
 from framework.run.build import build_run
 from framework.run.run import Run
@@ -50,6 +51,14 @@ def table(rates: Sequence[float]) -> Schedule:
         return tf.gather(tf.constant(rates, tf.float64), tf.minimum(tf.cast(update, tf.int64), len(rates) - 1))
 
     return schedule
+
+
+def advice(run: Run, rate: float) -> str:
+    """Returns what to type for a learning rate."""
+    makes = "make_schedule" in run.experiment.functions
+    if makes and load.ignores(run.experiment.path, "make_schedule", "schedule.learning_rate"):
+        return f"Give make_schedule of {run.experiment.path} a highest rate of {rate:.3g}"
+    return f"Type --config.schedule.learning_rate={rate:.3g}"
 
 
 def refuse_unsuited(run: Run, mode: str) -> None:

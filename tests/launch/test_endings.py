@@ -138,7 +138,7 @@ def test_help():
         "Trains, evaluates, exports, serves, checks, sweeps or compares runs, replays a step, or proves exact resumes."
     )
     examples = [line.strip() for line in lines if line.startswith("    python launch.py --config=experiments/")]
-    assert len(examples) == 9
+    assert len(examples) == 10
     for wanted in ("--workdir=", "--mode=check", "--mode=evaluate", "--config.train.duration='2 epochs'", "--seed=1"):
         assert any(wanted in example for example in examples), wanted
     flags = lines[lines.index("Flags:") + 1 :]
@@ -153,7 +153,9 @@ def test_help():
         "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --formats       export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
-        "  --steps         overfit: number of steps on one batch. [200]",
+        "  --steps         overfit, lr_find: number of steps. [200]",
+        "  --low           lr_find: the learning rate of the first step. [1e-7]",
+        "  --high          lr_find: the learning rate of the last step. [10]",
         "  --step          replay: the step to show.",
         "  --eager         replay: compute the step eagerly as well, and check every layer for NaN.",
         "  --kills         verify_resume: how often a short run is killed. [5]",
@@ -169,7 +171,7 @@ def test_help():
         "  --port          serve: port of gRPC. [8500]",
         "  --rest_port     serve: port of REST. [8501]",
         "  --runs          compare: a run folder; or type the folders alone, after the mode.",
-        "  --out           compare: file of the page; the CSV is beside it. [compare.html]",
+        "  --out           compare, lr_find: file of the page. [compare.html, with the CSV beside it; lr_find.html]",
         "  --trust         serve: serve versions too that are not as an export of a run wrote them.",
         "  --data_dir      Folder with the data; short for --config.data.dir.",
         "  --seed          Short for --config.seed.",

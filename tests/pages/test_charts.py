@@ -98,3 +98,18 @@ def test_ticks_are_round_and_inside(low, high):
     for mark in found:
         assert low - 1e-6 * step <= mark <= high + 1e-6 * step
         assert abs(mark / step - round(mark / step)) < 1e-6
+
+
+def test_over_decades_equal_factors_are_equally_far_apart():
+    """The words below are powers of ten; what is not finite lies where its rate lies."""
+    points = [(1e-4, 2.0), (1e-3, 1.5), (1e-2, 1.0), (1.0, 3.0)]
+    figure = charts.curves("loss", [Series("smoothed", [points], lost=[0.1])], over_decades=True)
+    lines, svg = drawn(figure)
+    wanted = [(LEFT + (RIGHT - LEFT) * share, BOTTOM - (BOTTOM - TOP) * (value - 1) / 2) for share, (_, value) in
+              zip((0, 0.25, 0.5, 1), points, strict=True)]  # fmt: skip
+    assert close(lines["smoothed"][0], wanted)
+    words = [text.text for text in svg.iter("text") if text.get("y") == str(210 - 8)]
+    assert words == ["0.0001", "0.001", "0.01", "0.1", "1"]
+    (lost,) = [line for line in svg.iter("line") if line.get("class") == "lost"]
+    assert float(lost.get("x1")) == pytest.approx(LEFT + 0.75 * (RIGHT - LEFT), abs=0.051)
+    assert "smoothed: 1.5 at 0.001<" in figure

@@ -1,0 +1,182 @@
+"""--mode=lr_find: finds a learning rate by the range test, in which the rate grows with each step.
+
+    python launch.py --config=experiments/mnist_mlp.py --mode=lr_find --steps=200 --low=1e-7 --high=10
+
+A fresh model trains on the real training data, with the step, the optimizer and the groups of the experiment; factors
+of groups stay, the schedule does not count. From step to step the rate grows by the same factor. The loss is smoothed
+by an exponential mean of 0.9, without the bias of its start. The test ends where the smoothed loss is above four times
+its least value and above its first, or is not finite.
+
+The suggestion is the rate at which the smoothed loss falls fastest, over a twentieth of the steps, up to its least
+value; but at most a tenth of the rate at which the test ended. The test is that of Smith (Cyclical Learning Rates for
+Training Neural Networks, 2015). A page with the curve goes to --out.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from framework.errors import UserError
+from framework.files import write_text
+from framework.pages import charts, html
+from framework.run.fresh import advice, fresh_run, refuse_unsuited
+from framework.run.run import Run
+
+STEPS, LOW, HIGH = 200, 1e-7, 10.0
+_FEWEST = 10  # steps
+_SMOOTHING, _DIVERGED, _SAFE = 0.9, 4.0, 10.0
+_SIDE = 40  # a slope is taken over the steps around a step: on each side, this part of all steps
+_LINES = 10  # that show the loss over the rates
+_SUFFIX = ".html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a range test has found.
+
+    Attributes:
+      rates, smoothed: float64 [steps], up to the end of the test; losses: the same, of the batches as they were.
+      ended: the rate at which the test ended because the loss diverged; None if it did not.
+      steepest: the rate at which the smoothed loss falls fastest; None if it never falls.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    ended: float | None
+    steepest: float | None
+
+    @property
+    def suggestion(self) -> float | None:
+        """The rate to use; None if the loss never falls."""
+        if self.steepest is None or self.ended is None:
+            return self.steepest
+        return min(self.steepest, self.ended / _SAFE)
+
+
+def main(
+    run: Run,
+    overrides: Sequence[str],
+    steps: int = STEPS,
+    low: float = LOW,
+    high: float = HIGH,
+    out: str = "lr_find.html",
+) -> int:
+    """Prints the losses and the suggestion, writes the page; returns 1 if the loss falls at no rate.
+
+    Raises:
+      UserError: the rates or the page are no such, or the run is none that can be judged in this way.
+    """
+    refuse_unsuited(run, "lr_find")
+    page = Path(out)
+    if page.suffix != _SUFFIX:
+        raise UserError(f"--out={out} is no page. Type e.g. --out=lr_find.html.")
+    if not 0 < low < high < math.inf:
+        raise UserError(f"--low={low:g} and --high={high:g} are no range. Type e.g. --low=1e-7 --high=10.")
+    if steps < _FEWEST:
+        raise UserError(f"--steps={steps} is out of range: a range test takes at least {_FEWEST} steps.")
+    rates = np.geomspace(low, high, steps)
+    print(f"Learning rates from {low:g} to {high:g} in {steps} steps of the training data")
+    found = judge(rates, losses_at(run, rates))
+    for line in _lines(found):
+        print(f"  {line}")
+    try:
+        write_text(page, _page(run, found))
+    except OSError as error:
+        raise UserError(
+            f"--out={out} cannot be written: {error.strerror}. Type a file in a folder of yours."
+        ) from error
+    print(f"The picture is in {page}.")
+    if found.suggestion is None:
+        print("The loss falls at no rate. Look for what does not learn: --mode=overfit")
+        return 1
+    print(f"{advice(run, found.suggestion)}")
+    return 0
+
+
+def losses_at(run: Run, rates: np.ndarray) -> np.ndarray:
+    """Returns the loss of each step of a fresh run, before its update by the rate; up to where training would end.
+
+    Raises:
+      UserError: a step of the experiment's own applies no update by the schedule.
+    """
+    fresh = fresh_run(run, rates.tolist())
+    block = fresh.train_block
+    losses: list[float] = []
+    while len(losses) < len(rates):
+        done = block(min(block.block_steps, len(rates) - len(losses)))
+        rows = [done.row(index) for index in range(len(done.rows))]
+        losses += [row["loss"] for row in rows]
+        if not any(row["gradient_norm"] for row in rows):
+            raise UserError(
+                f"--mode=lr_find: make_step of {run.experiment.path} does not call tools.apply, so no rate of the"
+                " schedule is used and there is none to find."
+            )
+        if done.is_halted or judge(rates[: len(losses)], np.array(losses)).ended is not None:
+            break
+    # A block that halted at a loss which is finite has weights that are not: the next loss would be none.
+    return np.array([*losses, math.nan] if done.is_halted and np.isfinite(losses).all() else losses)[: len(rates)]
+
+
+def judge(rates: np.ndarray, losses: np.ndarray) -> Finding:
+    """Returns what the losses at the first rates say.
+
+    Args:
+      rates: float64 [steps], each the same factor above the one before.
+      losses: float64 [at most steps].
+    """
+    smoothed: list[float] = []
+    mean, ended = 0.0, None
+    for index, loss in enumerate(losses):
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(loss)
+        value = mean / (1 - _SMOOTHING ** (index + 1))
+        if not math.isfinite(value) or (smoothed and value > max(_DIVERGED * min(smoothed), smoothed[0])):
+            ended = float(rates[index])
+            break
+        smoothed.append(value)
+    curve = np.array(smoothed)
+    side = max(1, len(rates) // _SIDE)
+    # The first values are means of few losses: what falls there is noise.
+    slopes = {
+        index: curve[min(index + side, len(curve) - 1)] - curve[index - side]
+        for index in range(min(2 * side, len(curve)), 1 + int(curve.argmin()) if len(curve) else 0)
+    }
+    best = min(slopes, key=lambda index: slopes[index], default=None)
+    steepest = float(rates[best]) if best is not None and slopes[best] < 0 else None
+    return Finding(rates[: len(curve)], losses[: len(curve)], curve, ended, steepest)
+
+
+def _lines(found: Finding) -> Iterator[str]:
+    """Yields some of the steps, and where the curve bends."""
+    count = len(found.rates)
+    for index in sorted({0, count - 1, *(count * line // _LINES for line in range(1, _LINES))} if count else ()):
+        yield (
+            f"step {index + 1:>5}  learning_rate {found.rates[index]:<9.3g}  loss {found.losses[index]:<10.4g}"
+            f"  smoothed {found.smoothed[index]:.4g}"
+        )
+    yield "the loss did not diverge" if found.ended is None else f"the loss diverged at {found.ended:.3g}"
+    if found.steepest is not None:
+        yield f"it fell fastest at {found.steepest:.3g}"
+    if found.suggestion is not None and found.suggestion != found.steepest:
+        yield f"suggested is a tenth of the rate at which it diverged, {found.suggestion:.3g}"
+
+
+def _page(run: Run, found: Finding) -> str:
+    """Returns the page with the curve."""
+    points = list(zip(found.rates.tolist(), found.smoothed.tolist(), strict=True))
+    top, bottom = found.smoothed.max(initial=0.0), found.smoothed.min(initial=0.0)
+    raw = [(rate, loss) for rate, loss in zip(found.rates.tolist(), found.losses.tolist(), strict=True) if loss <= top]
+    series = [charts.Series("loss of each batch", [raw], is_pale=True), charts.Series("smoothed", [points])]
+    if found.suggestion is not None:
+        mark = [(found.suggestion, bottom), (found.suggestion, top)]
+        series.append(charts.Series(f"suggested: {found.suggestion:.3g}", [mark]))
+    if found.ended is not None:
+        series.append(charts.Series(f"diverged: {found.ended:.3g}", [], lost=[found.ended], colour="#c00"))
+    figure = charts.curves("loss over the learning rate", series, is_linear=True, over_decades=True)
+    name = run.experiment.name
+    words = "".join(f"<p>{html.safe(line)}</p>\n" for line in _lines(found) if not line.startswith("step "))
+    body = f'<h1>{html.safe(name)}</h1>\n<div style="max-width: 50em">{figure}</div>\n{words}'
+    return html.document(f"learning rates of {name}", body, charts.STYLE)

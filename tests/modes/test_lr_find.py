@@ -1,0 +1,150 @@
+"""--mode=lr_find: the range test against NumPy, what it suggests, and its page."""
+
+import re
+
+import numpy as np
+import pytest
+
+from framework.errors import UserError
+from framework.modes import lr_find
+from tests.modes.called import call
+from tests.modes.test_overfit import LINEAR, SGD, TRUE
+from tests.small import build, differing, snapshot
+
+SETTINGS = {"train.block_steps": 10, **SGD}
+
+
+def trained(run, rates, factor=1.0):
+    """Losses of gradient descent in float64 on the batches of the run, each before its update."""
+    w = run.model.layers[0].kernel.numpy()[:, 0].astype(np.float64)
+    losses = []
+    for step, rate in enumerate(rates):
+        x = run.data.at(step)["x"].numpy().astype(np.float64)
+        errors = x @ (w - TRUE)
+        losses.append(np.mean(errors**2))
+        w = w - factor * rate * 2 * x.T @ errors / len(x)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("factor", [1.0, pytest.param(0.25, marks=pytest.mark.slow)])
+def test_the_losses_are_those_of_gradient_descent_on_the_training_data(factor):
+    """The factors of groups stay; no step is taken after the one at which the loss diverges, but those of its block."""
+    groups = () if factor == 1 else (f"only/kernel: lr={factor}",)
+    run = build(functions=LINEAR, **{**SETTINGS, "optimizer.groups": groups})
+    before, rates = snapshot(run), np.geomspace(1e-3, 100, 80)
+    losses = lr_find.losses_at(run, rates)
+    assert not differing(before, snapshot(run))
+    np.testing.assert_allclose(losses, trained(run, rates[: len(losses)], factor), rtol=2e-3)
+    ended = lr_find.judge(rates, losses).ended
+    assert len(losses) % 10 == 0 and rates[len(losses) - 11] < ended <= rates[len(losses) - 1]
+
+
+def judged(rates, losses):
+    """(rate at the end, steepest rate, suggestion), by the definition, value for value."""
+    smoothed = []
+    for index, loss in enumerate(losses):
+        weights = [0.1 * 0.9 ** (index - other) for other in range(index + 1)]
+        value = sum(w * loss for w, loss in zip(weights, losses[: index + 1], strict=True)) / sum(weights)
+        if not np.isfinite(loss) or (index and value > 4 * min(smoothed) and value > smoothed[0]):
+            break
+        smoothed.append(value)
+    ended = rates[len(smoothed)] if len(smoothed) < len(losses) else None
+    least, side = smoothed.index(min(smoothed)), len(rates) // 40
+    falls = {i: smoothed[i - side] - smoothed[min(i + side, len(smoothed) - 1)] for i in range(2 * side, least + 1)}
+    steepest = rates[max(falls, key=falls.get)]
+    return ended, steepest, steepest if ended is None else min(steepest, ended / 10)
+
+
+def falling(rates, at, width=1.0):
+    """A loss that falls from 2 to about 0 around a rate."""
+    return 2 / (1 + (rates / at) ** width)
+
+
+@pytest.mark.parametrize("end", ["none", "late", "soon", "nan"])
+def test_the_suggestion_is_that_of_the_rule(end):
+    rates = np.geomspace(1e-6, 10, 200)
+    losses = falling(rates, 1e-2) + 0.02 * np.random.default_rng(0).normal(size=200)
+    if end == "nan":
+        losses[150] = np.nan
+    elif end != "none":
+        losses += (rates / {"late": 5.0, "soon": 0.05}[end]) ** 3
+    found = lr_find.judge(rates, losses)
+    wanted = judged(rates.tolist(), losses.tolist())
+    assert (found.ended, found.steepest, found.suggestion) == pytest.approx(wanted)
+    assert 1e-3 < found.steepest < 0.2
+    assert (found.suggestion == found.steepest) == (end in ("none", "late"))
+
+
+def test_a_loss_that_never_falls_has_no_suggestion():
+    rates = np.geomspace(1e-6, 10, 100)
+    found = lr_find.judge(rates, np.linspace(1, 1.5, 100))
+    assert (found.ended, found.steepest, found.suggestion) == (None, None, None)
+    assert lr_find.judge(rates, np.array([np.nan])).ended == rates[0]
+
+
+def test_the_rate_and_the_page(tmp_path, capsys):
+    """Gradient descent diverges above 2 by the greatest curvature of a batch, and not below that of all of them."""
+    run = build(functions=LINEAR, **SETTINGS)
+    page = tmp_path / "found.html"
+    assert lr_find.main(run, [], 80, 1e-3, 100.0, str(page)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    suggested = float(re.fullmatch(r"Type --config\.schedule\.learning_rate=(\S+)", lines[-1])[1])
+    ended = float(re.search(r"diverged at (\S+)", "\n".join(lines))[1])
+    highest = max(np.linalg.eigvalsh(2 * x.T @ x / 16).max() for x in (run.data.at(i)["x"].numpy() for i in range(10)))
+    assert ended > 2 / highest and suggested <= ended / 10 * 1.01 and suggested < 2 / highest
+    assert [*tmp_path.iterdir()] == [page]
+    text = page.read_text()
+    assert f"suggested: {suggested:.3g}" in text and f"diverged: {ended:.3g}" in text
+    assert "http" not in re.sub(r"http-equiv", "", text) and "<script" not in text
+    points = re.search(r'points="([^"]+)"><title>smoothed<', text)[1].split()
+    across = np.diff([float(point.split(",")[0]) for point in points])
+    assert len(points) == sum(1 for rate in np.geomspace(1e-3, 100, 80) if rate < ended * 0.999)
+    np.testing.assert_allclose(across, across.mean(), atol=0.11)  # a logarithmic axis, to a tenth of a pixel
+
+
+def own_step(cfg, tools):
+    """Computes a loss, and updates by a rate of its own."""
+
+    def step(state, batch):
+        result = tools.gradients(lambda micro: LINEAR["make_loss"](cfg)(state.model, micro, True), batch)
+        state.model.layers[0].kernel.assign_sub(0.01 * result.gradients["only/kernel"])
+        return result.terms, result.metrics
+
+    return step
+
+
+def test_a_step_without_the_schedule_is_refused():
+    run = build(functions={**LINEAR, "make_step": own_step}, **SETTINGS)
+    with pytest.raises(UserError) as error:
+        lr_find.losses_at(run, np.geomspace(1e-3, 1, 20))
+    assert str(error.value) == (
+        f"--mode=lr_find: make_step of {run.experiment.path} does not call tools.apply, so no rate of the schedule is"
+        " used and there is none to find."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out": "x.txt"}, "--out=x.txt is no page. Type e.g. --out=lr_find.html."),
+        ({"steps": 3}, "--steps=3 is out of range: a range test takes at least 10 steps."),
+        (
+            {"low": 1.0, "high": 0.1},
+            "--low=1 and --high=0.1 are no range. Type e.g. --low=1e-7 --high=10.",
+        ),
+    ],
+)
+def test_bad_input_is_refused(monkeypatch, arguments, message):
+    monkeypatch.setattr(lr_find, "refuse_unsuited", lambda run, mode: None)
+    with pytest.raises(UserError) as error:
+        lr_find.main(None, [], **arguments)
+    assert str(error.value) == message
+
+
+def test_lr_find_as_it_is_launched(tmp_path, capsys):
+    page = tmp_path / "rates.html"
+    assert call("--mode=lr_find", "--steps=100", "--low=1e-5", f"--out={page}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    suggested = float(re.fullmatch(r"Type --config\.schedule\.learning_rate=(\S+)", lines[-1])[1])
+    assert 5e-4 < suggested < 5e-2  # the experiment has 5e-3
+    assert lines[-2] == f"The picture is in {page}." and [*tmp_path.iterdir()] == [page]
