@@ -195,7 +195,7 @@ ROWS = (
     ("run.preview",),
     ("run.nonfinite",),
     ("run.guards.waiting", "run.guards.retracing", "run.guards.memory", "run.guards.spikes"),
-    ("run.guards.loss_scale",),
+    ("run.guards.loss_scale", "run.guards.learning"),
     ("run.guards",),
     ("run.hooks", "run.outputs", "run.profiling", "run.result"),
     ("run.previous",),

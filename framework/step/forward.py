@@ -114,6 +114,7 @@ def check_step(returned: Any, metrics: Mapping[str, Metric], dtype: tf.DType) ->
 def _checked(returned: Any) -> tuple[Terms, Mapping[str, Any]]:
     """Returns (terms, outputs) as a loss returned them."""
     if not _is_terms_and_outputs(returned):
+        _refuse_values(returned)
         raise UserError(
             f"the loss returned {_shown(returned)}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}):"
             " its terms, and the outputs that metrics read."
@@ -137,6 +138,18 @@ def _checked(returned: Any) -> tuple[Terms, Mapping[str, Any]]:
                 " leave out what is none."
             )
     return terms, outputs
+
+
+def _refuse_values(returned: Any) -> None:
+    """Raises UserError for a term that is a tensor, such as the losses of the examples or their mean."""
+    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Mapping):
+        for name, values in returned[0].items():
+            if tf.is_tensor(values):
+                raise UserError(
+                    f"term '{name}' of the loss is a tensor of shape {values.shape}, not a Term, so nobody knows what"
+                    f" padding adds to it. Give the loss of each example to losses.mean(values, batch['weight']): it"
+                    " returns their weighted sum and the sum of the weights."
+                )
 
 
 def _check_terms(terms: Terms, what: str) -> None:

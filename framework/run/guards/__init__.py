@@ -10,6 +10,7 @@
 | `retracing.py` | a step or an evaluation that is traced or compiled again, and which argument changed |
 | `memory.py` | memory that grows steadily and would be full before the end |
 | `loss_scale.py` | steps that overflow float16 at any loss scale |
+| `learning.py` | a loss that has not fallen since the first step |
 | `spikes.py` | a loss far above the recent ones, with the command that replays its step |
 
 The class of each states its rule. A guard reads the numbers that a block reports anyway and changes none. What it has
@@ -21,6 +22,7 @@ from typing import Protocol
 
 from absl import logging
 
+from framework.run.guards.learning import NotLearning
 from framework.run.guards.loss_scale import StuckScale
 from framework.run.guards.memory import Leak
 from framework.run.guards.retracing import Retracing
@@ -38,7 +40,12 @@ class Guard(Protocol):
 
 
 _OF_EACH_WORKER: tuple[Callable[[Run, Progress], Guard], ...] = (Waiting, Leak)
-_OF_THE_CHIEF: tuple[Callable[[Run, Progress], Guard], ...] = (Retracing, StuckScale, Spikes)  # the same on all workers
+_OF_THE_CHIEF: tuple[Callable[[Run, Progress], Guard], ...] = (
+    Retracing,
+    StuckScale,
+    Spikes,
+    NotLearning,
+)  # the same on all
 
 
 class Guards:

@@ -1,0 +1,56 @@
+"""Warns of a loss that has not fallen since the first step.
+
+NotLearning(run, progress).look(block)       # "the loss has not fallen: at the first step 2.35, in the median of …"
+"""
+
+import numpy as np
+
+from framework.run.progress import Progress
+from framework.run.run import Run
+from framework.step.block import Block
+
+STEPS = 200  # after the warm-up; of a shorter run half of them
+LEAST = 0.05  # share of the first loss by which it should have fallen
+
+
+class NotLearning:
+    """Rule: after 200 steps, the median loss of the newest half of them is above 95 % of that of the first step.
+
+    The steps are counted from the end of the warm-up, and of a run of less than 400 it is half of them. The first loss
+    is that of an untrained model, so a run that begins with trained weights is not judged, nor one that is resumed; nor
+    is a loss that was not above 0.
+    """
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self._column = run.train_block.layout.scalars.index("loss")
+        warmup = int(run.resolved.schedule.warmup)
+        self._count = max(2, min(STEPS, (run.total_steps - warmup) // 2))
+        self._end = warmup + self._count
+        is_new = not (run.config.resume_from or run.config.init_from) and int(run.state.step) == 0
+        self._first: float | None = None
+        self._losses: list[np.ndarray] = []
+        self._is_done = not is_new
+
+    def look(self, block: Block) -> str:
+        """Returns the warning; '' while there is none."""
+        if self._is_done or not len(block.rows):
+            return ""
+        losses = block.rows[:, self._column].astype(np.float64)
+        if self._first is None:
+            self._first = float(losses[0])
+        self._losses.append(losses)
+        step = block.first_step + len(block.rows)
+        if step < self._end:
+            return ""
+        self._is_done = True
+        newest = np.concatenate(self._losses)[: self._end][-(self._count // 2) :]
+        self._losses = []
+        median = float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else np.inf
+        if not (np.isfinite(self._first) and self._first > 0 and median > (1 - LEAST) * self._first):
+            return ""
+        return (
+            f"the loss has not fallen: {self._first:.4g} at the first step, {median:.4g} in the median of steps"
+            f" {self._end - len(newest) + 1} to {self._end}. If it should have, try another"
+            " --config.schedule.learning_rate (--mode=lr_find draws the loss over it); --mode=overfit names what does"
+            " not learn."
+        )
