@@ -100,7 +100,8 @@ MISTAKES = {
         ["--config.resume_from=trained", "--config.model.width=9"],
         2,
         "trained/checkpoints/step-00000008 is of another model or optimizer: model/dense/bias: float32[8] in the"
-        " checkpoint, float32[9] in the run; .* type --config.resume_from= --config.init_from=trained/checkpoints/step-00000008.",
+        " checkpoint, float32[9] in the run; .* type --config.resume_from="
+        " --config.init_from=trained/checkpoints/step-00000008.",
     ),
     "loss not reduced": (
         {TERM: UNREDUCED},
