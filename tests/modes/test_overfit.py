@@ -114,7 +114,7 @@ def test_what_learns_its_batch(capsys):
     first = np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(16), batch["label"]])
     assert status == 0
     assert numbers(lines[-1])[0] == pytest.approx(first, rel=1e-5) and numbers(lines[-1])[1] < 0.1 * first
-    assert lines[-1].startswith("learned: ") and lines[-1].endswith(", at most a tenth")
+    assert lines[-1].startswith("learned: ") and lines[-1].endswith(", a tenth of it at most")
     assert lines[0] == "One batch of 16, 100 steps, learning rates 0.05 … 0.05"
     shown = [line.split() for line in lines if line.startswith("  step ")]
     assert [words[1] for words in shown] == [str(step) for step in (1, *range(11, 100, 10), 100)]
