@@ -74,6 +74,28 @@ def test_under_auto_the_step_is_that_of_the_first_mode_and_batches_are_those_of_
     assert " steps, train.compile=graph: " in out and "  the first one, which compiles: " in out
 
 
+class Pass:
+    """A pass of 50 batches that takes a second, and two a batch, and a hundred more to compile a bucket."""
+
+    def __init__(self):
+        self.steps, self.now, self.longest = 50, 0.0, 0
+        self.compiled = types.SimpleNamespace(traces=0)
+
+    def __call__(self, most):
+        is_new = (self.longest == 0) + (self.longest < 4 <= most)  # the fourth batch is of another bucket
+        self.compiled.traces += is_new
+        self.longest = max(self.longest, most)
+        self.now += 1 + 2 * most + 100 * is_new
+        return {"loss": float(most)}
+
+
+def test_the_time_of_a_pass_is_that_of_its_first_batches_without_what_they_compile(monkeypatch):
+    block = Pass()
+    monkeypatch.setattr(rehearsal.time, "monotonic", lambda: block.now)
+    monkeypatch.setattr(rehearsal, "_SECONDS", 20.0)
+    assert rehearsal._pass(block) == ({"loss": 6.0}, 6, 1 + 2 * 50)
+
+
 # What fails
 
 
