@@ -14,6 +14,7 @@ are the same, because such a loss falls without the inputs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from framework import paths
 from framework.data.one_batch import OneBatch
 from framework.run.fresh import advice, fresh_run, refuse_unsuited
 from framework.run.run import Run
+from framework.step.block import TrainBlock
 from framework.step.learning import Signs, constant_labels, look
 from framework.step.metric_row import mean, term_key
 from framework.step.penalties import is_penalty
@@ -45,7 +47,7 @@ class Trial:
       losses, norms: float64 [steps], of the loss without penalties and of the gradients, each before its update.
       failed_at: the step that is not finite, at which the trial ended; 0 if there is none.
       still: parameters that have the bits that they began with.
-      signs: of the state at the end.
+      block: with the state at the end.
     """
 
     rows: Sequence[dict[str, float]]
@@ -53,7 +55,12 @@ class Trial:
     norms: np.ndarray
     failed_at: int
     still: list[str]
-    signs: Signs
+    block: TrainBlock
+
+    @functools.cached_property
+    def signs(self) -> Signs:
+        """Signs of what does not learn, of the state at the end; an eager step."""
+        return look(self.block)
 
     @property
     def last(self) -> float:
@@ -70,8 +77,9 @@ class Trial:
         """Whether the loss has come near a floor above zero, by all parameters."""
         end = float(self.norms[-max(1, len(self.norms) // 20) :].mean())
         has_fallen = self.last <= self.losses[0] - (1 - _HALF) * abs(self.losses[0])
-        is_whole = not (self.signs.dead or self.signs.constant or self.signs.without_gradient or self.still)
-        return not self.failed_at and has_fallen and end <= _FLAT * self.norms.max() and is_whole
+        if self.failed_at or not has_fallen or end > _FLAT * self.norms.max() or self.still:
+            return False
+        return not (self.signs.dead or self.signs.constant or self.signs.without_gradient)
 
     @property
     def is_learned(self) -> bool:
@@ -141,7 +149,7 @@ def _train(run: Run, batch: OneBatch, rates: Sequence[float]) -> Trial:
         norms=np.array([row["gradient_norm"] for row in rows[keep]]),
         failed_at=failed_at,
         still=[path for path, value in trained.items() if value.numpy().tobytes() == before[path]],
-        signs=look(block),
+        block=block,
     )
 
 
