@@ -113,6 +113,7 @@ def own_step(cfg, tools):
     return step
 
 
+@pytest.mark.slow
 def test_a_step_without_the_schedule_is_refused():
     run = build(functions={**LINEAR, "make_step": own_step}, **SETTINGS)
     with pytest.raises(UserError) as error:

@@ -121,6 +121,7 @@ def test_what_learns_its_batch(capsys):
     assert float(shown[0][3]) == pytest.approx(first, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_smoothed_labels_have_a_floor(capsys):
     status, lines, _ = verdict(capsys, {"make_loss": classify(0.1)})
     floor = -(0.9 * np.log(0.9) + 2 * 0.05 * np.log(0.05))
@@ -144,6 +145,7 @@ def test_a_dead_layer_is_named(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_two_layers_of_zeros_are_named(capsys):
     status, lines, _ = verdict(capsys, {"make_model": make_model("zeros", "zeros")})
     assert status == 1
