@@ -10,6 +10,7 @@ import pytest
 import tf_keras as keras
 
 from framework.run.hooks import Context, Hooks
+from framework.run.progress import Progress
 from framework.writers import Writer
 from tests.benchmarks import bare_mnist, cost_growth, first_step, growth_hooks
 from tests.benchmarks.cost_growth import Row
@@ -120,7 +121,7 @@ def test_hooks_that_are_idle_are_due_at_the_same_steps(monkeypatch):
     for step in (10, 20, 30):
         turns.is_on = step == 20
         assert hooks.next_step == step
-        hooks.act(Context(step, None, None, None, None))
+        hooks.act(Context(step, None, None, None, Progress(1, 0.0, {}, {})))
     assert seen == [20] and hooks.next_step == 40
 
     class Slow(Writer):

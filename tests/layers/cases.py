@@ -234,7 +234,6 @@ CASES = (
         {"layers": 1, "width": 4, "heads": 2, "feed_forward": 5, "dropout": 0.3, "max_length": 3},
         ((3, 4), (3,)),
         _call_masked,
-        exempt={"jumps": "the call of this case makes the mask by a comparison of an input"},
     ),
     Case("Tower", {"sizes": [4, 3], "dropout": 0.3, "normalization": "layer"}, ((2,), (3,)), _call_listed),
     Case("Score", {"similarity": "cosine", "temperature": 0.5, "learned": True}, ((3,), (3,), ()), _call_biased),
