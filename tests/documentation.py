@@ -47,6 +47,7 @@ NOT_RUN = {
     r"nvidia-smi": "needs an NVIDIA GPU",
     r".* --config\.runtime\.devices=4": "needs four GPUs",
     r"export TF_CONFIG=.*": "names hosts that are not there",
+    r"python -m framework\.cli\.on_ray .*": "needs Ray: tests/cli/test_on_ray.py",
     r".*/shared/mnist .*": "runs on hosts that are not there",
     r"docker run .*": "needs a container daemon",
     r"sudo apt-get install tensorflow-model-server": "needs the apt repository of TensorFlow Serving",

@@ -27,6 +27,7 @@ FURTHER_FLAGS = {
     "devices",
     "enable_batching",
     "exports",
+    "gpus",
     "help",
     "help_config",
     "json",
@@ -68,6 +69,7 @@ FURTHER_FLAGS = {
     "variant",
     "words",
     "workloads",
+    "workers",
 }
 FILE_SUFFIXES = {".json", ".jsonl", ".md", ".png", ".py", ".svg", ".tflite", ".toml", ".txt"}
 
@@ -276,7 +278,7 @@ def pins() -> dict[str, str]:
     text = "".join(read(file.name) for file in sorted(ROOT.glob("requirements*.txt")))
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     text += "\n".join(pin for pins in extras.values() for pin in pins)
-    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.MULTILINE))
+    return dict(re.findall(r"^([\w-]+)(?:\[[\w,-]+\])?==([\w.]+)", text, re.MULTILINE))
 
 
 def test_dependencies_are_those_pinned_each_with_a_reason() -> None:

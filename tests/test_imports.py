@@ -208,6 +208,7 @@ ROWS = (
     ("sweep.runner",),
     ("sweep",),
     ("cli.flags", "cli.command", "cli.quiet_import", "cli.local_cluster", "cli.server"),
+    ("cli.on_ray",),
     ("cli",),
     ("modes/*",),
     ("modes",),
