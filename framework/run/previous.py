@@ -4,6 +4,8 @@ before = find(run)
 before.result["final"]["test/accuracy"], before.differing     # 0.979, {'seed': (0, 1)}
 """
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,19 +28,39 @@ class Previous(NamedTuple):
 
 
 def find(run: Run) -> Previous | None:
-    """Returns the run before this one; None if there is none, or its files are damaged."""
-    results = []
-    for folder in run.workdir.absolute().parent.iterdir():
-        path = folder / RESULT
-        if folder.name != run.workdir.name and path.is_file() and (folder / run.experiment.path.name).is_file():
-            results.append((path.stat().st_mtime, path))
-    for _, path in sorted(results, reverse=True):
+    """Returns the run before this one; None if there is none, or its files are damaged.
+
+    Folders that cannot be read, or that go meanwhile, are no runs: the run at whose end this is called goes on.
+    """
+    for _, path in sorted(_results(run), reverse=True):
         result = read_json(path, whole_result, None, "it is compared with no other run")
         if result and result["status"] in _ENDED:
             try:
                 stored = stored_config.read(path.parent)
             except UserError:
                 return None
-            workdir = run.workdir.parent / path.parent.name
-            return None if stored is None else Previous(workdir, result, stored.differing(run.config))
+            return None if stored is None else Previous(_typed(run, path), result, stored.differing(run.config))
     return None
+
+
+def _results(run: Run) -> list[tuple[float, Path]]:
+    """Returns (time, path) of the result.json of each run of the same experiment file in the folders beside the run."""
+    found = []
+    own = _own(run)
+    with contextlib.suppress(OSError):
+        for folder in own.parent.iterdir():
+            path = folder / RESULT
+            with contextlib.suppress(OSError):
+                if folder.name != own.name and path.is_file() and (folder / run.experiment.path.name).is_file():
+                    found.append((path.stat().st_mtime, path))
+    return found
+
+
+def _own(run: Run) -> Path:
+    """Returns the run folder with a name and a parent, which '.' and 'runs/..' have not."""
+    return Path(os.path.abspath(run.workdir))
+
+
+def _typed(run: Run, result: Path) -> Path:
+    """Returns the folder of a run beside this one, relative if this one's was typed so."""
+    return result.parent if run.workdir.is_absolute() else Path(os.path.relpath(result.parent))

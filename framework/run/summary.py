@@ -38,7 +38,7 @@ def table(run: Run, most: int = _MOST_ROWS) -> str:
     trained = _count(paths.trainable(run.model).values())
     others = _count(paths.variables(run.model).values()) - trained
     rows.append(("", "in all", "", f"{trained:,}" + (f", and {others:,} not trainable" if others else "")))
-    width = max(len(numbers.partition(",  ")[0]) for *_, numbers in rows[:-1])
+    width = max((len(numbers.partition(",  ")[0]) for *_, numbers in rows[:-1]), default=0)
     return aligned([_HEADINGS, *((*map(_cut, names), f"{numbers:>{width}}") for *names, numbers in rows)])
 
 

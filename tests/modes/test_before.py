@@ -1,7 +1,9 @@
 """The last table of a run beside that of the run before it, as --mode=train prints it."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -64,4 +66,31 @@ def test_only_an_ended_run_of_the_same_file_is_the_one_before(before, tmp_path):
     (tmp_path / "damaged/result.json").write_text("{")
     assert previous.find(built).workdir == before
     shutil.rmtree(before)
+    assert previous.find(built) is None
+
+
+def test_a_run_in_the_working_folder_is_not_the_one_before_itself(before, monkeypatch):
+    """The name of Path('.') is empty, and its parent is itself."""
+    here = dataclasses.replace(build(before.with_name("built")), workdir=Path())
+    monkeypatch.chdir(before)
+    assert previous.find(here) is None
+    second = before.with_name("second")
+    shutil.copytree(before, second)
+    assert previous.find(here).workdir == Path("../second")
+
+
+def test_a_folder_that_cannot_be_read_does_not_end_the_run(before, tmp_path, monkeypatch):
+    built = build(tmp_path / "second")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    is_file = Path.is_file
+
+    def refused(path):
+        if path.parent == locked:
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert previous.find(built).workdir == before
+    monkeypatch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     assert previous.find(built) is None

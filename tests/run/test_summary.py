@@ -35,6 +35,17 @@ class Inner(keras.layers.Layer):
         return self.dense(x) + x
 
 
+class Bare(keras.Model):
+    """A model without layers, whose weights are its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = self.add_weight(name="kernel", shape=[4, 3])
+
+    def call(self, x, training=False):
+        return x @ self.kernel
+
+
 def made(model, tmp_path):
     source = data.Source({"x": np.zeros([8, 4], np.float32)}, origin="zeros")
 
@@ -49,6 +60,13 @@ def made(model, tmp_path):
     }
     overrides = {"data.batch_size": 8, "train.duration": "2 steps", "train.compile": "graph"}
     return testing.build(functions, overrides, tmp_path / "run")
+
+
+def test_a_model_without_layers(tmp_path):
+    assert summary.table(made(Bare(), tmp_path)).splitlines() == [
+        "layer  class   output  parameters",
+        "       in all          12",
+    ]
 
 
 def test_layers_of_a_sequential_model(tmp_path):
