@@ -9,13 +9,13 @@ Examples are compared as their sources give them, before the transform, by a has
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _MOST_TESTED = 2_000  # examples
-_CHUNK = 1_024  # examples read at a time
+_CHUNK, _CHUNK_BYTES = 1_024, 2**26  # examples read at a time, and at most so many bytes of them
 _SECONDS = 3.0  # after which no more of the training data are read
 
 
@@ -48,27 +48,31 @@ def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None
       seconds: time after which no more examples of `train` are read.
 
     Returns:
-      What was found; None if the splits have no field in common, or one of them is not read by index.
+      What was found; None if the splits have no field in common, or little of an example, or if one of them is not read
+      by index.
     """
     members = [_member(batches) for batches in (train, other)]
     if any(member is None for member in members):
         return None
-    names = _common(*members)
+    first_rows = [_row(member) for member in members]
+    names = _common(*first_rows)
     if not names:
         return None
+    size = max(_bytes(row, names) for row in first_rows)
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, size)))
     tested = _chosen(members[1].raw_count, _MOST_TESTED, seed=0)
     known: dict[bytes, list[int]] = {}
-    for index, digest in _digests(members[1], tested, names):
+    for index, digest in _digests(members[1], tested, names, chunk):
         known.setdefault(digest, []).append(index)
     equal: dict[int, int] = {}
     among, end = 0, time.monotonic() + seconds
     everywhere = _chosen(members[0].raw_count, members[0].raw_count, seed=1)
-    for start in range(0, len(everywhere), _CHUNK):
+    for start in range(0, len(everywhere), chunk):
         if among and time.monotonic() > end:
             break
-        part = everywhere[start : start + _CHUNK]
+        part = everywhere[start : start + chunk]
         among += len(part)
-        for index, digest in _digests(members[0], part, names):
+        for index, digest in _digests(members[0], part, names, chunk):
             for same in known.get(digest, ()):
                 equal.setdefault(same, index)
     first = min(equal.items(), default=None)
@@ -81,14 +85,27 @@ def _member(batches: Any) -> Any:
     return member if hasattr(member, "raw") else None
 
 
-def _common(train: Any, other: Any) -> list[str]:
-    """Returns the fields, without weights, that both splits have in the same dtype and shape."""
-    ours, theirs = (member.raw(np.zeros(1, np.int64)) for member in (train, other))
-    return sorted(
+def _row(member: Any) -> dict[str, np.ndarray]:
+    """Returns the first example, {field: array [1, ...]}, without its weight."""
+    return {name: array for name, array in member.raw(np.zeros(1, np.int64)).items() if name != "weight"}
+
+
+def _common(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the fields that the first examples of both splits have in the same dtype and shape.
+
+    There are none if these hold less than half of the bytes of an example: labels alone, beside pictures of another
+    size, are equal by chance.
+    """
+    names = sorted(
         name
-        for name in ours.keys() & theirs.keys() - {"weight"}
+        for name in ours.keys() & theirs.keys()
         if (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape)
     )
+    return names if all(2 * _bytes(row, names) >= _bytes(row, row) for row in (ours, theirs)) else []
+
+
+def _bytes(row: Mapping[str, np.ndarray], names: Iterable[str]) -> int:
+    return sum(len(_rows(row[name])[0]) for name in names)
 
 
 def _chosen(count: int, most: int, seed: int) -> np.ndarray:
@@ -102,9 +119,9 @@ def _chosen(count: int, most: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)[:most].astype(np.int64)
 
 
-def _digests(member: Any, indices: np.ndarray, names: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-    for start in range(0, len(indices), _CHUNK):
-        part = indices[start : start + _CHUNK]
+def _digests(member: Any, indices: np.ndarray, names: Sequence[str], chunk: int) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(indices), chunk):
+        part = indices[start : start + chunk]
         taken = member.raw(part)
         columns = [_rows(taken[name]) for name in names]
         for index, row in zip(part.tolist(), zip(*columns, strict=True), strict=True):

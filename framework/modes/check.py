@@ -87,7 +87,7 @@ def _apart(run: Run) -> int:
     for split, batches in run.eval_data.items():
         found = overlap(run.data, batches)
         if found is None:
-            print(f"  {split}: not compared: no field in common, or a tf.data pipeline")
+            print(f"  {split}: not compared: other fields, dtypes or shapes, or a tf.data pipeline")
             continue
         counts = f"{found.shared:,} of {found.looked_at:,} examples of '{split}' among {found.among:,} for training"
         print(f"  {counts}" + (f", e.g. {found.first[0]} there is {found.first[1]}" if found.first else ""))

@@ -10,12 +10,16 @@ from framework.data.overlap import overlap
 PLACES = ("resident", "stream")
 
 
-def split(pictures, labels, placement="resident", training=False, **fields):
+def base(placement="resident"):
     cfg = config.base_config()
     cfg.data.placement = placement
     cfg.data.batch_size = cfg.eval.batch_size = 4
+    return config.finalize(cfg)
+
+
+def split(pictures, labels, placement="resident", training=False, **fields):
     arrays = {"image": pictures, "label": labels, **fields}
-    return data.make_batches(data.Source(arrays, origin="made up"), config.finalize(cfg), training=training)
+    return data.make_batches(data.Source(arrays, origin="made up"), base(placement), training=training)
 
 
 def pictures(seed, count):
@@ -60,6 +64,26 @@ def test_weights_and_fields_of_one_split_alone_do_not_count():
     assert found.shared == 20
     other = split(x.astype(np.int32), y.astype(np.int64))
     assert overlap(split(x, y, training=True), other) is None
+
+
+def test_labels_alone_are_not_compared():
+    """Beside pictures of another size, and beside a field of another name, equal labels say nothing."""
+    x, y = pictures(0, 20)
+    train = split(x, y, training=True)
+    assert overlap(train, split(np.pad(x, [(0, 0), (0, 1), (0, 1)]), y)) is None
+    renamed = data.make_batches(data.Source({"photo": x, "label": y}, origin="made up"), base(), training=False)
+    assert overlap(train, renamed) is None
+    assert overlap(train, split(x, y.astype(np.int64))).shared == 20  # the pictures are the same
+
+
+def test_large_examples_are_read_few_at_a_time(monkeypatch):
+    monkeypatch.setattr("framework.data.overlap._CHUNK_BYTES", 29 * 7)  # a picture and its label have 29 bytes
+    x, y = pictures(0, 30)
+    train, sizes = split(x, y, training=True), []
+    raw = train.raw
+    monkeypatch.setattr(train, "raw", lambda index: sizes.append(len(index)) or raw(index))
+    assert overlap(train, split(x, y))[:3] == (30, 30, 30)
+    assert sizes == [1, 7, 7, 7, 7, 2]
 
 
 def test_texts_are_told_apart_by_their_ends():
