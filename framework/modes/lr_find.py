@@ -29,6 +29,7 @@ STEPS, LOW, HIGH = 200, 1e-7, 10.0
 _FEWEST = 10  # steps
 _SMOOTHING, _DIVERGED, _SAFE = 0.9, 4.0, 10.0
 _SIDE = 40  # a slope is taken over the steps around a step: on each side, this part of all steps
+_MOST_SKIPPED = 4  # times the steps: a test of which most steps are skipped ends
 _LINES = 10  # that show the loss over the rates
 _SUFFIX = ".html"
 
@@ -98,7 +99,9 @@ def main(
 
 
 def losses_at(run: Run, rates: np.ndarray) -> np.ndarray:
-    """Returns the loss of each step of a fresh run, before its update by the rate; up to where training would end.
+    """Returns the loss of each update of a fresh run, before the update by the rate; up to where training would end.
+
+    A step whose gradients overflow float16 is skipped, and the next step has its rate: its loss is left out.
 
     Raises:
       UserError: a step of the experiment's own applies no update by the schedule.
@@ -106,10 +109,15 @@ def losses_at(run: Run, rates: np.ndarray) -> np.ndarray:
     fresh = fresh_run(run, rates.tolist())
     block = fresh.train_block
     losses: list[float] = []
-    while len(losses) < len(rates):
+    taken, skipped = 0, 0.0
+    while len(losses) < len(rates) and taken < _MOST_SKIPPED * len(rates):
         done = block(min(block.block_steps, len(rates) - len(losses)))
         rows = [done.row(index) for index in range(len(done.rows))]
-        losses += [row["loss"] for row in rows]
+        taken += len(rows)
+        for row in rows:
+            if row["skipped"] == skipped or not math.isfinite(row["loss"]):
+                losses.append(row["loss"])
+            skipped = row["skipped"]
         if not any(row["gradient_norm"] for row in rows):
             raise UserError(
                 f"--mode=lr_find: make_step of {run.experiment.path} does not call tools.apply, so no rate of the"

@@ -75,9 +75,11 @@ class Trial:
     @property
     def is_at_floor(self) -> bool:
         """Whether the loss has come near a floor above zero, by all parameters."""
-        end = float(self.norms[-max(1, len(self.norms) // 20) :].mean())
+        norms = self.norms[np.isfinite(self.norms)]  # without those of steps that float16 skipped
         has_fallen = self.last <= self.losses[0] - (1 - _HALF) * abs(self.losses[0])
-        if self.failed_at or not has_fallen or end > _FLAT * self.norms.max() or self.still:
+        if self.failed_at or not has_fallen or not len(norms) or self.still:
+            return False
+        if norms[-max(1, len(norms) // 20) :].mean() > _FLAT * norms.max():
             return False
         return not (self.signs.dead or self.signs.constant or self.signs.without_gradient)
 

@@ -4,7 +4,9 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from framework import losses
 from framework.errors import UserError
 from framework.modes import lr_find
 from tests.modes.called import call
@@ -37,6 +39,23 @@ def test_the_losses_are_those_of_gradient_descent_on_the_training_data(factor):
     np.testing.assert_allclose(losses, trained(run, rates[: len(losses)], factor), rtol=2e-3)
     ended = lr_find.judge(rates, losses).ended
     assert len(losses) % 10 == 0 and rates[len(losses) - 11] < ended <= rates[len(losses) - 1]
+
+
+def test_a_step_that_float16_skips_takes_no_rate():
+    """At a scale of 2^24 the first gradients overflow; the update after them is by the first rate."""
+
+    def loss(model, batch, training):
+        errors = tf.cast(model(batch["x"], training=training)[:, 0], tf.float32) - tf.linalg.matvec(batch["x"], TRUE)
+        return {"loss": losses.mean(tf.square(errors), batch["weight"])}, {}
+
+    scale = {"loss_scale.initial": 2.0**24, "loss_scale.backoff_factor": 2.0**-10}
+    settings = {"train.precision": "float16", **scale, **SETTINGS}
+    run = build(functions={**LINEAR, "make_loss": lambda cfg: loss}, **settings)
+    rates = np.geomspace(0.02, 0.2, 20)
+    seen = lr_find.losses_at(run, rates)
+    wanted = {skipped: trained(run, [*[0.0] * skipped, *rates])[skipped:] for skipped in range(4)}
+    (skipped,) = (count for count, one in wanted.items() if np.allclose(seen, one[: len(seen)], rtol=0.03))
+    assert len(seen) == 20 and skipped
 
 
 def judged(rates, losses):

@@ -15,7 +15,7 @@ from framework.data.sources import Source
 from framework.errors import UserError
 from framework.modes import overfit
 from framework.run import fresh
-from framework.step.learning import constant_labels
+from framework.step.learning import Signs, constant_labels
 from tests.modes.called import call
 from tests.small import build, differing, examples, snapshot
 
@@ -105,6 +105,15 @@ def test_gradient_descent_on_the_one_batch():
     np.testing.assert_allclose(trial.losses, wanted, rtol=2e-5)
     np.testing.assert_allclose(trial.norms, norms, rtol=2e-5)
     assert trial.last == pytest.approx(wanted[-1], rel=2e-5) and not trial.still and not trial.failed_at
+
+
+@pytest.mark.parametrize(("last", "is_learned"), [(0.9, False), (0.05, True)])
+def test_skipped_steps_of_float16_have_no_norm_that_counts(last, is_learned):
+    """The norm of a skipped step is NaN or infinite, and would make any other one look small beside it."""
+    norms = np.array([np.nan, np.inf, 1.0, *[last] * 17])
+    trial = overfit.Trial([], np.linspace(1, 0.4, 20), norms, failed_at=0, still=[], block=None)
+    vars(trial)["signs"] = Signs([], [], [])
+    assert trial.is_learned is is_learned
 
 
 def test_what_learns_its_batch(capsys):
