@@ -30,6 +30,7 @@ _FEWEST = 10  # steps
 _SMOOTHING, _DIVERGED, _SAFE = 0.9, 4.0, 10.0
 _SIDE = 40  # a slope is taken over the steps around a step: on each side, this part of all steps
 _MOST_SKIPPED = 4  # times the steps: a test of which most steps are skipped ends
+_ROUNDED = 1e-9  # a smaller fall is none; of the largest smoothed loss
 _LINES = 10  # that show the loss over the rates
 _SUFFIX = ".html"
 
@@ -153,7 +154,7 @@ def judge(rates: np.ndarray, losses: np.ndarray) -> Finding:
         for index in range(min(2 * side, len(curve)), 1 + int(curve.argmin()) if len(curve) else 0)
     }
     best = min(slopes, key=lambda index: slopes[index], default=None)
-    steepest = float(rates[best]) if best is not None and slopes[best] < 0 else None
+    steepest = float(rates[best]) if best is not None and slopes[best] < -_ROUNDED * np.abs(curve).max() else None
     return Finding(rates[: len(curve)], losses[: len(curve)], curve, ended, steepest)
 
 

@@ -98,6 +98,7 @@ def test_a_loss_that_never_falls_has_no_suggestion():
     rates = np.geomspace(1e-6, 10, 100)
     found = lr_find.judge(rates, np.linspace(1, 1.5, 100))
     assert (found.ended, found.steepest, found.suggestion) == (None, None, None)
+    assert lr_find.judge(rates[:20], np.ones(20)).suggestion is None  # the mean of ones is one, but for rounding
     assert lr_find.judge(rates, np.array([np.nan])).ended == rates[0]
 
 
