@@ -34,14 +34,15 @@ class Profiler:
     def __init__(self, run: Run) -> None:
         steps = run.resolved.profile.steps
         self._folder = run.workdir / CURVES
-        self._asked = borders(steps) if run.replicas.is_chief else None
+        asked = borders(steps)
         self._first = self._last = 0
         self._is_on = False
-        if self._asked and self._asked[1] > run.total_steps:
+        if asked and asked[1] > run.total_steps:  # on each worker, or the others would wait for the chief
             raise UserError(
                 f"profile.steps='{steps}' goes past step {run.total_steps}, the end of the run. Use a smaller"
                 " --config.profile.steps=A:B, or a longer run."
             )
+        self._asked = asked if run.replicas.is_chief else None
 
     def begin(self, step: int) -> None:
         """Takes the step at which the run starts, resumes or to which it went back.

@@ -107,10 +107,11 @@ def test_workers_beside_the_chief_trace_nothing(tmp_path):
     assert profiler.next_step(0) == sys.maxsize
 
 
-def test_steps_past_the_end_are_refused(tmp_path):
-    profiler_of(tmp_path, "10:20", total=20)
+@pytest.mark.parametrize("is_chief", [True, False])
+def test_steps_past_the_end_are_refused(tmp_path, is_chief):
+    profiler_of(tmp_path, "10:20", total=20, is_chief=is_chief)
     with pytest.raises(UserError) as error:
-        profiler_of(tmp_path, "10:21", total=20)
+        profiler_of(tmp_path, "10:21", total=20, is_chief=is_chief)
     assert str(error.value) == (
         "profile.steps='10:21' goes past step 20, the end of the run. Use a smaller --config.profile.steps=A:B, or a"
         " longer run."

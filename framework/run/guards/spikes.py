@@ -23,7 +23,7 @@ class Losses:
     largest of them is. A multiple of the median absolute deviation is no limit, because losses of small batches have
     long tails: of 53,000 steps of six healthy nets on digits, in batches of 1 to 128, 5,614 are more than 10 deviations
     above the median, and 2 are spikes by this rule. The limit holds for 64 steps, whatever blocks these come in, and
-    there is none before 256 finite losses.
+    there is none before 256 finite losses, nor while these are all 0, as those of a hinge loss may be.
 
     Attributes:
       median, largest: of the losses that the limit is made of.
@@ -58,7 +58,7 @@ class Losses:
         if self._seen % _STRIDE == 0 and self._seen >= WINDOW:
             self.median = float(np.partition(self._newest, WINDOW // 2)[WINDOW // 2])
             self.largest = float(self._newest.max())
-            self._limit = self.median + RATIO * (self.largest - self.median)
+            self._limit = self.median + RATIO * (self.largest - self.median) if self._newest.any() else np.inf
 
 
 class Spikes:
