@@ -104,9 +104,7 @@ def curves(title: str, series: Sequence[Series], is_linear: bool = False, over_d
     is_logarithmic = not is_linear and bool(values) and min(values) > 0 and max(values) / min(values) >= 10**_DECADES
     x = Scale(*widened(steps if over_decades else [0, *steps]), LEFT, WIDTH - RIGHT)
     y = Scale(*widened([math.log10(value) for value in values] if is_logarithmic else values), HEIGHT - BOTTOM, TOP)
-    name_of: Callable[[float], str] = (
-        (lambda step: f"{10.0**step:.3g}") if over_decades else (lambda step: f"{step:,.0f}")
-    )
+    name_of = _rate if over_decades else _step
     parts = [*_grid(x, y, is_logarithmic, name_of)]
     place = (lambda value: y(math.log10(value))) if is_logarithmic else y
     coloured = [(one, one.colour or COLOURS[number % len(COLOURS)]) for number, one in enumerate(series)]
