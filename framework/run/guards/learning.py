@@ -11,14 +11,19 @@ from framework.step.block import Block
 
 STEPS = 200  # after the warm-up; of a shorter run half of them
 LEAST = 0.05  # share of the first loss by which it should have fallen
+_NOISY = 0.1  # of the median: the half of the interquartile range above which one loss says little
+_FAR = 10.0  # times the first loss, which is more than noise
+_FIRST = 10  # steps that begin a noisy run
 
 
 class NotLearning:
     """Rule: after 200 steps, the median loss of the newest half of them is above 95 % of that of the first step.
 
-    The steps are counted from the end of the warm-up, and of a run of less than 400 it is half of them. The first loss
-    is that of an untrained model, so a run that begins with trained weights is not judged, nor one that is resumed; nor
-    is a loss that was not above 0.
+    The steps are counted from the end of the warm-up, and of a run of less than 400 it is half of them. Where losses
+    are noisy, as those of small batches are, a first loss may be low by chance: the median of the first 10 steps stands
+    for it if that is higher, unless the newest ones are above ten times the first. The first loss is that of an
+    untrained model, so a run that begins with trained weights is not judged, nor one that is resumed; nor is a loss
+    that was not above 0.
     """
 
     def __init__(self, run: Run, progress: Progress) -> None:
@@ -43,13 +48,20 @@ class NotLearning:
         if step < self._end:
             return ""
         self._is_done = True
-        newest = np.concatenate(self._losses)[: self._end][-(self._count // 2) :]
+        losses = np.concatenate(self._losses)[: self._end]
         self._losses = []
-        median = float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else np.inf
-        if not (np.isfinite(self._first) and self._first > 0 and median > (1 - LEAST) * self._first):
+        newest = losses[-(self._count // 2) :]
+        finite = newest[np.isfinite(newest)]
+        low, median, high = np.quantile(finite, [0.25, 0.5, 0.75]) if len(finite) else [np.inf] * 3
+        first, when = self._first, "at the first step"
+        begin = losses[:_FIRST][np.isfinite(losses[:_FIRST])]
+        is_noisy = len(finite) and (high - low) / 2 > _NOISY * median and median < _FAR * first
+        if is_noisy and len(begin) and np.median(begin) > first:
+            first, when = float(np.median(begin)), f"in the median of the first {len(begin)} steps"
+        if not (np.isfinite(first) and self._first > 0 and median > (1 - LEAST) * first):
             return ""
         return (
-            f"the loss has not fallen: {self._first:.4g} at the first step, {median:.4g} in the median of steps"
+            f"the loss has not fallen: {first:.4g} {when}, {median:.4g} in the median of steps"
             f" {self._end - len(newest) + 1} to {self._end}. If it should have, try another"
             " --config.schedule.learning_rate (--mode=lr_find draws the loss over it); --mode=overfit names what does"
             " not learn."

@@ -36,6 +36,18 @@ def test_the_newest_hundred_steps_decide(run, length):
     assert told(run, losses, length) == []
 
 
+def test_a_first_loss_that_is_low_by_chance_is_no_measure(run):
+    """Squared errors of batches of two, whose mean falls to a tenth; and the same without the fall."""
+    noise = np.random.default_rng(5).chisquare(2, 300) / 2
+    noise[0], fall = 0.1, np.geomspace(1, 0.1, 300)
+    assert np.median((noise * fall)[150:250]) > 0.1
+    assert told(run, noise * fall) == []
+    begin, end = np.median(noise[:10]), np.median(noise[150:250])
+    noise[150:250] *= begin / end
+    wanted = f"the loss has not fallen: {begin:.4g} in the median of the first 10 steps, {begin:.4g} in the median of s"
+    assert told(run, noise)[0].startswith(wanted)
+
+
 def test_a_loss_that_diverges_has_not_fallen(run):
     losses = np.full(300, 1e6)
     losses[0], losses[200:220] = 1.0, np.inf
