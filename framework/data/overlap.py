@@ -27,17 +27,20 @@ class Overlap(NamedTuple):
       looked_at: examples of the split.
       among: examples of the training data.
       first: the index of the first such example, and the index of its equal in the training data; None without one.
+      repeated: how many of the shared examples the split itself has more than once. Few different examples, such as
+        short texts or two bits, are equal by nature.
     """
 
     shared: int
     looked_at: int
     among: int
     first: tuple[int, int] | None
+    repeated: int
 
     @property
     def share(self) -> float:
-        """The share of the examples that were looked at, from 0 to 1."""
-        return self.shared / self.looked_at
+        """The share of the examples that were looked at, without the repeated ones, from 0 to 1."""
+        return (self.shared - self.repeated) / self.looked_at
 
 
 def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None:
@@ -76,7 +79,8 @@ def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None
             for same in known.get(digest, ()):
                 equal.setdefault(same, index)
     first = min(equal.items(), default=None)
-    return Overlap(len(equal), len(tested), among, first)
+    repeated = sum(len(same) for same in known.values() if len(same) > 1 and same[0] in equal)
+    return Overlap(len(equal), len(tested), among, first, repeated)
 
 
 def _member(batches: Any) -> Any:

@@ -91,6 +91,8 @@ def _apart(run: Run) -> int:
             continue
         counts = f"{found.shared:,} of {found.looked_at:,} examples of '{split}' among {found.among:,} for training"
         print(f"  {counts}" + (f", e.g. {found.first[0]} there is {found.first[1]}" if found.first else ""))
+        if found.repeated:
+            print(f"  {found.repeated:,} of these are more than once in '{split}' itself, and may be equal by nature")
         if found.share > _MOST_SHARED and not split.startswith("train"):
             print(f"  FAILED: '{split}' tests what was trained on. Split first, or name it 'train…' if that is meant.")
             status = 1

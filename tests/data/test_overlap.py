@@ -41,9 +41,23 @@ def test_each_shared_example_counts_once(placement):
     assert found.share == 0.37
 
 
+def test_examples_that_the_split_repeats_itself_do_not_prove_a_leak():
+    """Of 64 different examples, each of 200 is in both splits by nature; of 20 copies beside them, all count."""
+    rng = np.random.default_rng(0)
+    bits = [{"x": rng.integers(0, 2, (count, 6)).astype(np.int32)} for count in (2000, 200)]
+    single = np.arange(2, 42, dtype=np.int32).reshape(20, 2).repeat(3, axis=1)
+    for arrays in bits:
+        arrays["x"] = np.concatenate([arrays["x"], single])
+    train, test = (data.make_batches(data.Source(one, origin="bits"), base(), training=False) for one in bits)
+    counts = np.unique(bits[1]["x"], axis=0, return_counts=True)[1]
+    found = overlap(train, test)
+    assert (found.shared, found.repeated) == (220, counts[counts > 1].sum())
+    assert found.share == (counts == 1).sum() / 220 and (counts == 1).sum() >= 20
+
+
 def test_splits_apart_share_nothing():
     found = overlap(split(*pictures(0, 300), training=True), split(*pictures(1, 100)))
-    assert found == (0, 100, 300, None)
+    assert found == (0, 100, 300, None, 0)
 
 
 def test_many_examples_are_looked_at_in_part():
