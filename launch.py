@@ -44,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs one launch and returns its exit status."""
     try:
         with user_code.explained():
-            return _launch(argv)
+            status = _launch(argv)
+        sys.stdout.flush()  # here, where a reader that has left is no surprise
+        return status
     except KeyboardInterrupt:
         print("interrupted; checkpoints, if there are any, stay", file=sys.stderr)
         return 128 + 2

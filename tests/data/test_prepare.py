@@ -99,7 +99,8 @@ def test_an_interrupted_preparation_is_continued(records, tmp_path, monkeypatch)
         prepare._Preparation, "_written", lambda *args: seen.append(args[1].name[:13]) or written(*args)
     )
     assert prepare.main(command) == 0
-    assert seen == ["records-00002", "records-00003"]
+    # The worker may have begun the next shard before the interruption reached it; what is written stays.
+    assert seen in (["records-00002"], ["records-00002", "records-00003"])
     assert prepare.main([str(records), str(tmp_path / "whole"), "--shards=4"]) == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 

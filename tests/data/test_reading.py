@@ -202,10 +202,13 @@ def test_a_failing_evaluation_is_made_again(tmp_path):
     loop.train(whole)
     broken = small.build(tmp_path / "run", functions=functions([]), **SETTINGS)
 
-    def fail(*args):
-        raise DataError("gone")
+    class Failing:
+        has_retraced = False
 
-    broken.eval_blocks["test"].compiled = fail
+        def __call__(self, *args):
+            raise DataError("gone")
+
+    broken.eval_blocks["test"].compiled = Failing()
     with pytest.raises(DataError, match=r"^gone$"):
         loop.train(broken)
     assert broken.checkpoints.steps() == []
