@@ -3,13 +3,13 @@
 Memory of accelerators does not count.
 """
 
+import os
 import re
 from pathlib import Path
 
 _HOST = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup/memory.max")
 _OWN = Path("/proc/self")
-_PAGE = 4096  # bytes; statm counts pages
 
 
 def host_memory() -> int | None:
@@ -41,7 +41,7 @@ def own_memory() -> int | None:
         _, resident, shared, *_ = (_OWN / "statm").read_text().split()
     except (OSError, ValueError):
         return None
-    return _PAGE * (int(resident) - int(shared))
+    return os.sysconf("SC_PAGE_SIZE") * (int(resident) - int(shared))  # statm counts pages
 
 
 def peak_memory() -> int | None:

@@ -106,7 +106,7 @@ def _values(made: list[Any], rows: int) -> list[np.ndarray]:
     return [
         np.asarray(tf.cast(tensor, tf.float64))
         for tensor in made
-        if tf.is_tensor(tensor)
+        if isinstance(tensor, tf.Tensor)  # and not sparse or ragged
         and not tf.is_symbolic_tensor(tensor)
         and tensor.dtype.is_floating
         and tensor.shape[:1] == [rows]

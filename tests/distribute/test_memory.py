@@ -1,6 +1,5 @@
 """framework/distribute/memory.py: the memory of the machine, or of the control group, and of this process."""
 
-import os
 import resource
 import sys
 
@@ -66,4 +65,3 @@ def test_memory_of_this_process(tmp_path):
     mapped = np.memmap(tmp_path / "file", np.uint8, "r")
     assert mapped.sum() == size * ord("x")
     assert memory.own_memory() - before < 0.2 * size  # files are not held
-    assert os.sysconf("SC_PAGE_SIZE") == memory._PAGE
