@@ -244,7 +244,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
         assert call(*arguments) == 2
         assert said in capsys.readouterr().err, arguments
     assert launch.main(["launch.py", "--mode=list", f"--workdir={tmp_path}", "--out=x.html"]) == 2
-    assert "--out has no effect with --mode=list. Use --mode=compare" in capsys.readouterr().err
+    assert "--out has no effect with --mode=list. Use --mode=lr_find or --mode=compare" in capsys.readouterr().err
     assert launch.main(["launch.py", f"--workdir={tmp_path}", "--mode=list", "runs/a"]) == 2
     assert "'runs/a' is not a flag." in capsys.readouterr().err
 
