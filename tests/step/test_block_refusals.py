@@ -28,10 +28,6 @@ def test_draws_that_a_resumed_run_would_not_repeat_are_refused():
     [
         (lambda logits: tf.reduce_sum(logits), "SymbolicTensor"),
         (lambda logits: {"a": tf.reduce_sum(logits)}, "dict of SymbolicTensor"),
-        (
-            lambda logits: ({"a": tf.reduce_sum(logits)}, {"logits": logits}),
-            "(dict of SymbolicTensor, dict of SymbolicTensor)",
-        ),
         (lambda logits: ({}, {"logits": logits}), "(an empty dict, dict of SymbolicTensor)"),
         (lambda logits: ({"a": losses.Term(logits, logits)}, logits), "(dict of Term, SymbolicTensor)"),
     ],
@@ -41,6 +37,19 @@ def test_a_loss_of_another_form_is_refused(returned, shown):
     assert refusal(make_loss) == (
         f"the loss returned {shown}. It must return ({{name: Term(sum, weight)}}, {{name: tensor}}): its terms, and the"
         " outputs that metrics read."
+    )
+
+
+@pytest.mark.parametrize(("reduce", "shape"), [(tf.reduce_sum, "()"), (tf.identity, "(128, 10)")])
+def test_a_term_that_is_a_tensor_is_refused_with_what_makes_one(reduce, shape):
+    def loss(model, batch, training):
+        logits = model(batch["image"])
+        return {"a": reduce(logits)}, {"logits": logits}
+
+    assert refusal({"make_loss": lambda cfg: loss}) == (
+        f"term 'a' of the loss is a tensor of shape {shape}, not a Term, so nobody knows what padding adds to it. Give"
+        " the loss of each example to losses.mean(values, batch['weight']): it returns their weighted sum and the"
+        " sum of the weights."
     )
 
 
