@@ -38,5 +38,9 @@ def checkpoints_at_once(settings: ConfigDict | FrozenConfigDict, saves: int, sec
       saves: checkpoints that the run writes in all.
       seconds: how long the run takes; `checkpoint.keep_hours` keeps more of a longer one.
     """
-    for_good = 1 + int(seconds / 3600 / settings.keep_hours) if settings.keep_hours else 0
+    hours, for_good = seconds / 3600, 0
+    if settings.keep_hours:
+        apart = hours / max(1, saves - 1)  # a checkpoint is kept when one is saved, so at a multiple of this
+        period = apart * math.ceil(settings.keep_hours / apart - 1e-9) if apart else settings.keep_hours
+        for_good = 1 + int(hours / period)
     return min(saves, settings.keep + 1 + bool(settings.best_metric) + for_good)
