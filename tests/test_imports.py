@@ -184,7 +184,8 @@ ROWS = (
     ("evaluators.compiled", "evaluators.shown", "evaluators.ranking"),
     ("evaluators",),
     # a run
-    ("run.arguments", "run.interval", "run.stored_config", "run.code_copies", "run.own_files", "run.snapshot"),
+    ("run.arguments", "run.command"),
+    ("run.interval", "run.stored_config", "run.code_copies", "run.own_files", "run.snapshot"),
     ("run.environment", "run.interrupt", "run.progress", "run.averaging"),
     ("run.continuity", "run.metric_names"),
     ("run.run", "run.request"),
@@ -207,7 +208,7 @@ ROWS = (
     ("sweep.study",),
     ("sweep.runner",),
     ("sweep",),
-    ("cli.flags", "cli.command", "cli.quiet_import", "cli.local_cluster", "cli.server"),
+    ("cli.flags", "cli.quiet_import", "cli.local_cluster", "cli.server"),
     ("cli.on_ray",),
     ("cli",),
     ("modes/*",),

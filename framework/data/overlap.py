@@ -1,7 +1,7 @@
 """Test data in training: how many examples of one split are among those of another.
 
     found = overlap(train, test)
-    found.shared, found.looked_at, found.among        # 37 of 2,000 examples, among 60,000
+    found.shared, found.looked_at, found.among        # 37 of 2,000 examples, among 60,000 (found.of: of all)
     found.first                                      # (12, 4711): example 12 is example 4711 of the training data
 
 Examples are compared as their sources give them, before the transform, by a hash of the fields that both splits have.
@@ -25,7 +25,7 @@ class Overlap(NamedTuple):
     Attributes:
       shared: how many of the examples that were looked at are among the training data.
       looked_at: examples of the split.
-      among: examples of the training data.
+      among, of: examples of the training data that were looked at, and all of them.
       first: the index of the first such example, and the index of its equal in the training data; None without one.
       repeated: how many of the shared examples the split itself has more than once. Few different examples, such as
         short texts or two bits, are equal by nature.
@@ -34,13 +34,17 @@ class Overlap(NamedTuple):
     shared: int
     looked_at: int
     among: int
+    of: int
     first: tuple[int, int] | None
     repeated: int
 
     @property
     def share(self) -> float:
-        """The share of the examples that were looked at, without the repeated ones, from 0 to 1."""
-        return (self.shared - self.repeated) / self.looked_at
+        """The share of the examples that the training data have, too, without the repeated ones, from 0 to 1.
+
+        If only a part of the training data was looked at, it is what this part says of all.
+        """
+        return min(1.0, (self.shared - self.repeated) / self.looked_at * self.of / self.among)
 
 
 def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None:
@@ -80,7 +84,7 @@ def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None
                 equal.setdefault(same, index)
     first = min(equal.items(), default=None)
     repeated = sum(len(same) for same in known.values() if len(same) > 1 and same[0] in equal)
-    return Overlap(len(equal), len(tested), among, first, repeated)
+    return Overlap(len(equal), len(tested), among, len(everywhere), first, repeated)
 
 
 def _member(batches: Any) -> Any:

@@ -90,6 +90,7 @@ def _apart(run: Run) -> int:
             print(f"  {split}: not compared: other fields, dtypes or shapes, or a tf.data pipeline")
             continue
         counts = f"{found.shared:,} of {found.looked_at:,} examples of '{split}' among {found.among:,} for training"
+        counts += "" if found.among == found.of else f" (of {found.of:,}; the time was up)"
         print(f"  {counts}" + (f", e.g. {found.first[0]} there is {found.first[1]}" if found.first else ""))
         if found.repeated:
             print(f"  {found.repeated:,} of these are more than once in '{split}' itself, and may be equal by nature")

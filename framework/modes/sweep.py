@@ -18,13 +18,12 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from framework import extras, folder
-from framework.cli import command
 from framework.config.keys.runtime import SEVERAL_PROCESSES
 from framework.config.overrides import override
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError, near
 from framework.experiment import returns
-from framework.run import code_copies
+from framework.run import code_copies, command
 from framework.run.request import Request as RunRequest
 from framework.run.request import fresh_workdir, resolve_request
 from framework.sweep.runner import Request, Runner

@@ -5,12 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from framework.cli import command
 from framework.distribute.cluster import LOCAL_WORKERS
 from framework.export import report
 from framework.folder import EXPORTS
 from framework.modes.export import print_reports
-from framework.run import lookback, previous
+from framework.run import command, lookback, previous
 from framework.run.loop import train
 from framework.run.previous import Previous
 from framework.run.run import Run

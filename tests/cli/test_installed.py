@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.cli import command
+from framework.run import command
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "requirements.txt", "launch.py", "framework")

@@ -57,7 +57,7 @@ def test_examples_that_the_split_repeats_itself_do_not_prove_a_leak():
 
 def test_splits_apart_share_nothing():
     found = overlap(split(*pictures(0, 300), training=True), split(*pictures(1, 100)))
-    assert found == (0, 100, 300, None, 0)
+    assert found == (0, 100, 300, 300, None, 0)
 
 
 def test_many_examples_are_looked_at_in_part():
@@ -66,7 +66,8 @@ def test_many_examples_are_looked_at_in_part():
     found = overlap(split(x, y, training=True), split(x, y))
     assert (found.shared, found.looked_at, found.among) == (2_000, 2_000, 5_000)
     found = overlap(split(x, y, training=True), split(x, y), seconds=0.0)
-    assert (found.looked_at, found.among) == (2_000, 1_024)
+    assert (found.looked_at, found.among, found.of) == (2_000, 1_024, 5_000)
+    assert found.share == min(1.0, found.shared / 2_000 * 5_000 / 1_024) > 0.9  # what the part says of all
     assert abs(found.shared - 2_000 * 1_024 / 5_000) < 4 * np.sqrt(2_000 * 0.2 * 0.8)  # of 410, within four deviations
 
 

@@ -3,10 +3,9 @@
 Spikes(run, progress).look(block)       # "step 812 has a loss of 9.1, far above … --mode=replay --step=812"
 """
 
-import shlex
-
 import numpy as np
 
+from framework.run import command
 from framework.run.progress import Progress
 from framework.run.run import Run
 from framework.step.block import Block
@@ -89,4 +88,4 @@ class Spikes:
 def replay_command(run: Run, step: int) -> str:
     """Returns the command that shows a step of a run."""
     flags = [f"--config={run.experiment.name}", f"--workdir={run.workdir}", "--mode=replay", f"--step={step}"]
-    return shlex.join(["python", "launch.py", *flags])
+    return command.typed(flags)
