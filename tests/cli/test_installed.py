@@ -86,9 +86,12 @@ def test_lines_name_the_command_that_was_typed(monkeypatch, program, begin):
     assert command.typed(["--workdir=my runs"]) == f"{begin} '--workdir=my runs'"
 
 
-def test_a_reader_that_has_left_is_no_traceback():
+@pytest.mark.parametrize("arguments", [["--help"], ["--mode=list", "--workdir=."]])
+def test_a_reader_that_has_left_is_no_traceback(arguments, tmp_path):
+    """A long text fails while it is printed, a short one when it is flushed."""
     ours, theirs = os.pipe()
     os.close(ours)
-    ended = subprocess.run([sys.executable, ROOT / "launch.py", "--help"], stdout=theirs, stderr=subprocess.PIPE)
+    command_line = [sys.executable, ROOT / "launch.py", *arguments]
+    ended = subprocess.run(command_line, cwd=tmp_path, stdout=theirs, stderr=subprocess.PIPE)
     os.close(theirs)
     assert (ended.returncode, ended.stderr) == (141, b"")
