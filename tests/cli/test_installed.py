@@ -92,6 +92,7 @@ def test_a_reader_that_has_left_is_no_traceback(arguments, tmp_path):
     ours, theirs = os.pipe()
     os.close(ours)
     command_line = [sys.executable, ROOT / "launch.py", *arguments]
-    ended = subprocess.run(command_line, cwd=tmp_path, stdout=theirs, stderr=subprocess.PIPE)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(command_line, cwd=tmp_path, env=buffered, stdout=theirs, stderr=subprocess.PIPE)
     os.close(theirs)
     assert (ended.returncode, ended.stderr) == (141, b"")
