@@ -33,6 +33,11 @@ PEERS_NEED_ALONE := tests/benchmarks/requirements-no-deps.txt
 PEERS_PIP := $(PEERS)/bin/python -m pip install -q --disable-pip-version-check
 PEERS_STAMP := $(PEERS)/.peers-$(shell cat $(PEERS_NEED) $(PEERS_NEED_ALONE) | cksum | cut -d ' ' -f 1)
 
+# A runtime that is not TensorFlow, for tests/export/test_openvino.py.
+OPENVINO := .venv-openvino
+OPENVINO_PINS := openvino==2026.4.1 numpy==2.4.6
+OPENVINO_STAMP := $(OPENVINO)/.pins-$(shell echo $(OPENVINO_PINS) | cksum | cut -d ' ' -f 1)
+
 # A moved folder or an upgraded Python leaves stamps behind but no working interpreter.
 ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)
 .PHONY: $(RUN_STAMP) $(DEV_STAMP) $(EXTRAS_STAMP)
@@ -40,9 +45,12 @@ endif
 ifneq ($(shell $(PEERS)/bin/python -c "print('works')" 2>/dev/null),works)
 .PHONY: $(PEERS_STAMP)
 endif
+ifneq ($(shell $(OPENVINO)/bin/python -c "print('works')" 2>/dev/null),works)
+.PHONY: $(OPENVINO_STAMP)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow docs format peers clean help
+.PHONY: run test test-slow docs format peers openvino clean help
 
 run: $(RUN_STAMP) $(EXTRAS_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
@@ -65,8 +73,10 @@ format: $(DEV_STAMP)  ## let ruff fix and format the code
 
 peers: $(PEERS_STAMP)  ## .venv-peers with the frameworks that tests/benchmarks compares with
 
-clean:  ## remove .venv, .venv-peers and caches; runs stay
-	@rm -rf $(VENV) $(PEERS) .docs .mypy_cache .pytest_cache .ruff_cache
+openvino: $(OPENVINO_STAMP)  ## .venv-openvino, in which a slow test loads exports by OpenVINO
+
+clean:  ## remove .venv, .venv-peers, .venv-openvino and caches; runs stay
+	@rm -rf $(VENV) $(PEERS) $(OPENVINO) .docs .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -106,4 +116,10 @@ $(PEERS_STAMP):
 	@$(PEERS_PIP) "$$(grep '^torch==' $(PEERS_NEED))"
 	@$(PEERS_PIP) -r $(PEERS_NEED)
 	@$(PEERS_PIP) --no-deps -r $(PEERS_NEED_ALONE)
+	@touch $@
+
+$(OPENVINO_STAMP):
+	@echo "Creating $(OPENVINO) (280 MB on disk)"
+	@rm -rf $(OPENVINO) && $(PYTHON) -m venv $(OPENVINO)
+	@$(OPENVINO)/bin/python -m pip install -q --disable-pip-version-check $(OPENVINO_PINS)
 	@touch $@
