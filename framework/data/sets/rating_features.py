@@ -5,12 +5,14 @@
     age, occupation = rating_features.of_users(ratings)          # float32 [users], int32 [users]
 
 Row i + 1 stands for film i of the table `items`, row 0 for padding. All are functions of a `MovieLens`, or of a source
-with such arrays and tables.
+with such arrays and tables; of your own ratings, `MovieLens(arrays, origin, users={"id": …}, items={"id": …})`.
 """
 
 import numpy as np
 
 from framework.data.sets.movielens import MovieLens
+from framework.data.sets.rating_splits import fields_of
+from framework.errors import UserError
 
 
 def of_users(ratings: MovieLens) -> tuple[np.ndarray, np.ndarray]:
@@ -40,14 +42,15 @@ def of_items(ratings: MovieLens) -> tuple[np.ndarray, np.ndarray]:
 
 def in_time(ratings: MovieLens) -> np.ndarray:
     """Returns the indices that sort ratings by user, then by time, then by the line of the file."""
-    user, timestamp = ratings.arrays["user"], ratings.arrays["timestamp"]
+    user, timestamp = fields_of(ratings, "user", "timestamp")
     return np.lexsort((np.arange(len(user)), timestamp, user))
 
 
 def histories(ratings: MovieLens, length: int) -> np.ndarray:
     """Returns the films that the user rated before each rating: rows, int32 [ratings, length], the newest last."""
     order = in_time(ratings)
-    user, film = ratings.arrays["user"][order], ratings.arrays["item"][order] + 1
+    user, film = (rows[order].astype(np.int32) for rows in fields_of(ratings, "user", "item"))
+    film += 1
     place = np.arange(len(user)) - np.searchsorted(user, user)  # among the ratings of the user
     back = np.arange(length, 0, -1)
     whole = np.concatenate([np.zeros(length, np.int32), film])[np.arange(len(user))[:, np.newaxis] + length - back]
@@ -63,15 +66,37 @@ def rated_by(ratings: MovieLens, chosen: np.ndarray) -> list[np.ndarray]:
       ratings: the ratings.
       chosen: indices of those that count, such as a split's part 'train'.
     """
-    user, film = ratings.arrays["user"][chosen], ratings.arrays["item"][chosen] + 1
-    ends = np.cumsum(np.bincount(user, minlength=len(ratings.users["id"])))
-    return np.split(film[np.argsort(user, kind="stable")], ends[:-1])
+    user, film = (rows[chosen].astype(np.int32) for rows in fields_of(ratings, "user", "item"))
+    ends = np.cumsum(np.bincount(user, minlength=_count_of(ratings, "user")))
+    return np.split(film[np.argsort(user, kind="stable")] + 1, ends[:-1])
 
 
 def counts(ratings: MovieLens, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Returns how many of the chosen ratings each user and film has: {'user' or 'item': int64 [rows]}, 0 for row 0."""
-    tables = {"user": ratings.users, "item": ratings.items}
     return {
-        side: np.bincount(ratings.arrays[side][chosen] + 1, minlength=len(table["id"]) + 1)
-        for side, table in tables.items()
+        side: np.bincount(
+            fields_of(ratings, side)[0][chosen].astype(np.int64) + 1, minlength=_count_of(ratings, side) + 1
+        )
+        for side in ("user", "item")
     }
+
+
+def _count_of(ratings: MovieLens, side: str) -> int:
+    """Returns how many users or items the table of them has.
+
+    Raises:
+      UserError: there is no such table, or a rating is of a row that it does not have.
+    """
+    table = getattr(ratings, f"{side}s", None)
+    if not table:
+        raise UserError(
+            f"'{ratings.origin}' has no table of {side}s, which says how many there are. Write"
+            " MovieLens(arrays, origin, users={'id': …}, items={'id': …}) of framework.data.sets.movielens."
+        )
+    (rows,) = fields_of(ratings, side)
+    if len(rows) and rows.max() >= len(table["id"]):
+        raise UserError(
+            f"'{side}' of '{ratings.origin}' is {rows.max()} in line {rows.argmax()}, but the table has the rows 0 to"
+            f" {len(table['id']) - 1}."
+        )
+    return len(table["id"])

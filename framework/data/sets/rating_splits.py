@@ -85,8 +85,9 @@ class Split:
 
     def leaks(self, ratings: Source, part: str = "test") -> Leaks:
         """Returns what the training ratings know about the future of a held-out part, and about its ratings."""
-        user, item = (ratings.arrays[name].astype(np.int64) for name in ("user", "item"))
-        place = _places(ratings.arrays["timestamp"])
+        user, item, timestamp = fields_of(ratings, "user", "item", "timestamp")
+        user, item = user.astype(np.int64), item.astype(np.int64)
+        place = _places(timestamp)
         train, held_out = self.parts["train"], self.parts[part]
         if not len(held_out):
             return Leaks(0, 0, 0)
@@ -113,6 +114,37 @@ class SplitSource(Source):
     def fingerprint(self) -> str | None:
         """Returns the SHA-256 of some examples and of the split."""
         return hashlib.sha256(f"{super().fingerprint()} {self.split}".encode()).hexdigest()
+
+
+def fields_of(ratings: Source, *names: str) -> list[np.ndarray]:
+    """Returns fields of ratings: 'user' and 'item', rows of tables from 0, and 'timestamp', numbers.
+
+    Raises:
+      UserError: a field is missing, 'user' or 'item' is no integer of at least 0, or a timestamp is a text, which sorts
+        '9' after '10', or not finite, which sorts after all others.
+    """
+    return [_field(ratings, name) for name in names]
+
+
+def _field(ratings: Source, name: str) -> np.ndarray:
+    if name not in ratings.arrays:
+        raise UserError(f"'{ratings.origin}' has no field '{name}', only {', '.join(ratings.arrays)}.")
+    values = ratings.arrays[name]
+    what = f"'{name}' of '{ratings.origin}' is {'text' if values.dtype.kind in 'OSU' else values.dtype}"
+    if name != "timestamp":
+        if values.dtype.kind not in "iu":
+            raise UserError(
+                f"{what}, not rows of a table: integers from 0. Of ids of any kind,"
+                " np.unique(ids, return_inverse=True)[1] makes them."
+            )
+        if len(values) and values.min() < 0:
+            raise UserError(f"{what}, and is {values.min()} in line {values.argmin()}. Rows of a table start at 0.")
+    elif values.dtype.kind not in "iuf":
+        raise UserError(f"{what}, not seconds or another number that grows with time. Write e.g. array.astype(float).")
+    elif not np.isfinite(values).all():
+        line = int(np.argmin(np.isfinite(values)))
+        raise UserError(f"{what}, and is {values[line]} in line {line}. Leave out ratings without a time.")
+    return values
 
 
 def by_name(ratings: Source, name: str, held_out: str = "test", seed: int = 0) -> Split:
@@ -191,7 +223,7 @@ def leave_last_out(ratings: Source) -> Split:
     All ratings of a user with fewer than three are in 'train'. Of equal timestamps the later line of the file is the
     later one. No rating of a user in 'train' is later than those held out; ratings of other users may be.
     """
-    user, timestamp = (ratings.arrays[name] for name in ("user", "timestamp"))
+    user, timestamp = fields_of(ratings, "user", "timestamp")
     order = np.lexsort((np.arange(len(user)), timestamp, user))  # the last key sorts first
     from_last = np.empty(len(user), np.int64)  # 0 for the last rating of a user, 1 for the one before
     counts = np.bincount(user)
@@ -212,7 +244,7 @@ def split_at_time(ratings: Source, share: float) -> Split:
     Raises:
       UserError: the share leaves a part empty.
     """
-    timestamp = ratings.arrays["timestamp"]
+    (timestamp,) = fields_of(ratings, "timestamp")
     held_out = round(share * len(timestamp))
     moment = np.sort(timestamp)[-held_out] if 0 < held_out < len(timestamp) else timestamp.min()
     is_test = timestamp >= moment

@@ -6,6 +6,7 @@ import pytest
 from framework import data
 from framework.data.sets import rating_features
 from framework.data.sets.movielens import MovieLens
+from framework.errors import UserError
 from tests.made_up_ratings import write_ratings
 
 
@@ -53,3 +54,29 @@ def test_what_users_rated_and_how_often(ratings):
     counts = rating_features.counts(ratings, chosen)
     assert counts["user"].tolist() == [0, *(int((user == one).sum()) for one in range(12))]
     assert counts["item"].tolist() == [0, *(int((film == one).sum()) for one in range(1, 31))]
+
+
+def own(user, item, **tables):
+    arrays = {"user": np.array(user), "item": np.array(item), "timestamp": np.arange(len(user))}
+    return (MovieLens if tables else data.Source)(arrays, "own", **tables)
+
+
+def test_small_integers_do_not_wrap_around():
+    items = np.array([255, 1], np.uint8)
+    ratings = own([0, 0], items, users={"id": np.arange(1)}, items={"id": np.arange(256)})
+    assert rating_features.histories(ratings, 1).tolist() == [[0], [256]]
+    assert rating_features.rated_by(ratings, np.arange(2))[0].tolist() == [256, 2]
+    assert np.flatnonzero(rating_features.counts(ratings, np.arange(2))["item"]).tolist() == [2, 256]
+
+
+def test_ratings_need_tables_that_have_their_rows():
+    ids = {"users": {"id": np.arange(2)}, "items": {"id": np.arange(2)}}
+    with pytest.raises(UserError, match=r"'own' has no table of users.* Write MovieLens\(arrays, origin, users="):
+        rating_features.rated_by(own([0], [0]), np.arange(1))
+    with pytest.raises(UserError, match="'user' of 'own' is 2 in line 1, but the table has the rows 0 to 1"):
+        rating_features.rated_by(own([0, 2], [0, 0], **ids), np.arange(2))
+    with pytest.raises(UserError, match="'item' of 'own' is 5 in line 0, but the table has the rows 0 to 1"):
+        rating_features.counts(own([0], [5], **ids), np.arange(1))
+    with pytest.raises(UserError, match="'timestamp' of 'own' is text"):
+        arrays = {"user": np.zeros(2, int), "item": np.zeros(2, int), "timestamp": np.array(["9", "10"])}
+        rating_features.histories(data.Source(arrays, "own"), 3)

@@ -118,3 +118,42 @@ def test_a_split_has_a_name():
     assert {*others} < {*NAMES} and all(len(by_name(source, name).parts["test"]) for name in NAMES)
     with pytest.raises(UserError, match=r"^there is no split 'u6' of ratings\. Splits: last, u1, .* random, time\.$"):
         by_name(source, "u6")
+
+
+@pytest.mark.parametrize("split", [leave_last_out, lambda source: split_at_time(source, 0.3)], ids=["last", "time"])
+@pytest.mark.parametrize(
+    ("times", "problem"),
+    [
+        (["9", "10", "11", "100"], "'timestamp' of 'made up' is text"),  # '9' sorts last
+        (np.array(["9", "10", "11", "100"], object), "'timestamp' of 'made up' is text"),
+        ([1.0, np.nan, 3.0, 4.0], "'timestamp' of 'made up' is float64, and is nan in line 1"),
+        ([1.0, 2.0, 3.0, np.inf], "'timestamp' of 'made up' is float64, and is inf in line 3"),
+    ],
+)
+def test_times_without_an_order_are_refused(split, times, problem):
+    source = ratings([0] * 4, times)
+    with pytest.raises(UserError, match=problem):
+        split(source)
+    with pytest.raises(UserError, match=problem):
+        leave_last_out(ratings([0] * 4, range(4))).leaks(source)
+
+
+@pytest.mark.parametrize(
+    ("user", "problem"),
+    [
+        (
+            ["u1", "u2", "u1"],
+            r"'user' of 'made up' is text, not rows of a table: integers from 0. .* return_inverse=True",
+        ),
+        ([0.0, 1.0, 0.0], "'user' of 'made up' is float64, not rows of a table"),
+        ([0, -1, 0], "'user' of 'made up' is int64, and is -1 in line 1. Rows of a table start at 0"),
+    ],
+)
+def test_users_that_are_no_rows_are_refused(user, problem):
+    with pytest.raises(UserError, match=problem):
+        leave_last_out(ratings(user, range(3)))
+
+
+def test_ratings_without_times_are_refused():
+    with pytest.raises(UserError, match="'made up' has no field 'timestamp', only user"):
+        leave_last_out(Source({"user": np.zeros(3, int)}, origin="made up"))
