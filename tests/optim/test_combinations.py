@@ -1,4 +1,6 @@
-"""Schedules of pruning in each way to compute a step, and in half precision; the table is in framework/optim/README.md.
+"""Schedules of pruning in each way to compute a step, and in half precision; clusters in half precision.
+
+The table is in framework/optim/README.md.
 
 The polynomial schedule is in test_pruned_runs.py.
 """
@@ -12,6 +14,7 @@ import tf_keras as keras
 
 from framework import paths, precision
 from tests.interrupted import interrupted
+from tests.optim.test_clustering import lloyd
 from tests.small import build, differing, snapshot
 from tests.test_equivalence import assert_copies_agree, distance
 
@@ -104,6 +107,33 @@ def test_in_half_precision_the_full_weights_have_the_masks(schedule, half):
         weights = paths.variables(built.model)[path]
         assert weights.dtype == tf.float32
         np.testing.assert_array_equal(weights.numpy() != 0, mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_in_half_precision_the_full_weights_have_the_clusters(half, mode):
+    """They are those of Lloyd's algorithm on the weights of a run without clusters, and stay as weights go on."""
+    scale = {"loss_scale.initial": 8.0} if half == "float16" else {}
+    settings = {**HALF, **scale, "train.precision": half, "train.compile": mode}
+    clusters = {"cluster.name": "kmeans", "cluster.clusters": 4, "cluster.begin": "8 steps"}
+    dense, built = (build(functions={"make_model": make_model}, **{**settings, **more}) for more in ({}, clusters))
+    dense.train_block(8)
+    built.train_block(8)
+    expected = {path: lloyd(paths.variables(dense.model)[path].numpy(), 4) for path in built.state.cluster.indices}
+    for path, (index, means) in expected.items():
+        weights = paths.variables(built.model)[path]
+        assert weights.dtype == tf.float32 and built.state.cluster.centroids[path].dtype == tf.float32
+        np.testing.assert_array_equal(built.state.cluster.indices[path], index)
+        np.testing.assert_allclose(weights.numpy(), np.array([0, *means])[index], rtol=0, atol=1e-6)
+    before = {path: built.state.cluster.centroids[path].numpy() for path in expected}
+    built.train_block(2)
+    assert int(built.state.updates) == 10 and built.state.cluster.distinct() == dict.fromkeys(expected, 4)
+    for path, (index, _) in expected.items():
+        centroids = built.state.cluster.centroids[path].numpy()
+        np.testing.assert_array_equal(built.state.cluster.indices[path], index)
+        np.testing.assert_array_equal(paths.variables(built.model)[path].numpy(), centroids[index])
+        assert (centroids[1:4] != before[path][1:4]).all() and centroids[0] == 0
 
 
 RESUMED = [(name, way) for name in OTHERS for way in ("graph", "xla")]
