@@ -74,7 +74,7 @@ class Lookup(_Rows):
             raise ValueError(f"ids are {inputs.dtype.name}, but keys such as {self.keys[0]!r} are not")
         if inputs.dtype == tf.string:
             return self._row_of_text.lookup(inputs)
-        ids = tf.cast(inputs, tf.int64)
+        ids = _integers(inputs)
         place = ids - self._low
         is_near = (place >= 0) & (place < len(self._row_of))
         rows = tf.gather(self._row_of, tf.where(is_near, place, 0), name=IN_RANGE)
@@ -107,7 +107,7 @@ class HashedLookup(_Rows):
         if inputs.dtype == tf.string:
             hashed = tf.strings.to_hash_bucket_fast(inputs, self.rows - 1)
             return tf.where(tf.equal(inputs, ""), PADDING, tf.cast(hashed, tf.int32) + 1)
-        ids = tf.cast(inputs, tf.int64)
+        ids = _integers(inputs)
         high = tf.cast(tf.bitwise.right_shift(tf.bitcast(ids, tf.uint64), tf.constant(32, tf.uint64)), tf.uint32)
         low = tf.cast(tf.bitcast(ids, tf.uint64), tf.uint32)
         hashed = rng.mix(tf.bitwise.bitwise_xor(rng.mix(high), low)) % tf.constant(self.rows - 1, tf.uint32)
@@ -146,6 +146,13 @@ class Bucketize(_Rows):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "boundaries": self.boundaries.tolist()}
+
+
+def _integers(ids: tf.Tensor) -> tf.Tensor:
+    """Returns ids as int64; a number between two integers is no id, and a float32 is not exact beyond 2**24."""
+    if not ids.dtype.is_integer:
+        raise ValueError(f"ids are {ids.dtype.name}, but must be integers or strings; Bucketize takes other numbers")
+    return tf.cast(ids, tf.int64)
 
 
 def _check_keys(keys: list[Any], unknown: str) -> None:

@@ -25,7 +25,8 @@ class Index(tf.Module):
     """The vectors of all items, with their ids and titles, searched exactly.
 
     Args:
-      ids: of the items, all integers or all strings; ids[i] is that of row i + 1, as in `layers.Lookup`.
+      ids: of the items, all integers or all strings, each once; ids[i] is that of row i + 1, as in `layers.Lookup`. 0
+        and the empty string fill up short lists, and are no ids.
       titles: of the items, or None.
       item_block: how many items are scored at once.
 
@@ -35,16 +36,11 @@ class Index(tf.Module):
 
     def __init__(self, ids: Sequence[int | str], titles: Sequence[str] | None = None, item_block: int = ITEM_BLOCK):
         super().__init__()
-        given = np.asarray(ids)
-        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iuU":
-            raise UserError(
-                f"Index: ids are {given.dtype} of shape {given.shape}, but must be all integers or strings."
-            )
+        given = _checked(ids)
         if titles is not None and len(titles) != len(given):
             raise UserError(f"Index: {len(titles)} titles of {len(given)} ids; each id has a title.")
         self.rows = len(given) + 1
-        is_text = given.dtype.kind == "U"
-        self._ids = np.concatenate([np.array([""] if is_text else [0]), given if is_text else given.astype(np.int64)])
+        self._ids = np.concatenate([np.zeros(1, given.dtype), given])
         self._titles = None if titles is None else np.array(["", *titles])
         self._item_block = item_block
         self.vectors: tf.Variable | None = None
@@ -89,3 +85,33 @@ class Index(tf.Module):
         if self._titles is not None:
             found["titles"] = tf.gather(tf.constant(self._titles), rows, name=IN_RANGE)
         return found
+
+
+def _checked(ids: Sequence[int | str]) -> np.ndarray:
+    """Returns ids as int64 or text [items].
+
+    Raises:
+      UserError: they are of two kinds or of another one, one of them is padding or beyond 64 bits, or is there twice.
+    """
+    given = np.asarray(ids)
+    if given.dtype == object or not isinstance(ids, np.ndarray):  # texts of a file, or a list: NumPy writes 1 as '1'
+        given = _texts(ids) if any(isinstance(each, str) for each in ids) else given
+    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iuU":
+        raise UserError(f"Index: ids are {given.dtype} of shape {given.shape}, but must be all integers or strings.")
+    if given.dtype.kind != "U":
+        if given.max() > np.iinfo(np.int64).max:
+            raise UserError(f"Index: the id {given.max()} is beyond 64 bits with a sign. Use strings as ids.")
+        given = given.astype(np.int64)
+    unique, counts = np.unique(given, return_counts=True)
+    if len(unique) < len(given):
+        raise UserError(f"Index: ids have {unique[counts.argmax()].item()!r} twice, but each item has its own.")
+    if (given == np.zeros(1, given.dtype)).any():
+        raise UserError(f"Index: ids have {np.zeros(1, given.dtype)[0].item()!r}, which fills up short lists.")
+    return given
+
+
+def _texts(ids: Sequence[int | str]) -> np.ndarray:
+    other = next((each for each in ids if not isinstance(each, str)), None)
+    if other is not None:
+        raise UserError(f"Index: ids have {other!r} among texts, but must be all integers or strings.")
+    return np.array(ids, str)

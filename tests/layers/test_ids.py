@@ -108,3 +108,13 @@ def test_ids_of_another_kind_than_the_keys_are_refused():
     for keys, ids in ((["a"], tf.constant([1])), ([1], tf.constant(["a"]))):
         with pytest.raises(ValueError, match=f"ids are {ids.dtype.name}, but keys such as .* are not"):
             layers.Lookup(keys)(ids)
+
+
+@pytest.mark.parametrize("make", [lambda: layers.Lookup([5, 7]), lambda: layers.HashedLookup(10)], ids=["key", "hash"])
+@pytest.mark.parametrize("ids", [np.array([5, 7.9], np.float32), np.array([5.0]), np.array([True])], ids=str)
+def test_numbers_that_are_no_integers_are_no_ids(make, ids):
+    message = f"ids are {ids.dtype}, but must be integers or strings; Bucketize takes other numbers"
+    layer = make()
+    for call in (layer, tf.function(layer)):
+        with pytest.raises(ValueError, match=message):
+            call(tf.constant(ids))

@@ -107,8 +107,9 @@ def test_a_user_who_has_seen_nearly_all_gets_a_short_list():
     assert np.isneginf(found["scores"].numpy()[0, 1:]).all()
 
 
-def test_ids_may_be_strings_and_titles_left_out():
-    index = retrieval.Index(["b", "a"])
+@pytest.mark.parametrize("ids", [["b", "a"], np.array(["b", "a"]), np.array(["b", "a"], object)], ids=str)
+def test_ids_may_be_strings_and_titles_left_out(ids):
+    index = retrieval.Index(ids)  # objects are what a column of a file is
     index.fill(lambda: tf.constant([[9.0], [1.0], [2.0]]))
     found = index.recommend(tf.constant([[1.0], [-1.0]]), 2)
     assert found["ids"].numpy().tolist() == [[b"a", b"b"], [b"b", b"a"]]
@@ -119,6 +120,19 @@ def test_ids_may_be_strings_and_titles_left_out():
     ("call", "message"),
     [
         (lambda: retrieval.Index([1.5]), "Index: ids are float64 of shape (1,), but must be all integers or strings."),
+        (
+            lambda: retrieval.Index(np.array([2**63 + 5, 1], np.uint64)),
+            "Index: the id 9223372036854775813 is beyond 64 bits with a sign. Use strings as ids.",
+        ),
+        (lambda: retrieval.Index([4, 7, 4]), "Index: ids have 4 twice, but each item has its own."),
+        (lambda: retrieval.Index(["a", "a"]), "Index: ids have 'a' twice, but each item has its own."),
+        (lambda: retrieval.Index([3, 0]), "Index: ids have 0, which fills up short lists."),
+        (lambda: retrieval.Index(["", "a"]), "Index: ids have '', which fills up short lists."),
+        (lambda: retrieval.Index(["a", 1]), "Index: ids have 1 among texts, but must be all integers or strings."),
+        (
+            lambda: retrieval.Index(np.array([b"a"], object)),
+            "Index: ids are object of shape (1,), but must be all integers or strings.",
+        ),
         (lambda: retrieval.Index([1, 2], ["x"]), "Index: 1 titles of 2 ids; each id has a title."),
         (
             lambda: retrieval.Index([1, 2]).fill(lambda: tf.zeros([2, 4])),
