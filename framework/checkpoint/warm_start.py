@@ -97,8 +97,9 @@ def match(
       ambiguous: layers that may be named by hand in one model and by Keras in the other.
 
     Raises:
-      UserError: a rule is the first for no variable, two variables become one, none match, a shape or kind of number
-        differs (the message lists both sides), or a layer is named by hand on one side and by Keras on the other.
+      UserError: a rule is the first for no variable or renames all of its variables to what the model does not have,
+        two variables become one, none match, a shape or kind of number differs (the message lists both sides), or a
+        layer is named by hand on one side and by Keras on the other.
     """
     renamed = {path: _renamed(path, rules) for path in source}
     for index, rule in enumerate(rules):
@@ -107,6 +108,7 @@ def match(
             problem = "matches only variables that earlier entries match, in" if is_hidden else "matches no variable of"
             hint = "" if is_hidden else near(rule.pattern, source)
             raise UserError(f"init_map: '{rule}' {problem} {name}.{hint} Variables: {', '.join(source)}.")
+        _check_leads_somewhere(rule, {old: new for old, (by, new) in renamed.items() if by == index and new}, target)
     sources: dict[str, str] = {}
     for path, (_, new) in renamed.items():
         if new in sources:
@@ -123,6 +125,16 @@ def match(
     _check_same(sources, source, target, rules, name)
     left = tuple(path for path in source if path not in sources.values())
     return Match(sources, left, tuple(path for path in target if path not in sources))
+
+
+def _check_leads_somewhere(rule: Rule, renamed: Mapping[str, str], target: Collection[str]) -> None:
+    """Raises UserError if none of the new names {old: new} that a rule gives is one of the model."""
+    if renamed and not any(new in target for new in renamed.values()):
+        old, new = next(iter(renamed.items()))
+        raise UserError(
+            f"init_map: '{rule}' renames '{old}' to '{new}', which the model does not have.{near(new, target)} To leave"
+            f" it out type '{rule.pattern} -> '. Variables of the model: {', '.join(target)}."
+        )
 
 
 def _check_ambiguous(kept: Collection[str], ambiguous: Ambiguous, rules: Sequence[Rule], name: str) -> None:

@@ -115,6 +115,16 @@ def test_rules_that_do_nothing_or_too_much():
     )
 
 
+def test_a_rule_that_leads_nowhere():
+    target = model(backbone__a__kernel=[2, 3], count=[])
+    assert refusal(matched, target, r"encoder/(.*) -> backbnoe/\1") == (
+        r"init_map: 'encoder/(.*) -> backbnoe/\1' renames 'encoder/a/kernel' to 'backbnoe/a/kernel', which the model"
+        r" does not have. Did you mean 'backbone/a/kernel'? To leave it out type 'encoder/(.*) -> '."
+        " Variables of the model: backbone/a/kernel, count."
+    )
+    assert matched(target, r"encoder/(.*) -> backbone/\1").left == ("encoder/a/bias", "head/kernel")  # a part arrives
+
+
 def test_nothing_in_common():
     assert refusal(matched, model(x=[1], y=[2])) == (
         "init_from=runs/a and the model have no variable name in common. In init_from: encoder/a/kernel,"
