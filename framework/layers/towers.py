@@ -77,6 +77,8 @@ class EmbeddingTable(keras.layers.Layer):
         check_choice("pooling", pooling, POOLINGS)
         if weights is not None and pooling == "none":
             raise ValueError("weights are given, but pooling='none' would ignore them; use pooling='mean' or 'sum'")
+        if weights is not None and not inputs.shape.is_compatible_with(weights.shape):
+            raise ValueError(f"weights have shape {weights.shape}, but rows {inputs.shape}; each row has its weight")
         vectors = self._looked_up(inputs)
         if pooling == "none":
             return vectors

@@ -259,6 +259,10 @@ def test_cutpoints_stay_in_order_and_expected_ratings_are_means():
             lambda: made()[0](LISTS, weights=WEIGHTS),
             "weights are given, but pooling='none' would ignore them; use pooling='mean' or 'sum'",
         ),
+        (
+            lambda: made()[0](LISTS, weights=WEIGHTS[:, :1], pooling="mean"),
+            "weights have shape (3, 1), but rows (3, 4); each row has its weight",
+        ),
         (lambda: layers.recency_weights(LISTS, 0), "half_life=0 must be above 0"),
         (lambda: layers.Tower([]), "sizes is empty; give at least the size of the vectors, e.g. [64, 32]"),
         (lambda: layers.Score("euclid"), "similarity='euclid' is none of dot, cosine"),
