@@ -94,7 +94,7 @@ def _checked(ids: Sequence[int | str]) -> np.ndarray:
       UserError: they are of two kinds or of another one, one of them is padding or beyond 64 bits, or is there twice.
     """
     given = np.asarray(ids)
-    if given.dtype == object or not isinstance(ids, np.ndarray):  # texts of a file, or a list: NumPy writes 1 as '1'
+    if given.dtype == object or given is not ids:  # texts of a file, or a list, where NumPy writes 1 as "1"
         given = _texts(ids) if any(isinstance(each, str) for each in ids) else given
     if given.ndim != 1 or not len(given) or given.dtype.kind not in "iuU":
         raise UserError(f"Index: ids are {given.dtype} of shape {given.shape}, but must be all integers or strings.")
