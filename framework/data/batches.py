@@ -23,7 +23,7 @@ from framework.data.bucketed import Bucketed, orders_of
 from framework.data.buckets import Buckets
 from framework.data.dataset import from_dataset
 from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked
-from framework.data.mixture import fingerprint_of, origin_of, shares_of
+from framework.data.mixture import check_repeatable, fingerprint_of, origin_of, shares_of
 from framework.data.order import Order, check_order, cycle_of
 from framework.data.reading import RetryingReader
 from framework.data.resident import Resident, on_device
@@ -107,7 +107,8 @@ def make_batches(
 
     Raises:
       UserError: a batch is larger than the data, weights cannot be met, a mixture cannot have the remainder, a mixture
-        is not for training, or the buckets are not of the source.
+        is not for training, the buckets are not of the source, or an example of a repeatable run is another one when it
+        is read again.
     """
     if transform is not None and not callable(transform):
         raise UserError(f"make_batches: transform is of type {type(transform).__name__}, not a function of the batch.")
@@ -144,6 +145,7 @@ def make_batches(
     else:
         _check_buckets(buckets, members, fields)
         orders = orders_of(buckets, config.seed, shuffle, remainder)
+    check_repeatable(members, make_reader(), config.runtime.deterministic)
     fingerprint = fingerprint_of(members, make_reader())
     if buckets is not None:
         fingerprint = " ".join(filter(None, [fingerprint, buckets.fingerprint()]))

@@ -30,6 +30,8 @@ class Items:
       is_subset: True if the data set is only a part of the one that it is named after.
     """
 
+    is_repeatable = False  # `__getitem__` may draw: `check_repeatable` of data/mixture.py looks
+
     def __init__(self, given: Any, origin: str, is_subset: bool = False) -> None:
         self.given = given
         self.origin = origin

@@ -1,10 +1,12 @@
 """Mixtures: what make_batches is given, one source or several with shares, and what a run records of them.
 
 shares_of([(north, 3), (list_of_dicts, 1)])             # [(north, 3), (Items, 1)]
+check_repeatable([north, south], reader, True)          # UserError if an example is another one when it is read again
 fingerprint_of([north, south], reader)                  # a text by which a run recognises its data, or None
 """
 
 import hashlib
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +15,18 @@ from absl import logging
 
 from framework.data.items import from_items, is_map_style
 from framework.data.reading import RetryingReader
-from framework.data.sources import IndexedSource, Source, hash_of_arrays, hash_of_sample, instead, is_source
+from framework.data.sources import (
+    IndexedSource,
+    Source,
+    bytes_of,
+    hash_of_arrays,
+    hash_of_sample,
+    instead,
+    is_source,
+)
 from framework.errors import UserError
+
+_READ_TWICE = 8  # examples of a source; one that flips a coin for each is found out but for 1 of 256 times
 
 
 def shares_of(sources: Any) -> list[tuple[IndexedSource, float]]:
@@ -70,6 +82,50 @@ def origin_of(sources: Sequence[IndexedSource], placement: str, fingerprint: str
         "sha256": hash_of_arrays(sources),
         **({"skipped": skipped} if any(skipped.values()) else {}),
     }
+
+
+def check_repeatable(sources: Sequence[IndexedSource], reader: RetryingReader, is_deterministic: bool) -> None:
+    """Reads some examples twice of each source whose examples code of the user's makes one by one.
+
+    Those are map-style data sets and records that a function decodes: `is_repeatable` is False. A source with a `take`
+    of its own may be slow, and is not read to be known.
+
+    Args:
+      sources: the sources.
+      reader: reads them.
+      is_deterministic: `runtime.deterministic`; without it, a source that is not repeatable is warned of.
+
+    Raises:
+      UserError: an example is another one when it is read again, and the run must be repeatable.
+    """
+    for source in sources:
+        if getattr(source, "is_repeatable", True):
+            continue
+        rows = np.unique(np.linspace(0, len(source) - 1, _READ_TWICE).astype(np.int64))
+        once, twice = (reader.learn(source, operator.methodcaller("take", rows)) for _ in range(2))
+        differing = _differing(once, twice)
+        if differing is None:
+            continue
+        name, place = differing
+        what = f"'{name}' of example {rows[place]} of '{source.origin}' is another one when it is read again"
+        if is_deterministic:
+            raise UserError(
+                f"{what}, so no resume can be exact. Draw in the transform instead (framework.data.augment or"
+                " framework.rng), or by a generator of the index; or type --config.runtime.deterministic=false."
+            )
+        logging.warning("%s: a resumed, rewound or replayed run goes on with others", what)
+
+
+def _differing(once: Any, twice: Any) -> tuple[str, int] | None:
+    """Returns a field and the first place at which two readings of the same examples differ, None if none does."""
+    if not isinstance(once, Mapping) or not isinstance(twice, Mapping):
+        return None  # refused where batches are read
+    for name in sorted(once.keys() & twice.keys()):
+        one, other = np.atleast_1d(once[name]), np.atleast_1d(twice[name])
+        for place in range(min(len(one), len(other))):
+            if bytes_of(one[place : place + 1]) != bytes_of(other[place : place + 1]):
+                return name, place
+    return None
 
 
 def fingerprint_of(sources: Sequence[IndexedSource], reader: RetryingReader) -> str | None:

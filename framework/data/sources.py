@@ -169,7 +169,7 @@ def hash_of_sample(sources: Sequence[IndexedSource]) -> str:
         rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(np.int64))
         for name, array in sorted(source.take(rows).items()):
             digest.update(f"{name} {array.dtype} {array.shape} {len(source)} ".encode())
-            digest.update(_bytes_of(array))
+            digest.update(bytes_of(array))
     return digest.hexdigest()
 
 
@@ -184,11 +184,11 @@ def hash_of_arrays(sources: Sequence[IndexedSource]) -> str | None:
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
             rows = max(1, _CHUNK * len(array) // max(1, array.nbytes))
             for first in range(0, len(array), rows):
-                digest.update(_bytes_of(np.asarray(array[first : first + rows])))
+                digest.update(bytes_of(np.asarray(array[first : first + rows])))
     return digest.hexdigest()
 
 
-def _bytes_of(array: np.ndarray) -> bytes:
+def bytes_of(array: np.ndarray) -> bytes:
     """Returns what is hashed of an array; the bytes of an array of objects, such as texts, are addresses."""
     return repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
 

@@ -268,11 +268,11 @@ def test_a_first_example_that_is_no_dict_of_values_is_refused(kind):
 
 
 LATER = {
-    "other fields": ({"x": 1, "z": 2}, "example 3 of 'bad' has the fields x, z, but example 0 has x. Return the same"),
-    "another shape": ({"x": [1]}, f"'x' of example 3 of 'bad' is int64 [1], but int64 [] in example 0. {MANY}"),
-    "another dtype": ({"x": 1.0}, f"'x' of example 3 of 'bad' is float64 [], but int64 [] in example 0. {MANY}"),
-    "a text": ({"x": "one"}, f"'x' of example 3 of 'bad' is text [], but int64 [] in example 0. {MANY}"),
-    "a list": ([1], "example 3 of 'bad' is of type list. Return a dict of arrays, numbers, strings or bytes:"),
+    "other fields": ({"x": 1, "z": 2}, "example 4 of 'bad' has the fields x, z, but example 0 has x. Return the same"),
+    "another shape": ({"x": [1]}, f"'x' of example 4 of 'bad' is int64 [1], but int64 [] in example 0. {MANY}"),
+    "another dtype": ({"x": 1.0}, f"'x' of example 4 of 'bad' is float64 [], but int64 [] in example 0. {MANY}"),
+    "a text": ({"x": "one"}, f"'x' of example 4 of 'bad' is text [], but int64 [] in example 0. {MANY}"),
+    "a list": ([1], "example 4 of 'bad' is of type list. Return a dict of arrays, numbers, strings or bytes:"),
 }
 
 
@@ -284,10 +284,10 @@ def test_a_later_example_that_differs_is_refused_where_it_is_read(kind):
         fingerprint = staticmethod(lambda: "bad")
 
         def __getitem__(self, index):
-            return value if index == 3 else {"x": index}
+            return value if index == 4 else {"x": index}  # 4 is not read at the start
 
     batches = data.make_batches(data.from_items(Bad(), "bad"), config(shuffle=False), training=True)
-    assert line_of(batches.plan, 0, 1, 1).startswith(line)
+    assert line_of(batches.plan, 1, 1, 1).startswith(line)
 
 
 def test_a_call_for_several_that_returns_fewer_is_refused():
@@ -330,3 +330,43 @@ def test_texts_of_numpy_are_streamed_in_utf_8():
 @pytest.mark.parametrize("given", [{"x": np.zeros(3)}, np.zeros(3), "points.npz", Grain, None, iter([example(0)])])
 def test_what_has_no_examples_by_index_is_refused(given):
     assert line_of(data.from_items, given).startswith("from_items was given a")
+
+
+class Random(Grain):
+    """A data set that augments in `__getitem__`, as is common with PyTorch."""
+
+    def __init__(self, field):
+        self.field, self.draws = field, np.random.default_rng(0)
+
+    def __getitem__(self, record_key):
+        flipped = self.draws.integers(2)
+        changed = {"picture": PICTURES[record_key, ::-1], "text": "other", "jpeg": JPEGS[record_key][:2]}[self.field]
+        return {**example(record_key), **({self.field: changed} if flipped else {})}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("field", ["picture", "text", "jpeg"])
+def test_examples_that_change_from_reading_to_reading_are_refused(field, training, caplog):
+    settings = config()
+    with pytest.raises(
+        UserError, match=f"'{field}' of example . of '.*Random' is another one when it is read again, so"
+    ):
+        data.make_batches(Random(field), settings, training=training)
+    settings.runtime.deterministic = False
+    data.make_batches(Random(field), settings, training=training)
+    assert [
+        message for message in caplog.messages if "a resumed, rewound or replayed run goes on with others" in message
+    ]
+
+
+def test_a_decode_function_that_draws_is_refused(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for _ in range(10):
+            writer.write(b"x")
+    draws = np.random.default_rng(0)
+    source = data.tf_records(path, lambda record: {"x": draws.normal()})
+    with pytest.raises(UserError, match=r"'x' of example 0 of '.*a\.tfrecord' is another one when it is read again"):
+        data.make_batches(source, config(), training=True)
+    steady = data.tf_records(path, lambda record: {"x": float("nan")})  # equal bits
+    data.make_batches(steady, config(), training=True)

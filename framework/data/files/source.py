@@ -49,6 +49,7 @@ class RecordSource:
     Attributes:
       classes: the names of the classes, by label; () if the files do not say.
       skipped: {"records": how many were left out, "first": the names of the first ones, and why}; None under 'stop'.
+      is_repeatable: whether a record is known to be decoded to the same numbers each time, as by `Examples`.
 
     Raises:
       UserError: `damaged` is something else, or every record is damaged.
@@ -62,6 +63,7 @@ class RecordSource:
         self.origin = origin
         self.classes = reader.classes
         self._reader = reader
+        self.is_repeatable = isinstance(decode, Examples)
         self._decode = decode if isinstance(decode, Examples) else Each(decode)
         self._rows = np.arange(len(reader))
         self.skipped: dict[str, Any] | None = None
