@@ -239,9 +239,8 @@ class TrainBlock:
             gradients = functools.partial(self._gradients, programs(mode, in_parts))
             self._inspect[mode] = Compiled(gradients, mode, "inspect", in_parts)
         with self.untouched(), self._explained(int(self._state.step), 1):
-            # Inside the graph where batches can be made there; a streamed one, or a bucket's, comes from the host.
-            batch = {} if self._batches.is_resident and len(self._members) == 1 else self.batch()
-            return {path: gradient.numpy() for path, gradient in self._inspect[mode](batch).items()}
+            # The batch is made eagerly: to trace how it is made takes longer than to trace the gradients.
+            return {path: gradient.numpy() for path, gradient in self._inspect[mode](self.batch()).items()}
 
     def dry_run(self, batch: Batch, programs: Sequence[str] = ()) -> Gradients:
         """Returns the terms, metrics and unclipped gradients of the next step on `batch`; eagerly, if called eagerly.
@@ -320,7 +319,7 @@ class TrainBlock:
         return row, halts, self.layout.additions(row, result.metrics)
 
     def _gradients(self, programs: Sequence[str], batch: Batch) -> dict[str, tf.Tensor]:
-        return self.dry_run(batch or self.batch(), programs).gradients
+        return self.dry_run(batch, programs).gradients
 
     def _trained(self) -> dict[str, list[tf.Tensor]]:
         """Returns {model: its trained weights}."""
