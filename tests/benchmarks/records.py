@@ -84,7 +84,7 @@ def of_tf_data(pattern: str) -> Callable[[], None]:
         image = tf.image.random_crop(tf.pad(image, [[4, 4], [4, 4], [0, 0]]), [32, 32, 3])
         return {"image": tf.image.random_flip_left_right(image), "label": tf.cast(example["label"], tf.int32)}
 
-    files = tf.data.Dataset.list_files(pattern, shuffle=True).repeat()
+    files = tf.data.Dataset.list_files([str(shard) for shard in find(pattern, ".tfrecord")], shuffle=True).repeat()
     records = files.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=tf.data.AUTOTUNE)
     decoded = records.shuffle(10_000).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     rows = iter(decoded.batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
