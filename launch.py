@@ -25,7 +25,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from absl import flags, logging
@@ -35,6 +34,8 @@ from framework.cli import quiet_import
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
 from framework.experiment import load, user_code
+from framework.remote import mirror
+from framework.remote.address import as_typed
 from framework.run.arguments import LOOK_BACK
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -70,8 +71,11 @@ def _launch(argv: Sequence[str]) -> int:
         if values.development:
             quiet_import.module("framework.serving.development")
         of_folder = importlib.import_module(f"framework.modes.{values.mode}")
-        folders = [] if values.workdir is None else [Path(values.workdir)]
-        return of_folder.main(*folders, **command.own_flags(values))
+        folders = [] if values.workdir is None else [mirror.looked_at(values.workdir)]
+        own = command.own_flags(values)
+        if "runs" in own:
+            own["runs"] = [str(mirror.looked_at(run)) for run in own["runs"]]
+        return of_folder.main(*folders, **own)
     load.check(values.config)
 
     flags.FLAGS(argv[:1])  # absl's own flags stay as they are; unparsed, they make its log complain
@@ -93,7 +97,8 @@ def _launch(argv: Sequence[str]) -> int:
         values.config, overrides, values.workdir, looks_back, restore=False, mode=purpose
     )
     mode = importlib.import_module(f"framework.modes.{values.mode}")
-    with contextlib.closing(built), user_code.explained(built.workdir if values.mode == "train" else None):
+    explained = user_code.explained(built.workdir if values.mode == "train" else None)
+    with contextlib.closing(built), explained, as_typed(values.workdir):
         return mode.main(built, overrides, **command.own_flags(values))
 
 

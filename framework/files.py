@@ -200,6 +200,12 @@ def _why(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def cache_folder(name: str) -> Path:
+    """Returns the folder of that name in the cache: below $FRAMEWORK_CACHE, else ~/.cache/tf-research-framework."""
+    root = os.environ.get("FRAMEWORK_CACHE") or os.path.join("~", ".cache", "tf-research-framework")
+    return Path(root).expanduser() / name
+
+
 def remove(path: Path) -> None:
     """Removes a file, a link (not its target) or a folder with everything in it, if the path exists."""
     if path.is_dir() and not path.is_symlink():

@@ -48,6 +48,7 @@ NOT_RUN = {
     r".* --config\.runtime\.devices=4": "needs four GPUs",
     r"export TF_CONFIG=.*": "names hosts that are not there",
     r"python -m framework\.cli\.on_ray .*": "needs Ray: tests/cli/test_on_ray.py",
+    r".* --workdir=s3://.*": "needs an object store; tests/remote/ have memory:// and file://",
     r".*/shared/mnist .*": "runs on hosts that are not there",
     r"docker run .*": "needs a container daemon",
     r"sudo apt-get install tensorflow-model-server": "needs the apt repository of TensorFlow Serving",

@@ -63,6 +63,7 @@ class Checkpoints:
       on_error: how a failing disk is treated. 'stop' raises at the next save, 'continue' logs the error and trains on;
         at the end of the run both raise.
       clock: returns the seconds since the epoch.
+      on_saved: called by the thread that writes, after each checkpoint; its RunError ends the run at the next save.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class Checkpoints:
         asynchronous: bool = True,
         on_error: str = "stop",
         clock: Callable[[], float] = time.time,
+        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = folder
         self.directory = Directory(folder)
         self._keep = keep
         self._keep_seconds = 3600 * keep_hours
         self._clock = clock
+        self._on_saved = on_saved
         self._is_asynchronous = asynchronous
         self._continues = on_error == "continue"
         self._copy: dict[str, np.ndarray] = {}  # reused: copying into memory that was used before is ten times as fast
@@ -287,6 +290,7 @@ class Checkpoints:
             self.directory.point("last", step)
             self._point_to_best(manifest["best"])
             self._prune(manifest["best"])
+            self._on_saved()
         except BaseException as error:
             self._newest = None  # the next save of this step is to be written
             self._error = self._explained(step, error)

@@ -19,6 +19,8 @@ from framework.checkpoint.storage import MANIFEST, CorruptError, read_arrays, wr
 from framework.errors import UserError
 from framework.files import remove, sync
 from framework.folder import PREFIX, name_of
+from framework.remote.address import is_address
+from framework.remote.mirror import local_copy
 from framework.state import TrainState
 
 
@@ -27,12 +29,13 @@ def find(key: str, text: str) -> Path:
 
     Args:
       key: the key, for errors.
-      text: its value: the folder of a checkpoint, or a run folder, which stands for its newest undamaged checkpoint.
+      text: its value: the folder of a checkpoint, or a run folder, which stands for its newest undamaged checkpoint;
+        or the address of one, which is copied to this machine.
 
     Raises:
       UserError: there is no checkpoint, or all are damaged.
     """
-    folder = Path(text)
+    folder = local_copy(text, f"--config.{key}") if is_address(text) else Path(text)
     damages = {}
     for path in [folder] if (folder / MANIFEST).is_file() else _newest_first(folder):
         try:

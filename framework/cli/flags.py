@@ -22,6 +22,7 @@ from framework.config.keys import KEYS
 from framework.config.listing import listing
 from framework.errors import UserError, near
 from framework.experiment.user_code import check_text
+from framework.remote.address import check, is_address
 from framework.run.arguments import LOOK_BACK
 from framework.sweep.study import PRUNERS, SAMPLERS
 
@@ -49,11 +50,12 @@ WITHOUT_RUN = {
     "list": "the runs below --workdir",
     "compare": "the run folders that are typed after it",
 }
+LOCAL = ("verify_resume", "sweep")  # modes that write several run folders, none of them at an address
 WITHOUT_FOLDER = ("overfit", "lr_find")  # modes of a run that write no run folder
 CHECKPOINTS = KEYS["export.checkpoint"].choices
 FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_string, "config", None, "Experiment file, FILE.py or FILE.py:PRESET."),
-    (flags.DEFINE_string, "workdir", None, "Run folder; a fresh one below runs/ by default."),
+    (flags.DEFINE_string, "workdir", None, "Run folder, or its address; a fresh one below runs/ by default."),
     (flags.DEFINE_string, "mode", "train", f"{', '.join(MODES)}. [train]"),
     (
         flags.DEFINE_integer,
@@ -93,7 +95,7 @@ FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         "compare, lr_find: file of the page. [compare.html, with the CSV beside it; lr_find.html]",
     ),
     (flags.DEFINE_bool, "trust", None, "serve: serve versions too that are not as an export of a run wrote them."),
-    (flags.DEFINE_string, "data_dir", None, "Folder with the data; short for --config.data.dir."),
+    (flags.DEFINE_string, "data_dir", None, "Folder with the data, or its address; short for --config.data.dir."),
     (flags.DEFINE_integer, "seed", None, "Short for --config.seed."),
     (flags.DEFINE_string, "help_config", None, "List the keys of the config, or of one section: --help_config=train."),
     (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
@@ -185,10 +187,23 @@ def _check(values: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise UserError(
             f"--workdir={workdir} has no effect with --mode={mode}, which writes no run folder. Leave it out."
         )
-    if mode in LOOK_BACK and not os.path.lexists(Path(str(workdir), folder.CONFIG)):
+    if is_address(workdir):
+        _check_address(values)
+    elif mode in LOOK_BACK and not os.path.lexists(Path(str(workdir), folder.CONFIG)):
         if os.path.lexists(Path(str(workdir), folder.CHECKPOINTS)):
             raise UserError(f"--workdir={workdir} has checkpoints but no {folder.CONFIG}. Put it back.")
         raise UserError(f"--workdir={workdir} has no checkpoint. Train first: --mode=train.")
+
+
+def _check_address(values: flags.FlagValues) -> None:
+    """Raises UserError for an address of a run folder where only a folder will do."""
+    check(values.workdir)
+    several = "--local_workers" if values.local_workers else ""
+    if several or values.mode in LOCAL:
+        raise UserError(
+            f"--workdir={values.workdir} is an address, and {several or f'--mode={values.mode}'} works in a folder of"
+            " this machine. Type a folder, e.g. --workdir=runs/first."
+        )
 
 
 def _check_without_run(values: flags.FlagValues, overrides: Sequence[str]) -> None:

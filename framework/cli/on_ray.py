@@ -17,6 +17,7 @@ from framework import extras
 from framework.cli import flags
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError
+from framework.remote.address import is_address
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
         values, _ = flags.parse(["launch.py", *launched])
         if values.workdir is None:
             raise UserError("--workdir is missing. Type a folder that all workers see, e.g. --workdir=/shared/mnist.")
+        if is_address(values.workdir):
+            raise UserError(f"--workdir={values.workdir} is an address. Type a folder that all workers see.")
         _fit(own, [*launched, "--config.runtime.strategy=multi_worker"])
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -30,6 +30,8 @@ from absl import logging
 
 from framework.data.sources import Source
 from framework.errors import UserError
+from framework.files import cache_folder
+from framework.remote.address import refuse
 
 T = TypeVar("T")
 
@@ -175,6 +177,7 @@ def from_environment(name: str, read: Callable[[Path, str], Source]) -> Source:
     given = os.environ.get("DATA_DIR", "")
     if not given:
         raise NotSetError("not set")
+    refuse(given, "$DATA_DIR")
     try:
         return read(Path(given).expanduser(), f"$DATA_DIR={given}")
     except DamagedError as error:
@@ -184,12 +187,6 @@ def from_environment(name: str, read: Callable[[Path, str], Source]) -> Source:
 
 
 # ---- Cache ----
-
-
-def cache_folder(name: str) -> Path:
-    """Returns the folder of a data set in the cache: below $FRAMEWORK_CACHE, else ~/.cache/tf-research-framework."""
-    root = os.environ.get("FRAMEWORK_CACHE") or os.path.join("~", ".cache", "tf-research-framework")
-    return Path(root).expanduser() / name
 
 
 def from_cache(name: str, files: Collection[str], read: Callable[[Path, str], Source]) -> Source:

@@ -11,7 +11,7 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int = "last") -> 
     """Prints one line for each metric of a checkpoint ('last', 'best' or a step), and the texts of evaluators."""
     run.restore(checkpoint, average=run.resolved.checkpoint.average)
     run.recall()
-    print(f"{run.workdir}, step {int(run.state.step)}")
+    print(f"{run.typed_workdir}, step {int(run.state.step)}")
     for line in lookback.lines(run):
         print(f"  {line}")
     report = evaluation.report(run)

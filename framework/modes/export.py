@@ -28,7 +28,7 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None
     select(run.exports, names)  # a wrong name is told before the checkpoint is read
     step = run.restore(checkpoint or run.resolved.export.checkpoint, average=run.resolved.checkpoint.average)
     run.recall()
-    print(f"exporting step {step} of {run.workdir}")
+    print(f"exporting step {step} of {run.typed_workdir}")
     for line in lookback.lines(run):
         print(f"  {line}")
     return print_reports(run, names)

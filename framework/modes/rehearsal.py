@@ -118,7 +118,7 @@ def _rehearsing(run: Run) -> Iterator[Rehearsal]:
     restore = compile_choice.saved(run.state)
     beside = _existing(run.workdir)
     with lifeline.terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix=".check-", dir=beside) as folder:
-        copy = dataclasses.replace(run, workdir=Path(folder))
+        copy = dataclasses.replace(run, workdir=Path(folder), remote=None)
         if run.config.train.compile == "auto":  # the mode that training tries first
             mode = compile_choice.candidates(run.resolved, run.probe, run.replicas)[0]
             copy.compile_by(CompileChoice(mode, {}, "not tuned"))

@@ -16,7 +16,7 @@ def main(run: Run, overrides: Sequence[str], step: int, eager: bool = False) -> 
     """Prints the step; returns 1 if it differs from the run's row, although the config is that of the run."""
     shown = replay_step(run, step, eager)
     begin = f"the checkpoint of step {shown.start}" if shown.start else "scratch"
-    print(f"step {step} of {run.workdir}, re-run from {begin}: {shown.outcome}")
+    print(f"step {step} of {run.typed_workdir}, re-run from {begin}: {shown.outcome}")
     for section in (_scalars, _eager, _variables, _batch):
         lines = list(section(shown))
         print("\n".join(lines), end="\n\n" if lines else "")

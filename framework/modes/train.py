@@ -20,10 +20,15 @@ _MOST_KEYS = 4  # of the config
 
 def main(run: Run, overrides: Sequence[str]) -> int:
     """Returns 0, or 1 if an export failed its verification."""
-    result = train(run, overrides)
-    status = 0
-    if run.replicas.is_chief:
-        status = _report(run, overrides, result)
+    with run.copying():
+        result = train(run, overrides)
+        status = _report(run, overrides, result) if run.replicas.is_chief else 0
+    if run.replicas.is_chief and result["status"] != "interrupted":
+        exports = ", exports/" if run.exports else ""
+        copied = "" if run.remote is None else f", and in {run.workdir}"
+        files = f"report.html, result.json, metrics.jsonl, checkpoints/{exports}"
+        print(f"\nEverything is in {run.typed_workdir}{copied}: {files}. Next:")
+        print(f"  tensorboard --logdir {run.workdir}")
     run.replicas.all_workers(0, most=True)  # to the chief, a worker that leaves early is a lost one
     return status
 
@@ -33,7 +38,7 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
         print(f"stopped at step {result['step']} of {run.total_steps} and saved; the same command goes on from there:")
         print(f"  {_command(run, overrides)}")
         return 0
-    print(f"{result['status']}: step {result['step']} in {run.workdir}")
+    print(f"{result['status']}: step {result['step']} in {run.typed_workdir}")
     before = previous.find(run)
     for name, value in result["final"].items():
         best = f" (best {_shown(result['best'].get(name))})" if name in result["best"] or value is None else ""
@@ -48,9 +53,6 @@ def _report(run: Run, overrides: Sequence[str], result: dict[str, Any]) -> int:
         for line in lookback.mean_lines(run):
             print(f"  {line}")
         status = print_reports(run)
-    exports = ", exports/" if run.exports else ""
-    print(f"\nEverything is in {run.workdir}: report.html, result.json, metrics.jsonl, checkpoints/{exports}. Next:")
-    print(f"  tensorboard --logdir {run.workdir}")
     return status
 
 
@@ -94,7 +96,7 @@ def _is_exported(run: Run) -> bool:
 def _command(run: Run, overrides: Sequence[str]) -> str:
     """Returns the command that continues the run."""
     workers = os.environ.get(LOCAL_WORKERS)
-    flags = [f"--config={run.experiment.name}", f"--workdir={run.workdir}"]
+    flags = [f"--config={run.experiment.name}", f"--workdir={run.typed_workdir}"]
     if workers:
         flags.append(f"--local_workers={workers}")
     return command.typed([*flags, *overrides])

@@ -22,6 +22,7 @@ from framework.files import CorruptError, holder, load_json
 from framework.pages import curves
 from framework.pages.curves import Curve, Curves, Point
 from framework.pages.exports import ExportReport
+from framework.remote.holder import told
 
 T = TypeVar("T")
 
@@ -169,7 +170,7 @@ def read(path: Path, is_short: bool = False, make: type[Curve] = Curve) -> Store
       is_short: whether evaluations are the only curves, and checkpoints and exports are not opened.
       make: the class of the curves.
     """
-    run = StoredRun(path, holder=holder(path / folder.LOCK))
+    run = StoredRun(path, holder=holder(path / folder.LOCK) or told(path))
     run.config = _taken(run, folder.CONFIG, _config, {})
     run.starts = _taken(run, folder.ENVIRONMENT, _starts, [])
     result: dict[str, Any] = _taken(run, folder.RESULT, _result, {})

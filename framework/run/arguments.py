@@ -7,6 +7,7 @@ Nothing here imports TensorFlow: `launch.py` checks its flags against LOOK_BACK 
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from framework.config import base_config, flatten, typed
 from framework.errors import UserError
 from framework.experiment.user_code import check_text
 
+_LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")  # str(Path("s3://bucket/run")) is "s3:/bucket/run"
 _DATA = ("name", "dir", "placement", "resident_limit_mb", "parallel_calls", "prefetch_batches")
 _EVALUATION = (
     *(f"data.{name}" for name in (*_DATA, "retries", "retry_seconds")),
@@ -50,6 +52,8 @@ def check_build(name: Any, overrides: Any, workdir: Any) -> tuple[str, Mapping[s
         )
     if workdir is not None and not isinstance(workdir, str | os.PathLike):
         raise UserError(f"workdir is a folder, e.g. 'runs/first', not a value of type {type(workdir).__name__}.")
+    if isinstance(workdir, os.PathLike) and _LOST_SLASH.match(os.fsdecode(workdir)):
+        raise UserError(f"workdir={os.fsdecode(workdir)!r} was an address before it became a path. Give it as a text.")
     is_list = isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes)
     given = overrides if isinstance(overrides, Mapping) or not is_list else tuple(overrides)
     if not is_list or not all(isinstance(override, str) for override in given):

@@ -31,6 +31,8 @@ from framework.layers import rematerialise
 from framework.metrics import Metric, results
 from framework.metrics.base import in_training
 from framework.optim import Schedule
+from framework.remote.address import as_typed, folder_of, is_address
+from framework.remote.mirror import local_copy
 from framework.run import continuity
 from framework.run.arguments import check_build
 from framework.run.metric_names import check_metric_names
@@ -65,7 +67,7 @@ def build(
     Args:
       name: 'experiments/mnist_mlp.py', also as a Path, or 'experiments/mnist_mlp.py:preset'.
       overrides: {'train.compile': 'graph'} or ['--config.train.compile=graph'].
-      workdir: the run folder; a fresh one below runs/ by default.
+      workdir: the run folder, or its address, such as 's3://bucket/run'; a fresh one below runs/ by default.
       from_workdir: looks at a trained run: takes the config of the run folder, applies overrides on top of it, and
         restores the newest checkpoint. Nothing is written there.
       restore: False leaves the state of a trained run's folder untrained.
@@ -77,9 +79,11 @@ def build(
     """
     started = time.monotonic()
     file, typed = check_build(name, overrides, workdir)
-    with user_code.explained(Path(workdir) if workdir and not from_workdir else None):
+    place = folder_of(workdir) if workdir and not from_workdir else None
+    with user_code.explained(place), as_typed(workdir):
         request = resolve_request(file, typed, workdir, from_workdir, mode)
         run = build_run(request.experiment, request.config, request.workdir, started)
+        run.remote = request.remote
         if from_workdir:
             continuity.warn_of_change(request.workdir, request.experiment)
             if restore:
@@ -106,11 +110,12 @@ def build_run(loaded: Experiment, final: ConfigDict, workdir: Path, started: flo
     final = config.with_replicas(final, replicas.count)
 
     functions = checked(loaded.functions)
-    data, eval_data = (data_of.data, data_of.eval_data) if data_of else _make_data(functions, final)
+    local = _with_local_data(final, data_of)
+    data, eval_data = (data_of.data, data_of.eval_data) if data_of else _make_data(functions, local)
     check_sizes(data, replicas.count, final.train.micro_batches)
     for batches in eval_data.values():
         check_sizes(batches, replicas.count)
-    resolved = config.resolve(final, data.steps_per_epoch, epoch_of(data))
+    resolved = config.resolve(local, data.steps_per_epoch, epoch_of(data))
     made = _make_model(functions, data, resolved, replicas)
     train_state = _make_state(functions, made, data, resolved)
     constants = check_covered(made.probe, train_state, longest(data))
@@ -196,6 +201,15 @@ class _Made:
     updates: tf.Variable
     extra: tf.Module | None
     quantizer: optim.Quantizer | None
+
+
+def _with_local_data(final: ConfigDict, data_of: Run | None) -> ConfigDict:
+    """Returns the config that the experiment's functions get, in which an address in data.dir is its copy here."""
+    if not is_address(final.data.dir):
+        return final
+    local = final.copy_and_resolve_references().unlock()
+    local.data.dir = data_of.resolved.data.dir if data_of else str(local_copy(final.data.dir, "--data_dir"))
+    return config.locked(local)
 
 
 def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches, dict[str, Batches]]:

@@ -41,7 +41,11 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
     """
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
-    run = on_one_device(run)
+    with run.copying():
+        return _export(on_one_device(run), formats)
+
+
+def _export(run: Run, formats: Sequence[str]) -> list[ExportReport]:
     hooks = select(run.exports, formats) if formats else run.exports
     folder, step = run.workdir / EXPORTS, int(run.state.step)
     own_files.write(folder / FILES, run.files)

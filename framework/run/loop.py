@@ -63,17 +63,19 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     Raises:
       NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
-      RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or the end of the run cannot be written.
+      RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or the end of the run cannot be written;
+        or not all of the run folder could be copied to its address.
       DataError: a streamed source cannot be read; the steps before are saved, unless it was read for an evaluation.
       UserError: a hook, a writer or a schedule of the experiment is refused or raises; the line names it.
     """
     try:
-        with contextlib.closing(run), run.lock() if run.replicas.is_chief else contextlib.nullcontext():
-            if (ended := _ended(run)) is not None:
-                return ended
-            result = _train(run, overrides)
-        if run.replicas.is_chief:  # after the lock, by which the page tells that a run is under way
-            report.refresh(run.workdir)
+        with run.copying():
+            with contextlib.closing(run), run.lock() if run.replicas.is_chief else contextlib.nullcontext():
+                if (ended := _ended(run)) is not None:
+                    return ended
+                result = _train(run, overrides)
+            if run.replicas.is_chief:  # after the lock, by which the page tells that a run is under way
+                report.refresh(run.workdir)
         return result
     except OSError as error:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:

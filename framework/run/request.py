@@ -23,6 +23,8 @@ from framework.errors import UserError
 from framework.experiment import load
 from framework.experiment.load import Experiment
 from framework.folder import check_workdir
+from framework.remote.address import folder_of, is_address
+from framework.remote.run_copy import RunCopy
 from framework.run import continuity, stored_config
 from framework.run.arguments import refuse_unread
 
@@ -36,12 +38,14 @@ class Request:
     Attributes:
       experiment: the file and its functions.
       config: final values, locked; durations as they were typed.
-      workdir: the run folder, which need not exist.
+      workdir: the run folder, which need not exist; of one at an address, its copy on this machine.
+      remote: that copy; None of a folder.
     """
 
     experiment: Experiment
     config: ConfigDict
     workdir: Path
+    remote: RunCopy | None = None
 
 
 def resolve_request(
@@ -56,11 +60,13 @@ def resolve_request(
     Raises:
       UserError: bad input that can be found before a device is initialised.
     """
-    is_fresh, workdir = not workdir, Path(workdir) if workdir else fresh_workdir(name)
+    is_fresh, address = not workdir, workdir if is_address(workdir) else None
+    workdir = folder_of(workdir or fresh_workdir(name))
     if not from_workdir:
         check_workdir(workdir)
     experiment = load.load(name)
     start = experiment.get_config()
+    remote = fetched(address, start if from_workdir else override(start, overrides))
     stored = stored_config.read(workdir)
     stored_config.refuse_altered(workdir, stored, Checkpoints(workdir / folder.CHECKPOINTS, 1).facts())
     if from_workdir and stored is None:
@@ -82,7 +88,25 @@ def resolve_request(
         continuity.refuse_other_run(workdir, experiment, final, unknown)
     if is_fresh:
         workdir = fresh_workdir(name, stored_config.unlike(final, start))
-    return Request(experiment, final, workdir)
+    return Request(experiment, final, workdir, remote)
+
+
+def fetched(workdir: str | os.PathLike[str] | None, config: ConfigDict) -> RunCopy | None:
+    """Returns the copy of a run folder at an address, as new as that; None for a folder of this machine.
+
+    Raises:
+      UserError: the address cannot be read; or several processes train, each of which would have another copy.
+    """
+    if not is_address(workdir):
+        return None
+    if (strategy := config.runtime.strategy) in SEVERAL_PROCESSES:
+        raise UserError(
+            f"--workdir={workdir} is an address, which one process copies to, but runtime.strategy='{strategy}' is"
+            " several. Type a folder that all of them see."
+        )
+    remote = RunCopy(str(workdir))
+    remote.fetch()
+    return remote
 
 
 def fresh_workdir(name: str, differing: Mapping[str, Any] | None = None) -> Path:

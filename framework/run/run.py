@@ -32,6 +32,7 @@ from framework.export.base import ExportHook
 from framework.files import held, read_json, write_text
 from framework.metrics import Metric
 from framework.optim import Schedule
+from framework.remote.run_copy import RunCopy
 from framework.run import averaging, code_copies, continuity, metric_names, own_files, stored_config
 from framework.run.environment import environment, git_commit
 from framework.state import TrainState
@@ -53,7 +54,7 @@ class Run:
       experiment: the file and its functions.
       config: final values; durations as they were typed.
       resolved: the same with durations in steps; the experiment's `make_*` functions get it.
-      workdir: the run folder.
+      workdir: the run folder; of one at an address, its copy on this machine.
       data: training batches.
       eval_data: {split: batches} of evaluation.
       loss: what `make_loss` returned.
@@ -72,6 +73,7 @@ class Run:
       started: `time.monotonic()` when `build` was called; None once `train` has counted the time from there.
       note: what the last restored checkpoint says about the run so far.
       choice: how `train.compile=auto` compiles the blocks; None before it chose, and if the config chose.
+      remote: the copy of a run folder at an address; None of a folder of this machine.
       constants: {name: SHA-256} of the tables and constants in the traces, see `step/coverage.py`.
     """
 
@@ -98,6 +100,7 @@ class Run:
     averaged: tuple[int, ...] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kept: Kept | None = None
+    remote: RunCopy | None = None
 
     def __repr__(self) -> str:
         """Four lines: the run and its step, the model and what it learns from, the data, and how a step is taken."""
@@ -140,6 +143,11 @@ class Run:
         return {} if self.state.cluster is None else self.state.cluster.row()
 
     @property
+    def typed_workdir(self) -> str:
+        """The run folder, or its address, as a command names it."""
+        return str(self.workdir) if self.remote is None else self.remote.address
+
+    @property
     def modes(self) -> dict[str, str]:
         """{'test/accuracy': 'max', …}: whether the minimum or maximum is best, of each metric or declared scalar."""
         of_splits = metric_names.modes(self.eval_blocks, shown(self.probe.terms), self.metrics)
@@ -155,7 +163,14 @@ class Run:
         """The checkpoints of the run folder."""
         settings = self.resolved.checkpoint
         path = self.workdir / folder.CHECKPOINTS
-        return Checkpoints(path, settings.keep, settings.keep_hours, settings.asynchronous, settings.on_error)
+        return Checkpoints(
+            path,
+            settings.keep,
+            settings.keep_hours,
+            settings.asynchronous,
+            settings.on_error,
+            on_saved=lambda: None if self.remote is None else self.remote.later(),
+        )
 
     def open(self) -> int:
         """Enters the run folder, restores the state to continue from (`checkpoint/start.py`) and returns its step.
@@ -303,6 +318,10 @@ class Run:
         busy = "--workdir={} is in use by process {}. Wait for it, stop it, or use another folder."
         with held(self.workdir / folder.LOCK, lambda holder: busy.format(self.workdir, holder)):
             yield
+
+    def copying(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps the address of the run folder for this process and copies to it, as `RunCopy.holding` does."""
+        return contextlib.nullcontext() if self.remote is None else self.remote.holding()
 
     def write_header(self, overrides: Iterable[str]) -> None:
         """Writes config.json, overrides.txt, environment.json, files/ and the copies of the experiment's code."""

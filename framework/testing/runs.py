@@ -21,7 +21,7 @@ from framework.experiment.load import Experiment
 from framework.experiment.returns import FUNCTIONS
 from framework.folder import METRICS
 from framework.run.build import build_run
-from framework.run.request import fresh_workdir
+from framework.run.request import fetched, fresh_workdir
 from framework.run.run import Run
 
 
@@ -36,7 +36,7 @@ def build(
       functions: {name: function of an experiment}, or a module that has them. Without `get_config` the config is
         `base_config()`.
       overrides: as for `framework.build`.
-      workdir: the run folder, which training makes; a fresh one below runs/ by default.
+      workdir: the run folder, or its address, which training makes; a fresh one below runs/ by default.
 
     Raises:
       UserError: as `framework.build` raises it; also if a function has a name that no experiment has.
@@ -54,8 +54,11 @@ def build(
     final = config.finalize(override(experiment.get_config(), overrides), experiment.own)
     if "check_config" in made:
         made["check_config"](final)
-    folder = Path(workdir) if workdir else fresh_workdir(experiment.path.name)
-    return build_run(experiment, final, folder, time.monotonic())
+    remote = fetched(workdir, final)
+    folder = remote.folder if remote else Path(workdir or fresh_workdir(experiment.path.name))
+    run = build_run(experiment, final, folder, time.monotonic())
+    run.remote = remote
+    return run
 
 
 def bits(state: Any) -> dict[str, bytes]:

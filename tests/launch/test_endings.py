@@ -149,7 +149,7 @@ def test_help():
     assert " ".join(line.strip() for line in wrapped) == f"--mode          {MODES}. [train]"
     assert flags[:of_mode] + flags[flags.index(rest) :] == [
         "  --config        Experiment file, FILE.py or FILE.py:PRESET.",
-        "  --workdir       Run folder; a fresh one below runs/ by default.",
+        "  --workdir       Run folder, or its address; a fresh one below runs/ by default.",
         "  --local_workers train: number of worker processes on this machine that share each step.",
         "  --checkpoint    evaluate, export: last, best, or the number of a step. [last]",
         "  --formats       export: names of formats, e.g. saved_model,lite_int8. [all of make_exports]",
@@ -173,7 +173,7 @@ def test_help():
         "  --runs          compare: a run folder; or type the folders alone, after the mode.",
         "  --out           compare, lr_find: file of the page. [compare.html, with the CSV beside it; lr_find.html]",
         "  --trust         serve: serve versions too that are not as an export of a run wrote them.",
-        "  --data_dir      Folder with the data; short for --config.data.dir.",
+        "  --data_dir      Folder with the data, or its address; short for --config.data.dir.",
         "  --seed          Short for --config.seed.",
         "  --help_config   List the keys of the config, or of one section: --help_config=train.",
         "  --debug         Show the traceback of an error.",

@@ -118,7 +118,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _in_cache(path: Path, suffix: str) -> Path:
     name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    return fetch.cache_folder("files") / f"{path.name}-{name}{suffix}"
+    return files.cache_folder("files") / f"{path.name}-{name}{suffix}"
 
 
 def _is_writable(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from framework.data.files.pictures import Image
 from framework.data.files.records import ArrayRecords, TfRecords
 from framework.data.files.shards import Paths, find, origin_of
 from framework.data.files.source import Decode, Policy, RecordSource
+from framework.remote.address import is_address, refuse
 
 
 def tf_records(paths: Paths, decode: Decode, *, damaged: Policy = "stop") -> RecordSource:
@@ -45,7 +46,7 @@ def array_records(paths: Paths, decode: Decode, *, damaged: Policy = "stop") -> 
     Raises:
       UserError: array_record is not installed, or a shard is missing, cut off, or not the one of the manifest.
     """
-    if isinstance(paths, str | os.PathLike):
+    if isinstance(paths, str | os.PathLike) and not is_address(paths):
         place = Path(paths).expanduser()
         manifest.read(place if place.is_dir() else place.parent)  # refuses shards that are not complete yet
     shards = find(paths, ".array_record")
@@ -66,5 +67,6 @@ def image_folder(path: str | os.PathLike[str], image: Image, *, damaged: Policy 
     Raises:
       UserError: there is no folder or no picture, or a link leaves the folder.
     """
+    refuse(path, "image_folder")
     reader = FolderRecords(Path(path).expanduser())
     return RecordSource(reader, Examples({"image": image, "label": Label(len(reader.classes))}), str(path), damaged)

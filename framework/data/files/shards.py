@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from framework.errors import UserError
+from framework.remote.address import refuse
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -30,6 +31,8 @@ def find(paths: Paths, suffix: str) -> list[Path]:
     Raises:
       UserError: there is no such file, or shards are missing: 'x-00001-of-00004' stands for one of four.
     """
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        refuse(path, "a data set of files")
     if isinstance(paths, str | os.PathLike):
         shards = _matching(Path(paths).expanduser(), suffix)
     else:

@@ -134,7 +134,7 @@ class RecordSource:
         """The file that remembers the pass: for these files, decoded in this way."""
         known = f"{_PASS} {strict_decoder() is not None} {self._reader.digest} {self._decode}"
         key = hashlib.sha256(known.encode()).hexdigest()[:32]
-        return fetch.cache_folder("files") / f"damage-{key}.json"
+        return files.cache_folder("files") / f"damage-{key}.json"
 
     def _forget(self) -> str:
         """Forgets the pass, which missed a damaged record; returns what to do."""

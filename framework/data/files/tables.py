@@ -17,7 +17,6 @@ import numpy as np
 from absl import logging
 
 from framework import extras, files
-from framework.data import fetch
 from framework.data.files import notes
 from framework.data.files.records import in_threads
 from framework.data.files.shards import Paths, find, origin_of
@@ -116,7 +115,7 @@ def _mapped(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, np.
     """Returns memory-mapped columns; the first call copies them to the cache, one file at a time."""
     hashes = in_threads(notes.content_hash, paths)
     key = hashlib.sha256(json.dumps([hashes, names and list(names)]).encode()).hexdigest()[:32]
-    folder = fetch.cache_folder("files") / f"columns-{key}"
+    folder = files.cache_folder("files") / f"columns-{key}"
     if not folder.exists():
         logging.info("%s: columns are copied to %s", paths[0], folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -87,5 +87,5 @@ class Spikes:
 
 def replay_command(run: Run, step: int) -> str:
     """Returns the command that shows a step of a run."""
-    flags = [f"--config={run.experiment.name}", f"--workdir={run.workdir}", "--mode=replay", f"--step={step}"]
+    flags = [f"--config={run.experiment.name}", f"--workdir={run.typed_workdir}", "--mode=replay", f"--step={step}"]
     return command.typed(flags)

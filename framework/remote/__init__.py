@@ -1,0 +1,1 @@
+"""Run folders and data at addresses such as s3://bucket/run: a local copy of each, through fsspec."""
