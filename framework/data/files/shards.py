@@ -29,7 +29,8 @@ def find(paths: Paths, suffix: str) -> list[Path]:
       suffix: the end of the files' names in a folder: '.tfrecord'.
 
     Raises:
-      UserError: there is no such file, or shards are missing: 'x-00001-of-00004' stands for one of four.
+      UserError: there is no such file, a file is given twice, or shards are missing: 'x-00001-of-00004' stands for one
+        of four.
     """
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         refuse(path, "a data set of files")
@@ -42,6 +43,12 @@ def find(paths: Paths, suffix: str) -> list[Path]:
             raise UserError(f"{shard} does not exist, or is not a file. Put the shard back, or correct the path.")
     if not shards:
         raise UserError(f"no file matches {paths}. Give a file, a folder of *{suffix}, or a pattern.")
+    if len(set(shards)) < len(shards):
+        twice = next(shard for place, shard in enumerate(shards) if shard in shards[:place])
+        raise UserError(
+            f"{twice} is given twice, so its examples would count twice. If that is meant, give shares of a mixture:"
+            " make_batches([(source, 2), (other, 1)], cfg, …)."
+        )
     _check_complete(shards)
     return shards
 

@@ -59,9 +59,12 @@ def _table(file: Path, names: Sequence[str] | None) -> Any:
             parquet = extras.load("pyarrow.parquet", "data")
             has = parquet.read_schema(file).names
             known = None if names is None else [name for name in names if name in has]
-            table = parquet.read_table(file, columns=known, memory_map=True)
+            table = parquet.read_table(file, columns=known, memory_map=True, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}).") from error
+    if len(set(has)) < len(has):
+        twice = next(name for place, name in enumerate(has) if name in has[:place])
+        raise UserError(f"{file} has two columns of the name '{twice}'. Rename one of them.")
     for name in names or ():
         if name not in has:
             raise UserError(f"{file} has no column '{name}', only {', '.join(has)}.{near(name, has)}")
@@ -69,7 +72,11 @@ def _table(file: Path, names: Sequence[str] | None) -> Any:
 
 
 def _arrays(file: Path, table: Any) -> dict[str, np.ndarray]:
-    return {name: _array(f"{file}: the column '{name}'", table.column(name)) for name in table.column_names}
+    arrays = {name: _array(f"{file}: the column '{name}'", table.column(name)) for name in table.column_names}
+    if file.suffix == ".csv":
+        for name, array in arrays.items():
+            _check_integers(f"{file}: the column '{name}'", array)
+    return arrays
 
 
 def _array(what: str, column: Any) -> np.ndarray:
@@ -87,6 +94,17 @@ def _array(what: str, column: Any) -> np.ndarray:
     if not (is_number or types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)):
         raise UserError(f"{what} is of type {kind}, neither numbers nor texts. Leave it out by names=[…].")
     return np.asarray(column)
+
+
+def _check_integers(what: str, array: np.ndarray) -> None:
+    """Raises UserError for what a CSV reader makes of integers of 64 bits without a sign, such as hashes: float64."""
+    if array.dtype == np.float64 and len(array):
+        largest = np.abs(array).max()
+        if 2**53 <= largest <= 2**64 and (array == np.floor(array)).all():
+            raise UserError(
+                f"{what} has integers up to {largest:.6g} as float64, which tells integers apart only below 2**53."
+                " Write them as texts, or as uint64 in a Parquet file."
+            )
 
 
 def _check_same(paths: Sequence[Path], tables: Sequence[dict[str, np.ndarray]]) -> None:

@@ -97,3 +97,44 @@ def test_what_cannot_be_a_field_is_named_by_file_and_column(trips):
     )
     path.write_bytes(b"PAR1 no parquet")
     assert line_of(data.columns, path).startswith(f"{path} cannot be read (")
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64 - 1])
+def test_integers_that_float64_does_not_tell_apart_are_refused(tmp_path, number):
+    path = tmp_path / "hashes.csv"
+    path.write_text(f"hash\n{2**64 - 1}\n{number}\n")  # beyond int64, so that the reader takes float64
+    assert line_of(data.columns, path) == (
+        f"{path}: the column 'hash' has integers up to 1.84467e+19 as float64, which tells integers apart only below"
+        " 2**53. Write them as texts, or as uint64 in a Parquet file."
+    )
+    path.write_text(f"hash,mass\n{number % 2**62},1e30\n7,2.5\n")
+    assert data.columns(path).arrays["hash"].tolist() == [number % 2**62, 7]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("x,y,x\n1,2,3\n")
+    assert line_of(data.columns, path) == f"{path} has two columns of the name 'x'. Rename one of them."
+    assert line_of(data.columns, path, ["x"]) == f"{path} has two columns of the name 'x'. Rename one of them."
+
+
+def test_a_page_of_a_wrong_checksum_is_refused(tmp_path):
+    from pyarrow import parquet
+
+    path = tmp_path / "checked.parquet"
+    values = np.random.default_rng(0).normal(size=100)
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    parquet.write_table(pyarrow.table({"x": values}), path, **options)
+    np.testing.assert_array_equal(data.columns(path).arrays["x"], values)
+    content = bytearray(path.read_bytes())
+    content[content.index(values[50].tobytes())] ^= 1
+    path.write_bytes(content)
+    assert line_of(data.columns, path).startswith(f"{path} cannot be read (could not verify page integrity")
+
+
+def test_a_file_that_is_given_twice_is_refused(trips):
+    path = trips / "trips-0.parquet"
+    assert line_of(data.columns, [path, trips / "trips-1.parquet", str(path)]) == (
+        f"{path} is given twice, so its examples would count twice. If that is meant, give shares of a mixture:"
+        " make_batches([(source, 2), (other, 1)], cfg, …)."
+    )
