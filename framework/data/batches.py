@@ -23,7 +23,7 @@ from framework.data.bucketed import Bucketed, orders_of
 from framework.data.buckets import Buckets
 from framework.data.dataset import from_dataset
 from framework.data.fields import Batch, Fields, Transform, check_same, check_weights, checked
-from framework.data.mixture import check_repeatable, fingerprint_of, origin_of, shares_of
+from framework.data.mixture import check_repeatable, classes_of, fingerprint_of, origin_of, shares_of
 from framework.data.order import Order, check_order, cycle_of
 from framework.data.reading import RetryingReader
 from framework.data.resident import Resident, on_device
@@ -154,6 +154,7 @@ def make_batches(
     make = _maker(members, is_resident, origin, transform, fields, config, make_reader)
     batches = make(order) if buckets is None else Bucketed(make, orders, buckets, origin)
     batches.training = training
+    batches.classes = classes_of(members)
     batches.to_pictures = to_pictures
     return batches
 

@@ -63,6 +63,7 @@ class Bucketed:
 
     training: bool | None = None
     to_pictures: Callable[[Batch], Batch] = dict  # of the transform
+    classes: tuple[str, ...] = ()  # names by label, of sources that say them
 
     def __init__(
         self,

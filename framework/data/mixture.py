@@ -19,6 +19,7 @@ from framework.data.sources import (
     IndexedSource,
     Source,
     bytes_of,
+    common_classes,
     hash_of_arrays,
     hash_of_sample,
     instead,
@@ -126,6 +127,15 @@ def _differing(once: Any, twice: Any) -> tuple[str, int] | None:
             if bytes_of(one[place : place + 1]) != bytes_of(other[place : place + 1]):
                 return name, place
     return None
+
+
+def classes_of(sources: Sequence[IndexedSource]) -> tuple[str, ...]:
+    """Returns the names of the classes of all sources, by label; () if they do not say.
+
+    Raises:
+      UserError: a label stands for another class in another source.
+    """
+    return common_classes({f"'{source.origin}'": tuple(getattr(source, "classes", ())) for source in sources})
 
 
 def fingerprint_of(sources: Sequence[IndexedSource], reader: RetryingReader) -> str | None:

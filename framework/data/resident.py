@@ -28,6 +28,7 @@ class Resident:
     ahead: int | None = None
     training: bool | None = None  # as given to make_batches
     to_pictures: Callable[[Batch], Batch] = dict  # of the transform
+    classes: tuple[str, ...] = ()  # names by label, of sources that say them
 
     def __init__(
         self,

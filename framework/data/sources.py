@@ -162,6 +162,26 @@ def element_spec_of(source: IndexedSource) -> Fields:
     return {name: tf.TensorSpec(field.shape, field.dtype) for name, field in spec.items()}
 
 
+def common_classes(classes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Returns the names of the classes that several data sets have in common, by label; () if none says them.
+
+    Args:
+      classes: {what has them, for messages: its classes}; one that lacks the last classes is no other.
+
+    Raises:
+      UserError: a label stands for one class here and for another one there.
+    """
+    longest = max(classes, key=lambda what: len(classes[what]), default=None)
+    for what, names in classes.items():
+        for label, (name, other) in enumerate(zip(names, classes[longest or what], strict=False)):
+            if name != other:
+                raise UserError(
+                    f"label {label} stands for '{other}' in {longest}, but for '{name}' in {what}. Labels are places"
+                    " among the sorted names of classes: give both a folder for each class, under the same names."
+                )
+    return classes[longest] if longest else ()
+
+
 def hash_of_sample(sources: Sequence[IndexedSource]) -> str:
     """Returns the SHA-256 of some examples of each source, of the fields' names, dtypes and shapes and of the sizes."""
     digest = hashlib.sha256()

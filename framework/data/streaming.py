@@ -33,6 +33,7 @@ class Streamed:
     is_resident = False
     training: bool | None = None
     to_pictures: Callable[[Batch], Batch] = dict  # of the transform
+    classes: tuple[str, ...] = ()  # names by label, of sources that say them
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from framework.checkpoint import warm_start
 from framework.data.batches import Batches
 from framework.data.bucketed import check_sizes, epoch_of, longest
 from framework.data.dataset import DatasetBatches
+from framework.data.sources import common_classes
 from framework.distribute import devices
 from framework.distribute.replicas import ParameterServers, Replicas, make_replicas
 from framework.errors import UserError
@@ -222,6 +223,8 @@ def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches
         if isinstance(batches, DatasetBatches):
             again = functools.partial(functions["make_data"], final, split)
             batches.check_repeatable(split, again, final.runtime.deterministic)
+    made = {"train": data, **eval_data}
+    common_classes({f"the split '{split}'": getattr(batches, "classes", ()) for split, batches in made.items()})
     return data, eval_data
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from framework import files
+from framework.data.sources import common_classes
 from framework.errors import UserError
 from framework.files import CorruptError
 
@@ -52,14 +53,15 @@ def check(shards: Sequence[Path], hashes: Sequence[str], count: Callable[[Path],
       count: returns the number of records of a shard.
 
     Raises:
-      UserError: a shard is not the one of its manifest, or is not listed, or a shard of a manifest is missing.
+      UserError: a shard is not the one of its manifest, or is not listed, or a shard of a manifest is missing; or a
+        label stands for another class in another folder.
     """
-    classes: tuple[str, ...] = ()
+    classes: dict[str, tuple[str, ...]] = {}
     of_shard = dict(zip(shards, hashes, strict=True))
     for folder in sorted({shard.parent for shard in shards}):
         facts = read(folder)
         if facts is not None:
-            classes = tuple(facts["classes"])
+            classes[f"'{folder}'"] = tuple(facts["classes"])
             listed = {folder / entry["name"] for entry in facts["shards"]}
             if others := [shard for shard in shards if shard.parent == folder and shard not in listed]:
                 raise UserError(f"{folder / NAME} does not list {others[0]}. Move the file to another folder.")
@@ -71,7 +73,7 @@ def check(shards: Sequence[Path], hashes: Sequence[str], count: Callable[[Path],
                         f"{shard} has {count(shard)} records, but {folder / NAME} says {entry['records']}. Prepare the"
                         " data again."
                     )
-    return classes
+    return common_classes(classes)
 
 
 def _check_shard(shard: Path, entry: dict[str, Any], digest: str | None) -> None:

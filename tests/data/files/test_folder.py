@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from framework import data
+from framework import data, testing
+from framework.config import base_config
 from framework.data.files.pictures import strict_decoder
+from framework.data.sources import common_classes
 from framework.errors import DataError, UserError
 from tests.data.files import made
 
@@ -142,3 +144,41 @@ def test_the_fingerprint_follows_names_and_content(pets):
     assert data.image_folder(pets, IMAGE).fingerprint() == first
     os.rename(pets / "cat" / "1.png", pets / "cat" / "3.png")
     assert data.image_folder(pets, IMAGE).fingerprint() != first
+
+
+@pytest.fixture
+def wild(tmp_path):
+    """Another folder, without ants: there label 0 is a cat, in `pets` an ant."""
+    folder = tmp_path / "wild"
+    for number, name in enumerate(["cat/1.png", "dog/1.png", "emu/1.png"]):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(made.encoded(made.pixels(number)))
+    return folder
+
+
+OTHERWISE = (
+    "Labels are places among the sorted names of classes: give both a folder for each class, under the same names."
+)
+
+
+def test_a_label_stands_for_one_class_in_a_mixture(pets, wild):
+    pairs = [(data.image_folder(pets, IMAGE), 1), (data.image_folder(wild, IMAGE), 1)]
+    assert line_of(UserError, data.make_batches, pairs, base_config(), training=True) == (
+        f"label 0 stands for 'ant' in '{pets}', but for 'cat' in '{wild}'. {OTHERWISE}"
+    )
+
+
+def test_a_label_stands_for_one_class_in_all_splits(pets, wild, tmp_path):
+    def make_data(cfg, split):
+        folder = pets if split == "train" else wild
+        return data.make_batches(data.image_folder(folder, IMAGE), cfg, training=split == "train")
+
+    functions = {"make_data": make_data, "make_model": None, "make_loss": None}
+    assert line_of(UserError, testing.build, functions, {"data.batch_size": 2}, tmp_path / "run") == (
+        f"label 0 stands for 'ant' in the split 'train', but for 'cat' in the split 'test'. {OTHERWISE}"
+    )
+
+
+def test_a_split_without_the_last_classes_is_no_other():
+    assert common_classes({"a": ("ant", "cat"), "b": (), "c": ("ant", "cat", "dog")}) == ("ant", "cat", "dog")
+    assert common_classes({"a": ()}) == common_classes({}) == ()

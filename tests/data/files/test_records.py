@@ -174,3 +174,17 @@ def test_places_are_those_of_a_plain_search():
     pairs = [(shard, number) for shard, count in enumerate(counts) for number in range(count)]
     shard, number = Places(counts).of(np.arange(9))
     assert list(zip(shard.tolist(), number.tolist(), strict=True)) == pairs
+
+
+def test_a_label_that_stands_for_another_class_in_another_folder_is_refused(tmp_path):
+    shards = []
+    for name, classes in (("pets", ["cat", "dog"]), ("wild", ["cat", "emu"])):
+        shards.append(tmp_path / name / "shard")
+        shards[-1].parent.mkdir()
+        shards[-1].write_bytes(b"")
+        listed = [{"name": "shard", "records": 1, "bytes": 0, "sha256": "x"}]
+        facts = {"version": 1, "records": 1, "shards": listed, "classes": classes}
+        write_json(tmp_path / name / "manifest.json", facts)
+    assert manifest.check(shards[:1], ["x"], lambda shard: 1) == ("cat", "dog")
+    with pytest.raises(UserError, match=r"label 1 stands for 'dog' in '.*pets', but for 'emu' in '.*wild'\."):
+        manifest.check(shards, ["x", "x"], lambda shard: 1)
