@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from framework import optim, paths, testing
 from framework.config import UserError, base_config
-from framework.optim.clustering import _sizes, cluster_means, find_clusters
+from framework.optim.clustering import _sizes, _sums, cluster_means, find_clusters
 from tests.compile_modes import MODES
 
 ZERO = np.int64(0)
@@ -66,6 +66,20 @@ def test_values_that_are_few_enough_are_the_clusters(mode, values, clusters):
 
 def test_a_cluster_of_more_weights_than_float32_counts_has_its_size():
     assert list(_sizes(tf.zeros([2**24 + 6], tf.int32), 2, tf.float32).numpy()) == [2**24 + 6, 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
+def test_sums_are_added_in_the_order_of_the_weights(mode, dtype):
+    """By every way to compute a step, to the last bit; float16 is summed by another operation."""
+    draws = np.random.default_rng(7)
+    index, values = draws.integers(0, 5, 3000), (20 * draws.normal(size=3000)).astype(dtype)
+    expected = [values[index == place].cumsum(dtype=dtype)[-1] for place in range(5)]
+    sums = MODES[mode](lambda v, i: _sums(v, i, 6))(tf.constant(values), tf.constant(index, tf.int32))
+    if dtype != "float16":  # which XLA sums in float32
+        np.testing.assert_array_equal(sums, [*expected, 0], strict=False)
+    np.testing.assert_allclose(sums, [*expected, 0], rtol=0, atol=2e-2 * np.abs(expected).max())
+    assert sums.dtype == dtype
 
 
 def test_no_cluster_lies_in_the_gap_that_pruning_leaves():
