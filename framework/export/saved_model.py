@@ -63,7 +63,17 @@ class SavedModel:
             }
         # After the traces, which may fill what they use, such as an index.
         servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
-        tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
+        try:
+            tf.saved_model.save(servable, str(path), signatures=dict(servable.functions))
+        except AssertionError as error:
+            if "'untracked' resource" not in str(error):
+                raise
+            names = ", ".join(f"'{name}'" for name in self.signatures)
+            raise UserError(
+                f"fn of a signature ({names}) uses a variable or a lookup table, such as that of layers.Lookup of"
+                " strings, that is no attribute of the model. Make it one, or name the object that has it:"
+                " Signature(…, uses=[films])."
+            ) from error
 
     def arithmetic(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which the model computes as the artefact does, see `ExportHook`: rounding nothing."""

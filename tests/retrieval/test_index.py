@@ -97,6 +97,21 @@ def test_an_export_orders_copies_of_a_film_as_the_search_by_xla_does(tmp_path):
     assert np.array([0, *IDS])[rows].tolist() == ids.tolist()
 
 
+def test_a_lookup_of_strings_outside_of_the_model_is_named_in_uses(tmp_path):
+    rows = layers.Lookup(["a", "b"])
+
+    def of(**uses):
+        fn = lambda model, inputs: {"row": rows(inputs["film"])}  # noqa: E731
+        return export.Signature(fn, {"film": tf.TensorSpec([None], tf.string)}, has_metrics=False, **uses)
+
+    with pytest.raises(UserError, match=r"uses a variable or a lookup table, .* Signature\(…, uses=\[films\]\)"):
+        export.SavedModel({export.SERVING: of()}).write(Towers(), tmp_path / "1")
+    hook = export.SavedModel({export.SERVING: of(uses=[rows])})
+    hook.write(Towers(), tmp_path / "2")
+    found = hook.load(tmp_path / "2")[export.SERVING]({"film": np.array(["b", "", "c"], object)})
+    assert found["row"].tolist() == [2, 0, 3]
+
+
 def test_a_user_who_has_seen_nearly_all_gets_a_short_list():
     model, index, _ = made()
     index.fill(model.items)
