@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from framework.data.fields import Fields
 from framework.data.files.pictures import Image
 from framework.data.files.records import RecordError
 from framework.errors import UserError
+
+_SHOWN = 10  # features of a record that a message lists
 
 Field = Any  # Image, Label, or tf.io.FixedLenFeature, which mypy does not know
 
@@ -81,9 +84,19 @@ class Examples:
                 try:
                     tf.io.parse_single_example(record, self._features)
                 except tf.errors.InvalidArgumentError as error:
-                    raise RecordError(place, _why(error)) from error
+                    raise RecordError(place, self._missing(record) or _why(error)) from error
             raise
         return {key: tensor.numpy() for key, tensor in parsed.items()}
+
+    def _missing(self, record: bytes) -> str:
+        """Returns which feature a record lacks, and which it has; '' if it lacks none, or is no Example."""
+        try:
+            has = tf.train.Example.FromString(record).features.feature
+        except DecodeError:
+            return ""
+        lacks = [name for name, feature in self._features.items() if name not in has and feature.default_value is None]
+        shown = ", ".join(sorted(has)[:_SHOWN]) + (", …" if len(has) > _SHOWN else "") or "none at all"
+        return f"it has no feature '{lacks[0]}', but {shown}; Image and Label take key='…'" if lacks else ""
 
 
 class Each:
@@ -174,4 +187,4 @@ def _as_array(value: Any) -> np.ndarray:
 
 def _why(error: Exception) -> str:
     text = getattr(error, "message", None) or str(error) or type(error).__name__
-    return " ".join(re.sub(r"\[Op:\w+\].*", "", text.split("}} ")[-1]).split())[:200]
+    return " ".join(re.sub(r"\[Op:\w+\].*", "", text.split("}} ")[-1]).split())[:200].rstrip(".")

@@ -24,7 +24,8 @@ def tf_records(paths: Paths, decode: Decode, *, damaged: Policy = "stop") -> Rec
 
     Args:
       paths: a file, a folder of *.tfrecord, a pattern, or a list of files; not compressed.
-      decode: `Examples`, or a function that returns {field: array or number} of one record's bytes.
+      decode: `Examples`, or a function that returns {field: array or number} of one record's bytes; a ValueError of it
+        says that the record is damaged, any other exception is a mistake in it.
       damaged: 'stop' ends the run at the first damaged record that is read, and names it; 'skip' finds all of them
         before the first batch and leaves them out, counted in result.json.
 

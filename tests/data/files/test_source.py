@@ -78,7 +78,7 @@ def damaged(folder):
         6: "the PNG is damaged or cut off",
         7: "it has 1 channel(s), not 3; Image(convert=True) converts the picture",
         8: "its label is 3, not one of 0 … 2",
-        10: "Feature: image/encoded (data type: string) is required but could not be found.",
+        10: "it has no feature 'image/encoded', but none at all; Image and Label take key='…'",
         11: "its CRC is wrong",
     }
 
@@ -91,6 +91,14 @@ def test_a_damaged_record_stops_and_is_named_by_file_and_record(folder):
         line = line_of(DataError, source.take, np.array([0, row, 5]))
         assert line.startswith(f"{folder}/train-00001-of-00002.tfrecord, record {row - 5}: {why[:20]}")
         assert line.endswith("Mend the file, or leave such records out by damaged='skip'.")
+
+
+def test_a_feature_of_another_name_is_told_which_there_are(folder):
+    fields = {"image": data.Image((made.SIDE, made.SIDE), key="picture"), "label": data.Label(3)}
+    assert line_of(DataError, source_of(folder, fields).take, np.arange(2)) == (
+        f"{folder}/train-00000-of-00002.tfrecord, record 0: it has no feature 'picture', but image/encoded, label;"
+        " Image and Label take key='…'. Mend the file, or leave such records out by damaged='skip'."
+    )
 
 
 def test_damaged_records_are_skipped_and_counted(folder, monkeypatch):
