@@ -22,6 +22,8 @@ _PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGN
 _LOOK = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata)?", re.IGNORECASE)
 _HERE = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")
 _CHUNK = 2**20
+_DIGITS = 18  # of a length: more are no length
+_LARGEST = 2**63 - 1  # version
 _IDLE_SECONDS = 60.0  # after which a connection without a request is closed
 
 
@@ -116,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """Returns the body; one that is too long is read and thrown away, since its sender listens only then."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > _DIGITS or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             raise CodeError("INVALID_ARGUMENT", "a request needs a Content-Length")
         left = int(length)
@@ -186,7 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)
+    if text is None:
+        return None
+    if len(text) > len(str(_LARGEST)) or int(text) > _LARGEST:
+        raise CodeError("INVALID_ARGUMENT", f"{text[:40]} is not a version: {_LARGEST} is the largest")
+    return int(text)
 
 
 def _columns(inputs: Any, served: Served) -> Mapping[str, Any]:
@@ -215,7 +221,7 @@ def _arrays(columns: Any, served: Served) -> dict[str, np.ndarray]:
             # An unknown input is refused with the others', by the model.
             dtype = np.dtype(object) if tensor is None or tensor.dtype is None else tensor.dtype
             arrays[key] = np.zeros(0) if tensor is None else from_json(value, dtype)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CodeError("INVALID_ARGUMENT", f"Failed to process element of input '{key}': {error}") from error
     return arrays
 

@@ -1,10 +1,12 @@
 """The gRPC side of the development server: Predict, GetModelMetadata and GetModelStatus, by the official protos."""
 
+import math
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from framework import extras
@@ -34,6 +36,7 @@ class RpcServer:
         self._metadata = extras.load("tensorflow_serving.apis.get_model_metadata_pb2", "serve")
         self._status = extras.load("tensorflow_serving.apis.get_model_status_pb2", "serve")
         self._versions = versions
+        self._max_bytes = max_bytes
         # Requests that wait keep their messages: nothing else bounds them on a development server.
         self._server = self._grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
@@ -82,12 +85,7 @@ class RpcServer:
         """Returns the PredictResponse of a PredictRequest."""
         model = self._versions.asked(*_asked(request.model_spec))
         name = request.model_spec.signature_name
-        inputs = {}
-        for key, proto in request.inputs.items():
-            try:
-                inputs[key] = tf.make_ndarray(proto)
-            except (TypeError, ValueError) as error:
-                raise CodeError("INVALID_ARGUMENT", f"tensor parsing error: {key}") from error
+        inputs = {key: self._array(key, proto) for key, proto in request.inputs.items()}
         outputs = model.predict(name, inputs, request.output_filter)
         response = self._predict.PredictResponse()
         _fill(response.model_spec, self._versions.name, model.version)
@@ -95,6 +93,16 @@ class RpcServer:
         for key, array in outputs.items():
             response.outputs[key].CopyFrom(tf.make_tensor_proto(array))
         return response
+
+    def _array(self, key: str, proto: Any) -> np.ndarray:
+        """Returns the array of a TensorProto, which may be a shape and the one value that all elements have."""
+        size = math.prod(max(0, dim.size) for dim in proto.tensor_shape.dim)
+        if size > self._max_bytes:  # of one byte each at least, if they had been sent
+            raise CodeError("RESOURCE_EXHAUSTED", f"input '{key}' has {size} elements, of at most {self._max_bytes}")
+        try:
+            return tf.make_ndarray(proto)
+        except (TypeError, ValueError, KeyError) as error:  # KeyError: a dtype that NumPy does not have
+            raise CodeError("INVALID_ARGUMENT", f"tensor parsing error: {key}") from error
 
     def metadata(self, request: Any) -> Any:
         """Returns the GetModelMetadataResponse of a request for 'signature_def', the only metadata there is."""

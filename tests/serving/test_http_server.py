@@ -1,11 +1,14 @@
 """The REST side of the development server by itself: what a connection is answered, byte by byte."""
 
+import json
 import socket
 import types
 
+import numpy as np
 import pytest
 
 from framework.serving.http_server import HttpServer
+from framework.serving.signatures import Served, Tensor
 from framework.serving.transport import State
 
 INNER = b"GET /v1/models/m HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -13,7 +16,12 @@ INNER = b"GET /v1/models/m HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @pytest.fixture
 def port():
-    server = HttpServer(types.SimpleNamespace(states=lambda name, version: [State(1, "AVAILABLE")]), 0, 2**20)
+    texts = Served({"word": Tensor(np.dtype(object), (None,))}, {})
+    model = types.SimpleNamespace(signature=lambda name: texts, predict=lambda name, inputs: inputs)
+    versions = types.SimpleNamespace(
+        states=lambda name, version: [State(1, "AVAILABLE")], asked=lambda name, version: model
+    )
+    server = HttpServer(versions, 0, 2**20)
     server.start()
     yield server.port
     server.stop()
@@ -44,3 +52,34 @@ def test_a_body_that_is_not_read_is_no_request(port, line, host, status):
 def test_a_connection_is_kept_for_the_next_request(port):
     received = answered(port, INNER + INNER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     assert received.count(b"HTTP/1.1 200 ") == 2
+
+
+@pytest.mark.parametrize("header", ["Content-Length: " + 5000 * "1", "Content-Length: 0\r\nTransfer-Encoding: chunked"])
+def test_a_body_without_a_known_length_is_no_request(port, header, capfd):
+    received = answered(port, f"POST /v1/models/m:predict HTTP/1.1\r\n{header}\r\n\r\n".encode() + INNER)
+    assert received.startswith(b"HTTP/1.1 400 ") and received.count(b"HTTP/1.1 ") == 1
+    assert b"a request needs a Content-Length" in received and "Traceback" not in capfd.readouterr().err
+
+
+def posted(port, path, content):
+    head = f"POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+    return answered(port, head.encode() + content)
+
+
+@pytest.mark.parametrize("number", [str(2**63), 5000 * "1"])
+def test_a_version_that_is_no_int64_is_refused(port, number, capfd):
+    received = posted(port, f"/v1/models/m/versions/{number}:predict", b'{"inputs": ["a"]}')
+    assert received.startswith(b"HTTP/1.1 400 ") and b"is not a version" in received
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_lists_that_are_too_deep_are_refused(port, capfd):
+    """Python reads some that are too deep for functions that call themselves."""
+    for depth in range(900, 1000):
+        received = posted(
+            port,
+            "/v1/models/m:predict",
+            json.dumps({"inputs": None}).encode().replace(b"null", depth * b"[" + depth * b"]"),
+        )
+        assert received.startswith(b"HTTP/1.1 400 "), depth
+    assert "Traceback" not in capfd.readouterr().err
