@@ -27,6 +27,7 @@ from framework.files import cache_folder
 EXTRA = "remote"  # of pyproject.toml
 RUNS, VIEWS, READ = "runs", "views", "read"  # folders of the cache: of runs, to look at, of data and other runs
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _REASON_CHARACTERS = 300
 
 
@@ -123,11 +124,10 @@ class Place:
         try:
             self._system, root = core.url_to_fs(address)
         except ImportError as error:
-            version = extras.load("fsspec", EXTRA).__version__
-            raise UserError(
-                f"{address}: {_reason(error)}. Type python -m pip install with that package; of s3fs, gcsfs and adlfs"
-                f" the version that goes with fsspec {version}."
-            ) from error
+            if package := _PACKAGES.get(scheme):
+                pins = " ".join(extras.pins(EXTRA))  # typed too, or pip would change the version of fsspec
+                raise UserError(f"{scheme}:// needs {package}. Type python -m pip install {package} {pins}") from error
+            raise UserError(f"{scheme}:// needs another package: {_reason(error)}.") from error
         except Exception as error:  # each package raises exceptions of its own, such as for missing credentials
             raise UserError(f"{address} is no address that fsspec can open ({scheme}): {_reason(error)}.") from error
         self._root = str(root).rstrip("/")

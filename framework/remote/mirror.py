@@ -73,7 +73,8 @@ def _copied(address: str, flag: str, target: Path, wanted: Callable[[str], bool]
         try:
             count = mirror(place, target, wanted)
         except Unreachable as error:
-            raise UserError(f"{flag}={address} cannot be read: {error}. Type another address.") from error
+            before = f"{flag}={target}, the copy that was made before" if target.is_dir() else "another address"
+            raise UserError(f"{flag}={address} cannot be read: {error}. Type {before}.") from error
         except OSError as error:
             raise UserError(
                 f"{flag}={address} cannot be copied: {error}. Set FRAMEWORK_CACHE to another disk."

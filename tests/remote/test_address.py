@@ -1,7 +1,10 @@
 """framework/remote/address.py: what an address is, and the files at one."""
 
+from importlib.util import find_spec
+
 import pytest
 
+from framework import extras
 from framework.errors import UserError
 from framework.remote.address import Place, Unreachable, as_typed, check, folder_of, is_address, refuse
 
@@ -48,10 +51,12 @@ def test_what_is_refused_of_an_address(address, said):
 def test_an_unknown_file_system_and_a_missing_package_are_one_line_each():
     with pytest.raises(UserError, match=r"^nonsense://x is no address that fsspec can open \(nonsense\): Protocol not"):
         Place("nonsense://x")
-    with pytest.raises(
-        UserError, match=r"^s3://b/run: Install s3fs to access S3. Type python -m pip install with that"
-    ):
-        Place("s3://b/run")
+    absent = [(scheme, package) for scheme, package in (("s3", "s3fs"), ("gs", "gcsfs")) if not find_spec(package)]
+    for scheme, package in absent:
+        with pytest.raises(UserError) as error:
+            Place(f"{scheme}://b/run")
+        pins = " ".join(extras.pins("remote"))
+        assert str(error.value) == f"{scheme}:// needs {package}. Type python -m pip install {package} {pins}"
 
 
 def test_a_folder_of_the_cache_belongs_to_the_address_alone(cache):

@@ -130,13 +130,20 @@ def test_a_checkpoint_without_its_manifest_is_left_out(memory, tmp_path):
 def test_what_cannot_be_copied_is_one_line(memory, monkeypatch):
     with pytest.raises(UserError, match=r"^--data_dir=memory://none has no files. Type another address.$"):
         mirror.local_copy("memory://none", "--data_dir")
-    memory.pipe({"/box/a": b"x" * 2_000_000})
+    memory.pipe({"/box/a": b"x" * 2_000_000, "/other/a": b"1"})
+    copy = mirror.local_copy("memory://other", "--data_dir")
     usage = collections.namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1_000_000))
-    with pytest.raises(
-        UserError, match=r"^memory://box has 0.002 GB to copy, and the disk of .* has 0.001 GB free. Set"
-    ):
+    full = (
+        r"^memory://box has 0.002 GB to copy, and the disk of .* has 0.001 GB free. Set FRAMEWORK_CACHE to a folder on"
+    )
+    with pytest.raises(UserError, match=full):
         mirror.local_copy("memory://box", "--data_dir")
     monkeypatch.setattr(type(memory), "find", lambda *_, **__: 1 / 0)
-    with pytest.raises(UserError, match=r"^--data_dir=memory://box cannot be read: division by zero. Type another"):
-        mirror.local_copy("memory://box", "--data_dir")
+    for address, hint in (
+        ("memory://third", "Type another address."),
+        ("memory://other", f"Type --data_dir={copy}, the copy that was made before."),
+    ):
+        with pytest.raises(UserError) as error:
+            mirror.local_copy(address, "--data_dir")
+        assert str(error.value) == f"--data_dir={address} cannot be read: division by zero. {hint}"
