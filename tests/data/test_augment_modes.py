@@ -96,6 +96,9 @@ def test_another_step_draws_anew_and_a_second_augmentation_too():
     assert not np.array_equal(first, second)
 
 
+NORMALISE = augment.Normalise()
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -113,8 +116,24 @@ def test_another_step_draws_anew_and_a_second_augmentation_too():
         (lambda: augment.ColourJitter(hue=0.1)(batch_of(BYTES[..., :1])), "1 channels have no colours"),
         (lambda: augment.Normalise((0.5, 0.5), (1, 1))(batch_of(BYTES)), "3 channels, and mean=.* has 2"),
         (lambda: augment.Chain("flip"), "was given a str, not a function"),
+        (
+            lambda: augment.Normalise((125.0,), (60.0,))(batch_of(BYTES)),
+            "is of pixels from 0 to 255, but those of uint8",
+        ),
+        (lambda: augment.Chain(NORMALISE, augment.ColourJitter(0.1)), "ColourJitter comes after Normalise, but takes"),
+        (lambda: augment.Chain(NORMALISE, augment.Flip(), NORMALISE), "Normalise comes after Normalise, but takes"),
+        (
+            lambda: augment.Chain(augment.Chain(NORMALISE), augment.OneOf(augment.ColourJitter(0.1), augment.Flip())),
+            "ColourJitter comes after Normalise",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_line(make, said):
     with rng.scope(KEY, 0), pytest.raises(UserError, match=said):
         make()
+
+
+def test_other_orders_are_those_that_may_be_meant():
+    of_other = augment.ColourJitter(0.1, field="other")
+    augment.Chain(augment.OneOf(NORMALISE, augment.Normalise((0.1,), (1.0,))), augment.Flip())
+    augment.Chain(augment.ColourJitter(0.1), NORMALISE, of_other, augment.Cutout(2), augment.PadAndCrop(1))

@@ -10,8 +10,8 @@ place in the global batch), so they have the same bits in every compile mode and
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -32,6 +32,8 @@ class Augmentation:
     """
 
     field: str = "image"
+    takes_levels: ClassVar[bool] = False  # whether it is wrong for pictures that are no more from black to white
+    normalises: ClassVar[bool] = False  # whether it makes such pictures
 
     @property
     def name(self) -> str:
@@ -68,8 +70,9 @@ class Chain:
         for member in members:
             if not callable(member):
                 raise UserError(f"augment.Chain was given a {type(member).__name__}, not a function of the batch.")
+        _check_order(members)
         self.members = members
-        self.needs = tuple(sorted({field for member in members for field in getattr(member, "needs", ())}))
+        self.needs = _needs_of(members)
 
     def __call__(self, batch: Batch) -> Batch:
         _record("source", batch)
@@ -87,6 +90,34 @@ class Chain:
         return shown
 
 
+def _needs_of(members: Sequence[Transform]) -> tuple[str, ...]:
+    return tuple(sorted({field for member in members for field in getattr(member, "needs", ())}))
+
+
+def _check_order(members: Sequence[Transform], before: Mapping[str, Augmentation] | None = None) -> dict[str, Any]:
+    """Returns {field: the member that normalises it}.
+
+    Raises:
+      UserError: a member that takes values from black to white comes after one that normalises the same field.
+    """
+    normalised = dict(before or {})
+    for member in members:
+        if isinstance(member, Chain):
+            normalised = _check_order(member.members, normalised)
+        elif isinstance(member, OneOf):
+            for each in member.members:
+                _check_order([each], normalised)
+        elif isinstance(member, Augmentation):
+            if member.takes_levels and member.field in normalised:
+                raise UserError(
+                    f"augment.Chain: {member.name} comes after {normalised[member.field].name}, but takes values of"
+                    f" '{member.field}' from black to white. Put {member.name} before it."
+                )
+            if member.normalises:
+                normalised[member.field] = member
+    return normalised
+
+
 class OneOf:
     """Applies one of several functions of a batch to each example, such as either MixUp or CutMix.
 
@@ -102,7 +133,9 @@ class OneOf:
     def __init__(self, *members: Transform, shares: tuple[float, ...] | None = None) -> None:
         self.members = members
         self.shares = (1.0,) * len(members) if shares is None else shares
-        self.needs = Chain(*members).needs
+        for member in members:
+            Chain(member)  # refuses what is no function of the batch
+        self.needs = _needs_of(members)
         if len(self.shares) != len(members) or not members or min(self.shares) < 0 or sum(self.shares) <= 0:
             raise UserError(f"augment.OneOf: shares={self.shares} must be a number of at least 0 for each member.")
 

@@ -5,6 +5,7 @@ Chain(ColourJitter(brightness=0.4, contrast=0.4, hue=0.1), Normalise((0.49, 0.48
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +32,7 @@ class ColourJitter(Augmentation):
       hue: (low, high) of the turn of the hue, in turns of the colour circle; n stands for -n to n, at most 0.5.
     """
 
+    takes_levels: ClassVar[bool] = True
     brightness: float | tuple[float, float] = 0.0
     contrast: float | tuple[float, float] = 0.0
     saturation: float | tuple[float, float] = 0.0
@@ -106,6 +108,8 @@ class Normalise(Augmentation):
       dtype: of the result; by default float32 of uint8, and else that of the pictures.
     """
 
+    takes_levels: ClassVar[bool] = True
+    normalises: ClassVar[bool] = True
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     dtype: str | None = None
@@ -119,6 +123,11 @@ class Normalise(Augmentation):
             raise UserError(
                 f"augment.Normalise: '{self.field}' has {images.shape[-1]} channels, and mean={self.mean} has"
                 f" {len(self.mean)} numbers. Give one a channel."
+            )
+        if images.dtype == tf.uint8 and max(self.mean) > 1:
+            raise UserError(
+                f"augment.Normalise: mean={self.mean} is of pixels from 0 to 255, but those of uint8 are first divided"
+                " by 255. Divide mean and std by 255, too."
             )
         dtype = tf.as_dtype(self.dtype or (tf.float32 if images.dtype == tf.uint8 else images.dtype))
         wide = tf.float64 if dtype == tf.float64 else tf.float32
