@@ -50,7 +50,7 @@ from framework.step.metric_row import MetricRow
 from framework.step.parts import StepFunction, StepParts
 from framework.step.penalty_checks import check_penalties
 from framework.step.probe import Probe, check_covered, probe, probe_step
-from framework.step.probe_checks import check_frozen
+from framework.step.probe_checks import check_frozen, check_mixed
 from framework.step.size import refuse_too_large
 from framework.step.tools import Tools, standard_step
 
@@ -254,6 +254,8 @@ def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenCon
                 trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
             quantizer = plan.quantizer(trace.graph)
             trace = probe(loss, model, metrics, longest(data), resolved, replicas.count)
+        if "make_step" not in functions:
+            check_mixed(trace.batch, trace.graph, "the loss")
         refuse_too_large(trace, longest(data), resolved)
         compile_choice.warn_of_convolutions(resolved, trace, replicas)
         if isinstance(replicas, ParameterServers):

@@ -30,6 +30,7 @@ from framework.step.probe_checks import (
     check_called,
     check_collectives,
     check_metric,
+    check_mixed,
     check_moved,
     check_pieces,
     check_terms,
@@ -168,6 +169,7 @@ def probe_step(
         terms.extend(returned)
 
     function = tf.function(trace, autograph=False).get_concrete_function(batch, _STEP)
+    check_mixed(batch, function.graph, "the step")
     check_draws(function.graph, config, state)
     refuse_repeated_draws("the step", function.graph)
     refuse_second_softmax(function.graph)

@@ -72,6 +72,24 @@ def check_metric(name: str, metric: Metric, state: Any) -> None:
         )
 
 
+def check_mixed(batch: Mapping[str, tf.TensorSpec], graph: tf.Graph, what: str) -> None:
+    """Raises UserError if labels are mixed, and the trace uses the first of each pair alone.
+
+    Args:
+      batch: the specs of the batch, the first inputs of the graph.
+      graph: the trace of the loss or the step.
+      what: its name, for the message.
+    """
+    labels = [name for name in batch if f"{name}_2" in batch]
+    inputs = dict(zip(sorted(batch), graph.inputs, strict=False))
+    if labels and "mix" in batch and not inputs["mix"].consumers():
+        raise UserError(
+            f"{what} does not read 'mix' of the batch, the weights of '{labels[0]}' and '{labels[0]}_2' that MixUp and"
+            " CutMix make: it would train on mixed examples with the first label alone. Write"
+            " losses.mixed(losses.sparse_cross_entropy, logits, batch)."
+        )
+
+
 def check_pieces(batch: Mapping[str, tf.TensorSpec], micro_batches: int, replicas: int) -> None:
     """Raises UserError if a batch is cut into micro-batches or shards, and a field does not have the examples first."""
     size = batch["weight"].shape[0]

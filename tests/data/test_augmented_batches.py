@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import launch
-from framework import testing
+from framework import losses, testing
 from framework.config import base_config
 from framework.data import augment
 from framework.data.batches import make_batches
@@ -142,3 +142,36 @@ def test_pictures_are_written_as_they_look_after_each_augmentation(tmp_path):
 def test_a_killed_run_with_all_augmentations_ends_in_the_same_bits(tmp_path, mode):
     arguments = [f"--workdir={tmp_path}/run", f"--config.train.compile={mode}", "--mode=verify_resume", "--kills=3"]
     assert launch.main(["launch.py", "--config=tests/pictures.py", *arguments]) == 0
+
+
+def plain_loss(cfg):
+    def loss(model, batch, training):
+        logits = model(batch["image"], training=training)
+        return {"cross_entropy": losses.sparse_cross_entropy(logits, batch["label"], batch["weight"])}, {}
+
+    return loss
+
+
+def functions(**others):
+    names = ("get_config", "make_data", "make_model", "make_loss")
+    return {**{name: getattr(pictures, name) for name in names}, **others}
+
+
+def test_a_loss_that_reads_one_of_two_mixed_labels_is_refused(tmp_path):
+    settings = {"data.few": True}
+    with pytest.raises(UserError, match=r"the loss does not read 'mix' of the batch, .* Write losses\.mixed\("):
+        testing.build(functions(make_loss=plain_loss), settings, tmp_path / "a")
+    testing.build(functions(), settings, tmp_path / "b")
+
+    def make_step(cfg, tools):
+        loss = plain_loss(cfg)
+
+        def step(state, batch):
+            result = tools.gradients(lambda batch: loss(state.model, batch, True), batch)
+            tools.apply(result.gradients)
+            return result.terms, {}
+
+        return step
+
+    with pytest.raises(UserError, match="the step does not read 'mix'"):
+        testing.build(functions(make_step=make_step), settings, tmp_path / "c")
