@@ -350,7 +350,7 @@ def _make_eval_blocks(
     blocks: dict[str, EvalBlock] = {}
     constants: dict[str, str] = {}
     probes = {
-        split: probe_evaluation(made.loss, train_state, batches, resolved, split, made.probe.terms)
+        split: probe_evaluation(made.loss, train_state, batches, resolved, split, made.probe.terms, made.probe.batch)
         for split, batches in eval_data.items()
     }
     for split, batches in eval_data.items():

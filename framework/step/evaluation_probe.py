@@ -49,13 +49,20 @@ class EvaluationProbe:
 
 
 def probe_evaluation(
-    loss: Loss, state: TrainState, batches: Batches, config: FrozenConfigDict, split: str, terms: tuple[str, ...]
+    loss: Loss,
+    state: TrainState,
+    batches: Batches,
+    config: FrozenConfigDict,
+    split: str,
+    terms: tuple[str, ...],
+    trained: Mapping[str, tf.TensorSpec],
 ) -> EvaluationProbe:
     """Traces the forward pass of one evaluation batch; nothing is run.
 
     Args:
       split: the name of the split.
       terms: those of training; penalties that only training has are 0 here.
+      trained: the specs of a batch of training.
 
     Raises:
       UserError: a random draw, or a variable or table that no checkpoint has, so that a resumed run would see another
@@ -67,6 +74,7 @@ def probe_evaluation(
     def trace() -> None:
         with scopes(config.train.precision, 0, tf.constant(0, tf.int64)):
             batch = NamedBatch(batches.at(0))
+            _warn_of_types(batch, trained, split)
             returned = forward(loss, state.model, batch, training=False)[0]
         check_terms(returned, batch.values())
         evaluated.extend(returned)
@@ -89,6 +97,21 @@ def probe_evaluation(
         rest,
         coverage.constants(graph, state, where, members_of(batches)[0]),
     )
+
+
+def _warn_of_types(batch: Mapping[str, tf.Tensor], trained: Mapping[str, tf.TensorSpec], split: str) -> None:
+    """Logs a warning of numbers that are integers here and floating in training, or the other way round."""
+    for name in sorted(batch.keys() & trained.keys()):
+        here, there = batch[name].dtype, trained[name].dtype
+        if (here.is_floating and there.is_integer) or (here.is_integer and there.is_floating):
+            logging.warning(
+                "'%s' is %s in training, but %s in the evaluation split '%s': if the model takes both alike, one of"
+                " them lacks a part of the transform, such as Normalise",
+                name,
+                there.name,
+                here.name,
+                split,
+            )
 
 
 def _check_moved(state: TrainState, assigned_variables: tuple[tf.Variable, ...], split: str) -> None:

@@ -175,3 +175,18 @@ def test_a_loss_that_reads_one_of_two_mixed_labels_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="the step does not read 'mix'"):
         testing.build(functions(make_step=make_step), settings, tmp_path / "c")
+
+
+@pytest.mark.parametrize("transform", [None, pictures.NORMALISE], ids=["raw", "normalised"])
+def test_pictures_of_another_type_than_in_training_are_warned_of(transform, tmp_path, caplog):
+    def make_data(cfg, split):
+        training = split == "train"
+        chosen = pictures.NORMALISE if training else transform
+        return make_batches(source(), cfg, training=training, transform=chosen)
+
+    testing.build(functions(make_data=make_data, make_loss=plain_loss), {}, tmp_path / "run")
+    said = [message for message in caplog.messages if "lacks a part of the transform" in message]
+    assert len(said) == (transform is None)
+    assert all(
+        message.startswith("'image' is float32 in training, but uint8 in the evaluation split") for message in said
+    )
