@@ -3,6 +3,7 @@
     manifest.add(folder, "2", manifest.digest(path))        # before the version 2 is put in place
     manifest.known(folder)                                  # {"1": "9f86…", "2": "60303…"}
     manifest.fault(folder / "2")                            # '', or why it is not the version that was exported
+    manifest.versions(folder)                               # {1: folder / "1", 2: folder / "2"}
 
 A SavedModel is a program. The hash tells a version that was changed, damaged or put there by other means than an
 export; it does not guard against a person who can write the manifest too. Nothing here imports TensorFlow.
@@ -15,7 +16,20 @@ from typing import Any
 from framework.files import CorruptError, read_bytes, read_json, write_json
 
 MANIFEST = "manifest.json"
+LARGEST = 2**63 - 1  # version that TensorFlow Serving sees; others in the folder it passes over in silence
 _TRUST = "A SavedModel is a program: if you trust it, type --trust."
+
+
+def number(name: str) -> int | None:
+    """Returns the version that a folder of this name is to a server; None if it is none."""
+    is_one = name.isascii() and name.isdecimal() and int(name) <= LARGEST
+    return int(name) if is_one else None
+
+
+def versions(folder: Path) -> dict[int, Path]:
+    """Returns {number: folder} of the versions in exports/<hook>."""
+    numbers = {path: number(path.name) for path in sorted(folder.glob("*")) if path.is_dir()}
+    return {version: path for path, version in numbers.items() if version is not None}
 
 
 def add(folder: Path, version: str, sha256: str) -> None:

@@ -39,6 +39,19 @@ def test_a_version_that_is_gone_leaves_the_manifest(tmp_path):
     assert manifest.known(tmp_path) == {"2": "two", "3": "three"}
 
 
+def test_versions_are_what_tensorflow_serving_sees(tmp_path):
+    """Its names are int64, so a time to the microsecond is none."""
+    for name in ("2", "007", str(2**63 - 1), str(2**63), "20261129134500123456", "-3", "٣", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "9").touch()
+    assert manifest.versions(tmp_path) == {
+        2: tmp_path / "2",
+        7: tmp_path / "007",
+        2**63 - 1: tmp_path / str(2**63 - 1),
+    }
+    assert [manifest.number(name) for name in ("0", "12", "", "1.5", "²")] == [0, 12, None, None, None]
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "null"])
 def test_a_damaged_manifest_knows_nothing(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)

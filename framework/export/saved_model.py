@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework import optim
+from framework import manifest, optim
 from framework.errors import UserError
 from framework.export import saved_model_runtime
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
@@ -52,8 +52,10 @@ class SavedModel:
             )
 
     def target(self, folder: Path) -> Path:
-        versions = [int(child.name) for child in folder.glob("*") if child.name.isdecimal()]
-        return folder / str(max(versions, default=0) + 1)
+        newest = max((manifest.number(child.name) or 0 for child in folder.glob("*")), default=0)
+        if newest == manifest.LARGEST:
+            raise UserError(f"{folder / str(newest)} has the largest number of a version. Remove it, and export again.")
+        return folder / str(newest + 1)
 
     def write(self, model: Any, path: Path) -> None:
         servable = make_servable(model)

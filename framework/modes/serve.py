@@ -65,15 +65,15 @@ def main(
 def _configured_name(served: Path) -> str | None:
     """Returns the name of the model in models.config, which the export wrote; None without one."""
     path = served / "models.config"
-    match = _NAME.search(path.read_text()) if path.is_file() else None
+    match = _NAME.search(path.read_text(errors="replace")) if path.is_file() else None
     return match[1] if match else None
 
 
 def _refuse_unknown(served: Path, is_trusted: bool) -> None:
     """Raises UserError unless the version that TensorFlow Serving will take, the newest, is as it was exported."""
-    versions = [int(path.name) for path in served.glob("*") if path.name.isdecimal() and path.is_dir()]
+    versions = manifest.versions(served)
     if not versions:
         raise UserError(f"{served} has no version to serve. Export one: --mode=export.")
-    newest = served / str(max(versions))
+    newest = versions[max(versions)]
     if not is_trusted and (why := manifest.fault(newest)):
         raise UserError(f"{newest} is not served: {why}")

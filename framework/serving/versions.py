@@ -91,8 +91,7 @@ class Versions:
 
     def look(self) -> None:
         """Loads the newest version that is neither served nor refused, and serves it."""
-        folders = (path for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir())
-        for number, path in sorted(((int(path.name), path) for path in folders), reverse=True):
+        for number, path in sorted(manifest.versions(self._folder).items(), reverse=True):
             if self._current is not None and number == self._current.version:
                 return
             files = _files(path)

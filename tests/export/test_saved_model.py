@@ -175,6 +175,19 @@ def test_versions_go_up_and_are_all_kept(model, tmp_path):
     assert hook.target(tmp_path / "none") == tmp_path / "none/1"
 
 
+def test_a_version_that_no_server_sees_is_not_counted_on(tmp_path):
+    (tmp_path / str(2**63)).mkdir()
+    (tmp_path / "٣").mkdir()
+    (tmp_path / "4").touch()
+    assert HOOK.target(tmp_path) == tmp_path / "5"
+    (tmp_path / str(2**63 - 1)).mkdir()
+    with pytest.raises(UserError) as error:
+        HOOK.target(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / str(2**63 - 1)} has the largest number of a version. Remove it, and export again."
+    )
+
+
 def test_a_failed_version_is_not_where_a_server_looks(model, tmp_path):
     changing = iter(range(100))
 

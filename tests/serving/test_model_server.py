@@ -44,7 +44,9 @@ def workdir(tmp_path):
     (folder / "4").mkdir(parents=True)
     (folder / "4/saved_model.pb").write_text("graph")
     manifest.add(folder, "4", manifest.digest(folder / "4"))
-    (folder / "models.config").write_text('model_config_list {\n  config {\n    name: "mnist"\n  }\n}\n')
+    config = 'model_config_list {\n  config {\n    name: "mnist"\n  }\n}\n'
+    (folder / "models.config").write_bytes(b"# edited where text is no UTF-8: caf\xe9\n" + config.encode())
+    (folder / str(2**63)).mkdir()  # which TensorFlow Serving does not see
     (folder / "batching.config").touch()
     (folder / "monitoring.config").touch()
     return tmp_path / "run"

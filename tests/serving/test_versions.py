@@ -55,6 +55,7 @@ def test_the_newest_version_is_served_and_a_newer_one_when_it_comes(tmp_path, ma
         write(tmp_path, number)
     (tmp_path / "notes").mkdir()
     (tmp_path / "11").write_text("a file")
+    (tmp_path / str(2**63)).mkdir()  # no int64, as the protos have it
     versions, said = made()
     versions.look()
     assert served(versions) == 10 and said == []
