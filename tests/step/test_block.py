@@ -10,16 +10,17 @@ from framework.config import UserError
 from framework.experiment import load
 from framework.step.forward import total
 from tests import tiny
-from tests.step.blocks import assert_same_bits, build, snapshot, with_model
+from tests.step.blocks import assert_same_bits, build, put_back, snapshot, with_model
 
 MODES = ("xla", "graph", "eager")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_any_split_into_blocks_ends_in_the_same_bits(mode):
-    ends, rows = [], []
+    built = build(mode)
+    start, ends, rows = snapshot(built), [], []
     for split in ((1,) * 12, (10, 2), (1, 3, 5, 3)):
-        built = build(mode)
+        put_back(built, start)
         blocks = [built.train_block(k) for k in split]
         ends.append(snapshot(built))
         rows.append(np.concatenate([block.rows for block in blocks]))
@@ -30,7 +31,8 @@ def test_any_split_into_blocks_ends_in_the_same_bits(mode):
 
 @pytest.mark.parametrize("mode", ["xla", "graph"])
 def test_one_trace_and_one_compilation_for_every_k(mode):
-    built = build(mode)
+    placement = {"graph": "resident", "xla": "stream"}[mode]
+    built = build(mode, **{"data.placement": placement, "data.prefetch_batches": 10})
     for k in (1, 3, 10, 7, 1, 10):
         built.train_block(k)
     for _ in range(2):
@@ -40,7 +42,7 @@ def test_one_trace_and_one_compilation_for_every_k(mode):
         assert (compiled.traces, compiled.compilations) == (1, expected)
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph"])
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
 def test_resident_and_streamed_data_train_the_same_bits(mode):
     settings = {"data.prefetch_batches": 10}
     streamed, resident = (
@@ -83,7 +85,7 @@ def test_modes_agree_within_float32_rounding():
 
 def test_rows_are_the_numbers_of_each_step():
     """Loss, accuracy and gradient norm of step 3 of a block equal those computed by hand from the state before it."""
-    built = build("xla", **{"train.precision": "float64", "model.l2": 1e-2, "model.dropout": 0.0})
+    built = build("graph", **{"train.precision": "float64", "model.l2": 1e-2, "model.dropout": 0.0})
     by_hand = build("eager", **{"train.precision": "float64", "model.l2": 1e-2, "model.dropout": 0.0})
     by_hand.train_block(2)
     batch = by_hand.data.at(2)
@@ -129,7 +131,7 @@ def test_inspect_gives_the_gradients_of_the_next_step_and_changes_nothing():
     assert list(gradients) == ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph", "eager"])
 def test_evaluation_counts_each_example_once(mode):
     """500 examples in batches of 128: the padding of the last one counts for nothing."""
     built = build(mode, **{"train.precision": "float64", "model.l2": 1e-2, "train.block_steps": 3})
@@ -185,7 +187,7 @@ def test_a_frozen_layer_stays_as_it_is():
         model.layers[1].trainable = False
         return model
 
-    built = build("xla", {"make_model": make_model})
+    built = build("graph", {"make_model": make_model})
     frozen = built.model.layers[1].kernel.numpy()
     built.train_block(5)
     assert built.model.layers[1].kernel.numpy().tobytes() == frozen.tobytes()
@@ -208,7 +210,7 @@ def test_two_terms_have_their_own_weights_and_a_term_without_weight_is_zero():
         return loss
 
     settings = {"train.precision": "float64", "model.dropout": 0.0}
-    built = build("xla", {"make_loss": make_loss}, **settings)
+    built = build("graph", {"make_loss": make_loss}, **settings)
     batch = built.data.at(0)
     logits = built.model(batch["image"], training=False)
     values = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits).numpy()
@@ -227,7 +229,7 @@ def test_total_is_the_sum_of_means():
     assert float(total(terms)) == 2.0
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_weight_may_be_a_count(precision):
     """Of tokens, say: an integer, in training and in evaluation."""
 
@@ -245,23 +247,24 @@ def test_a_weight_may_be_a_count(precision):
     assert counted.eval_blocks["test"]()["loss"] == summed.eval_blocks["test"]()["loss"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph", "eager"])
 def test_a_block_halts_before_the_step_that_is_not_finite(mode):
     settings = {"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""}
     built = build(mode, **settings)
-    block = built.train_block(10)
+    start, block = snapshot(built), built.train_block(10)
     assert block.is_halted and 1 < len(block.rows) < 10
     finite = [np.isfinite([row["loss"], row["gradient_norm"]]).all() for row in map(block.row, range(len(block.rows)))]
     assert finite == [True] * (len(finite) - 1) + [False]
     assert int(built.state.step) == int(built.state.updates) == len(finite) - 1
-    again = build(mode, **settings)
-    again.train_block(len(finite) - 1)
-    assert_same_bits(snapshot(built), snapshot(again))
+    halted = snapshot(built)
+    put_back(built, start)
+    built.train_block(len(finite) - 1)
+    assert_same_bits(snapshot(built), halted)
 
 
 def test_inspect_leaves_moving_averages_alone():
     """The forward pass in training moves those of BatchNorm; looking at gradients must not."""
-    built = build("xla", with_model(lambda: [keras.layers.Dense(16), keras.layers.BatchNormalization()]))
+    built = build("graph", with_model(lambda: [keras.layers.Dense(16), keras.layers.BatchNormalization()]))
     built.train_block(3)
     before = snapshot(built)
     built.train_block.inspect()

@@ -10,15 +10,17 @@ import tf_keras as keras
 
 from framework import paths
 from framework.checkpoint.checkpoints import read_arrays
+from framework.data.batches import make_batches
 from framework.data.sources import Source
 from framework.run import loop
 from framework.run.nonfinite import NonFiniteError, report
 from tests import small
 from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
+from tests.step import blocks
 
 MODES = ("xla", "graph", "eager")
-# First, middle and last of four micro-batches of four.
-PLACES = (1, 6, 15)
+# Steps, and places in their batches: in the first, a middle and the last of four micro-batches of four.
+PLACES = ((4, 1), (6, 6), (8, 15))
 COUNTS = {"step", "skipped", "skipped_in_row"}
 SCALE = {"loss_scale/scale", "loss_scale/good"}
 
@@ -34,41 +36,42 @@ def rows(built):
     return [{name: value for name, value in line.items() if name != "examples_per_second"} for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("mode", "place"),
-    [*((mode, PLACES[1]) for mode in ("xla", "xla_update", "eager")), *(("graph", place) for place in PLACES)],
-)
-def test_skip_changes_counters_alone(mode, place):
-    built = build(heat={(4, place): HOT}, **SKIP, **EMA, **MICRO, **{"train.compile": mode})
+@pytest.mark.parametrize("mode", ["xla", "graph", "eager", pytest.param("xla_update", marks=pytest.mark.slow)])
+def test_skip_changes_counters_alone(mode):
+    built = build(heat=dict.fromkeys(PLACES, HOT), **SKIP, **EMA, **MICRO, **{"train.compile": mode})
     built.train_block(4)
-    before = snapshot(built)
-    block = built.train_block(1)
-    assert not math.isfinite(block.row(0)["loss"]) and not block.is_halted
-    assert differing(before, snapshot(built)) == COUNTS
-    assert block.row(0)["update_norm"] == 0
-    state = built.state
-    assert [int(v) for v in (state.step, state.updates, state.skipped, state.skipped_in_row)] == [5, 4, 1, 1]
-    built.train_block(1)
-    assert [int(v) for v in (state.step, state.updates, state.skipped, state.skipped_in_row)] == [6, 5, 1, 0]
+    counters = [getattr(built.state, name) for name in ("step", "updates", "skipped", "skipped_in_row")]
+    for number in range(len(PLACES)):
+        before = snapshot(built)
+        block = built.train_block(1)
+        assert not math.isfinite(block.row(0)["loss"]) and not block.is_halted
+        assert differing(before, snapshot(built)) == COUNTS
+        assert block.row(0)["update_norm"] == 0
+        assert [int(v) for v in counters] == [5 + 2 * number, 4 + number, 1 + number, 1]
+        built.train_block(1)
+        assert [int(v) for v in counters] == [6 + 2 * number, 5 + number, 1 + number, 0]
 
 
-@pytest.mark.parametrize(("mode", "place"), [("xla", PLACES[0]), *(("graph", place) for place in PLACES)])
-def test_an_overflow_of_float16_changes_counters_and_scale_alone(mode, place):
+@pytest.mark.parametrize("mode", ["xla", "graph"])
+def test_an_overflow_of_float16_changes_counters_and_scale_alone(mode):
     """The loss itself is finite: only its gradients are too large for float16, whatever the scale."""
-    built = build(heat={(4, place): HOT_IN_HALF}, **HALF, **EMA, **MICRO, **{"train.compile": mode})
+    built = build(heat=dict.fromkeys(PLACES, HOT_IN_HALF), **HALF, **EMA, **MICRO, **{"train.compile": mode})
     built.train_block(4)
-    assert (float(built.state.loss_scale.scale), int(built.state.loss_scale.good)) == (512, 1)
-    before = snapshot(built)
-    block = built.train_block(1)
-    row = block.row(0)
-    assert math.isfinite(row["loss"]) and not math.isfinite(row["gradient_norm"])
-    assert differing(before, snapshot(built)) == COUNTS | SCALE
-    assert row["loss_scale"] == 512  # that of the step, not of the next
-    assert (float(built.state.loss_scale.scale), int(built.state.loss_scale.good)) == (256, 0)
-    assert [int(v) for v in (built.state.step, built.state.updates, built.state.skipped)] == [5, 4, 1]
+    state, scale = built.state, built.state.loss_scale
+    for number, of_step in enumerate((512, 256, 128)):
+        assert (float(scale.scale), int(scale.good)) == (of_step, 1)
+        before = snapshot(built)
+        block = built.train_block(1)
+        row = block.row(0)
+        assert math.isfinite(row["loss"]) and not math.isfinite(row["gradient_norm"])
+        assert differing(before, snapshot(built)) == COUNTS | SCALE
+        assert row["loss_scale"] == of_step  # that of the step, not of the next
+        assert (float(scale.scale), int(scale.good)) == (of_step / 2, 0)
+        assert [int(v) for v in (state.step, state.updates, state.skipped)] == [5 + 2 * number, 4 + number, 1 + number]
+        built.train_block(1)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph", "eager"])
 def test_a_constraint_of_a_weight_is_no_change_of_a_skipped_step(mode):
     """tf_keras' constraints divide by a norm and something: what is put on once more is not the same bits."""
 
@@ -183,12 +186,14 @@ def test_the_average_counts_updates():
 @pytest.mark.parametrize("mode", MODES)
 def test_stop_halts_at_the_step_with_the_state_before_it(mode):
     built = build(heat={(4, 9): HOT}, **EMA, **{"train.compile": mode})
+    start = blocks.snapshot(built)
     block = built.train_block(10)
     assert block.is_halted and len(block.rows) == 5
     assert not math.isfinite(block.row(4)["loss"])
-    whole = build(**EMA, **{"train.compile": mode})
-    whole.train_block(4)
-    assert differing(snapshot(built), snapshot(whole)) == set()
+    halted = snapshot(built)
+    blocks.put_back(built, start)
+    built.train_block(4)
+    assert differing(snapshot(built), halted) == set()
 
 
 def test_stop_says_why_and_writes_down_batch_indices_and_state(tmp_path):
@@ -248,7 +253,7 @@ def knew_and_trained(bad):
     return knew
 
 
-@pytest.mark.parametrize("bad", [(0,), (3, 8), (4, 5)])
+@pytest.mark.parametrize("bad", [(0,), pytest.param((3, 8), marks=pytest.mark.slow), (4, 5)])
 def test_rewind_ends_as_a_run_that_knew_from_the_start(tmp_path, bad):
     built = build(tmp_path / "run", heat={(step, 2): HOT for step in bad}, **REWIND)
     result = loop.train(built)
@@ -293,7 +298,7 @@ def rewound(tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("rewinds", [1, 2])
+@pytest.mark.parametrize("rewinds", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_right_after_a_rewind_and_resumed_ends_in_the_same_bits(tmp_path, monkeypatch, rewound, rewinds):
     heat = {(step, 2): HOT for step in (3, 8)}
     killed = build(tmp_path / "run", heat=heat, **REWIND)
@@ -351,8 +356,6 @@ def test_empty_terms_are_counted_once_an_update():
     """No example of three steps has any weight; of those, one is skipped and counts for nothing."""
 
     def make_loss(cfg):
-        from tests import small
-
         inner = small.make_loss(cfg)
 
         def loss(model, batch, training):
@@ -385,12 +388,6 @@ def test_a_batch_without_any_weight_changes_nothing_but_counts():
 
 
 def weightless(cfg, split):
-    from framework.data.batches import make_batches
-
-    source = examples({})
-    return make_batches(
-        Source(dict(source.arrays), origin="made-up points"),
-        cfg,
-        training=split == "train",
-        transform=lambda batch: {**batch, "weight": 0 * batch["weight"]},
-    )
+    source = Source(dict(examples({}).arrays), origin="made-up points")
+    no_weight = lambda batch: {**batch, "weight": 0 * batch["weight"]}  # noqa: E731
+    return make_batches(source, cfg, training=split == "train", transform=no_weight)

@@ -84,14 +84,14 @@ def test_candidates_that_are_not_taken_are_freed(thorough):
             return block
 
     built.train_block.__class__ = Watched
-    block, choice = choose(built.train_block, module.MODES, built.replicas, 10)
+    block, choice = choose(built.train_block, ("graph", "xla"), built.replicas, 10)
     built.compile_by(choice, block)
     gc.collect()
     assert {mode for mode, compiled in made.items() if compiled() is not None} <= {
         choice.mode,
         built.train_block.compiled.mode,
     }
-    assert len(made) == 4
+    assert set(made) == {"graph", "xla"}
 
 
 def test_averages_masks_and_losses_are_those_of_a_graph_in_every_mode_and_any_length_takes_one_compilation():
