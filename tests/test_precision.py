@@ -95,8 +95,16 @@ ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @pytest.mark.parametrize("name", HALVES)
-@pytest.mark.parametrize("mode", ["graph", "xla"])
-@pytest.mark.parametrize("shape", [(64, 8), (16, 4, 4, 8)], ids=["dense", "pictures"])
+@pytest.mark.parametrize(
+    ("mode", "shape"),
+    [
+        ("graph", (64, 8)),
+        ("graph", (16, 4, 4, 8)),
+        ("xla", (16, 4, 4, 8)),
+        pytest.param("xla", (64, 8), marks=pytest.mark.slow),
+    ],
+    ids=["graph-dense", "graph-pictures", "xla-pictures", "xla-dense"],
+)
 @pytest.mark.parametrize("layer", ["BatchNormalization", "LayerNormalization"])
 def test_normalisation_sums_in_float32(name, mode, shape, layer):
     """Of values around 1000: their squares do not fit into float16, nor their mean into 8 bits."""
@@ -307,7 +315,10 @@ def test_which_runs_have_a_scale(name, of, is_dynamic):
     assert scale is None or scale.is_dynamic is is_dynamic
 
 
-@pytest.mark.parametrize(("name", "mode"), [("dynamic", "xla"), ("static", "graph")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("dynamic", "graph"), ("static", "graph"), pytest.param("dynamic", "xla", marks=pytest.mark.slow)],
+)
 def test_a_scale_that_is_a_power_of_two_changes_no_bit_in_float32(name, mode):
     """Gradients are unscaled before the norm, the clipping and the update."""
     settings = {"clip.name": "global_norm", "clip.threshold": 0.5, "train.compile": mode, "train.micro_batches": 2}

@@ -54,7 +54,7 @@ def test_resume_from_takes_the_whole_state_and_makes_it_its_own(tmp_path, source
     assert again.restore("best") == best
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_resume_from_in_a_new_folder_ends_in_the_same_bits(tmp_path, source, step):
     built = build(tmp_path / "run", resume_from=str(source.workdir / "checkpoints" / f"step-{step:08d}"))
     result = loop.train(built)

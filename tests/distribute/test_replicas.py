@@ -32,7 +32,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("replicas", "mode", "micro_batches"), [(2, "graph", 2), (2, "xla", 1), (4, "graph", 4)])
+@pytest.mark.parametrize(
+    ("replicas", "mode", "micro_batches"),
+    [pytest.param(2, "graph", 2, marks=pytest.mark.slow), (2, "xla", 1), (4, "graph", 4)],
+)
 def test_dropout_penalty_clip_and_average_are_those_of_one_device(replicas, mode, micro_batches):
     one, rows = one_device("dropout", mode)
     more = {"train.micro_batches": micro_batches, "train.compile": mode}
@@ -114,7 +117,7 @@ def test_an_overflow_of_float16_on_the_last_replica_alone_lowers_the_scale_of_al
     assert float(built.state.loss_scale.scale) == 128
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_synchronised_batch_normalisation_is_that_of_one_device(replicas):
     one, _ = one_device("normalised")
     synchronised = model_with(lambda: keras.layers.BatchNormalization(name="norm", synchronized=True))
@@ -127,7 +130,7 @@ def test_synchronised_batch_normalisation_is_that_of_one_device(replicas):
         np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_batch_normalisation_of_each_replica_moves_the_mean_of_all(mode):
     """Each normalises by its own statistics; the moving averages are the mean of theirs, on every one of them."""
     settings = {**DOUBLE, "train.compile": mode}
@@ -145,7 +148,7 @@ def test_batch_normalisation_of_each_replica_moves_the_mean_of_all(mode):
     np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-7)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_negatives_of_all_replicas_are_those_of_one_device(replicas):
     one, rows = one_device("contrastive")
     many = build(functions=RUNS["contrastive"][0], **on(replicas, **DOUBLE, **{"train.compile": "graph"}))
@@ -182,7 +185,7 @@ def test_what_looks_at_a_step_with_negatives_sees_each_once(make_loss):
     assert losses_of[1] == pytest.approx(losses_of[0], rel=1e-12)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_eagerly_replicas_take_the_steps_that_they_take_in_a_graph(micro_batches):
     """Eager tensors of a batch look like constants, but dropout makes the loss depend on the place in the batch."""
     settings = {"train.micro_batches": micro_batches, "train.precision": "float64"}
@@ -190,7 +193,7 @@ def test_eagerly_replicas_take_the_steps_that_they_take_in_a_graph(micro_batches
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_on_one_device_what_could_communicate_is_cut_into_micro_batches_as_anything(micro_batches):
     norm = keras.layers.BatchNormalization
     rows = [

@@ -65,8 +65,14 @@ def gradients(mode, remat, dtype="float64", passes=2):
     return [g.numpy() for g in found], [v.numpy() for v in net.variables], float(loss)
 
 
-@pytest.mark.parametrize("remat", ["before", "after"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "remat"),
+    [
+        *((mode, remat) for mode in ("eager", "graph") for remat in ("before", "after")),
+        ("xla", "after"),
+        pytest.param("xla", "before", marks=pytest.mark.slow),
+    ],
+)
 def test_same_gradients_draws_and_moving_averages(mode, remat):
     plain, again = gradients(mode, ""), gradients(mode, remat)
     assert again[2] == pytest.approx(plain[2], rel=1e-14)
@@ -74,8 +80,14 @@ def test_same_gradients_draws_and_moving_averages(mode, remat):
         np.testing.assert_allclose(right, left, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        ("graph", "bfloat16"),
+        ("xla", "float16"),
+        *(pytest.param(*way, marks=pytest.mark.slow) for way in (("graph", "float16"), ("xla", "bfloat16"))),
+    ],
+)
 def test_mixed_precision(mode, dtype):
     plain, again = gradients(mode, "", dtype), gradients(mode, "after", dtype)
     for left, right in zip(plain[0], again[0], strict=True):
@@ -159,7 +171,7 @@ def test_a_loss_of_the_layer_itself_is_refused():
         net(tf.ones([2, 3]), training=True)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_a_mask_that_keras_hands_on_holds_the_second_time_too(mode):
     """Attention to padding would change gradients and not the loss; behind a model inside the mask goes on."""
 

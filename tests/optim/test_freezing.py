@@ -30,7 +30,7 @@ NORM = {f"norm/{name}" for name in ("gamma", "beta", "moving_mean", "moving_vari
 FIRST = {"first/kernel", "first/bias"}
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla", "eager"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow), "eager"])
 def test_the_moving_averages_of_a_frozen_layer_stay(mode):
     run, before, after = trained((BACKBONE,), **{"train.compile": mode})
     assert still(before, after) == NORM | FIRST

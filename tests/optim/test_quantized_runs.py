@@ -126,7 +126,7 @@ def test_a_skipped_step_of_float16_moves_no_range_and_no_cluster(mode):
     assert not any(path.startswith("cluster/indices/") for path in moved)
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_ranges_of_half_precision_are_those_of_its_activations(precision):
     scale = {"loss_scale.initial": 8.0} if precision == "float16" else {}
     built = build(**INT8, **{"train.precision": precision, **scale})

@@ -122,7 +122,7 @@ def expected_rates(workdir, factor=0.5, min_delta=0.1, min_rate=0.004, peak=0.08
     [
         pytest.param("eager", {}, id="eager", marks=pytest.mark.slow),
         pytest.param("graph", {}, id="graph", marks=pytest.mark.slow),
-        pytest.param("xla", {}, id="xla"),
+        pytest.param("xla", {}, id="xla", marks=pytest.mark.slow),
         pytest.param("graph", TWO, id="graph on two"),
         pytest.param("xla", TWO, id="xla on two", marks=pytest.mark.slow),
     ],

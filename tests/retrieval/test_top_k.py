@@ -11,7 +11,15 @@ from tests.compile_modes import MODES
 
 USERS, ROWS, WIDTH = 7, 23, 3
 each_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
-each_block = pytest.mark.parametrize("item_block", [1, 5, 8, 23, 8192])
+BLOCKS = {1: pytest.mark.slow, 5: pytest.mark.slow, 8: (), 23: pytest.mark.slow, 8192: ()}  # how XLA is tested
+each_way = pytest.mark.parametrize(
+    ("compiled", "item_block"),
+    [
+        pytest.param(compiled, block, id=f"{mode}-{block}", marks=BLOCKS[block] if mode == "xla" else ())
+        for mode, compiled in MODES.items()
+        for block in BLOCKS
+    ],
+)
 
 
 def given():
@@ -38,8 +46,7 @@ def expected(users, items, seen, k):
     return np.where(rows > 0, np.take_along_axis(scores, rows, 1), -np.inf), rows
 
 
-@each_mode
-@each_block
+@each_way
 @pytest.mark.parametrize("has_seen", [False, True])
 def test_it_is_the_beginning_of_a_full_sort(compiled, item_block, has_seen):
     users, items, seen = given()
@@ -51,8 +58,7 @@ def test_it_is_the_beginning_of_a_full_sort(compiled, item_block, has_seen):
     assert scores.numpy().tolist() == best.tolist()
 
 
-@each_mode
-@each_block
+@each_way
 @pytest.mark.parametrize("has_seen", [False, True])
 def test_ranks_are_places_in_a_full_sort(compiled, item_block, has_seen):
     users, items, seen = given()

@@ -22,7 +22,9 @@ def uninterrupted(tmp_path_factory):
     return built, result, workdir
 
 
-@pytest.mark.parametrize(("stops", "mode"), [((1,), "graph"), ((20, 21, 33), "graph"), ((20,), "xla")])
+@pytest.mark.parametrize(
+    ("stops", "mode"), [((1,), "graph"), ((20, 21, 33), "graph"), pytest.param((20,), "xla", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops, mode):
     if mode == "xla":
         whole = build(tmp_path / "whole", mode)

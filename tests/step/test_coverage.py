@@ -72,8 +72,14 @@ def counted_in_a_branch():
     return transform
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("placement", ["resident", "stream"])
+@pytest.mark.parametrize(
+    ("placement", "training"),
+    [
+        ("resident", True),
+        ("stream", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("resident", False), ("stream", True))),
+    ],
+)
 @pytest.mark.parametrize(
     ("make_transform", "named"),
     [

@@ -82,7 +82,7 @@ def found(built):
     return finding
 
 
-@pytest.mark.parametrize(("layer", "micro_batches"), [(0, 1), (3, 1), (2, 4)])
+@pytest.mark.parametrize(("layer", "micro_batches"), [(0, 1), pytest.param(3, 1, marks=pytest.mark.slow), (2, 4)])
 def test_a_nan_of_a_layers_output(layer, micro_batches):
     """Of one example, in the second micro-batch where there are four."""
     settings = {"train.micro_batches": micro_batches, "train.compile": "graph"}
@@ -92,7 +92,7 @@ def test_a_nan_of_a_layers_output(layer, micro_batches):
     assert found(built) == f"layer 'layer{layer}': its output is not finite, its inputs are"
 
 
-@pytest.mark.parametrize(("layer", "micro_batches"), [(1, 1), (3, 1), (2, 4)])
+@pytest.mark.parametrize(("layer", "micro_batches"), [(1, 1), pytest.param(3, 1, marks=pytest.mark.slow), (2, 4)])
 def test_a_gradient_that_a_layer_makes_infinite(layer, micro_batches):
     built = planted(backwards, layer, {(1, 5): 1.0}, **{"train.micro_batches": micro_batches})
     assert math.isfinite(built.train_block(10).row(1)["loss"]) and int(built.state.step) == 1

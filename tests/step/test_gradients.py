@@ -33,8 +33,9 @@ SETTINGS = {
     "schedule.warmup": "",
 }
 MICRO = (1, 2, 4)
-CASES = [(mode, micro, "") for mode in ("graph", "xla") for micro in MICRO]
+CASES = [*(("graph", micro, "") for micro in MICRO), ("xla", 4, "")]
 CASES += [("eager", 4, ""), ("graph", 4, "body"), ("xla", 2, "body")]
+CASES += [pytest.param("xla", micro, "", marks=pytest.mark.slow) for micro in (1, 2)]
 
 
 def make_data(cfg, split):

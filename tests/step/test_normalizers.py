@@ -20,6 +20,7 @@ SPECS = {
     "label": tf.TensorSpec([8], tf.int32),
     "weight": tf.TensorSpec([8], tf.float32),
 }
+TWO = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}  # eagerly, examples are tensors like any others
 TABLE = np.array([0.5, 2.0, 3.25], np.float32)
 
 
@@ -276,13 +277,20 @@ def test_wherever_the_term_is_computed(where):
     assert str(caught.value) == CONSTANT
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph", "eager"])
-@pytest.mark.parametrize("settings", [{}, {"train.micro_batches": 4}, {"runtime.strategy": "mirrored"}])
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("xla", {"train.micro_batches": 4}),
+        ("graph", {}),
+        ("graph", TWO),
+        ("eager", {"train.micro_batches": 4}),
+        *(pytest.param("xla", settings, marks=pytest.mark.slow) for settings in ({}, TWO)),
+        pytest.param("graph", {"train.micro_batches": 4}, marks=pytest.mark.slow),
+        pytest.param("eager", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_constant_weight_of_examples_is_refused_and_that_of_a_penalty_is_not(mode, settings):
     """It would be counted once for each part and batch, whatever that holds."""
-    if settings == {"runtime.strategy": "mirrored"}:
-        settings = {**settings, "runtime.virtual_devices": 2}
-        mode = "graph" if mode == "eager" else mode  # eagerly, examples are tensors like any others
 
     def make_loss(weight, total):
         def loss(model, batch, training):
