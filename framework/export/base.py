@@ -100,8 +100,8 @@ class Signature:
         """Returns a new graph of `fn` on `model`, which takes the inputs as keywords; XLA compiles it if asked to.
 
         Raises:
-          UserError: `fn` does not return a dict of named tensors, changes a variable, or calls a tf.function that was
-            traced where a quantised model computed in another mode.
+          UserError: `fn` does not return a dict of named dense tensors, changes a variable, or calls a tf.function that
+            was traced where a quantised model computed in another mode.
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -111,7 +111,7 @@ class Signature:
                     f"Signature.fn returned {type(outputs).__name__}. Return a dict of named tensors,"
                     ' e.g. {"logits": logits}.'
                 )
-            return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
+            return {name: _dense(name, output) for name, output in outputs.items()}
 
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
         function = tf.function(serve, autograph=False).get_concrete_function(**specs)
@@ -122,6 +122,23 @@ class Signature:
                 " Call the model with training=False, and let it count nothing then."
             )
         return function
+
+
+def _dense(name: Any, output: Any) -> tf.Tensor:
+    """Returns an output of a signature as a tensor.
+
+    Raises:
+      UserError: its name is no text, or it is None, a dict, ragged or sparse.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"Signature.fn returned an output named {name!r}. Name it by text, e.g. 'logits'.")
+    try:
+        return tf.convert_to_tensor(output)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"Signature.fn returned a value of type {type(output).__name__} as '{name}'. Return dense tensors, e.g."
+            " ragged.to_tensor() or tf.sparse.to_dense(sparse), each under a name of its own."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

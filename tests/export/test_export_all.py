@@ -205,6 +205,31 @@ def test_signature_inputs_have_a_free_batch(inputs, message):
     assert str(error.value) == message
 
 
+NO_TENSOR = (
+    "Signature.fn returned a value of type {} as 'y'. Return dense tensors, e.g. ragged.to_tensor() or"
+    " tf.sparse.to_dense(sparse), each under a name of its own."
+)
+NO_NAME = "Signature.fn returned an output named {}. Name it by text, e.g. 'logits'."
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lambda x: {"y": None}, NO_TENSOR.format("NoneType")),
+        (lambda x: {"y": {"z": x}}, NO_TENSOR.format("dict")),
+        (lambda x: {"y": tf.RaggedTensor.from_tensor(x)}, NO_TENSOR.format("RaggedTensor")),
+        (lambda x: {"y": tf.sparse.from_dense(x)}, NO_TENSOR.format("SparseTensor")),
+        (lambda x: {1: x}, NO_NAME.format("1")),
+        (lambda x: {"": x}, NO_NAME.format("''")),
+        (lambda x: {}, 'Signature.fn returned dict. Return a dict of named tensors, e.g. {"logits": logits}.'),
+    ],
+)
+def test_outputs_are_named_dense_tensors(outputs, message):
+    with pytest.raises(UserError) as error:
+        Signature(lambda model, inputs: outputs(inputs["x"]), SIGNATURE.inputs).trace(Scale())
+    assert str(error.value) == message
+
+
 def test_a_signature_that_does_something_else_than_the_run_fails(tmp_path):
     """The artefact agrees with its own `fn`; the run's evaluation says what the model really does."""
     batches = [{"x": np.eye(4, dtype=np.float32), "label": np.arange(4, dtype=np.int32), "weight": np.ones(4)}]
