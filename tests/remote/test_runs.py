@@ -90,6 +90,12 @@ def test_the_commands_of_a_run_at_an_address(tmp_path, monkeypatch, capsys):
     before = Place(address).listing()
     assert call(*train, "--mode=check") == 1  # because of its test data, which are those of training
     assert Place(address).listing() == before
+
+
+def test_what_looks_at_runs_takes_addresses(tmp_path, monkeypatch, capsys):
+    address = f"file://{tmp_path}/box/runs/first"
+    train = [f"--config={CONFIG}", f"--workdir={address}", *EAGER]
+    assert call(*train) == 0
     capsys.readouterr()
     machine(monkeypatch, tmp_path, "third")
     assert call("--mode=report", f"--workdir={address}") == 0
