@@ -26,7 +26,7 @@ def test_the_folders_hold_every_kind_of_file(bench):
     assert bench.entered(bench.folders["ended"]) == 0 and bench._outcome(bench.folders["ended"]) == bench.expected
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in (2, 3))])
 def test_a_few_flips(bench, part):
     for number, flip in enumerate(bench.flips(40, SEED)):
         if number % 4 == part:

@@ -102,7 +102,7 @@ def sam_reference(steps):
     return w, losses
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph", "eager"])
+@pytest.mark.parametrize("mode", ["xla", pytest.param("graph", marks=pytest.mark.slow), "eager"])
 def test_sam_is_that_of_plain_eager_code(mode):
     run = build("sam", mode, **{"train.precision": "float64"})
     rows = run.train_block(12)
@@ -155,7 +155,7 @@ def gan_reference(steps):
     [
         pytest.param("xla", 1, marks=pytest.mark.slow),
         pytest.param("graph", 1, marks=pytest.mark.slow),
-        ("graph", 4),
+        pytest.param("graph", 4, marks=pytest.mark.slow),
         ("xla", 4),
         ("eager", 1),
     ],

@@ -117,7 +117,7 @@ def test_sizes_that_replicas_cannot_share_are_refused():
     )
 
 
-@pytest.mark.parametrize("placement", ["resident", "stream"])
+@pytest.mark.parametrize("placement", [pytest.param("resident", marks=pytest.mark.slow), "stream"])
 def test_an_evaluation_has_every_example_once(placement):
     run = build(**{"data.placement": placement})
     model = bucketed.Model(run.model)

@@ -235,7 +235,7 @@ def class_weights(values, kind):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("tensor", "constant float32[3] (loss in test_coverage.py) of the loss"),
+        pytest.param("tensor", "constant float32[3] (loss in test_coverage.py) of the loss", marks=pytest.mark.slow),
         ("array", "constant float32[3] (loss in test_coverage.py) of the loss"),
         ("variable", "variable 'Variable:0' of the loss"),
     ],

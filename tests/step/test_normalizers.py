@@ -65,7 +65,7 @@ def terms_of(model, batch):
     return {name: losses.Term(values.sum, value) for name, value in chosen.items()}, {}
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("mode", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_weights_are_those_of_numpy_and_nothing_moves(mode):
     model = make_model()
     before = [variable.numpy() for variable in model.variables]

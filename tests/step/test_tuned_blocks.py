@@ -40,12 +40,12 @@ EVERYTHING = {
 }
 
 
-def test_the_state_is_bit_for_bit_what_it_was_and_so_is_what_is_trained_then(thorough):
+@pytest.mark.parametrize("modes", [("graph", "xla_update"), pytest.param(module.MODES, marks=pytest.mark.slow)])
+def test_the_state_is_bit_for_bit_what_it_was_and_so_is_what_is_trained_then(thorough, modes):
     built = build(heat={(5, 3): HOT}, **EVERYTHING)
     built.train_block(3)
     before = snapshot(built)
-    modes = candidates(built.resolved, built.probe, built.replicas)
-    assert modes == module.MODES
+    assert candidates(built.resolved, built.probe, built.replicas) == module.MODES
     block, choice = choose(built.train_block, modes, built.replicas, 37)
     assert not differing(snapshot(built), before)
     assert set(choice.milliseconds) == set(modes)
@@ -94,7 +94,8 @@ def test_candidates_that_are_not_taken_are_freed(thorough):
     assert set(made) == {"graph", "xla"}
 
 
-def test_averages_masks_and_losses_are_those_of_a_graph_in_every_mode_and_any_length_takes_one_compilation():
+@pytest.mark.parametrize("modes", [("graph", "xla"), pytest.param(PARTS, marks=pytest.mark.slow)])
+def test_averages_masks_and_losses_are_those_of_a_graph_in_every_mode_and_any_length_takes_one_compilation(modes):
     class Masks:
         """Which of its inputs a dropout keeps, as a metric of as many numbers."""
 
@@ -132,7 +133,7 @@ def test_averages_masks_and_losses_are_those_of_a_graph_in_every_mode_and_any_le
     functions = {"make_model": make_model, "make_loss": make_loss, "make_metrics": lambda cfg: {"masks": Masks()}}
     settings = {"train.precision": "float64", "ema.decay": 0.9, "train.duration": "21 steps"}
     found = {}
-    for mode in PARTS:
+    for mode in modes:
         built = build(functions=functions, **settings, **{"train.compile": mode})
         blocks = [built.train_block(k) for k in (1, 3, built.train_block.block_steps, 7)]
         masks = [built.train_block.layout.unpack(row)["masks"] for block in blocks for row in block.rows]
@@ -141,7 +142,7 @@ def test_averages_masks_and_losses_are_those_of_a_graph_in_every_mode_and_any_le
         assert built.train_block.compiled.compilations in (None, int(mode != "graph"))
     masks, losses, graph = found["graph"]
     assert 0.4 < masks.mean() < 0.6
-    for mode in PARTS[1:]:
+    for mode in modes[1:]:
         np.testing.assert_array_equal(found[mode][0], masks)
         np.testing.assert_allclose(found[mode][1], losses, rtol=1e-12)
         for path, variable in graph.state.learned.items():

@@ -95,7 +95,7 @@ def test_an_id_that_is_no_row_ends_the_run_before_its_step(mode):
 
 SLOW_WAYS = [("graph", "stream"), ("xla", "resident"), ("eager", "resident")]
 WAYS = [
-    {"train.micro_batches": 4, "train.compile": "graph"},
+    pytest.param({"train.micro_batches": 4, "train.compile": "graph"}, marks=pytest.mark.slow),
     {"train.micro_batches": 4, "train.compile": "xla"},
     {"data.placement": "stream", "train.compile": "xla"},
     {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "train.compile": "xla"},
