@@ -24,7 +24,7 @@ from framework.step.diagnose import look
 from tests import small
 from tests.augmented import SIDE
 
-AUGMENTED = "tests/augmented.py"
+AUGMENTED, LINEAR = "tests/augmented.py", "tests/linear.py"
 SHORT = {"train.duration": "24 steps", "eval.every": "", "checkpoint.every": "7 steps", "eval.splits": "test"}
 SHORT |= {"checkpoint.best_metric": "", "checkpoint.keep": 10}
 
@@ -279,16 +279,16 @@ def test_no_such_step(tmp_path):
 def test_a_run_that_set_out_from_another_is_replayed_from_there(tmp_path):
     """Weights alone, and the whole state: before the first checkpoint of its own."""
     quiet = {"checkpoint.keep": 1, "checkpoint.every": "", "log.every": "1 step"}
-    trained(tmp_path / "first", "graph", **quiet, **{"train.duration": "9 steps"})
+    trained(tmp_path / "first", "graph", LINEAR, **quiet, **{"train.duration": "9 steps"})
     tuned = {**quiet, "train.duration": "14 steps", "seed": 3}
-    trained(tmp_path / "weights", "graph", **tuned, init_from=str(tmp_path / "first"))
-    shown = replay_step(again(tmp_path / "weights"), 2)
+    trained(tmp_path / "weights", "graph", LINEAR, **tuned, init_from=str(tmp_path / "first"))
+    shown = replay_step(again(tmp_path / "weights", LINEAR), 2)
     assert (shown.start, shown.differing) == (0, []) and shown.logged["loss"] == shown.scalars["loss"]
-    trained(tmp_path / "whole", "graph", **tuned, resume_from=str(tmp_path / "first"))
-    shown = replay_step(again(tmp_path / "whole"), 11)
+    trained(tmp_path / "whole", "graph", LINEAR, **tuned, resume_from=str(tmp_path / "first"))
+    shown = replay_step(again(tmp_path / "whole", LINEAR), 11)
     assert (shown.start, shown.differing) == (9, []) and shown.logged["loss"] == shown.scalars["loss"]
     with pytest.raises(UserError) as error:
-        replay_step(again(tmp_path / "whole"), 3)
+        replay_step(again(tmp_path / "whole", LINEAR), 3)
     assert str(error.value) == (
         f"--step=3 is of the run that this one went on from at step 9: {tmp_path}/first. Use the --workdir of that one."
     )
