@@ -11,7 +11,7 @@ with such arrays and tables; of your own ratings, `MovieLens(arrays, origin, use
 import numpy as np
 
 from framework.data.sets.movielens import MovieLens
-from framework.data.sets.rating_splits import fields_of
+from framework.data.sets.rating_splits import rating_fields
 from framework.errors import UserError
 
 
@@ -42,14 +42,14 @@ def of_items(ratings: MovieLens) -> tuple[np.ndarray, np.ndarray]:
 
 def in_time(ratings: MovieLens) -> np.ndarray:
     """Returns the indices that sort ratings by user, then by time, then by the line of the file."""
-    user, timestamp = fields_of(ratings, "user", "timestamp")
+    user, timestamp = rating_fields(ratings, "user", "timestamp")
     return np.lexsort((np.arange(len(user)), timestamp, user))
 
 
 def histories(ratings: MovieLens, length: int) -> np.ndarray:
     """Returns the films that the user rated before each rating: rows, int32 [ratings, length], the newest last."""
     order = in_time(ratings)
-    user, film = (rows[order].astype(np.int32) for rows in fields_of(ratings, "user", "item"))
+    user, film = (rows[order].astype(np.int32) for rows in rating_fields(ratings, "user", "item"))
     film += 1
     place = np.arange(len(user)) - np.searchsorted(user, user)  # among the ratings of the user
     back = np.arange(length, 0, -1)
@@ -66,7 +66,7 @@ def rated_by(ratings: MovieLens, chosen: np.ndarray) -> list[np.ndarray]:
       ratings: the ratings.
       chosen: indices of those that count, such as a split's part 'train'.
     """
-    user, film = (rows[chosen].astype(np.int32) for rows in fields_of(ratings, "user", "item"))
+    user, film = (rows[chosen].astype(np.int32) for rows in rating_fields(ratings, "user", "item"))
     ends = np.cumsum(np.bincount(user, minlength=_count_of(ratings, "user")))
     return np.split(film[np.argsort(user, kind="stable")] + 1, ends[:-1])
 
@@ -75,7 +75,7 @@ def counts(ratings: MovieLens, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Returns how many of the chosen ratings each user and film has: {'user' or 'item': int64 [rows]}, 0 for row 0."""
     return {
         side: np.bincount(
-            fields_of(ratings, side)[0][chosen].astype(np.int64) + 1, minlength=_count_of(ratings, side) + 1
+            rating_fields(ratings, side)[0][chosen].astype(np.int64) + 1, minlength=_count_of(ratings, side) + 1
         )
         for side in ("user", "item")
     }
@@ -93,7 +93,7 @@ def _count_of(ratings: MovieLens, side: str) -> int:
             f"'{ratings.origin}' has no table of {side}s, which says how many there are. Write"
             " MovieLens(arrays, origin, users={'id': …}, items={'id': …}) of framework.data.sets.movielens."
         )
-    (rows,) = fields_of(ratings, side)
+    (rows,) = rating_fields(ratings, side)
     if len(rows) and rows.max() >= len(table["id"]):
         raise UserError(
             f"'{side}' of '{ratings.origin}' is {rows.max()} in line {rows.argmax()}, but the table has the rows 0 to"

@@ -85,7 +85,7 @@ class Split:
 
     def leaks(self, ratings: Source, part: str = "test") -> Leaks:
         """Returns what the training ratings know about the future of a held-out part, and about its ratings."""
-        user, item, timestamp = fields_of(ratings, "user", "item", "timestamp")
+        user, item, timestamp = rating_fields(ratings, "user", "item", "timestamp")
         user, item = user.astype(np.int64), item.astype(np.int64)
         place = _places(timestamp)
         train, held_out = self.parts["train"], self.parts[part]
@@ -116,7 +116,7 @@ class SplitSource(Source):
         return hashlib.sha256(f"{super().fingerprint()} {self.split}".encode()).hexdigest()
 
 
-def fields_of(ratings: Source, *names: str) -> list[np.ndarray]:
+def rating_fields(ratings: Source, *names: str) -> list[np.ndarray]:
     """Returns fields of ratings: 'user' and 'item', rows of tables from 0, and 'timestamp', numbers.
 
     Raises:
@@ -223,7 +223,7 @@ def leave_last_out(ratings: Source) -> Split:
     All ratings of a user with fewer than three are in 'train'. Of equal timestamps the later line of the file is the
     later one. No rating of a user in 'train' is later than those held out; ratings of other users may be.
     """
-    user, timestamp = fields_of(ratings, "user", "timestamp")
+    user, timestamp = rating_fields(ratings, "user", "timestamp")
     order = np.lexsort((np.arange(len(user)), timestamp, user))  # the last key sorts first
     from_last = np.empty(len(user), np.int64)  # 0 for the last rating of a user, 1 for the one before
     counts = np.bincount(user)
@@ -244,7 +244,7 @@ def split_at_time(ratings: Source, share: float) -> Split:
     Raises:
       UserError: the share leaves a part empty.
     """
-    (timestamp,) = fields_of(ratings, "timestamp")
+    (timestamp,) = rating_fields(ratings, "timestamp")
     held_out = round(share * len(timestamp))
     moment = np.sort(timestamp)[-held_out] if 0 < held_out < len(timestamp) else timestamp.min()
     is_test = timestamp >= moment
