@@ -107,6 +107,7 @@ NORMALISE = augment.Normalise()
         (lambda: augment.Flip()(batch_of(BYTES.astype(np.int32))), "'image' is int32, but pictures are uint8"),
         (lambda: augment.Flip(rate=2), "Flip: rate=2 must be from 0 to 1"),
         (lambda: augment.PadAndCrop(2, fill="wrap"), "fill='wrap' must be one of zeros, edge, reflect, symmetric"),
+        (lambda: augment.PadAndCrop(8)(batch_of(BYTES)), "a shift by 8 pixels leaves nothing of pictures of 8 x 8"),
         (lambda: augment.Affine(rotate=(3, 1)), "rotate=.* is the range 3 to 1, which is empty"),
         (lambda: augment.MixUp()(batch_of(BYTES[:5])), "is 5 examples.*each replica has 4 or 6"),
         (lambda: augment.Chain(augment.MixUp(), augment.CutMix())(batch_of(BYTES)), r"write OneOf\(MixUp"),

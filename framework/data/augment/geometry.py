@@ -15,6 +15,7 @@ from framework.data.augment.base import Augmentation, choose
 from framework.data.augment.draws import below, between, check_between, entry, grid, happens, span
 from framework.data.augment.sampling import CROP_FILLS, FILLS, INTERPOLATIONS, affine, check_choice, crop
 from framework.data.fields import Batch
+from framework.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,11 @@ class PadAndCrop(Augmentation):
 
     def change(self, images: tf.Tensor, *drawn: tf.Tensor) -> tf.Tensor:
         top, left = drawn
+        if self.fill in ("zeros", "edge") and self.pixels >= min(images.shape[1:3]):
+            raise UserError(
+                f"augment.PadAndCrop: a shift by {self.pixels} pixels leaves nothing of pictures of {images.shape[1]} x"
+                f" {images.shape[2]}. Give fewer pixels, or fill='reflect'."
+            )
         return crop(images, top, left, images.shape[1], images.shape[2], self.fill)
 
 
