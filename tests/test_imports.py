@@ -24,7 +24,7 @@ ROWS = (
     ("files", "extras"),
     ("folder", "manifest"),
     ("remote.address",),
-    ("remote.holder", "remote.mirror"),
+    ("remote.holder", "remote.mirror", "remote.run_files"),
     ("remote.run_copy",),
     ("remote",),
     ("pages.html",),

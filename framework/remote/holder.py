@@ -80,11 +80,16 @@ class Holder:
         """Raises RunError if another process has taken the address, now or before; Unreachable if nobody knows."""
         there = self._read()
         if there and there.get("token") != self._now.get("token"):
-            self._taken = RunError(
+            self.give_up(
                 f"{self._place.address} was taken by process {there.get('process')}, which trains there since"
                 f" {there.get('started')}, so this run stops. Type the same command again when that one has ended."
             )
         self.refuse_taken()
+
+    def give_up(self, why: str) -> None:
+        """Raises RunError, now and at each later `refuse_taken`."""
+        self._taken = RunError(why)
+        raise self._taken
 
     def refuse_taken(self) -> None:
         """Raises RunError if `check` has found that another process took the address."""

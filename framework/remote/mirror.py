@@ -11,7 +11,7 @@ name when it is complete, so a killed process leaves no half of a file.
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,7 +85,13 @@ def _copied(address: str, flag: str, target: Path, wanted: Callable[[str], bool]
     return target
 
 
-def mirror(place: Place, target: Path, wanted: Callable[[str], bool], rank: Callable[[str], int] | None = None) -> int:
+def mirror(
+    place: Place,
+    target: Path,
+    wanted: Callable[[str], bool],
+    rank: Callable[[str], int] | None = None,
+    others: Iterable[str] = (),
+) -> int:
     """Makes a folder hold the files of an address; returns how many were copied.
 
     Files that an earlier call copied and that are gone there are deleted; others that the folder has are left alone.
@@ -95,6 +101,7 @@ def mirror(place: Place, target: Path, wanted: Callable[[str], bool], rank: Call
       target: the folder, which need not exist; one process at a time may be given it.
       wanted: of a name, whether the file is copied; of a checkpoint without a manifest, which is not whole, none is.
       rank: of a name, a number: files of higher numbers are copied later.
+      others: names of files that the folder has, which are replaced, or deleted if they are gone there.
 
     Raises:
       Unreachable: the file system failed.
@@ -104,10 +111,11 @@ def mirror(place: Place, target: Path, wanted: Callable[[str], bool], rank: Call
     if not target.is_dir():
         remove(record)
     known = read_json(record, _to_keys, dict[str, str](), "all files are copied again")
+    known = dict.fromkeys(others, "") | known
     copied = 0
     for attempt in range(_ATTEMPTS):
         listing = {name: entry for name, entry in place.listing().items() if wanted(name)}
-        for name in _without_manifest(listing):
+        for name in without_manifest(listing):
             del listing[name]
         changed = [name for name, entry in listing.items() if not _is_there(target / name, entry, known.get(name))]
         _refuse_too_large(place, target, sum(listing[name].size or 0 for name in changed))
@@ -134,7 +142,7 @@ def _to_keys(value: Any) -> dict[str, str]:
     return {str(name): str(key) for name, key in value.items()}
 
 
-def _without_manifest(names: Collection[str]) -> list[str]:
+def without_manifest(names: Collection[str]) -> list[str]:
     """Returns the files of checkpoints whose manifest is not there: it is copied to an address at last."""
     parents = {name: PurePosixPath(name).parent for name in names}
     return [

@@ -12,16 +12,18 @@ compared when it is restored.
 A file system that fails does not end the training: the copy is tried again, with one warning, until it works, and for
 some seconds at the end of the run. What is then missing stays in the folder of this machine, from where the same
 command copies it.
+
+A file at the address has an id, which is another one before the first change of each copy and after its last. This
+machine notes all three before it begins. So another machine sees a change that was cut short, and this one knows its
+own, whichever call failed and whether or not it had its effect.
 """
 
 import contextlib
 import json
-import os
 import secrets
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,13 @@ from framework.errors import RunError, UserError
 from framework.files import read_json, remove, write_json
 from framework.remote.address import Place, Unreachable, folder_of
 from framework.remote.holder import Holder, parsed
-from framework.remote.mirror import mirror
+from framework.remote.mirror import mirror, without_manifest
+from framework.remote.run_files import files_of, is_shown, newest, rank, signature, staged, state_of
 
-COPIED = ".copied.json"  # at the address: the id of the run there, and that of its newest copy
+COPIED = ".copied.json"  # at the address: the id of the run there, and that of its newest change
 
 _DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts of the last copy
 _LONGEST_DELAY = 60.0  # of a copy while the run trains
-_SAVED = f"{folder.CHECKPOINTS}/{folder.PREFIX}"  # begins the names of the files of checkpoints
-_OF_THE_END = (folder.RESULT, folder.PAGE, f"{folder.EXPORTS}/{folder.REPORT}")
-_ROWS, _ARRAYS, _MANIFESTS, _POINTERS, _RESULTS = range(5)  # the order in which files are copied
 
 
 class RunCopy:
@@ -66,7 +66,8 @@ class RunCopy:
         self._place = Place(address)
         self._holder = Holder(self._place, clock)
         self._wait = wait
-        self._seen: str | None = None  # id of the copy at the address that this process knows of
+        self._seen: str | None = None  # the id at the address when it was fetched
+        self._known: dict[str, Any] = {}  # while it is held: what this machine knows, as `state_of` has it
         self._wake = threading.Event()
         self._is_ending = threading.Event()
         self._is_interrupted = threading.Event()
@@ -87,14 +88,16 @@ class RunCopy:
         logging.info("%s: its copy on this machine is %s", self.address, self.folder)
 
     def _fetch(self) -> None:
-        names = {name for name in self._place.listing() if not Path(name).name.startswith(".")}
-        there, here = self._copied(), self._state()
+        names = {name for name in self._place.listing() if is_shown(name)}
+        there, here, ours = self._copied(), self._state(), files_of(self.folder)
         self._seen = there.get("id")
-        if not self._files():
+        if not ours:
             if names or there:
                 self._mirror(there)
+            else:
+                remove(self._beside("state.json"))  # of a run that was deleted here and there
             return
-        if not names and here.get("id"):
+        if not names and any(here.get("files", {}).values()):
             raise UserError(
                 f"{self.address} is empty, but {self.folder} has the run that was copied there. To begin a new one,"
                 f" delete that copy: rm -r {self.folder}"
@@ -104,29 +107,36 @@ class RunCopy:
                 f"{self.address} has another run than its copy {self.folder}. To take the one at the address, delete"
                 f" the copy: rm -r {self.folder}"
             )
-        if not there or there.get("id") == here.get("id"):
+        if self._seen in here.get("ids", ()):
             return
-        ours, theirs = _newest(self._files()), _newest(names)
-        if ours > theirs:
-            said = "%s is at step %d, by another machine; %s is at step %d, is kept, and is copied there"
-            logging.warning(said, self.address, theirs, self.folder, ours)
-            return
+        if not here.get("is_fetching"):
+            if not there and newest(ours) >= newest(names):
+                return
+            if newest(ours) > newest(names):
+                said = "%s is at step %d, by another machine; %s is at step %d, is kept, and is copied there"
+                logging.warning(said, self.address, newest(names), self.folder, newest(ours))
+                return
         self._mirror(there)
 
     def _mirror(self, there: Mapping[str, Any]) -> None:
         """Copies what is at the address, in place of what this machine has."""
-        state = self._state()
-        known, token = state.get("files"), {"token": state.get("token")}
-        if known is not None and any(known.get(name) != _signature(path) for name, path in self._files().items()):
-            aside = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(2)}")
+        state, ours = self._state(), files_of(self.folder)
+        known, token = state.get("files", {}), {"token": state.get("token")}
+        is_same = all(known.get(name) == signature(path) for name, path in ours.items())
+        if not is_same and not state.get("is_fetching"):
+            aside = self._aside()
             self.folder.rename(aside)
-            said = "%s: changed by another machine. What this one had, which was never copied there, is now in %s"
+            said = "%s: changed by another machine. What this one had, not all of which was copied there, is now in %s"
             logging.warning(said, self.address, aside)
-        self._keep(token)  # without files, so that a copy that is interrupted goes on where it was
-        count = mirror(self._place, self.folder, lambda name: not Path(name).name.startswith("."), _rank)
-        here = {name: _signature(path) for name, path in self._files().items()}
-        self._keep({**token, "run": there.get("run"), "id": there.get("id"), "files": here})
-        logging.info("%s: %d files copied from there, newest step %d", self.address, count, _newest(here))
+        self._keep(token | {"is_fetching": True})  # so that a copy that is interrupted goes on where it was
+        count = mirror(self._place, self.folder, is_shown, rank, files_of(self.folder))
+        here = {name: signature(path) for name, path in files_of(self.folder).items()}
+        self._keep({**token, "run": there.get("run"), "ids": [there.get("id")], "files": here})
+        logging.info("%s: %d files copied from there, newest step %d", self.address, count, newest(here))
+
+    def _aside(self) -> Path:
+        """Returns a new folder beside the run folder, for what would be lost."""
+        return self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(2)}")
 
     # ---- Holding ----
 
@@ -174,7 +184,8 @@ class RunCopy:
         with self._refusing("written"):
             token = self._holder.take(self._state().get("token"))
             try:
-                self._keep(self._begun() | {"token": token})
+                self._known = self._begun() | {"token": token}
+                self._keep(self._known)
             except BaseException:
                 self._holder.release()
                 raise
@@ -182,19 +193,25 @@ class RunCopy:
     def _begun(self) -> dict[str, Any]:
         """Returns what this machine knows when it begins to copy: files that the address has lost are copied again."""
         there, state = self._copied(), self._state()
-        if there.get("id") != self._seen:
+        now, ids = there.get("id"), state.get("ids", [])
+        if now not in (self._seen, *ids):
             raise UserError(f"{self.address} was changed since this start read it. Type the same command again.")
-        state["run"] = state.get("run") or there.get("run") or secrets.token_hex(8)
-        listing = self._place.listing()
-        state["files"] = {
-            name: known
-            for name, known in state.get("files", {}).items()
-            if there and name in listing and listing[name].size in (None, known[0])
-        }
+        listing = {name: entry.size for name, entry in self._place.listing().items() if is_shown(name)}
+        if now in ids:
+            known = state.get("files", {})
+            known = {name: seen for name, seen in known.items() if name in listing}
+            known = {name: seen for name, seen in known.items() if not seen or listing[name] in (None, seen[0])}
+            known |= {name: () for name in without_manifest(listing) if name not in known}  # of a machine that died
+        else:  # by another machine: all files are copied, and those that are not here are deleted
+            ids, known = [now], dict.fromkeys(listing, ())
+            if listing:
+                aside = self._aside()
+                mirror(self._place, aside, is_shown)
+                logging.warning("%s: what another machine had copied there is now in %s", self.address, aside)
+        run = state.get("run") or there.get("run") or secrets.token_hex(8)
         if not there:
-            state["id"] = None
-            self._write_copied({"run": state["run"], "id": None})
-        return state
+            self._write_copied({"run": run, "id": now})
+        return {"run": run, "ids": ids, "files": known}
 
     def _end(self, thread: threading.Thread) -> None:
         self._is_ending.set()
@@ -269,61 +286,53 @@ class RunCopy:
           RunError: another run has taken the address.
         """
         self._holder.check()
-        state = self._state()
-        known: dict[str, list[int]] = state["files"]
+        now = self._refuse_changed()
+        known: dict[str, Any] = self._known["files"]
         try:
-            names, staged = self._staged(known)
-            for name in sorted(staged, key=_rank):
-                if self._is_interrupted.is_set():
-                    raise Unreachable("interrupted")
-                self._place.put(self._beside("stage") / name, name)
-                known[name] = staged[name]
+            names, changed = staged(self.folder, known, self._beside("stage"))
+            if folder.CONFIG in known and folder.CONFIG not in names:  # which no run deletes
+                raise FileNotFoundError(f"{self.folder} was deleted")
             gone = known.keys() - names
-            for name in sorted(gone, key=_rank, reverse=True):  # the manifest of a checkpoint before its arrays
-                self._place.delete(name)
-                del known[name]
-            if staged or gone:
-                new = secrets.token_hex(8)
-                self._write_copied({"run": state["run"], "id": new, "step": _newest(names)})
-                self._seen = state["id"] = new
+            if changed or gone or self._known["ids"] != [now]:
+                begin, end = secrets.token_hex(8), secrets.token_hex(8)
+                self._known["ids"] = [now, begin, end]
+                known.update(dict.fromkeys(changed, ()))  # on the disk before it is at the address
+                self._keep(self._known)
+                self._write_copied({"run": self._known["run"], "id": begin})
+                self._change(known, changed, gone)
+                self._write_copied({"run": self._known["run"], "id": end, "step": newest(names)})
+                self._known["ids"] = [end]
         finally:
             remove(self._beside("stage"))
-            self._keep(state)
+            self._keep(self._known)
 
-    def _staged(self, known: Mapping[str, list[int]]) -> tuple[set[str], dict[str, list[int]]]:
-        """Sets the changed files aside, as they are now; returns the names of all files, and {name: state} of these.
+    def _change(self, known: dict[str, Any], changed: Mapping[str, list[int]], gone: set[str]) -> None:
+        """Copies files that were set aside, deletes those that are gone, and notes each in `known`."""
+        for name in sorted(changed, key=rank):
+            if self._is_interrupted.is_set():
+                raise Unreachable("interrupted")
+            self._place.put(self._beside("stage") / name, name)
+            known[name] = changed[name]
+        for name in sorted(gone, key=rank, reverse=True):  # the manifest of a checkpoint before its arrays
+            self._place.delete(name)
+            del known[name]
 
-        A checkpoint is set aside whole, or not at all if it is deleted meanwhile.
-        """
-        stage, staged = self._beside("stage"), {}
-        remove(stage)
-        there = self._files()
-        for name, path in there.items():
-            with contextlib.suppress(FileNotFoundError):
-                now = _signature(path)
-                if known.get(name) != now:
-                    _set_aside(path, stage / name, name.startswith((folder.CHECKPOINTS, folder.EXPORTS)))
-                    staged[name] = now
-        whole = {Path(name).parent for name in {*known, *staged} if _rank(name) == _MANIFESTS}
-        return set(there), {
-            name: now for name, now in staged.items() if not name.startswith(_SAVED) or Path(name).parent in whole
-        }
+    def _refuse_changed(self) -> Any:
+        """Returns the id at the address; raises RunError if another run, which may have ended, changed it meanwhile."""
+        there = self._copied()
+        if there and there.get("id") not in self._known["ids"]:
+            self._holder.give_up(
+                f"{self.address} was changed by another run, so this run stops. What it has is in {self.folder}. Type"
+                " the same command again, which compares the two."
+            )
+        return there.get("id")
 
     # ---- What is known ----
-
-    def _files(self) -> dict[str, Path]:
-        """Returns {name: path} of the files of the run folder, without locks and what is being written."""
-        found = {}
-        for parent, folders, names in os.walk(self.folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = (Path(parent, name) for name in names if not name.startswith("."))
-            found.update({path.relative_to(self.folder).as_posix(): path for path in paths})
-        return found
 
     def _state(self) -> dict[str, Any]:
         """Returns what this machine knows of its copy; {} if the copy is gone."""
         path = self._beside("state.json")
-        return read_json(path, dict, {}, "all files are copied again") if self.folder.is_dir() else {}
+        return read_json(path, state_of, {}, "all files are copied again") if self.folder.is_dir() else {}
 
     def _keep(self, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -350,38 +359,3 @@ class RunCopy:
             raise UserError(
                 f"--workdir={self.address}: its copy cannot be {what}: {error}. Set FRAMEWORK_CACHE to another folder."
             ) from error
-
-
-def _rank(name: str) -> int:
-    """Returns when a file of a run folder is copied."""
-    if name.startswith(_SAVED):
-        return _MANIFESTS if name.endswith(f"/{folder.MANIFEST}") else _ARRAYS
-    if name.startswith(folder.CHECKPOINTS):
-        return _POINTERS
-    return _RESULTS if name in _OF_THE_END else _ROWS
-
-
-def _newest(names: Iterable[str]) -> int:
-    """Returns the step of the newest checkpoint that has a manifest; 0 if there is none."""
-    steps = (folder.step_of(Path(name).parent.name) for name in names if _rank(name) == _MANIFESTS)
-    return max((step for step in steps if step is not None), default=0)
-
-
-def _signature(path: Path) -> list[int]:
-    """Returns size and time of the last change of a file, in bytes and nanoseconds."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _set_aside(path: Path, target: Path, is_final: bool) -> None:
-    """Gives a file a second name, or copies it if it may still grow, or the disk has no second names."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if is_final:
-        try:
-            os.link(path, target)
-            return
-        except FileNotFoundError:
-            raise
-        except OSError:
-            pass
-    shutil.copyfile(path, target)

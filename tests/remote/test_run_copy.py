@@ -147,7 +147,7 @@ def test_later_returns_at_once_and_a_thread_copies():
 
     def spied(self, name, content):
         write(self, name, content)
-        if name == COPIED and json.loads(content)["id"]:
+        if name == COPIED and "step" in json.loads(content):
             ids.append(json.loads(content)["step"])
             done.set()
 
@@ -324,6 +324,7 @@ def test_of_two_machines_the_further_one_counts_and_nothing_is_lost(tmp_path, mo
     if ours > theirs:
         assert contents(copy.folder) == before
         assert f"{ADDRESS} is at step {theirs}, by another machine; {copy.folder} is at step {ours}" in caplog.text
+        lost = at_address()
     else:
         assert contents(copy.folder) == at_address()
         assert f"manifest of {theirs} elsewhere" in at_address().values()
@@ -331,7 +332,13 @@ def test_of_two_machines_the_further_one_counts_and_nothing_is_lost(tmp_path, mo
         assert contents(aside) == before and str(aside) in caplog.text
     with copy.holding():
         save(copy.folder, 4, keep=(1, 2, 3))
-    assert at_address().items() >= contents(copy.folder).items()
+    assert at_address() == contents(copy.folder)
+    if ours > theirs:
+        (aside,) = copy.folder.parent.glob("run-*")
+        assert (
+            contents(aside) == lost
+            and f"{ADDRESS}: what another machine had copied there is now in {aside}" in caplog.text
+        )
 
 
 def test_another_run_and_an_emptied_address_are_refused(memory):
@@ -405,3 +412,81 @@ def test_a_lock_of_another_process_is_waited_for_by_no_one(tmp_path):
         copy.fetch()
         with pytest.raises(UserError, match="is in use by process"):
             copy.holding().__enter__()
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", "{", "3", '{"files": 3}', '{"files": {"config.json": 5}}', '{"files": {"config.json": ["1", 2]}}']
+)
+def test_a_damaged_note_of_what_was_copied_loses_nothing(tmp_path, monkeypatch, caplog, state):
+    copy = trained(1)
+    copy._wait = lambda seconds: None
+    failed(copy, 2)
+    before = contents(copy.folder)
+    with monkeypatch.context() as patch:
+        elsewhere(patch, tmp_path)
+        other = trained(2, 3)
+    copy.folder.with_name(".run.state.json").write_text(state)
+    copy.fetch()
+    assert contents(copy.folder) == contents(other.folder) and "state.json is damaged" in caplog.text
+    (aside,) = copy.folder.parent.glob("run-*")
+    assert contents(aside) == before
+    copy.folder.with_name(".run.state.json").write_text(state)
+    copy.fetch()
+    with copy.holding():
+        save(copy.folder, 4)
+    assert at_address() == contents(copy.folder)
+
+
+def test_a_process_that_slept_while_another_machine_trained_to_the_end_changes_nothing(tmp_path, monkeypatch):
+    copy = trained(1)
+    with pytest.raises(RunError) as error, copy.holding():
+        Place(ADDRESS).delete(HOLDER)  # as another machine does after its run
+        with monkeypatch.context() as patch:
+            elsewhere(patch, tmp_path)
+            other = trained(5, 6)
+        save(copy.folder, 2)
+    assert str(error.value) == (
+        f"{ADDRESS} was changed by another run, so this run stops. What it has is in {copy.folder}. Type the same"
+        " command again, which compares the two."
+    )
+    assert at_address() == contents(other.folder)
+    copy.fetch()
+    assert at_address() == contents(copy.folder)
+
+
+def test_a_copy_that_is_deleted_while_the_run_trains_deletes_nothing_at_the_address():
+    copy = trained(1, 2)
+    copy._wait = lambda seconds: None
+    before = at_address()
+    said = rf"lacks the newest files of the run \({copy.folder} was deleted\)"
+    with pytest.raises(RunError, match=said), copy.holding():
+        shutil.rmtree(copy.folder)
+        copy.folder.mkdir()
+        save(copy.folder, 3)
+    assert at_address() == before
+
+
+def test_what_another_machine_deleted_is_deleted_here(tmp_path, monkeypatch):
+    copy = begun()
+    with copy.holding():
+        save(copy.folder, 1)
+        (copy.folder / "result.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        elsewhere(patch, tmp_path)
+        other = RunCopy(ADDRESS)
+        other.fetch()
+        (other.folder / "result.json").unlink()
+        with other.holding():
+            save(other.folder, 2, keep=())
+    copy.fetch()
+    assert contents(copy.folder) == contents(other.folder) == at_address()
+    assert not list(copy.folder.parent.glob("run-*"))
+
+
+def test_a_link_that_leads_nowhere_and_a_pipe_are_left_out(tmp_path, monkeypatch):
+    copy = begun()
+    (copy.folder / "link").symlink_to("nothing")
+    os.mkfifo(copy.folder / "pipe")
+    with copy.holding():
+        save(copy.folder, 1)
+    assert at_address() == contents(copy.folder)
