@@ -27,7 +27,7 @@ def uninterrupted(tmp_path_factory):
     [
         pytest.param((1,), "graph", marks=pytest.mark.slow),
         ((1, 20, 21, 33), "graph"),
-        pytest.param((20,), "xla", marks=pytest.mark.slow),
+        ((20,), "xla"),
     ],
 )
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops, mode):
