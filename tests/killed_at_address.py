@@ -95,7 +95,7 @@ def _killed(folder, when):
                 loop.train(small.build(place, **SETTINGS))
             except UserError as error:
                 (folder / f"{machine}.refused").write_text(str(error))
-            holder.DEAD_SECONDS = 0.0
+            holder.DEAD_SECONDS, holder.RENEWAL_SECONDS = 0.0, 0.1
         run = small.build(place, **SETTINGS)
         begin = run.open()
         result = loop.train(small.build(place, **SETTINGS))

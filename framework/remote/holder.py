@@ -7,6 +7,8 @@
     told(folder)                    # '123 on host', of a copy of what is at an address
 
 Object stores have no locks. A process that dies leaves the file, which counts for three minutes after its last renewal.
+Clocks of two machines may differ by more than that, so an older file, or one from the future, is first watched for a
+minute: one that is renewed meanwhile is that of a living process.
 Two starts within the same second may both begin; the one that the file does not name stops when it copies next.
 """
 
@@ -37,11 +39,15 @@ class Holder:
     Args:
       place: the address.
       clock: returns the seconds since the epoch.
+      wait: waits for seconds, while the file of a process that may be dead is watched.
     """
 
-    def __init__(self, place: Place, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, place: Place, clock: Callable[[], float] = time.time, wait: Callable[[float], None] = time.sleep
+    ) -> None:
         self._place = place
         self._clock = clock
+        self._wait = wait
         self._now: dict[str, Any] = {}  # content of the file while this process holds the address
         self._taken: RunError | None = None
         self._is_ending = threading.Event()
@@ -109,11 +115,16 @@ class Holder:
     def _refuse_living(self, there: Mapping[str, Any]) -> None:
         age = self._clock() - _renewed(there)
         who = f"process {there.get('process')}, which trains there since {there.get('started')}"
-        if age < DEAD_SECONDS:
-            raise UserError(
-                f"--workdir={self._place.address} is in use by {who}. Wait for it, stop it, or use another folder."
-                f" If it has died, the same command works in {DEAD_SECONDS - age:.0f} s."
-            )
+        busy = f"--workdir={self._place.address} is in use by {who}. Wait for it, stop it, or use another folder."
+        if abs(age) < DEAD_SECONDS:
+            raise UserError(f"{busy} If it has died, the same command works in {DEAD_SECONDS - age:.0f} s.")
+        watched = 2 * RENEWAL_SECONDS
+        said = "%s: %s, has not said so for %.0f s by this clock. Its file is watched for %.0f s."
+        logging.info(said, self._place.address, who, age, watched)
+        self._wait(watched)
+        now = self._read()
+        if now and now != there:
+            raise UserError(f"{busy} Its file, {age:.0f} s old by this clock, was renewed just now.")
         logging.warning("%s: taken over from %s, and has not said so for %.0f s", self._place.address, who, age)
 
     def _renew(self) -> None:

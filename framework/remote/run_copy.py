@@ -49,7 +49,7 @@ class RunCopy:
     Args:
       address: 's3://bucket/run'.
       clock: returns the seconds since the epoch.
-      wait: waits for seconds, between the attempts of the last copy.
+      wait: waits for seconds: between the attempts of the last copy, and for the sign of another process.
 
     Attributes:
       folder: the run folder on this machine.
@@ -64,7 +64,7 @@ class RunCopy:
         self.address = address
         self.folder = folder_of(address)
         self._place = Place(address)
-        self._holder = Holder(self._place, clock)
+        self._holder = Holder(self._place, clock, wait)
         self._wait = wait
         self._seen: str | None = None  # the id at the address when it was fetched
         self._known: dict[str, Any] = {}  # while it is held: what this machine knows, as `state_of` has it

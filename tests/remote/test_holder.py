@@ -49,15 +49,37 @@ def test_a_process_that_has_not_renewed_for_three_minutes_is_dead(clock, age, is
     place = Place("memory://run")
     left = {"process": "1 on host", "started": "then", "token": "x", "renewed": NOON - age}
     place.write(HOLDER, json.dumps(left).encode())
-    own = Holder(place, clock)
+    waits = []
+    own = Holder(place, clock, waits.append)
     if is_refused:
         with pytest.raises(UserError, match="in use by process 1 on host"):
             own.take("another token")
         own.take("x")  # that of the last process of this machine
     else:
         own.take(None)
+    assert waits == ([] if is_refused else [60.0])
     assert json.loads(place.read(HOLDER))["process"] == f"{os.getpid()} on {os.uname().nodename}"
     own.release()
+
+
+@pytest.mark.parametrize("ahead", [-300, 300])
+def test_a_living_process_whose_clock_differs_is_not_followed(clock, ahead):
+    place, other_clock = Place("memory://run"), Clock()
+    other_clock.now += ahead
+    other = Holder(place, other_clock)
+    other.take(None)
+
+    def renewed(seconds):
+        other_clock.now += seconds
+        other._write(other._now)
+
+    own = Holder(place, clock, renewed)
+    with pytest.raises(UserError) as error:
+        own.take(None)
+    assert str(error.value).endswith(f" Its file, {-ahead} s old by this clock, was renewed just now.")
+    assert not own.is_held
+    other.check()
+    other.release()
 
 
 def test_a_process_whose_address_was_taken_stops_and_leaves_it(clock):
