@@ -55,7 +55,7 @@ endif
 run: $(RUN_STAMP) $(EXTRAS_STAMP)  ## train CONFIG=experiments/mnist_mlp.py in a fresh run folder, or resume WORKDIR=...; more flags in ARGS='...'
 	@$(BIN)/python launch.py --config='$(CONFIG)' --mode=train $(if $(WORKDIR),--workdir='$(WORKDIR)') $(ARGS)
 
-test: $(DEV_STAMP) $(EXTRAS_STAMP)  ## lint, formatting, types and all tests but the slow ones; EXTRAS='data text quantize recommend serve sweep' for those of optional packages; ARGS='tests/test_rng.py -k uniform' for some
+test: $(DEV_STAMP) $(EXTRAS_STAMP)  ## lint, formatting, types and all tests but the slow ones; EXTRAS='data text quantize recommend serve sweep remote' for those of optional packages; ARGS='tests/test_rng.py -k uniform' for some
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy

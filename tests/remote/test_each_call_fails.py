@@ -9,7 +9,7 @@ from framework.folder import name_of
 from framework.remote.address import Place, Unreachable
 from framework.remote.holder import DEAD_SECONDS
 from framework.remote.run_copy import RunCopy
-from tests.remote.test_run_copy import ADDRESS, at_address, contents, elsewhere, save, trained
+from tests.remote.copies import ADDRESS, at_address, contents, elsewhere, save, trained
 
 CALLS = ("listing", "get", "put", "read", "write", "delete")
 HOW = ("once", "once, done", "for good", "for good, done", "killed", "killed, done")
