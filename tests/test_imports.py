@@ -89,7 +89,7 @@ ROWS = (
     ("data",),
     ("layers/*",),
     ("layers",),
-    ("decoding.methods", "decoding.row_state"),
+    ("decoding.methods", "decoding.prompt", "decoding.row_state"),
     ("decoding.task",),
     ("decoding.single", "decoding.beam"),
     ("decoding.search",),

@@ -7,8 +7,13 @@ Sample(temperature=0.8, top_k=40, top_p=0.95)      # a random token
 
 import dataclasses
 import math
+import numbers
+from collections.abc import Callable
+from typing import Any
 
 from framework.errors import UserError
+
+_LOWEST = 1e-30  # temperature: the quotient of a logit by a smaller one may be no number of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +40,9 @@ class Beam:
     n_best: int = 1
 
     def __post_init__(self) -> None:
-        _check("Beam", "width", self.width, self.width >= 1, "at least 1")
-        _check("Beam", "n_best", self.n_best, 1 <= self.n_best <= self.width, f"1 to the width, {self.width}")
-        penalty = self.length_penalty
-        _check("Beam", "length_penalty", penalty, 0 <= penalty < math.inf, "at least 0")
+        _check(self, "width", numbers.Integral, lambda width: width >= 1, "at least 1")
+        _check(self, "n_best", numbers.Integral, lambda n: 1 <= n <= self.width, f"1 to the width, {self.width}")
+        _check(self, "length_penalty", numbers.Real, lambda penalty: 0 <= penalty < math.inf, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Sample:
     lower ids are left. A draw depends on (seed, example, position) alone.
 
     Attributes:
-      temperature: above 0.
+      temperature: at least 1e-30.
       top_k: at least 1; 0 leaves all.
       top_p: above 0, at most 1; 1 leaves all.
     """
@@ -60,15 +64,19 @@ class Sample:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        is_right = 0 < self.temperature < math.inf
-        _check("Sample", "temperature", self.temperature, is_right, "above 0 (Greedy() is its limit)")
-        _check("Sample", "top_k", self.top_k, self.top_k >= 0, "at least 1, or 0 for all tokens")
-        _check("Sample", "top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        above_0 = f"at least {_LOWEST:g} (Greedy() is its limit)"
+        _check(self, "temperature", numbers.Real, lambda value: _LOWEST <= value < math.inf, above_0)
+        _check(self, "top_k", numbers.Integral, lambda k: k >= 0, "at least 1, or 0 for all tokens")
+        _check(self, "top_p", numbers.Real, lambda p: 0 < p <= 1, "above 0 and at most 1")
 
 
 Method = Greedy | Beam | Sample
 
 
-def _check(method: str, name: str, value: float, is_right: bool, wanted: str) -> None:
-    if not is_right:
-        raise UserError(f"{method}({name}={value!r}): {name} must be {wanted}.")
+def _check(method: Any, name: str, kind: type, is_right: Callable[[Any], bool], wanted: str) -> None:
+    value = getattr(method, name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = "a whole number" if kind is numbers.Integral else "a number"
+    elif is_right(value):
+        return
+    raise UserError(f"{type(method).__name__}({name}={value!r}): {name} must be {wanted}.")

@@ -1,11 +1,13 @@
 """`decode`: checks what it is given and runs the loop of a method."""
 
+import operator
 from typing import Any
 
 import tensorflow as tf
 
 from framework.decoding.beam import beam_search
 from framework.decoding.methods import Beam, Greedy, Method, Sample
+from framework.decoding.prompt import whole_prompt
 from framework.decoding.row_state import first_dimension
 from framework.decoding.single import drawn, most_probable, single
 from framework.decoding.task import Decoded, Step, Task
@@ -39,8 +41,9 @@ def decode(
       rng: the key of the draws of `Sample`, `framework.rng.key(seed)`, or a uint64 scalar tensor.
       first_example: number of the first example. A draw depends on (key, example, position) alone, so a batch draws
         what its parts draw.
-      prefix: prompt, int [batch, at most length]: the first tokens of each sequence, -1 after the end of a shorter
-        prompt. Scores leave it out, but are -inf if a token is none of the vocabulary. None without a prompt.
+      prefix: prompt, int [batch, at most length]: the first tokens of each sequence, -1 (not `padding`) after the end
+        of a shorter prompt. Scores leave it out, but are -inf if a token is none of the vocabulary. None without a
+        prompt.
       padding: the id after the end of a sequence in the result.
 
     Returns:
@@ -50,6 +53,9 @@ def decode(
       UserError: an argument is wrong, or `step` returns something else.
       RunError: executed eagerly, if logits are no distribution (NaN); see `Task.decoded`.
     """
+    length, end, padding = (
+        _whole_number(name, value) for name, value in {"length": length, "end": end, "padding": padding}.items()
+    )
     if length < 1:
         raise UserError(f"decode(length={length}): length must be at least 1.")
     if not isinstance(method, Greedy | Beam | Sample):
@@ -65,13 +71,22 @@ def decode(
     return beam_search(task, state, method)
 
 
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"decode({name}={value!r}): {name} must be a whole number.") from None
+
+
 def _task(step: Step, state: Any, begin: Any, end: int, length: int, padding: int, prefix: Any) -> Task:
     """Returns the task, whose `begin` and prompt have a row for each example."""
-    known = begin if isinstance(begin, int) else None
-    tokens = tf.cast(begin, tf.int32)
-    if tokens.shape.rank not in (0, 1):
-        raise UserError(f"decode: begin has shape {tokens.shape}. Pass a token, or int [batch].")
-    whole = None if prefix is None else _whole_prefix(tf.cast(prefix, tf.int32), length)
+    tokens = tf.convert_to_tensor(begin)
+    if tokens.shape.rank not in (0, 1) or not tokens.dtype.is_integer:
+        raise UserError(
+            f"decode: begin has shape {tokens.shape} and dtype {tokens.dtype.name}. Pass a token, or int [batch]."
+        )
+    known, tokens = tf.get_static_value(tokens), tf.cast(tokens, tf.int32)
+    whole = None if prefix is None else whole_prompt(prefix, length, padding)
     if tokens.shape.rank == 0:
         batch = first_dimension(state) if whole is None else first_dimension(whole)
         if batch is None:
@@ -80,12 +95,3 @@ def _task(step: Step, state: Any, begin: Any, end: int, length: int, padding: in
     if whole is not None and not whole.shape[:1].is_compatible_with(tokens.shape):
         raise UserError(f"decode: prefix has {whole.shape[0]} rows for a batch of {tokens.shape[0]}.")
     return Task(step, tokens, known, end, length, padding, whole)
-
-
-def _whole_prefix(prefix: tf.Tensor, length: int) -> tf.Tensor:
-    """Returns int32 [batch, length]: the prompt, and -1 behind it."""
-    if prefix.shape.rank != 2 or prefix.shape[1] is None:
-        raise UserError(f"decode: prefix has shape {prefix.shape}. Pass int [batch, tokens], padded with -1.")
-    if prefix.shape[1] > length:
-        raise UserError(f"decode: prefix has {prefix.shape[1]} tokens, but length={length}. Take a longer length.")
-    return tf.pad(prefix, [[0, 0], [0, length - prefix.shape[1]]], constant_values=-1)

@@ -49,16 +49,16 @@ class Task:
     Attributes:
       step: the model.
       begin: int32 [batch], the token before the first position.
-      known_begin: `begin` if it is one number for all examples.
+      known_begin: the numbers of `begin`, if they are known when the step is traced.
       end: the token that ends a sequence.
       length: most tokens of a sequence.
       padding: the id after the end.
-      prefix: int32 [batch, length], the tokens of the prompt, -1 after its end; None without a prompt.
+      prefix: int32 [batch, length] of `whole_prompt`; None without a prompt.
     """
 
     step: Step
     begin: tf.Tensor
-    known_begin: int | None
+    known_begin: np.ndarray | None
     end: int
     length: int
     padding: int
@@ -104,9 +104,12 @@ class Task:
                 f"decode: step returned {logits.dtype.name} {logits.shape} as logits. Return floating"
                 " [rows, vocabulary] with a static vocabulary."
             )
-        for name, token in (("begin", self.known_begin), ("end", self.end)):
-            if token is not None and not 0 <= token < vocabulary:
-                raise UserError(f"decode({name}={token}): the vocabulary of the logits has ids 0 to {vocabulary - 1}.")
+        for name, given in (("begin", self.known_begin), ("end", self.end)):
+            for token in [] if given is None else np.ravel(given).tolist():
+                if not 0 <= token < vocabulary:
+                    raise UserError(
+                        f"decode({name}={token}): the vocabulary of the logits has ids 0 to {vocabulary - 1}."
+                    )
         known = None if self.prefix is None else tf.get_static_value(self.prefix)
         if known is not None and known.max() >= vocabulary:
             raise UserError(
