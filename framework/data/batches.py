@@ -143,7 +143,7 @@ def make_batches(
         )
         check_order(order)
     else:
-        _check_buckets(buckets, members, fields)
+        _check_buckets(buckets, members, fields, make_reader)
         orders = orders_of(buckets, config.seed, shuffle, remainder)
     check_repeatable(members, make_reader(), config.runtime.deterministic)
     fingerprint = fingerprint_of(members, make_reader())
@@ -194,11 +194,16 @@ def _fields(sources: Sequence[IndexedSource], make_reader: Callable[[], Retrying
     return fields[0]
 
 
-def _check_buckets(buckets: Buckets, sources: Sequence[IndexedSource], fields: Fields) -> None:
+def _check_buckets(
+    buckets: Buckets, sources: Sequence[IndexedSource], fields: Fields, make_reader: Callable[[], RetryingReader]
+) -> None:
     """Raises UserError unless the buckets are those of the source; logs their number and what they leave out."""
     if len(sources) > 1:
         raise UserError(f"make_batches: buckets are of one source, and the mixture has {len(sources)}.")
-    buckets.check(fields, len(sources[0]), sources[0].origin)
+    source, reader = sources[0], make_reader()
+    buckets.check(fields, len(source), source.origin)
+    most = 16 if arrays_of(source) is None else 2**17  # reading may be slow
+    buckets.check_padding(lambda rows: reader.read(source, rows, 0), most, source.origin)
     logging.info(
         "'%s': batches of %d shapes, from %s to %s; they decide the sizes, and no batch_size does",
         sources[0].origin,

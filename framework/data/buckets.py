@@ -11,14 +11,16 @@ the bucket: [size of b, length of b]. `timetable.py` says which bucket a step ha
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from framework.data.fields import Fields
 from framework.data.shapes import MOST_LENGTHS, least_padding
-from framework.errors import UserError
+from framework.errors import UserError, near
+
+_READ = 2**12  # examples whose padding is looked at in one read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +74,12 @@ class Buckets:
                 raise UserError(f"Buckets.by_tokens: {name}={value!r} is not a whole number of at least 1.")
         if longer not in ("refuse", "leave_out"):
             raise UserError(f"Buckets.by_tokens: longer={longer!r} is neither 'refuse' nor 'leave_out'.")
+        for field in longest or {}:
+            if field not in arrays:
+                raise UserError(
+                    f"Buckets.by_tokens: longest has '{field}', but lengths are of {', '.join(arrays)}."
+                    f"{near(field, arrays)}"
+                )
         limits = {field: int(array.max()) for field, array in arrays.items()} | dict(longest or {})
         table = np.stack(list(arrays.values()))
         holds = np.all(table <= np.array([[limits[field]] for field in arrays]), axis=0)
@@ -135,6 +143,32 @@ class Buckets:
                     f" [{examples}, {spec.shape[0]}]."
                 )
 
+    def check_padding(self, read: Callable[[np.ndarray], Mapping[str, np.ndarray]], most: int, origin: str) -> None:
+        """Raises UserError unless every place behind the length of an example holds one value, that of padding.
+
+        Args:
+          read: returns the examples of a source at some numbers, int64 [n].
+          most: how many examples are looked at.
+          origin: of the source.
+        """
+        for field, lengths in self.lengths.items():
+            rows = np.unique(np.linspace(0, len(lengths) - 1, min(most, len(lengths))).astype(np.int64))
+            shortest = rows[np.argmin(lengths[rows])]
+            padding = read(shortest[np.newaxis])[field][0, -1]
+            for start in range(0, len(rows), _READ):
+                part = rows[start : start + _READ]
+                values = np.asarray(read(part)[field])
+                is_behind = np.arange(values.shape[1]) >= lengths[part, np.newaxis]
+                is_other = (values != padding) & ((values == values) | (padding == padding))  # padding may be NaN
+                wrong = is_behind & is_other.reshape(*is_behind.shape, -1).any(-1)
+                if wrong.any():
+                    example, place = np.argwhere(wrong)[0].tolist()
+                    raise UserError(
+                        f"'{field}' of example {part[example]} of '{origin}' has {values[example, place]} at place"
+                        f" {place}, behind its length of {lengths[part[example]]} and beside padding of {padding}: a"
+                        " batch would cut it off. Lengths count all of an example, the token of its end among them."
+                    )
+
 
 def _checked(lengths: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns lengths as int64 arrays."""
@@ -146,10 +180,15 @@ def _checked(lengths: Mapping[str, Any]) -> dict[str, np.ndarray]:
     arrays = {}
     for field, given in lengths.items():
         array = np.asarray(given)
-        if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or array.min() < 1:
+        if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
             raise UserError(
                 f"Buckets.by_tokens: the lengths of '{field}' are {array.dtype} {list(array.shape)}, not an array of"
                 " whole numbers of at least 1, one for each example."
+            )
+        if array.min() < 1:
+            raise UserError(
+                f"Buckets.by_tokens: the length of '{field}' is {array.min()} in {(array < 1).sum()} examples, such as"
+                f" {array.argmin()}, and must be at least 1. Leave them out, or give each a token of its end."
             )
         arrays[field] = array.astype(np.int64)
     if len({len(array) for array in arrays.values()}) > 1:

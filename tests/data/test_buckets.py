@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from framework.config import UserError, base_config
-from framework.data import Buckets, Source, make_batches
+from framework.data import Buckets, Source, from_items, make_batches
 from framework.data.bucketed import alike, bucket_at, last_steps, members_of
 from framework.data.shapes import least_padding
 from framework.data.timetable import Timetable
@@ -129,9 +129,18 @@ def test_long_examples_are_refused_or_counted():
             "Buckets.by_tokens: longer='cut' is neither 'refuse' nor 'leave_out'.",
         ),
         (
-            lambda: Buckets.by_tokens({"source": SOURCE - 1}, 64),
-            "Buckets.by_tokens: the lengths of 'source' are int64 [45], not an array of whole numbers of at least 1,"
+            lambda: Buckets.by_tokens({"source": SOURCE / 2}, 64),
+            "Buckets.by_tokens: the lengths of 'source' are float64 [45], not an array of whole numbers of at least 1,"
             " one for each example.",
+        ),
+        (
+            lambda: Buckets.by_tokens({"source": SOURCE - 1}, 64),
+            f"Buckets.by_tokens: the length of 'source' is 0 in {(SOURCE == 1).sum()} examples, such as"
+            f" {SOURCE.argmin()}, and must be at least 1. Leave them out, or give each a token of its end.",
+        ),
+        (
+            lambda: make_buckets(longest={"sorce": 9}),
+            "Buckets.by_tokens: longest has 'sorce', but lengths are of source, target. Did you mean 'source'?",
         ),
         (
             lambda: Buckets.by_tokens({"source": SOURCE, "target": TARGET[1:]}, 64),
@@ -161,6 +170,30 @@ def test_what_cannot_be_is_refused(wrong, message):
     with pytest.raises(UserError) as error:
         wrong()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("padding", [0, -1, np.nan])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_lengths_that_leave_a_token_out_are_refused(padding, in_memory):
+    """Lengths of texts, of ids that have a token of the end too: each batch would lack the last token."""
+    arrays = dict(make_source().arrays)
+    behind = np.arange(14) >= TARGET[:, None]
+    arrays["target"] = np.where(behind, padding, arrays["target"])
+    arrays["vectors"] = np.repeat(arrays["target"][:, :, None], 3, axis=2)
+    source = Source(arrays, origin="sentences") if in_memory else rows_of(arrays)
+    for field in ("target", "vectors"):
+        buckets = Buckets.by_tokens({field: TARGET}, 128)
+        make_batches(source, make_config(), training=True, buckets=buckets)
+        short = np.maximum(TARGET - 1, 1)
+        first = int(np.flatnonzero(TARGET > 1)[0])
+        with pytest.raises(UserError, match=f"'{field}' of example {first} of 'sentences' has .* behind its length of"):
+            make_batches(source, make_config(), training=True, buckets=Buckets.by_tokens({field: short}, 128))
+
+
+def rows_of(arrays):
+    """Returns a source that is read by index, of a data set that is no arrays."""
+    rows = [{name: array[row] for name, array in arrays.items()} for row in range(EXAMPLES)]
+    return from_items(rows, origin="sentences")
 
 
 # ---- the order
