@@ -4,9 +4,10 @@
     pairs = read_aligned({"de": "multi30k/train.de", "en": "multi30k/train.en"})      # {"de": […], "en": […]}
 
 Lines end with a line feed, and with no other character that Unicode calls a line break. Texts are returned in Unicode's
-form NFC, with spaces at their ends cut off.
+form NFC, with spaces at their ends cut off, and byte order marks at their starts.
 """
 
+import codecs
 import gzip
 import os
 import unicodedata
@@ -17,6 +18,8 @@ from pathlib import Path
 from framework.errors import UserError
 
 _EMPTY = ("refuse", "keep", "drop")
+_MARK = "\ufeff"  # of the byte order; `cat` leaves that of each file but the first inside of a text
+_MARKS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_lines(path: str | os.PathLike[str], empty: str = "refuse") -> list[str]:
@@ -61,7 +64,7 @@ def read_aligned(paths: Mapping[str, str | os.PathLike[str]], empty: str = "refu
 
 
 def _existing(path: Path) -> Path:
-    packed = path.with_name(f"{path.name}.gz")
+    packed = Path(f"{path}.gz")
     return packed if not path.exists() and packed.exists() else path
 
 
@@ -75,10 +78,20 @@ def _lines(path: Path) -> list[str]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: line {number} is not UTF-8, by its byte 0x{raw[error.start]:02x}. Convert the file:"
-            f" iconv -f LATIN1 -t UTF-8."
-        ) from error
+        raise _other_encoding(path, raw, error.start) from error
+    if "\0" in text:
+        raise _other_encoding(path, raw, raw.index(b"\0"))
+    if "\n" not in text and "\r" in text:
+        raise UserError(f"{path} has carriage returns and no line feed. Convert the file: tr '\\r' '\\n'.")
     lines = unicodedata.normalize("NFC", text).split("\n")
-    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+    return [line.lstrip(_MARK).strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _other_encoding(path: Path, raw: bytes, place: int) -> UserError:
+    """Returns the error of a file whose byte at a place is none of a text in UTF-8."""
+    encoding = "UTF-16" if b"\0" in raw or raw.startswith(_MARKS_OF_UTF16) else "LATIN1"
+    number = raw.count(b"\n", 0, place) + 1
+    return UserError(
+        f"{path}: line {number} is not UTF-8, by its byte 0x{raw[place]:02x}. Convert the"
+        f" file: iconv -f {encoding} -t UTF-8."
+    )

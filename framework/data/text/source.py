@@ -9,10 +9,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from framework.data.sources import Source
+from framework.data.text.segmentation import UNKNOWN
 from framework.data.text.vocabulary import Vocabulary
 from framework.errors import UserError
+
+_MANY = 0.02  # share of unknown tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,14 +49,25 @@ def encoded(
       A source of `<field>`, int32 [n, longest], and `<field>_length`, int32 [n].
 
     Raises:
-      UserError: a field has no vocabulary.
+      UserError: a field has no vocabulary, or fields have different numbers of texts.
     """
     by_field = dict.fromkeys(texts, vocabularies) if isinstance(vocabularies, Vocabulary) else dict(vocabularies)
     if texts.keys() != by_field.keys():
         raise UserError(
             f"texts are of the fields {', '.join(texts)}, and vocabularies of {', '.join(by_field)}. Name the same."
         )
+    if len(set(map(len, texts.values()))) > 1:
+        counts = ", ".join(f"{len(of_field)} of '{field}'" for field, of_field in texts.items())
+        raise UserError(f"'{origin}' has texts in different numbers: {counts}. Give as many of each.")
     arrays: dict[str, np.ndarray] = {}
     for field, of_field in texts.items():
-        arrays[field], arrays[f"{field}_length"] = by_field[field].encode(of_field, end=True)
+        ids, lengths = arrays[field], arrays[f"{field}_length"] = by_field[field].encode(of_field, end=True)
+        unknown = (ids == UNKNOWN).sum() / max(1, lengths.sum())
+        if unknown > _MANY:
+            logging.warning(
+                "%.0f %% of the tokens of '%s' in '%s' are unknown: is it the vocabulary of other texts?",
+                100 * unknown,
+                field,
+                origin,
+            )
     return EncodedTexts(arrays, origin, vocabularies=by_field)

@@ -7,7 +7,6 @@ The same texts give the same vocabulary, byte for byte. The package is needed he
 loaded and used without it.
 """
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
@@ -41,7 +40,7 @@ def train_word_pieces(
     """
     tokenizers = extras.load("tokenizers", "text")
     lines = list(_units(texts, lower))
-    special = (*SPECIAL, *special_tokens)
+    special = _special(special_tokens)
     characters = set().union(*lines) - {" "}
     if not characters:
         raise UserError(f"none of the {len(texts)} texts has a character. Give the lines of a corpus.")
@@ -73,20 +72,32 @@ def make_symbols(texts: Iterable[str], separator: str = "", special_tokens: Sequ
       special_tokens: more of them, after '<pad>', '<unk>', '<s>' and '</s>'.
 
     Raises:
-      UserError: there is no symbol.
+      UserError: there is no symbol, or a text is not as `encode` takes it.
     """
-    lines = tf.constant(as_bytes([unicodedata.normalize("NFC", text) for text in texts]), tf.string)
+    special = _special(special_tokens)
+    lines = tf.constant(as_bytes(texts, "NFC"), tf.string)
     symbols = {symbol.decode() for symbol in split_symbols(lines, separator).values.numpy()}
     if not symbols:
         raise UserError("make_symbols was given no symbol. Give it the texts that will be encoded.")
-    special = (*SPECIAL, *special_tokens)
+    if both := sorted(symbols & {*special_tokens}):
+        raise UserError(
+            f"'{both[0]}' is a special token and a symbol of the texts, but no text encodes to a special token. Leave"
+            " it out of special_tokens, or out of the texts."
+        )
     return Symbols((*special, *sorted(symbols - {*special})), len(special), separator)
+
+
+def _special(special_tokens: Sequence[str]) -> tuple[str, ...]:
+    """Returns all special tokens, with those of the user last."""
+    if isinstance(special_tokens, str):
+        raise UserError(f"special_tokens={special_tokens!r} is one text. Write special_tokens=({special_tokens!r},).")
+    return (*SPECIAL, *special_tokens)
 
 
 def _units(texts: Sequence[str], lower: bool) -> Iterator[str]:
     """Yields the units of each text, with a space between two, as `encode` splits it."""
     split = Units(lower)
     for start in range(0, len(texts), _BATCH):
-        batch = as_bytes([unicodedata.normalize("NFC", text) for text in texts[start : start + _BATCH]])
+        batch = as_bytes(texts[start : start + _BATCH], "NFC")
         units = split(tf.constant(batch, tf.string, [len(batch)]))
         yield from (line.decode() for line in tf.strings.reduce_join(units, axis=1, separator=" ").numpy())

@@ -13,12 +13,14 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from framework.data.text.segmentation import SPECIAL, Segments, SymbolSegments, WordPieceSegments
 from framework.errors import UserError, near
@@ -88,10 +90,12 @@ class Vocabulary:
           end: whether each row ends with '</s>'.
 
         Raises:
-          UserError: a text cannot be written as UTF-8.
+          UserError: `texts` is one text, a text is no str, or cannot be written as UTF-8.
         """
+        encoded = as_bytes(texts)
+        _warn_of_other_forms(texts)
         starts = range(0, max(1, len(texts)), _BATCH)
-        rows = [self._rows(texts[start : start + _BATCH], begin, end) for start in starts]
+        rows = [self._rows(encoded[start : start + _BATCH], begin, end) for start in starts]
         flat, lengths = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
         ids = np.zeros([len(texts), lengths.max(initial=0)], np.int32)
         ids[np.arange(ids.shape[1]) < lengths[:, np.newaxis]] = flat
@@ -138,10 +142,10 @@ class Vocabulary:
         with tf.init_scope(), tf.device("CPU:0"):
             return self.segments()
 
-    def _rows(self, texts: Sequence[str], begin: bool, end: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids of some texts, one text after the other, and the length of each."""
+    def _rows(self, texts: Sequence[bytes], begin: bool, end: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of some texts (UTF-8), one text after the other, and the length of each."""
         with tf.device("CPU:0"):
-            rows = self._segments.rows(tf.constant(as_bytes(texts), tf.string, [len(texts)]), begin, end)
+            rows = self._segments.rows(tf.constant(texts, tf.string, [len(texts)]), begin, end)
         return rows.values.numpy(), rows.row_lengths().numpy().astype(np.int32)
 
 
@@ -208,13 +212,33 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
     return vocabulary
 
 
-def as_bytes(texts: Sequence[str]) -> list[bytes]:
-    """Returns texts as UTF-8.
+def as_bytes(texts: Iterable[str], form: Literal["NFC"] | None = None) -> list[bytes]:
+    """Returns texts as UTF-8, brought to a form of Unicode before.
 
     Raises:
-      UserError: a text has half of a surrogate pair.
+      UserError: `texts` is one text, a text is no str, or has half of a surrogate pair.
     """
+    if isinstance(texts, str | bytes):
+        raise UserError(f"{texts!r:.80} is one text, and a list of texts is wanted: [text].")
+    given: list[Any] = list(texts)
+    for number, text in enumerate(given):
+        if not isinstance(text, str):
+            wanted = "Decode it: text.decode()." if isinstance(text, bytes) else "Leave it out, or take ''."
+            raise UserError(
+                f"text {number} of {len(given)} is {text!r:.80}, a {type(text).__name__} and no str. {wanted}"
+            )
     try:
-        return [text.encode() for text in texts]
+        return [(unicodedata.normalize(form, text) if form else text).encode() for text in given]
     except UnicodeEncodeError as error:
         raise UserError(f"{error.object!r:.80} is not Unicode: {error.reason}. Read files as UTF-8.") from error
+
+
+def _warn_of_other_forms(texts: Sequence[str]) -> None:
+    if others := [text for text in texts if not unicodedata.is_normalized("NFC", text)]:
+        logging.warning(
+            "%d of %d texts, such as %.40r, are not in the form NFC, in which vocabularies are trained: their accents"
+            " have ids of their own. Write unicodedata.normalize('NFC', text)",
+            len(others),
+            len(texts),
+            others[0],
+        )

@@ -26,6 +26,8 @@ def test_aligned_files_are_read_line_by_line(folder):
         "de": ["eins", "zwei", "Kaffee"],
     }
     assert text.read_lines(folder / "x.de.gz") == ["eins", "zwei", "drei", "Kaffee"]
+    (folder / "joined").write_bytes("one\n".encode("utf-8-sig") * 2)  # by `cat` of two files, each with a mark
+    assert text.read_lines(folder / "joined") == ["one", "one"]
     (folder / "none").write_bytes(b"")
     assert text.read_lines(folder / "none") == []
 
@@ -36,6 +38,19 @@ def test_aligned_files_are_read_line_by_line(folder):
         (b"one\ntwo \xff\n", "refuse", "x: line 2 is not UTF-8, by its byte 0xff. Convert the file"),
         (b"one\n \t\nthree\n", "refuse", "x: line 2 is empty. Fill it, or read with empty='drop' or empty='keep'."),
         (b"one\n", "skip", "empty='skip' is not one of refuse, keep, drop."),
+        (
+            "one\ntwo".encode("utf-16"),
+            "refuse",
+            "x: line 1 is not UTF-8, by its byte 0xff. Convert the file: iconv -f UTF-16",
+        ),
+        (
+            "one\n".encode("utf-16-le"),
+            "refuse",
+            "x: line 1 is not UTF-8, by its byte 0x00. Convert the file: iconv -f UTF-16",
+        ),
+        (b"one\ntwo \xe9\n", "refuse", "0xe9. Convert the file: iconv -f LATIN1 -t UTF-8."),
+        (b"one\rtwo\r", "refuse", "x has carriage returns and no line feed. Convert the file: tr '\\r' '\\n'."),
+        (b"\xef\xbb\xbf\n", "refuse", "x: line 1 is empty."),
         (b"\x1f\x8bno", "refuse", "x cannot be read: "),
     ],
 )
@@ -57,3 +72,5 @@ def test_files_of_unequal_length_are_refused(folder):
 def test_no_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="none cannot be read: No such file or directory"):
         text.read_lines(tmp_path / "none")
+    with pytest.raises(UserError, match=r"^\. cannot be read: Is a directory"):
+        text.read_lines(".")

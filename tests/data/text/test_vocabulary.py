@@ -69,6 +69,18 @@ def test_special_tokens_are_known_by_name():
         (lambda: text.WordPieces((*WORDS.pieces, "a\nb")), r"the piece 'a\\nb' of a vocabulary is empty or has a line"),
         (lambda: text.Symbols(WORDS.pieces, 4, ","), "separator=',' of symbols is neither"),
         (lambda: WORDS.encode(["a\ud800"]), "is not Unicode: surrogates not allowed"),
+        (lambda: WORDS.encode("two dogs"), r"^'two dogs' is one text, and a list of texts is wanted: \[text\]."),
+        (lambda: text.make_symbols("two"), "^'two' is one text"),
+        (lambda: text.train_word_pieces("two", 100), "^'two' is one text"),
+        (lambda: text.make_symbols(["a"], special_tokens="<en>"), r"one text. Write special_tokens=\('<en>',\)."),
+        (lambda: text.make_symbols(["a <en>"], " ", ("<en>",)), "^'<en>' is a special token and a symbol of the texts"),
+        (lambda: WORDS.encode(["a", None]), "^text 1 of 2 is None, a NoneType and no str. Leave it out, or take ''."),
+        (lambda: WORDS.encode([b"a"]), r"^text 0 of 1 is b'a', a bytes and no str. Decode it: text.decode\(\)."),
+        (lambda: text.make_symbols(["a", float("nan")]), "^text 1 of 2 is nan, a float and no str."),
+        (
+            lambda: text.encoded({"a": ["x", "y"], "b": ["x"]}, WORDS, "x"),
+            "^'x' has texts in different numbers: 2 of 'a', 1 of 'b'. Give as many of each.",
+        ),
         (
             lambda: WORDS.decode(np.array([[0, 999]])),
             f"ids are 0 to 999, but those of the vocabulary 0 to {len(WORDS) - 1}",
@@ -92,6 +104,15 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 def test_no_text_has_no_ids():
     ids, lengths = WORDS.encode([])
     assert ids.shape == (0, 0) and lengths.shape == (0,) and WORDS.decode(ids) == []
+
+
+def test_texts_that_the_vocabulary_was_not_made_for_are_a_warning(caplog):
+    text.encoded({"a": ["two dogs", "two"]}, WORDS, origin="made up")
+    assert not caplog.text
+    text.encoded({"a": ["two Ж"]}, WORDS, origin="made up")  # ▁two, ▁, unknown, end
+    assert "25 % of the tokens of 'a' in 'made up' are unknown: is it the vocabulary of other texts?" in caplog.text
+    WORDS.encode(["two", "e\u0301"])
+    assert "1 of 2 texts, such as 'e\u0301', are not in the form NFC" in caplog.text
 
 
 def test_encoded_texts_are_a_source_whose_fingerprint_has_the_vocabulary():
