@@ -16,7 +16,7 @@ ROWS = (
     ("config.keys/*",),
     ("config.keys",),
     ("config.base", "config.durations"),
-    ("config.former", "config.listing"),
+    ("config.former", "config.handling", "config.listing"),
     ("config.contradictions",),
     ("config.check",),
     ("config.overrides",),

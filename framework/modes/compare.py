@@ -45,5 +45,7 @@ def main(runs: Sequence[str] = (), out: str = "compare.html") -> int:
             f"--out={out} cannot be written: {error.strerror}. Type a file in a folder of yours."
         ) from error
     print(comparison.summary(groups))
+    if warning := comparison.unlike_in_words(groups):
+        print(f"\n{warning} They are in the page.")
     print(f"\n{page}, {table}")
     return 0

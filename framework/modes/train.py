@@ -78,10 +78,11 @@ def _beside(before: Previous | None, name: str, value: float | None, mode: str |
 
 
 def _differing(before: Previous) -> str:
-    """Returns which keys of the config differ from those of the run before."""
+    """Returns which keys of the config, and what else, differ from those of the run before."""
     shown = [f"{key}={old!r} (now {new!r})" for key, (old, new) in before.differing.items()]
     more = f" and {len(shown) - _MOST_KEYS} more keys" if len(shown) > _MOST_KEYS else ""
-    return f"with {', '.join(shown[:_MOST_KEYS])}{more}" if shown else "with the same config"
+    keys = f"with {', '.join(shown[:_MOST_KEYS])}{more}" if shown else "with the same config"
+    return f"{keys}; other {', '.join(before.others)}" if before.others else keys
 
 
 def _is_exported(run: Run) -> bool:

@@ -4,7 +4,8 @@
     page(groups), csv_text(groups), summary(groups)
 
 Runs whose config differs in the seed alone, and whose code is the same, are a group: one line, the mean over the seeds,
-with a band from the least to the greatest value of any seed.
+with a band from the least to the greatest value of any seed. Keys of `config.handling` do not count. What else numbers
+depend on, such as the framework's commit and the data, makes no group of its own; it is shown if it differs.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from framework import folder
+from framework.config.handling import HANDLING
 from framework.files import CorruptError, read_bytes
 from framework.pages import charts, html, listing, report
 from framework.pages.curves import Averaged
@@ -41,7 +43,8 @@ class Group:
     Attributes:
       label: what differs from the other groups, or the name of the run.
       runs: at least one.
-      values: {key: value} of the keys that differ between groups; 'code' is a hash of the experiment's files.
+      values: {key: value} of the keys that differ between groups; 'code' is a hash of the experiment's files. Then of
+        the facts that differ between runs, such as 'framework'.
     """
 
     label: str
@@ -85,20 +88,32 @@ def grouped(runs: Sequence[StoredRun]) -> list[Group]:
         for key in sorted({key for one in identities for key in one})
         if _is_mixed(one.get(key) for one in identities)
     ]
+    facts = unlike(runs)
     groups = []
     for group, identity in zip(members, identities, strict=True):
         values = {key: report.as_text(identity[key]) if key in identity else "absent" for key in keys}
-        groups.append(Group(_label(group, values), tuple(group), values))
+        label = _label(group, values)
+        values |= {name: " / ".join(dict.fromkeys(run.facts.get(name, "unknown") for run in group)) for name in facts}
+        groups.append(Group(label, tuple(group), values))
     return groups
 
 
+def unlike(runs: Iterable[StoredRun]) -> list[str]:
+    """Returns the names of the facts that differ between runs: 'framework', "data of 'train'"."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.facts.items():
+            found.setdefault(name, set()).add(value)
+    return sorted(name for name, values in found.items() if len(values) > 1)
+
+
 def _identity(run: StoredRun) -> dict[str, Any]:
-    """Returns what the runs of a group have in common: config but for the seed, and the code that trained."""
+    """Returns what the runs of a group have in common: config but for the seed and HANDLING, and the code."""
     if not run.config:
         return {"config": f"{folder.CONFIG} of {run.path} is missing or damaged"}
     code = run.saved.get("facts", {}).get("code") or _copies(run)
     known = {"code": ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(code.items()))} if code else {}
-    return {key: value for key, value in run.config.items() if key != "seed"} | known
+    return {key: value for key, value in run.config.items() if key not in ("seed", *HANDLING)} | known
 
 
 def _copies(run: StoredRun) -> dict[str, str]:
@@ -134,9 +149,12 @@ def lines(groups: Sequence[Group]) -> list[Line]:
 
 
 def _line(metric: str, group: Group) -> Line:
-    found = [result for run in group.runs for result in run.results() if result.name == metric]
-    steps = tuple(sorted({result.last[0] for result in found if result.last}))
-    return Line(metric, group, len(found), steps, _figure(found, "last"), _figure(found, "best"))
+    found = [(run, result) for run in group.runs for result in run.results() if result.name == metric]
+    results = [result for _, result in found]
+    steps = tuple(sorted({result.last[0] for result in results if result.last}))
+    if len(steps) > 1 and not all(run.has_ended for run, _ in found):  # a mean over what is half trained
+        return Line(metric, group, len(found), steps, None, None)
+    return Line(metric, group, len(found), steps, _figure(results, "last"), _figure(results, "best"))
 
 
 def _figure(results: Sequence[Result], which: str) -> Figure | None:
@@ -158,6 +176,12 @@ def summary(groups: Sequence[Group]) -> str:
         numbers = ("", "", "") if line is None else (_shown(line.last), _shown(line.best), _steps(line.steps))
         rows.append((group.label, str(len(group.runs)), *numbers))
     return listing.aligned(rows)
+
+
+def unlike_in_words(groups: Sequence[Group]) -> str:
+    """Returns a sentence about the facts that differ between the runs; '' if none does."""
+    names = unlike(run for group in groups for run in group.runs)
+    return f"The runs also differ in {', '.join(names)}: numbers may differ for that alone." if names else ""
 
 
 def csv_text(groups: Sequence[Group]) -> str:
@@ -209,7 +233,8 @@ def _differing(groups: Sequence[Group]) -> str:
     if not keys:
         return "<p>Nothing but the seed.</p>\n"
     rows = [html.row((key, *(group.values[key] for group in groups))) for key in keys]
-    return f'<div class="wide">{html.table(("key", *(group.label for group in groups)), rows)}</div>\n'
+    note = f"<p>{html.safe(warning)}</p>\n" if (warning := unlike_in_words(groups)) else ""
+    return f'<div class="wide">{html.table(("key", *(group.label for group in groups)), rows)}</div>\n{note}'
 
 
 def _results(groups: Sequence[Group]) -> str:
@@ -218,8 +243,8 @@ def _results(groups: Sequence[Group]) -> str:
         for one in lines(groups)
     ]
     note = (
-        "Mean ± standard deviation (n - 1) over the runs of a group. A run without the value, or whose value is not"
-        " finite, leaves the cell empty."
+        "Mean ± standard deviation (n - 1) over the runs of a group. A run without the value, whose value is not"
+        " finite, or that has not ended while others are at another step, leaves the cell empty."
     )
     headings = ("metric", "group", "runs", "last at step", "last", "best")
     return f'<div class="wide">{html.table(headings, rows)}</div>\n<p>{note}</p>\n' if rows else "<p>None yet.</p>\n"

@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ EVALUATION = "eval/"
 _DAMAGE = (ArithmeticError, AttributeError, CorruptError, LookupError, RecursionError, TypeError, ValueError, OSError)
 _STEPS = re.compile(r"(\d+) steps?")
 _EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
+_DIGITS = 8  # that are shown of a hash
 _ENDED = ("finished", "stopped early")
 
 
@@ -106,6 +107,20 @@ class StoredRun:
         if self.result.get("status") in _ENDED:
             return str(self.result["status"])
         return "failed" if self.failure else "stopped"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was trained to its end, or stopped early."""
+        return self.state in _ENDED
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """{'framework': 'b82c33c9', …}: what numbers depend on beside config and code; of several starts, joined."""
+        found: dict[str, list[str]] = {}
+        for start in self.starts:
+            for name, value in _facts(start):
+                found.setdefault(name, []).append(value)
+        return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items()}
 
     @property
     def stopped_at(self) -> int:
@@ -221,6 +236,22 @@ def _starts(value: Any) -> list[dict[str, Any]]:
             raise CorruptError("a start has no step")
         datetime.datetime.fromisoformat(start["time"])
     return list(value["starts"])
+
+
+def _facts(start: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (name, value) of a start: the framework's commit, packages, hashes of the data, devices."""
+    git, packages, data = (
+        part if isinstance(part := start.get(name), dict) else {} for name in ("git", "packages", "data")
+    )
+    if commit := git.get("commit"):
+        yield "framework", f"{str(commit)[:_DIGITS]}{' and changes' if git.get('dirty') else ''}"
+    for name, version in packages.items():
+        yield str(name), str(version)
+    for split, sample in data.items():
+        yield f"data of '{split}'", " ".join(part[:_DIGITS] for part in str(sample).split())
+    for name in ("cpu", "devices"):
+        if name in start:
+            yield name, str(start[name])
 
 
 def _result(value: Any) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from framework.config.handling import HANDLING
 from framework.errors import UserError
 from framework.files import read_json
-from framework.folder import RESULT
-from framework.run import stored_config
+from framework.folder import RESULT, starts
+from framework.pages.stored import StoredRun
+from framework.run import code_copies, stored_config
 from framework.run.result import whole_result
 from framework.run.run import Run
 
@@ -20,11 +22,19 @@ _ENDED = ("finished", "stopped early")
 
 
 class Previous(NamedTuple):
-    """Holds the folder of a run, its result.json, and {key: (its value, this run's)} of the config keys that differ."""
+    """Holds what is known of the run before.
+
+    Attributes:
+      workdir: its folder.
+      result: its result.json.
+      differing: {key: (its value, this run's)} of the config keys that differ, but for those of handling.HANDLING.
+      others: what else differs: files of the experiment, 'framework', "data of 'train'".
+    """
 
     workdir: Path
     result: dict[str, Any]
     differing: dict[str, tuple[Any, Any]]
+    others: list[str]
 
 
 def find(run: Run) -> Previous | None:
@@ -39,8 +49,18 @@ def find(run: Run) -> Previous | None:
                 stored = stored_config.read(path.parent)
             except UserError:
                 return None
-            return None if stored is None else Previous(_typed(run, path), result, stored.differing(run.config))
+            if stored is None:
+                return None
+            differing = {key: pair for key, pair in stored.differing(run.config).items() if key not in HANDLING}
+            return Previous(_typed(run, path), result, differing, _others(run, path.parent))
     return None
+
+
+def _others(run: Run, workdir: Path) -> list[str]:
+    """Returns which files of the experiment, and which of the facts that both runs know, are others in another run."""
+    ours, theirs = (StoredRun(path, starts=starts(path)).facts for path in (run.workdir, workdir))
+    facts = [name for name, value in ours.items() if theirs.get(name, value) != value]
+    return [*code_copies.changed(workdir, run.experiment), *facts]
 
 
 def _results(run: Run) -> list[tuple[float, Path]]:

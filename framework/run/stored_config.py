@@ -18,19 +18,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from framework.config import DURATIONS, flatten, former
+from framework.config.handling import HANDLING
 from framework.errors import UserError
 from framework.files import CorruptError, load_json, unreachable, write_json
 
-# Keys that may differ in a run that continues. The folder of the data: hashes check what it holds. How checkpoints are
-# kept, what the console shows and which steps are traced: no number depends on it. The devices that share a step: the
-# global batches are the same, sums up to rounding.
+# Keys that may differ in a run that continues. The folder of the data: hashes check what it holds. The devices that
+# share a step: the global batches are the same, sums up to rounding.
 MAY_DIFFER = (
+    *HANDLING,
     "data.dir",
-    "log.console",
-    "profile.steps",
-    *(f"checkpoint.{name}" for name in ("keep", "keep_hours", "average", "asynchronous", "on_error")),
-    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce")),
-    *(f"runtime.{name}" for name in ("worker_timeout_seconds", "max_restarts", "parameter_servers")),
+    *(f"runtime.{name}" for name in ("strategy", "devices", "virtual_devices", "all_reduce", "parameter_servers")),
 )
 
 ABSENT = "absent"  # in place of a value: there is no such key

@@ -43,6 +43,22 @@ def test_metrics_stand_beside_those_of_the_run_before(before, tmp_path, capsys, 
     ]
 
 
+def test_what_else_differs_is_told(before, tmp_path, capsys):
+    (before / "tiny.py").write_text("# as it was")
+    path = before / "environment.json"
+    known = json.loads(path.read_text())
+    known["starts"][0]["git"] = {"commit": "0" * 40, "dirty": False}
+    known["starts"][0]["data"]["test"] = "1 2"
+    path.write_text(json.dumps(known))
+    out = printed(capsys, f"--workdir={tmp_path / 'second'}", *SHORT, "--config.log.console=quiet")
+    (line,) = (line for line in out if line.startswith("  before: "))
+    said = f"  before: {before}, with the same config; other "
+    names = line.removeprefix(said).split(", ")
+    assert line.startswith(said) and Path(names[0]).name == "tiny.py"
+    ours = json.loads((tmp_path / "second/environment.json").read_text())["starts"][0]
+    assert names[1:] == [*(["framework"] if ours["git"]["commit"] else []), "data of 'test'"]
+
+
 @pytest.mark.parametrize(("variable", "colors"), [("", ["\x1b[31m", "\x1b[32m"]), ("1", [])])
 def test_a_terminal_has_colors(before, tmp_path, capsys, monkeypatch, variable, colors):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)

@@ -178,11 +178,59 @@ def test_the_last_number_of_a_seed_that_broke_is_not_one_before(tmp_path):
         file.write('{"step": 500, "eval/test/loss": null, "eval/test/accuracy": null}\n')
     groups = read(paths)
     (line,) = (line for line in comparison.lines(groups) if line.metric == "test/accuracy")
-    assert (line.runs, line.steps, line.last) == (3, (400, 500), None)
-    assert line.best.mean == pytest.approx(np.mean([0.875, 0.75, 1.0]))
+    assert (line.runs, line.steps, line.last, line.best) == (3, (400, 500), None, None)
     broken = groups[0].runs[1]
     assert "nan @500" in listing.table(tmp_path, [broken])
     assert ["test/accuracy", "nan", "500", "0.75", "100", "max"] in Cells(report.page(broken)).rows
+
+
+def test_a_seed_that_was_killed_half_way_gives_no_mean(tmp_path):
+    paths = make_five(tmp_path)[:3]
+    (paths[1] / "result.json").unlink()
+    rows = [evaluation(100, 3.0, 0.75), evaluation(200, 2.5, 0.875)]
+    (paths[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (line,) = (line for line in comparison.lines(read(paths)) if line.metric == "test/accuracy")
+    assert (line.runs, line.steps, line.last, line.best) == (3, (200, 400), None, None)
+    (paths[1] / "result.json").write_text(json.dumps(RESULT | {"status": "stopped early", "step": 200}))
+    (line,) = (line for line in comparison.lines(read(paths)) if line.metric == "test/accuracy")
+    assert line.last.mean == pytest.approx(np.mean([0.5, 0.875, 0.625])) and line.steps == (200, 400)
+
+
+def test_how_a_run_is_handled_makes_no_other_group(tmp_path):
+    handled = {"log": {"console": "plain"}, "profile": {"steps": "10:15"}, "checkpoint": {"keep": 9, "best_metric": ""}}
+    a = make(tmp_path / "a", config={"checkpoint": {"best_metric": ""}})
+    b = make(tmp_path / "b", config={"seed": 1, **handled})
+    assert [len(group.runs) for group in read([a, b])] == [2]
+    c = make(tmp_path / "c", config={"seed": 2, **handled, "data": {"dir": "elsewhere"}})
+    assert [group.values for group in read([a, b, c])] == [{"data.dir": "''"}, {"data.dir": "elsewhere"}]
+
+
+def test_other_commits_packages_and_data_are_told(tmp_path, capsys):
+    def begun(commit, dirty=False, data="1234567890 abcdef1234", **packages):
+        git = {"commit": commit, "dirty": dirty}
+        return start(git=git, data={"train": data}, packages={"tensorflow": "2.21.0"} | packages, cpu="x")
+
+    one, other = "a" * 40, "b" * 40
+    a = make(tmp_path / "a", starts=[begun(one), begun(other, dirty=True)])
+    b = make(tmp_path / "b", starts=[begun(one)], config={"seed": 1})
+    c = make(tmp_path / "c", starts=[begun(one, data="0000000011 abcdef1234")], config={"k": 1})
+    bare = make(tmp_path / "bare", config={"seed": 2})  # of an early version
+    groups = read([a, b, c, bare])
+    assert [len(group.runs) for group in groups] == [3, 1]
+    assert [group.values for group in groups] == [
+        {"k": "absent", "data of 'train'": "12345678 abcdef12 / unknown", "framework": f"{both} / {one[:8]} / unknown"}
+        for both in ["aaaaaaaa, bbbbbbbb and changes"]
+    ] + [{"k": "1", "data of 'train'": "00000000 abcdef12", "framework": "aaaaaaaa"}]
+    assert [group.label for group in groups] == ["k=absent (3 seeds)", f"{c}: k=1"]
+    warned = "The runs also differ in data of 'train', framework: numbers may differ for that alone."
+    assert comparison.unlike_in_words(groups) == warned and warned in html_text(comparison.page(groups))
+    assert call(a, b, c, f"--out={tmp_path / 'x.html'}") == 0
+    assert f"{warned} They are in the page." in capsys.readouterr().out
+    assert comparison.unlike_in_words(read([b, bare])) == ""
+
+
+def html_text(page):
+    return page.replace("&#x27;", "'")
 
 
 def test_a_group_without_a_metric_has_no_line_of_it(tmp_path):
