@@ -27,7 +27,7 @@ from framework.run import code_copies, command
 from framework.run.request import Request as RunRequest
 from framework.run.request import fresh_workdir, resolve_request
 from framework.sweep.runner import Request, Runner
-from framework.sweep.study import PRUNERS, SAMPLERS, Plan, Study, open_study
+from framework.sweep.study import PRUNERS, SAMPLERS, Plan, Study, open_study, try_out
 from framework.sweep.worker import Task, Worker
 
 TRIALS = 20
@@ -52,6 +52,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
         workers.callback(worker.end)
         run = resolve_request(values.config, overrides, workdir)
         sweep = _sweep(run, overrides)
+        try_out(sweep)
         workdir.mkdir(parents=True, exist_ok=True)
         plan = _plan(values, run.config, _modes(worker, request))
         study = open_study(workdir, sweep, plan, {"config": values.config, "overrides": list(overrides)})
@@ -63,7 +64,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
             )
         trials = values.trials or (TRIALS if plan.sampler != "grid" else sys.maxsize)
         Runner(study, request, trials, values.parallel or 1, [worker]).run()
-    return _report(study, request, run.config.checkpoint.best_metric)
+    return _report(study, request, run.config.checkpoint.best_metric, "make_exports" in run.experiment.functions)
 
 
 def _sweep(run: RunRequest, overrides: Sequence[str]) -> Callable[[Any], Mapping[str, Any]]:
@@ -138,13 +139,14 @@ def _plan(values: flags.FlagValues, config: ConfigDict, modes: Mapping[str, str]
     return Plan(metric, modes[metric], sampler, pruner, config.seed)
 
 
-def _report(study: Study, request: Request, best_metric: str) -> int:
+def _report(study: Study, request: Request, best_metric: str, is_exported: bool) -> int:
     """Prints a table of the trials, the best first, and the commands of the best; returns the exit status.
 
     Args:
       study: of the sweep.
       request: what the trials share.
       best_metric: `checkpoint.best_metric`, whose best checkpoint each trial has kept.
+      is_exported: whether the experiment has exports.
     """
     rows, best = study.rows(), study.best()
     sign = -1 if study.plan.mode == "max" else 1
@@ -154,8 +156,10 @@ def _report(study: Study, request: Request, best_metric: str) -> int:
     print(f"  trial  {study.plan.metric:<16} state        values")
     for row in rows:
         value = "" if row["value"] is None else f"{row['value']:.6g}"
-        said = row["error"] or " ".join(text.removeprefix("--config.") for text in row["overrides"])
-        print(f"  {row['number']:5d}  {value:<16} {row['state']:<12} {said}")
+        values = " ".join(text.removeprefix("--config.") for text in row["overrides"])
+        print(f"  {row['number']:5d}  {value:<16} {row['state']:<12} {values}")
+        if row["error"]:
+            print(f"         {row['error']}")
     if best is None:
         return 1
     number = best["number"]
@@ -169,6 +173,7 @@ def _report(study: Study, request: Request, best_metric: str) -> int:
             f"No trial has kept the checkpoint of its best {study.plan.metric}: its last one may be worse. A sweep with"
             f" --config.checkpoint.best_metric={study.plan.metric} keeps it."
         )
-    print(f"Export it:      {command.typed(export)}")
+    if is_exported:
+        print(f"Export it:      {command.typed(export)}")
     print(f"Train it again: {command.typed(again)}")
     return 0

@@ -11,6 +11,7 @@ left unfinished stays there with its number and its values; `unfinished` returns
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,11 @@ PRUNERS = ("none", "median", "asha")
 _NAME = "sweep"
 _DIRECTIONS = {"min": "minimize", "max": "maximize"}
 _PLAN, _CODE, _OVERRIDES, _ERROR = "plan", "code", "overrides", "error"  # attributes of the study and of its trials
+
+_OTHER_SPACE = (
+    " In all trials of a folder a name has the same choices, or numbers of one kind: use another name, or another"
+    " --workdir."
+)
 
 Sweep = Callable[[Any], Mapping[str, Any]]
 
@@ -100,6 +106,27 @@ def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any])
     return Study(optuna, study, storage, sweep, plan)
 
 
+def try_out(sweep: Sweep) -> None:
+    """Asks for the values of a trial of no folder, so that what no trial can use is refused before anything is written.
+
+    Raises:
+      UserError: Optuna is not installed, or `sweep` asks for values that it refuses.
+    """
+    optuna = extras.load("optuna", "sweep")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _asked(sweep, optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask())
+
+
+def _asked(sweep: Sweep, trial: Any) -> Mapping[str, Any]:
+    """Returns the values of a trial; raises UserError if Optuna refuses what `sweep` asks for."""
+    try:
+        return sweep(trial)
+    except ValueError as error:  # an empty range, or another kind of one than that of an earlier trial
+        why = " ".join(str(error).split())
+        hint = _OTHER_SPACE if trial.number or trial.params else ""
+        raise UserError(f"sweep(trial): {why}{hint}") from error
+
+
 def begins(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Opens a context that one process of a sweep is in at a time: it begins the sweep, or a trial."""
     return files.held(folder / "sweep.lock", lambda holder: f"process {holder} begins a trial in {folder}", waits=True)
@@ -126,7 +153,7 @@ def _begin(folder: Path, study: Any, wanted: Mapping[str, Any], grid: Sequence[M
     """Notes what a sweep is begun with, and the trials of a grid; refuses what it was not begun with.
 
     Raises:
-      UserError: it was begun with other values.
+      UserError: it was begun with other values, or with another grid.
     """
     begun = study.user_attrs.get(_PLAN)
     direction = study.direction.name.lower()  # a kill may have come before all else was noted
@@ -142,6 +169,13 @@ def _begin(folder: Path, study: Any, wanted: Mapping[str, Any], grid: Sequence[M
         for params in grid[len(study.trials) :]:  # a kill may have left some of them
             study.enqueue_trial(params)
         study.set_user_attr(_PLAN, wanted)  # last: without it the sweep has not begun
+    elif grid:
+        known_grid = [trial.system_attrs.get("fixed_params") for trial in study.trials]
+        if json.dumps(known_grid) != json.dumps(grid):  # its trials are those of the beginning: no other would be begun
+            raise UserError(
+                f"{folder} has a sweep that was begun with a grid of {len(known_grid)} combinations; sweep(trial) now"
+                f" has other ones, {len(grid)}. Use another --workdir."
+            )
 
 
 def _cut_incomplete(path: Path, lock: Any) -> None:
@@ -270,10 +304,7 @@ class Study:
 
     def _described(self, trial: Any) -> Trial:
         """Returns a trial with the values that `sweep` asks for; those that it was given before stay."""
-        try:
-            values = self._sweep(trial)
-        except ValueError as error:  # of Optuna: an empty range, or another one than before
-            raise UserError(f"sweep(trial): {' '.join(str(error).split())}") from error
+        values = _asked(self._sweep, trial)
         overrides = tuple(f"--config.{key}={value}" for key, value in values.items())
         if trial.user_attrs.get(_OVERRIDES) != list(overrides):  # Optuna lets none be set once the trial has ended
             trial.set_user_attr(_OVERRIDES, list(overrides))

@@ -184,6 +184,7 @@ def test_a_key_that_is_typed_in_any_form_is_no_key_of_a_trial(tmp_path, capsys, 
     arguments = [f"--config={tmp_path / 'space.py'}", SWEEP, f"--workdir={tmp_path / 'sweep'}", typed]
     assert launch.main(["launch.py", *arguments, "--metric=test/accuracy"]) == 2
     said = capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()  # where a sweep without the key may begin
     assert said == f"error: --config.{key} is typed, but sweep(trial) sets {key} in each trial. Leave it out.\n"
 
 
@@ -210,8 +211,12 @@ def test_the_export_of_the_best_trial_is_of_the_checkpoint_that_was_the_best(tmp
     for value in (0.5, 0.75, 0.25):
         study.end(study.ask(), value)
     request = runner.Request("tests/swept.py", ["--config.eval.splits=('a b',)"], tmp_path)
-    assert sweep._report(study, request, best_metric) == 0
+    study.fail(study.ask(), "no memory")
+    assert sweep._report(study, request, best_metric, is_exported=False) == 0
+    assert "Export it" not in capsys.readouterr().out
+    assert sweep._report(study, request, best_metric, is_exported=True) == 0
     printed = capsys.readouterr().out
+    assert re.search(r"^ +3 +failed +schedule\.learning_rate=0\.\d+\n +no memory$", printed, re.MULTILINE)
     (export,) = re.findall(r"^Export it: +(.*)$", printed, re.MULTILINE)
     is_kept = best_metric == "test/accuracy"
     of_best = ["--checkpoint=best"] if is_kept else []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from framework.errors import UserError
+from framework.sweep.study import try_out
 from tests.sweep.spaces import FACTS, layers, opened
 
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
@@ -227,6 +228,36 @@ def test_the_age_of_a_lock_that_a_kill_left_is_seen(tmp_path, monkeypatch):
 
 
 def test_a_range_that_optuna_refuses_is_said_in_one_line(tmp_path):
-    study = opened(tmp_path, lambda trial: {"model.hidden": trial.suggest_int("hidden", 3, 2)})
-    with pytest.raises(UserError, match=r"^sweep\(trial\): .*low.*high[^\n]*$"):
-        study.ask()
+    def empty(trial):
+        return {"model.hidden": trial.suggest_int("hidden", 3, 2)}
+
+    for ask in (lambda: try_out(empty), opened(tmp_path, empty).ask):
+        with pytest.raises(UserError, match=r"^sweep\(trial\): .*low.*high[^\n]*$") as caught:
+            ask()
+        assert "folder" not in str(caught.value)
+
+
+def test_choices_that_change_while_a_sweep_is_stopped_are_refused_in_one_line(tmp_path):
+    def choosing(*choices):
+        return lambda trial: {"model.hidden": trial.suggest_categorical("hidden", choices)}
+
+    study = opened(tmp_path, choosing(8, 16))
+    study.end(study.ask(), 0.5)
+    with pytest.raises(UserError, match=r"^sweep\(trial\): [^\n]+ In all trials of a folder a name has the same"):
+        opened(tmp_path, choosing(8, 16, 32)).ask()
+
+
+def test_a_grid_that_changes_while_a_sweep_is_stopped_is_refused(tmp_path):
+    def numbered(most):
+        return lambda trial: {"model.hidden": trial.suggest_int("setting", 0, most)}
+
+    study = opened(tmp_path, numbered(3), sampler="grid")
+    study.end(study.ask(), 0.5)
+    assert opened(tmp_path, numbered(3), sampler="grid").started == 1
+    for most in (2, 4):  # a fifth combination would never be trained
+        with pytest.raises(UserError) as caught:
+            opened(tmp_path, numbered(most), sampler="grid")
+        assert str(caught.value) == (
+            f"{tmp_path} has a sweep that was begun with a grid of 4 combinations; sweep(trial) now has other ones,"
+            f" {most + 1}. Use another --workdir."
+        )
