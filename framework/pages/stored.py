@@ -309,8 +309,8 @@ def _failure(run: StoredRun) -> str:
         except CorruptError:
             return newest.name
         return lines[-1].decode(errors="replace").strip() if lines else newest.name
-    step = folder.step_of(newest.name)
-    return newest.name if step is None else f"step {step} was not finite"
+    step = folder.step_of(newest.name)  # of the state before it
+    return newest.name if step is None else f"step {step + 1:,} was not finite"
 
 
 def _time(path: Path) -> float:

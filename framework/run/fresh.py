@@ -67,7 +67,10 @@ def refuse_unsuited(run: Run, mode: str) -> None:
     if not run.replicas.is_local:
         why = f"takes one process, but runtime.strategy='{run.config.runtime.strategy}' is several. Leave it out."
     elif len(run.state.models) > 1:
-        why = f"judges by one loss, but make_model returned several models ({', '.join(run.state.models)})."
+        why = (
+            f"judges by one loss, but make_model returned several models ({', '.join(run.state.models)})."
+            " Train for e.g. --config.train.duration='200 steps', and look at the terms in report.html."
+        )
     elif run.state.data is not None:
         why = "needs batches that are a function of the step; these have a state, which the steps fill."
     elif run.config.resume_from:

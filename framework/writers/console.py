@@ -40,7 +40,7 @@ class Console(Writer):
       clock: returns seconds, for the time left.
       steps_per_epoch: None shows no epoch.
       style: 'auto' for a bar in a terminal, and elsewhere a line for the first and last row and at most one in two
-        seconds between them; 'plain' for a line for each row; 'quiet' for nothing.
+        seconds between them; 'plain' for a line for each row; 'quiet' for no line.
     """
 
     def __init__(

@@ -249,7 +249,11 @@ def test_the_batch_of_step_0_at_each_step():
     ("changed", "message"),
     [
         ({"is_local": False}, "takes one process, but runtime.strategy='s' is several. Leave it out."),
-        ({"models": ["a", "b"]}, "judges by one loss, but make_model returned several models (a, b)."),
+        (
+            {"models": ["a", "b"]},
+            "judges by one loss, but make_model returned several models (a, b). Train for e.g."
+            " --config.train.duration='200 steps', and look at the terms in report.html.",
+        ),
         ({"data": 1}, "needs batches that are a function of the step; these have a state, which the steps fill."),
         (
             {"resume_from": "runs/x"},

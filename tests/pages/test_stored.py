@@ -43,6 +43,11 @@ def test_states(tmp_path):
     failed = make(tmp_path / "failed", result=None)
     fail(failed)
     assert (stored.read(failed).state, stored.read(failed).failure) == ("failed", "ValueError: a shape")
+    broken = make(tmp_path / "broken", result=None)
+    (broken / "failure" / "step-00000123").mkdir(parents=True)  # the step of the state before
+    for name in ("environment.json", "metrics.jsonl"):
+        os.utime(broken / name, (1e9, 1e9))
+    assert stored.read(broken).failure == "step 124 was not finite"
 
 
 def test_a_result_of_before_a_longer_run_does_not_count(tmp_path):

@@ -7,7 +7,8 @@ KEYS = {
     "histograms_every": Key("1 epoch", "period of histograms of weights and gradients; '' = never", duration=True),
     "console": Key(
         "auto",
-        "auto = a progress bar in a terminal, elsewhere a line in two seconds; plain = a line a row; quiet = nothing",
+        "auto = a progress bar in a terminal, elsewhere a line in two seconds; plain = a line a row; quiet = no rows,"
+        " the log and the results alone",
         choices=("auto", "plain", "quiet"),
     ),
     "images": Key(16, "inputs shown once in TensorBoard; 0 = none", low=0, high=400),

@@ -13,6 +13,7 @@ STEPS = 200  # after the warm-up; of a shorter run half of them
 LEAST = 0.05  # share of the first loss by which it should have fallen
 _NOISY = 0.1  # of the median: the half of the interquartile range above which one loss says little
 _FAR = 10.0  # times the first loss, which is more than noise
+_MODES = " (--mode=lr_find draws the loss over it); --mode=overfit names what does not learn"
 _FIRST = 10  # steps that begin a noisy run
 
 
@@ -23,7 +24,7 @@ class NotLearning:
     are noisy, as those of small batches are, a first loss may be low by chance: the median of the first 10 steps stands
     for it if that is higher, unless the newest ones are above ten times the first. The first loss is that of an
     untrained model, so a run that begins with trained weights is not judged, nor one that is resumed; nor is a loss
-    that was not above 0.
+    that was not above 0, nor that of a step of one's own that trains several models, which may work against each other.
     """
 
     def __init__(self, run: Run, progress: Progress) -> None:
@@ -34,7 +35,9 @@ class NotLearning:
         is_new = not (run.config.resume_from or run.config.init_from) and int(run.state.step) == 0
         self._first: float | None = None
         self._losses: list[np.ndarray] = []
-        self._is_done = not is_new
+        several = len(run.state.models) > 1
+        self._is_done = not is_new or (several and "make_step" in run.experiment.functions)
+        self._advice = "" if several else _MODES  # which several models refuse
 
     def look(self, block: Block) -> str:
         """Returns the warning; '' while there is none."""
@@ -63,6 +66,5 @@ class NotLearning:
         return (
             f"the loss has not fallen: {first:.4g} {when}, {median:.4g} in the median of steps"
             f" {self._end - len(newest) + 1} to {self._end}. If it should have, try another"
-            " --config.schedule.learning_rate (--mode=lr_find draws the loss over it); --mode=overfit names what does"
-            " not learn."
+            f" --config.schedule.learning_rate{self._advice}."
         )

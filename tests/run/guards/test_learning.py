@@ -1,5 +1,7 @@
 """framework/run/guards/learning.py: a loss that has not fallen, by a rule that blocks do not change."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,19 @@ def test_trained_weights_are_not_judged(tmp_path):
     resumed = small.build(tmp_path / "first", **{"train.duration": "900 steps"})
     resumed.state.step.assign(10)
     assert told(resumed, np.full(890, 2.0), first=10) == []
+
+
+def test_a_step_of_ones_own_that_trains_several_models_is_not_judged(run, monkeypatch):
+    """Losses of a GAN do not fall; and --mode=overfit and lr_find, which a warning would advise, refuse two models."""
+    losses = np.full(300, 2.0)
+    assert told(run, losses)[0].endswith(
+        "learning_rate (--mode=lr_find draws the loss over it); --mode=overfit names what does not learn."
+    )
+    monkeypatch.setattr(type(run.state), "models", {"generator": None, "critic": None})
+    assert told(run, losses)[0].endswith("If it should have, try another --config.schedule.learning_rate.")
+    functions = {**run.experiment.functions, "make_step": None}
+    monkeypatch.setattr(run, "experiment", dataclasses.replace(run.experiment, functions=functions))
+    assert told(run, losses) == []
 
 
 def test_a_run_of_a_rate_that_is_too_high_is_told(tmp_path, caplog):
