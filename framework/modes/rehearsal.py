@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from framework import files
 from framework.checkpoint.checkpoints import digest, read_arrays
 from framework.checkpoint.storage import CorruptError
 from framework.config import AVERAGED
@@ -24,7 +25,7 @@ from framework.distribute import lifeline
 from framework.distribute.memory import host_memory, peak_memory
 from framework.errors import RunError, UserError
 from framework.evaluators import Report
-from framework.folder import CHECKPOINTS, CURVES, METRICS
+from framework.folder import CHECKPOINTS, CURVES, LOCK, METRICS
 from framework.pages.report import duration
 from framework.run import forecast
 from framework.run.built_in import built_in_hooks, take_evaluation
@@ -43,6 +44,7 @@ from framework.writers import Jsonl, MultiWriter, TensorBoard
 
 _SECONDS = 0.5  # of steps, and of the batches of a split, that are timed
 _QUICK = 1.0  # seconds; a hook that takes longer is not called again, to be timed without what its first call compiled
+_PREFIX = ".check-"  # of the temporary folder
 _ROUNDS = 5  # calls of the block; those of a new bucket compile and are not timed
 _EVALUATE, _SAVE = BUILT_IN[2:]
 
@@ -117,7 +119,12 @@ def _rehearsing(run: Run) -> Iterator[Rehearsal]:
     """Gives a copy of the run in a temporary folder on the disk of the run folder; puts the state back at the end."""
     restore = compile_choice.saved(run.state)
     beside = _existing(run.workdir)
-    with lifeline.terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix=".check-", dir=beside) as folder:
+    _remove_left(beside)
+    with (
+        lifeline.terminated_as_interrupted(),
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=beside) as folder,
+        files.held(Path(folder) / LOCK, lambda holder: f"{folder} is of process {holder}"),
+    ):
         copy = dataclasses.replace(run, workdir=Path(folder), remote=None)
         if run.config.train.compile == "auto":  # the mode that training tries first
             mode = compile_choice.candidates(run.resolved, run.probe, run.replicas)[0]
@@ -128,6 +135,13 @@ def _rehearsing(run: Run) -> Iterator[Rehearsal]:
             yield Rehearsal(copy, restore, progress, Interval(copy.train_block.layout, {}))
         finally:
             restore()
+
+
+def _remove_left(beside: Path) -> None:
+    """Removes the folders of checks that were killed, by their locks, which end with a process."""
+    for folder in beside.glob(f"{_PREFIX}*"):
+        if (folder / LOCK).is_file() and not files.holder(folder / LOCK):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkpoint(trial: Rehearsal, own: OwnHooks) -> None:

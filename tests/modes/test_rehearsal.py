@@ -1,13 +1,15 @@
 """--mode=check rehearses what a run does beside its steps: told, judged, forecast and undone."""
 
+import os
 import re
 import types
 
 import numpy as np
 import pytest
 
-from framework import Hook, evaluators
+from framework import Hook, evaluators, files
 from framework.checkpoint import storage
+from framework.folder import LOCK
 from framework.modes import check, rehearsal
 from tests import evaluated
 from tests.small import HOT, build, differing, snapshot
@@ -47,6 +49,19 @@ def rehearse(capsys, tmp_path, functions=None, exported=0, heat=None, **settings
     assert not differing(before, snapshot(run))
     assert [*tmp_path.iterdir()] == []
     return status, capsys.readouterr().out
+
+
+def test_what_a_killed_check_left_goes_and_what_another_one_uses_stays(tmp_path):
+    run = build(tmp_path / "runs" / "one", **SETTINGS)
+    for name in ("killed", "at work", "no check"):
+        (tmp_path / f".check-{name}" / "checkpoints").mkdir(parents=True)
+    (tmp_path / ".check-killed" / LOCK).write_text("1 on nowhere\n")
+    other = tmp_path / ".check-at work" / LOCK
+    with files.held(other, str), rehearsal._rehearsing(run) as trial:
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {".check-at work", ".check-no check", trial.run.workdir.name}
+        assert files.holder(trial.run.workdir / LOCK).startswith(f"{os.getpid()} on ")
+    assert {path.name for path in tmp_path.iterdir()} == {".check-at work", ".check-no check"}
 
 
 def test_each_part_is_told_and_nothing_of_it_stays(capsys, tmp_path):
