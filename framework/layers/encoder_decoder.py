@@ -51,7 +51,7 @@ class _Stack(keras.layers.Layer):
         self.positions = self._make_positions(positions)
         self.dropout = Dropout(dropout, dtype=self.dtype_policy)
         of_layers |= {"rotary": positions == "rotary", "dtype": self.dtype_policy}
-        self.layers = [self.layer(**of_layers) for _ in range(layers)]
+        self.layers: list[Any] = [self.layer(**of_layers) for _ in range(layers)]
         self.final_norm = make_norm(self.dtype_policy) if norm == "pre" else None
 
     def _make_positions(self, positions: str) -> keras.layers.Layer | None:
@@ -67,6 +67,18 @@ class _Stack(keras.layers.Layer):
 
     def _normed(self, x: tf.Tensor) -> tf.Tensor:
         return x if self.final_norm is None else self.final_norm(x)
+
+    def step(self, x: tf.Tensor, state: dict[str, State], position: tf.Tensor) -> tuple[tf.Tensor, dict[str, State]]:
+        """Computes the output of one token, in inference; arguments and results as in `DecoderLayer.step`."""
+        x = self._placed(tf.cast(x, self.compute_dtype), tf.reshape(position, [1, 1]))
+        after = {}
+        for i, layer in enumerate(self.layers):
+            x, after[f"layer_{i}"] = layer.step(x, state[f"layer_{i}"], position)
+        return self._normed(x), after
+
+    def _check_room(self, length: int) -> None:
+        if self.positions is not None:
+            check_length(length, self.max_length)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._arguments}
@@ -86,6 +98,11 @@ class Encoder(_Stack):
     Call: x, floating [batch, length, width] -> the same shape and dtype. `is_token`, bool [batch, length]: False at
     padding. `positions`, integer [batch or 1, length]: by default 0, 1, 2, …; for padding on the left, those of
     `token_positions(is_token)`. `causal`: each token attends to those before it and itself alone.
+
+    A causal encoder is a model of language; `start` and `step` decode token by token, as those of `Decoder`:
+
+        state = encoder.start(rows, length)
+        y, state = encoder.step(embed(tokens), state, position)         # tokens [rows, 1], position int32 scalar
     """
 
     layer = EncoderLayer
@@ -102,6 +119,11 @@ class Encoder(_Stack):
         for layer in self.layers:
             x = layer(x, is_token, training=training, positions=positions, causal=causal)
         return self._normed(x)
+
+    def start(self, rows: Any, length: int) -> dict[str, State]:
+        """Returns the state before the first token, {layer: its state}; arguments as in `EncoderLayer.start`."""
+        self._check_room(length)
+        return {f"layer_{i}": layer.start(rows, length) for i, layer in enumerate(self.layers)}
 
 
 class Decoder(_Stack):
@@ -152,14 +174,5 @@ class Decoder(_Stack):
 
     def start(self, memory: tf.Tensor, length: int, is_source_token: tf.Tensor | None = None) -> dict[str, State]:
         """Returns the state before the first token, {layer: its state}; arguments as in `DecoderLayer.start`."""
-        if self.positions is not None:
-            check_length(length, self.max_length)
+        self._check_room(length)
         return {f"layer_{i}": layer.start(memory, length, is_source_token) for i, layer in enumerate(self.layers)}
-
-    def step(self, x: tf.Tensor, state: dict[str, State], position: tf.Tensor) -> tuple[tf.Tensor, dict[str, State]]:
-        """Computes the output of one token; arguments and results as in `DecoderLayer.step`."""
-        x = self._placed(tf.cast(x, self.compute_dtype), tf.reshape(position, [1, 1]))
-        after = {}
-        for i, layer in enumerate(self.layers):
-            x, after[f"layer_{i}"] = layer.step(x, state[f"layer_{i}"], position)
-        return self._normed(x), after

@@ -97,6 +97,28 @@ class _Layer(keras.layers.Layer):
         y = self.attention(y, y, training=training, **call)
         return self._added(x, self.attention_dropout(y, training=training), self.attention_norm)
 
+    def _room(self, rows: Any, length: int) -> State:
+        """Returns room for the keys and values of the tokens of a sequence."""
+        if not self.built:
+            raise ValueError(f"this {type(self).__name__} has no weights before its first call; call it, then start()")
+        heads = self._sizes["heads"]
+        room = tf.zeros([rows, length, heads, self._sizes["width"] // heads], self.compute_dtype)
+        return {"keys": room, "values": room}
+
+    def _attend_to_cache(self, x: tf.Tensor, state: State, position: tf.Tensor) -> tuple[tf.Tensor, State]:
+        """Returns what `_attend_to_self` returns for one token, and the keys and values up to it."""
+        x = tf.cast(x, self.compute_dtype)
+        y = self._sublayer_input(x, self.attention_norm)
+        here = tf.reshape(position, [1, 1])
+        queries = self.attention.project_queries(y, here)
+        keys, values = self.attention.project_keys(y, positions=here)
+        places = tf.range(state["keys"].shape[1])
+        is_here = tf.reshape(places == position, [1, -1, 1, 1])
+        keys = tf.where(is_here, keys, state["keys"])
+        values = tf.where(is_here, values, state["values"])
+        y, _ = self.attention.mix(queries, keys, values, tf.reshape(places <= position, [1, 1, -1]), training=False)
+        return self._added(x, y, self.attention_norm), {"keys": keys, "values": values}
+
     def _feed_forward(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
         # Rows of one matrix: a product of three dimensions is reshaped at each step, and its bias added apart.
         rows = tf.reshape(self._sublayer_input(x, self.feed_forward_norm), [-1, x.shape[-1]])
@@ -128,6 +150,8 @@ class EncoderLayer(_Layer):
     Call: x, floating [batch, length, width] -> the same shape and dtype. `is_token`, bool [batch, length]: False at
     padding, to which nothing attends. `positions`, integer [batch or 1, length], for `rotary`: by default 0, 1, 2, …
     `causal`: each token attends to those before it and itself alone.
+
+    `start` and `step` decode token by token, with the outputs of a causal call on all tokens.
     """
 
     def call(
@@ -141,6 +165,20 @@ class EncoderLayer(_Layer):
         mask = _padding_mask(is_token)
         x = self._attend_to_self(x, training, attention_mask=mask, use_causal_mask=causal, positions=positions)
         return self._feed_forward(x, training)
+
+    def start(self, rows: Any, length: int) -> State:
+        """Returns the state before the first token: room for keys and values.
+
+        Args:
+          rows: how many sequences, an int or an int32 scalar.
+          length: the largest number of tokens to decode.
+        """
+        return self._room(rows, length)
+
+    def step(self, x: tf.Tensor, state: State, position: tf.Tensor) -> tuple[tf.Tensor, State]:
+        """Computes the output of one token, in inference; arguments and results as in `DecoderLayer.step`."""
+        x, seen = self._attend_to_cache(x, state, position)
+        return self._feed_forward(x, training=False), seen
 
 
 class DecoderLayer(_Layer):
@@ -207,14 +245,10 @@ class DecoderLayer(_Layer):
         Returns:
           Tensors whose first dimension is the rows, so that a gather picks rows of a state.
         """
-        if not self.built:
-            raise ValueError(f"a {type(self).__name__} has no weights before its first call; call it, then start()")
-        source_keys, source_values = self.cross_attention.project_keys(memory)
-        heads, depth = source_keys.shape[2:]
-        room = tf.zeros([tf.shape(memory)[0], length, heads, depth], source_keys.dtype)
+        state = self._room(tf.shape(memory)[0], length)
+        state["source_keys"], state["source_values"] = self.cross_attention.project_keys(memory)
         if is_source_token is None:
             is_source_token = tf.ones(tf.shape(memory)[:2], tf.bool)
-        state = {"keys": room, "values": room, "source_keys": source_keys, "source_values": source_values}
         return {**state, "is_source_token": is_source_token}
 
     def step(self, x: tf.Tensor, state: State, position: tf.Tensor) -> tuple[tf.Tensor, State]:
@@ -228,24 +262,14 @@ class DecoderLayer(_Layer):
         Returns:
           The output, [rows, 1, width], which a call with all tokens has at this position, and the next state.
         """
-        x = tf.cast(x, self.compute_dtype)
-        y = self._sublayer_input(x, self.attention_norm)
-        here = tf.reshape(position, [1, 1])
-        queries = self.attention.project_queries(y, here)
-        keys, values = self.attention.project_keys(y, positions=here)
-        places = tf.range(state["keys"].shape[1])
-        is_here = tf.reshape(places == position, [1, -1, 1, 1])
-        keys = tf.where(is_here, keys, state["keys"])
-        values = tf.where(is_here, values, state["values"])
-        y, _ = self.attention.mix(queries, keys, values, tf.reshape(places <= position, [1, 1, -1]), training=False)
-        x = self._added(x, y, self.attention_norm)
+        x, seen = self._attend_to_cache(x, state, position)
         queries = self.cross_attention.project_queries(self._sublayer_input(x, self.cross_norm))
         source_mask = padding_mask(state["is_source_token"])
         y, _ = self.cross_attention.mix(
             queries, state["source_keys"], state["source_values"], source_mask, training=False
         )
         x = self._added(x, y, self.cross_norm)
-        return self._feed_forward(x, training=False), {**state, "keys": keys, "values": values}
+        return self._feed_forward(x, training=False), {**state, **seen}
 
 
 def _padding_mask(is_token: tf.Tensor | None) -> tf.Tensor | None:

@@ -91,6 +91,18 @@ def test_decoding_with_a_cache_is_the_call_on_all_tokens(name):
         np.testing.assert_allclose(cached, decoder(x, memory, is_source_token), rtol=0, atol=1e-12)
 
 
+@over_kinds
+def test_a_causal_encoder_decodes_with_a_cache_as_it_is_called(name):
+    """A model of language has no source: its stack is an encoder."""
+    encoder, x = made(layers.Encoder, **KINDS[name]), tf.constant(normal(ROWS, LENGTH, WIDTH))
+    state, outputs = encoder.start(ROWS, LENGTH + 2), []
+    for position in range(LENGTH):
+        y, state = encoder.step(x[:, position : position + 1], state, tf.constant(position))
+        outputs.append(y)
+    np.testing.assert_allclose(tf.concat(outputs, 1), encoder(x, causal=True), rtol=0, atol=1e-12)
+    assert np.abs(outputs[0] - encoder(x)[:, :1]).max() > 1e-3
+
+
 def test_a_compiled_loop_decodes_rows_of_half_precision():
     decoder = made_decoder("pre, rotary", "mixed_bfloat16")
     x, memory = (tf.constant(normal(ROWS, n, WIDTH, seed=n), tf.float32) for n in (LENGTH, SOURCE))
@@ -150,5 +162,8 @@ def test_what_is_refused():
     decoder = layers.Decoder(1, 4, 2, 4, max_length=3)
     too_long = "a sequence of length 4 has no position beyond max_length=3; raise it"
     assert refused(lambda: decoder.start(tf.zeros([1, 2, 4]), 4)) == too_long
-    unbuilt = "a DecoderLayer has no weights before its first call; call it, then start()"
+    stack = layers.Encoder(1, 4, 2, 4, max_length=3)
+    assert refused(lambda: stack.start(1, 4)) == too_long
+    assert refused(lambda: stack.start(1, 3)).startswith("this EncoderLayer has no weights before its first call")
+    unbuilt = "this DecoderLayer has no weights before its first call; call it, then start()"
     assert refused(lambda: decoder.start(tf.zeros([1, 2, 4]), 3)) == unbuilt
