@@ -82,6 +82,11 @@ def beam_search(task: Task, state: Any, beam: Beam) -> Decoded:
     return task.decoded(Decoded(ids, lengths, kept.sums, kept.scores, steps), was_invalid)
 
 
+def scored(task: Task, beam: Beam, result: Decoded) -> Decoded:
+    """Returns decoded sequences with the scores that `beam` gives them."""
+    return result._replace(scores=result.log_probabilities / _Penalties(task, beam).of(result.lengths))
+
+
 class _Penalties:
     """Divisors of the log-probability by the number of tokens: a table, so that their bits are the same in XLA."""
 
@@ -93,8 +98,11 @@ class _Penalties:
 
     def at(self, position: tf.Tensor) -> tf.Tensor:
         """Returns float32 [batch, 1], the divisor of a sequence that ends at a position."""
-        tokens = tf.maximum(position + 1 - self._prefix_lengths, 0)
-        return tf.gather(self._table, tokens)[:, tf.newaxis]
+        return self.of(tf.reshape(position + 1, [1, 1]))
+
+    def of(self, lengths: tf.Tensor) -> tf.Tensor:
+        """Returns float32 [batch, n], the divisors of sequences of lengths int32 [batch or 1, n], prompts included."""
+        return tf.gather(self._table, tf.maximum(lengths - self._prefix_lengths[:, tf.newaxis], 0))
 
 
 def _first_live(task: Task, beam: Beam) -> _Live:

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from framework.decoding.beam import beam_search
+from framework.decoding.beam import beam_search, scored
 from framework.decoding.methods import Beam, Greedy, Method, Sample
 from framework.decoding.prompt import whole_prompt
 from framework.decoding.row_state import first_dimension
@@ -66,8 +66,10 @@ def decode(
     task = _task(step, state, begin, end, length, padding, prefix)
     if isinstance(method, Sample):
         return single(task, state, drawn(method, rng, first_example))
-    if isinstance(method, Greedy) or method.width == 1:  # one prefix has nothing to be compared with
+    if isinstance(method, Greedy):
         return single(task, state, most_probable)
+    if method.width == 1:  # one prefix has nothing to be compared with
+        return scored(task, method, single(task, state, most_probable))
     return beam_search(task, state, method)
 
 

@@ -92,6 +92,8 @@ def test_a_beam_of_one_is_greedy_and_greedy_takes_the_most_probable():
             np.testing.assert_array_equal(one.ids, greedy.ids)
             np.testing.assert_array_equal(one.lengths, greedy.lengths)
             np.testing.assert_allclose(one.log_probabilities, greedy.log_probabilities, rtol=1e-5, atol=1e-6)
+        divisors = ((5 + greedy.lengths) / 6) ** 0.9
+        np.testing.assert_allclose(penalised.scores, greedy.log_probabilities / divisors, rtol=1e-5)
         different |= {*greedy.lengths.ravel().tolist()}
     assert len(different) > 1  # sequences that ended early and late were compared
 
@@ -244,8 +246,10 @@ def test_a_prompt_is_forced_and_not_scored():
         best = model.all_sequences(h, BEGIN, END, 4, 0.6, prompts[example])[:3]
         assert [tokens_of(result, example, place) for place in range(3)] == [tokens for *_, tokens in best]
         np.testing.assert_allclose(result.scores[example], [score for score, *_ in best], rtol=1e-5)
-    for method, key in ((Greedy(), None), (Sample(), rng.key(1))):
+    for method, key in ((Greedy(), None), (Beam(1, 0.6), None), (Sample(), rng.key(1))):
         result = run(model.step, state, 4, method, key, prefix=prefix)
+        tokens = result.lengths - [[2], [1]] if isinstance(method, Beam) else 1  # a prompt is no token of a score
+        np.testing.assert_allclose(result.scores, result.log_probabilities / ((5 + tokens) / 6) ** 0.6, rtol=1e-6)
         assert [tokens_of(result, example)[: len(prompt)] for example, prompt in enumerate(prompts)] == prompts
 
 
