@@ -41,9 +41,9 @@ def lengths(split):
 
 
 def examples(split):
-    """Returns the padded arrays: ids [examples, 12] of each field, 0 for padding, and the heat."""
+    """Returns the padded arrays: ids [examples, 12] of each field, 0 for padding, the heat and the number."""
     rng = np.random.default_rng(3)
-    arrays = {"heat": np.zeros(EXAMPLES[split])}
+    arrays = {"heat": np.zeros(EXAMPLES[split]), "number": np.arange(EXAMPLES[split])}
     for field, own in lengths(split).items():
         ids = rng.integers(1, VOCABULARY, (EXAMPLES[split], 12))
         arrays[field] = np.where(np.arange(12) < own[:, np.newaxis], ids, 0).astype(np.int32)

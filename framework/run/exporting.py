@@ -13,6 +13,7 @@ from framework import precision
 from framework.compile import jit
 from framework.config import base_split
 from framework.data.batches import Batches
+from framework.data.bucketed import Bucketed
 from framework.errors import UserError
 from framework.export.formats import select
 from framework.export.runner import export_all
@@ -91,13 +92,34 @@ def _own_outputs(run: Run) -> Callable[[dict[str, np.ndarray]], dict[str, np.nda
 
 
 def held_out(run: Run) -> Iterator[dict[str, np.ndarray]]:
-    """Yields whole batches of the first evaluation split, until they have `export.examples` examples."""
+    """Yields whole batches of the first evaluation split, until they have `export.examples` examples.
+
+    Of batches in buckets, there are as many examples of each bucket, or all that it has: a pass begins with the
+    shortest, which would show nothing of the others. Those of the bucket that takes most of a pass come first, because
+    latencies are measured on the first batch.
+    """
     left = run.resolved.export.examples
     split = run.eval_data[base_split(run.resolved.eval.splits[0])]
+    if isinstance(split, Bucketed):
+        yield from _of_each_bucket(split, left)
+        return
     for batch in _epoch(split):
         yield batch
         if (left := left - len(batch["weight"])) <= 0:
             return
+
+
+def _of_each_bucket(split: Bucketed, examples: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields so many examples, the last batch of each bucket cut, as `held_out` says."""
+    counts = np.array([row["examples"] for row in split.origin["buckets"]])
+    shares, buckets_left = np.zeros_like(counts), len(counts)
+    for bucket in np.argsort(counts, kind="stable"):  # what a small bucket lacks, larger ones have
+        shares[bucket] = min(counts[bucket], -(-(examples - shares.sum()) // buckets_left))
+        buckets_left -= 1
+    turns = split.timetable.buckets(0)
+    for bucket in (split.busiest, *np.delete(np.arange(len(counts)), split.busiest)):
+        batches = (_arrays(split, int(step)) for step in np.flatnonzero(turns == bucket))
+        yield from _first(batches, shares[bucket])
 
 
 def training(run: Run, examples: int) -> Iterator[dict[str, np.ndarray]]:
@@ -105,17 +127,25 @@ def training(run: Run, examples: int) -> Iterator[dict[str, np.ndarray]]:
 
     The last batch is cut. Examples of weight 0, which are padding, do not count.
     """
-    for batch in _epoch(run.data):
+    return _first(_epoch(run.data), examples)
+
+
+def _first(batches: Iterator[dict[str, np.ndarray]], examples: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches without examples of weight 0 until they have so many; the last one is cut."""
+    while examples > 0 and (batch := next(batches, None)) is not None:
         is_real = batch["weight"] != 0
         cut = np.flatnonzero(is_real)[:examples]
         yield {name: array[cut] if array.shape[:1] == is_real.shape else array for name, array in batch.items()}
-        if (examples := examples - len(cut)) <= 0:
-            return
+        examples -= len(cut)
 
 
 def _epoch(batches: Batches) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches of one epoch as arrays; of a stream whose length is not known, without end."""
     step = 0
     while step < batches.steps_per_epoch:
-        yield {name: tensor.numpy() for name, tensor in batches.at(step).items()}
+        yield _arrays(batches, step)
         step += 1
+
+
+def _arrays(batches: Batches, step: int) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in batches.at(step).items()}

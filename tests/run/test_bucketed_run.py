@@ -10,6 +10,7 @@ from framework.config import UserError
 from framework.data.bucketed import members_of
 from framework.run import loop
 from framework.run.evaluation import evaluate
+from framework.run.exporting import held_out
 from framework.run.replay import replay_step
 from framework.step import compile_choice
 from tests import bucketed
@@ -133,6 +134,23 @@ def test_an_evaluation_has_every_example_once(placement):
     ids = fields_of(slice(None), "test")
     wanted = sum(((model.table[i] @ model.kernel + model.bias) * (i > 0)).sum(1) for i in ids.values())
     assert np.allclose(scores, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("examples", [6, 25, 1000])
+def test_exports_are_verified_on_each_bucket_alike(examples):
+    run = build(**{"export.examples": examples})
+    rows, lengths = run.eval_data["test"].origin["buckets"], bucketed.lengths("test")
+    holds = [np.all([lengths[field] <= row[field] for field in bucketed.FIELDS], axis=0) for row in rows]
+    bucket = np.argmax(holds, axis=0)
+    batches = list(held_out(run))
+    ours = np.concatenate([batch["number"] for batch in batches])
+    assert len(ours) == len({*ours}) == min(examples, bucketed.EXAMPLES["test"])
+    for batch in batches:
+        assert {rows[of]["source"] for of in bucket[batch["number"]]} == {batch["source"].shape[1]}
+    for row, count in zip(rows, np.bincount(bucket[ours], minlength=3), strict=True):
+        assert count == row["examples"] or count >= examples // 3
+    busiest = max(rows, key=lambda row: row["batches"] * row["size"] * (row["source"] + row["target"]))
+    assert batches[0]["source"].shape[1] == busiest["source"]
 
 
 def test_rows_have_padding_and_what_is_really_seen(tmp_path):
