@@ -28,7 +28,10 @@ from framework.errors import UserError, near
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
 from framework.export.bounds import Bounds
 from framework.export.lite_formats import FORMATS
+from framework.layers.attention import finite_masks
 
+# What the converter prints of a weight that a dense layer makes sparse before another operation reads it.
+_NOT_SPARSE = re.compile(rb'Failed to sparsify: .*?loc\("([^";]+)[^\n]*does not dominate this use')
 _MISSING_OPS = re.compile(r"^(?:TF Select|Flex|Custom) ops: (.+?)\s*$", re.MULTILINE)
 
 
@@ -91,11 +94,12 @@ class Lite:
             do not have the inputs of a signature, or no weight is sparse for 'sparse'.
         """
         is_trained = self._is_trained(model)
-        with self.arithmetic(model), optim.computing(optim.CONVERTED if is_trained else optim.FLOAT):
+        made = FORMATS[self.format]
+        masks = finite_masks(model) if made.is_calibrated else contextlib.nullcontext()
+        with self.arithmetic(model), optim.computing(optim.CONVERTED if is_trained else optim.FLOAT), masks:
             functions = {name: signature.trace(model) for name, signature in self.signatures.items()}
         for function in functions.values():
             check_float32(self.name, function)
-        made = FORMATS[self.format]
         # Those of `quantize`, or of tensorflow_model_optimization: the converter takes no examples beside them.
         has_ranges = self._has_ranges(functions)
         set_up = made.set_up_trained if has_ranges and made.set_up_trained else made.set_up
@@ -253,7 +257,11 @@ def _has_ranges(function: tf.types.experimental.ConcreteFunction) -> bool:
 
 
 def convert(name: str, converter: Any, path: Path) -> None:
-    """Writes what a converter makes; raises UserError if LiteRT does not have an operation."""
+    """Writes what a converter makes.
+
+    Raises:
+      UserError: LiteRT does not have an operation, or the converter cannot make a weight sparse.
+    """
     from framework.export.lite_runtime import caught_stderr
 
     chatter: list[bytes] = []
@@ -261,7 +269,14 @@ def convert(name: str, converter: Any, path: Path) -> None:
         with caught_stderr(chatter):
             converted = converter.convert()
     except Exception as error:
-        (path.parent / "converter.txt").write_bytes(b"".join(chatter))
+        said = b"".join(chatter)
+        (path.parent / "converter.txt").write_bytes(said)
+        if shared := _NOT_SPARSE.search(said):
+            raise UserError(
+                f"export '{name}': the converter cannot leave the zeros out of a weight that several operations read,"
+                f" such as '{shared[1].decode()}': a table that embeds tokens and makes logits, say. Train with e.g."
+                " --config.prune.exclude='.*table', or leave the format out."
+            ) from error
         missing = _MISSING_OPS.search(str(error))
         if missing is None:
             raise

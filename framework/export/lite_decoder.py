@@ -32,6 +32,7 @@ from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, mak
 from framework.export.bounds import Bounds
 from framework.export.lite import check_float32, check_sparse, convert, in_float32, rows_of, set_defaults
 from framework.export.lite_formats import FORMATS
+from framework.layers.attention import finite_masks
 
 _STATE = "state_"
 
@@ -109,7 +110,8 @@ class LiteDecoder:
           UserError: a graph computes in another precision, or has an operation that LiteRT does not have, the examples
             do not have the inputs, or no weight is sparse for 'sparse'.
         """
-        with self.arithmetic(model):
+        masks = finite_masks(model) if FORMATS[self.format].is_calibrated else contextlib.nullcontext()
+        with self.arithmetic(model), masks:
             functions = self._functions(model)
             for function in functions.values():
                 optim.check_traced(function.graph)

@@ -58,11 +58,20 @@ class SavedModel:
         return folder / str(newest + 1)
 
     def write(self, model: Any, path: Path) -> None:
+        """Writes the folder of a version.
+
+        Raises:
+          UserError: a signature that XLA compiles has texts, or one uses an object that is neither the model's nor in
+            `uses`.
+        """
         servable = make_servable(model)
         with self.arithmetic(model):
             servable.functions = {
                 name: signature.trace(model, self.jit_compile) for name, signature in self.signatures.items()
             }
+        if self.jit_compile:
+            for name, function in servable.functions.items():
+                _check_no_text(self.name, name, function)
         # After the traces, which may fill what they use, such as an index.
         servable.used = [make_servable(used) for signature in self.signatures.values() for used in signature.uses]
         try:
@@ -98,3 +107,13 @@ class SavedModel:
 
     def load(self, path: Path) -> dict[str, Call]:
         return saved_model_runtime.load(str(path))
+
+
+def _check_no_text(export: str, name: str, function: tf.types.experimental.ConcreteFunction) -> None:
+    """Raises UserError, which names the export and the signature, if a graph has texts in or out."""
+    tensors = {**function.structured_input_signature[1], **function.structured_outputs}
+    if texts := [key for key, tensor in tensors.items() if tensor.dtype == tf.string]:
+        raise UserError(
+            f"export '{export}': '{texts[0]}' of signature '{name}' is a text, which XLA cannot compute. Leave the"
+            " format out, or give fn a part of numbers alone that framework.compile.jit compiles."
+        )

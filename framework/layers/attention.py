@@ -2,21 +2,26 @@
 
 attention = layers.MultiHeadAttention(num_heads=4, key_dim=32, dropout=0.1)
 y = attention(x, x, use_causal_mask=True, training=True)       # [batch, length, width]
+with finite_masks(model):
+    ...                                    # trace the model for int8, where one scale covers all scores
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
-from framework import compat
+from framework import compat, paths
 from framework.layers.draws import KeyedDraws
 from framework.layers.dropout import Dropout
 from framework.layers.positions import rotate
 
 _HIDDEN = -1e9  # the score of a key that is not seen, as in Keras
+_NEAR = -20.0  # one whose probability, e**-20 of that of a score of 0, is below the resolution of int8
 
 
 class Attention(KeyedDraws, keras.layers.Attention):
@@ -47,9 +52,9 @@ class MultiHeadAttention(compat.MultiHeadAttention):
     Args:
       args, kwargs: those of Keras: num_heads, key_dim, value_dim, dropout, use_bias, ….
       rotary: rotate queries and keys by their positions (`rotate`); the `key_dim` is even.
-      mask_value: score, below 0, of a key that a query does not see. By default it is that of Keras, some -1e9; an
-        int8 export, whose scale covers all scores, needs one near the scores, such as -30. The probability of such a
-        key is 0 in either case.
+      mask_value: score, below 0, of a key that a query does not see. By default it is that of Keras, some -1e9, and
+        -20 in an int8 export by examples, whose scale covers all scores. The probability of such a key is 0 in either
+        case.
 
     Call: as Keras. For `rotary`, positions of the queries and `key_positions`, integer [batch or 1, length]: by default
     0, 1, 2, … of both, and those of the queries for keys if only they are given.
@@ -171,6 +176,26 @@ class MultiHeadAttention(compat.MultiHeadAttention):
         if x.shape.rank != 4:
             raise ValueError(f"rotary=True needs [batch, length, width], but projections have shape {x.shape}")
         return rotate(x, tf.range(tf.shape(x)[1])[tf.newaxis] if positions is None else positions)
+
+
+@contextlib.contextmanager
+def finite_masks(model: Any) -> Iterator[None]:
+    """While open, attention of a model without a `mask_value` of its own has one of -20, in what is traced meanwhile.
+
+    In int8 a score of -1e9 would leave one number for all others.
+
+    Args:
+      model: a model, or a dict of them.
+    """
+    found = [layer for layer in paths.objects(model).values() if isinstance(layer, MultiHeadAttention)]
+    found = [layer for layer in found if layer.mask_value is None]
+    for layer in found:
+        layer.mask_value = _NEAR
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.mask_value = None
 
 
 class Projection(keras.layers.EinsumDense):

@@ -263,3 +263,15 @@ def test_a_signature_that_changes_a_variable_is_refused():
     Signature(lambda model, inputs: {"y": model(inputs["x"], training=False)}, spec).trace(net)
     with pytest.raises(UserError, match=r"Signature.fn changes the variable 'norm/moving_mean:0', so an answer"):
         Signature(lambda model, inputs: {"y": model(inputs["x"], training=True)}, spec).trace(net)
+
+
+def test_xla_is_refused_for_texts(tmp_path):
+    shout = Signature(
+        lambda model, inputs: {"loud": tf.strings.upper(inputs["text"])}, {"text": tf.TensorSpec([None], tf.string)}
+    )
+    hook = SavedModel({"serving_default": shout}, jit_compile=True, name="loud_xla")
+    [report] = export_all([hook], tf.Module(), [{"text": np.array([b"a"]), "weight": np.ones(1)}], {}, tmp_path)
+    assert report.failure == (
+        "export 'loud_xla': 'text' of signature 'serving_default' is a text, which XLA cannot compute. Leave the format"
+        " out, or give fn a part of numbers alone that framework.compile.jit compiles."
+    )
