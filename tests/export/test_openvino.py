@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from experiments import cifar_resnet, movielens_two_tower
-from framework import data, export, testing
+from framework import data, decoding, export, layers, testing
+from framework.data import text
 from framework.export import difference, export_all, formats
 from framework.run import exporting
 from tests import tiny
@@ -164,5 +165,43 @@ def test_texts_as_inputs_are_refused(tmp_path):
     table = tf.lookup.StaticHashTable(words, -1)
     [report] = export_all([export.SavedModel({export.SERVING: signature})], table, [batch], {}, tmp_path)
     done, answer = ask(tmp_path / report.path, {"word": np.array(["yes"])}, tmp_path)
+    assert answer is None and done.returncode == 1
+    assert "Conversion is failed for: HashTableV2, LookupTableFindV2" in done.stderr
+
+
+@pytest.mark.parametrize("method", [decoding.Greedy(), decoding.Beam(3, length_penalty=0.6)])
+def test_a_transformer_decodes_ids(method, tmp_path):
+    model = layers.Transformer(12, 11, layers=2, width=16, heads=2, feed_forward=16, max_length=32)
+    source = np.random.default_rng(0).integers(4, 12, [9, 8]).astype(np.int32)
+    source[:4, 5:] = 0
+    model((source, source % 11))
+    for number, variable in enumerate(model.variables):
+        variable.assign(0.3 * np.random.default_rng(number).normal(size=variable.shape))
+
+    def decoded(model, inputs):
+        best = decoding.decode(model.step, model.start(inputs["source"], 10), 2, 3, 10, method)
+        return {"ids": best.ids[:, 0], "lengths": best.lengths[:, 0], "scores": best.scores[:, 0]}
+
+    signature = export.Signature(decoded, {"source": tf.TensorSpec([None, None], tf.int32)}, has_metrics=False)
+    batch = {"source": source, "weight": np.ones(9, np.float32)}
+    [report] = export_all([export.SavedModel({export.SERVING: signature})], model, [batch], {}, tmp_path)
+    for rows, length in ((9, 8), (2, 5)):
+        inputs = {"source": source[:rows, :length]}
+        done, answer = ask(tmp_path / report.path, inputs, tmp_path)
+        assert answer, done.stderr
+        expected = signature.trace(model)(source=tf.constant(inputs["source"]))
+        assert_same({name: output.numpy() for name, output in expected.items()}, answer)
+
+
+def test_texts_of_a_vocabulary_are_refused(tmp_path):
+    letters = text.make_symbols(["abc"]).segments()
+    signature = export.Signature(
+        lambda model, inputs: {"ids": letters.encode(inputs["word"])},
+        {"word": tf.TensorSpec([None], tf.string)},
+        uses=[letters],
+    )
+    batch = {"word": np.array([b"ab"], object), "weight": np.ones(1, np.float32)}
+    [report] = export_all([export.SavedModel({export.SERVING: signature})], tf.Module(), [batch], {}, tmp_path)
+    done, answer = ask(tmp_path / report.path, {"word": np.array(["ab"])}, tmp_path)
     assert answer is None and done.returncode == 1
     assert "Conversion is failed for: HashTableV2, LookupTableFindV2" in done.stderr
