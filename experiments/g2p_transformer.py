@@ -230,7 +230,8 @@ class Words:
         pairs = {words[place]: said[place] for place in places}
         source, _ = self._known.letters.encode(list(pairs), end=True)
         target, _ = self._known.phonemes.encode(list(pairs.values()), end=True)
-        probabilities = run.model.source_attention(tf.constant(source), tf.constant(target))
+        with run.weights(evaluators.weights_of(run, self._split)):
+            probabilities = run.model.source_attention(tf.constant(source), tf.constant(target))
         return {
             f"attention_{number}": evaluators.attention_picture(tf.cast(of_word, tf.float32)[:, :lines, :columns])
             for number, (of_word, lines, columns) in enumerate(

@@ -219,7 +219,8 @@ class Translations:
         words = vocabulary(self._cfg)
         source, of_source = words.encode(columns["source"][:SHOWN], end=True)
         target, of_target = words.encode(columns["translation"][:SHOWN], end=True)
-        probabilities = run.model.source_attention(tf.constant(source), tf.constant(target))
+        with run.weights(evaluators.weights_of(run, self._split)):
+            probabilities = run.model.source_attention(tf.constant(source), tf.constant(target))
         return {
             f"attention_{number}": evaluators.attention_picture(tf.cast(heads, tf.float32)[:, :rows, :columns])
             for number, (heads, rows, columns) in enumerate(zip(probabilities, of_target, of_source, strict=True))

@@ -1,5 +1,6 @@
 """experiments/g2p_transformer.py, on a made-up dictionary whose pronunciations follow rules."""
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 
@@ -135,10 +136,22 @@ def test_words_are_compared_with_the_nearest_pronunciation(monkeypatch):
     said = [known.variants[word][2], wrong]
     source, _ = known.letters.encode([word, single], end=True)
     ids, _ = known.phonemes.encode(said, end=True)
-    words = g2p_transformer.Words(cfg, "valid")
+    words = g2p_transformer.Words(cfg, "valid@ema")
     words._decode = lambda run, split: iter([({"source": source}, {"ids": ids})])
     uniform = np.full([2, 2, ids.shape[1], source.shape[1]], 0.25)
-    run = SimpleNamespace(model=SimpleNamespace(source_attention=lambda source, target: uniform))
+    weights = []  # that the model has, the last at the end
+
+    @contextlib.contextmanager
+    def lent(which):
+        yield weights.append(which)
+        weights.pop()
+
+    def source_attention(source, target):
+        assert weights == ["ema"]
+        return uniform
+
+    monkeypatch.setattr(evaluators, "weights_of", lambda run, split: {"valid@ema": "ema"}[split])
+    run = SimpleNamespace(model=SimpleNamespace(source_attention=source_attention), weights=lent)
     report = words(run)
     length = len(said[0].split()) + 4
     assert report.scalars == {"per": count / length, "wer": 0.5}

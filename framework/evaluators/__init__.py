@@ -17,11 +17,12 @@ An evaluator is called as `evaluator(run)` after the passes over the splits, on 
 does to the state is put back. It is a function of the run alone: what it remembers itself is not in a checkpoint.
 
 `predictions` yields outputs of the loss, and `Compiled` those of another function of the model, such as decoded tokens.
+What calls the model itself does so in `with run.weights(weights_of(run, split))`, for the averages of 'test@ema'.
 `Ranking` ranks all items of a recommender.
 `sample_table`, `length_histogram` and `attention_picture` show them in a report.
 """
 
-from framework.evaluators.base import Evaluator, Report, check_names, examples, modes_of, predictions
+from framework.evaluators.base import Evaluator, Report, check_names, examples, modes_of, predictions, weights_of
 from framework.evaluators.compiled import Compiled
 from framework.evaluators.ranking import Ranking
 from framework.evaluators.shown import attention_picture, length_histogram, sample_table
@@ -38,4 +39,5 @@ __all__ = [
     "modes_of",
     "predictions",
     "sample_table",
+    "weights_of",
 ]

@@ -37,16 +37,17 @@ Arrays = dict[str, np.ndarray]
 
 
 def predictions(run: Any, split: str | None = None, limit: int | None = None) -> Iterator[tuple[Arrays, Arrays]]:
-    """Yields (batch, outputs) of an evaluation split in file order, without padding, as NumPy arrays.
+    """Yields (batch, outputs) of an evaluation split in the order of a pass, without padding, as NumPy arrays.
 
-    The outputs are those of the loss, by the forward pass that is compiled for evaluation; half precision is float32.
-    An evaluator gets those of the pass that has just computed loss and metrics, which are kept on one device up to
-    256 MB, unless the state is no longer that of the pass; what is not kept is computed anew.
+    That is file order, or in buckets one bucket after the other, the shortest first. The outputs are those of the loss,
+    by the forward pass that is compiled for evaluation; half precision is float32. An evaluator gets those of the pass
+    that has just computed loss and metrics, which are kept on one device up to 256 MB, unless the state is no longer
+    that of the pass; what is not kept is computed anew.
 
     Args:
       run: what the evaluator was called with.
       split: 'test', or 'test@ema' for the averaged weights; by default the first of `eval.splits`.
-      limit: the most examples; None for all of them.
+      limit: the most examples, the first of the pass; None for all of them.
 
     Raises:
       UserError: there is no such split, or the limit is below 1.
@@ -56,7 +57,7 @@ def predictions(run: Any, split: str | None = None, limit: int | None = None) ->
 
 
 def examples(run: Any, split: str | None = None, limit: int | None = None) -> Iterator[Arrays]:
-    """Yields the batches of an evaluation split in file order, without padding, as NumPy arrays.
+    """Yields the batches of an evaluation split in the order of a pass, without padding, as NumPy arrays.
 
     Args and errors are those of `predictions`; 'test@ema' has the examples of 'test'.
     """

@@ -40,7 +40,7 @@ class Compiled:
     def __call__(
         self, run: Any, split: str | None = None, limit: int | None = None
     ) -> Iterator[tuple[Arrays, dict[str, Any]]]:
-        """Yields (batch, outputs) of a split in file order, without padding, as NumPy arrays.
+        """Yields (batch, outputs) of a split in the order of a pass, without padding, as NumPy arrays.
 
         Args and errors are those of `predictions`.
         """
