@@ -64,8 +64,10 @@ class MultiHeadAttention(compat.MultiHeadAttention):
         super().__init__(*args, **kwargs)
         if rotary and self.depth % 2:
             raise ValueError(f"rotary=True rotates pairs, but key_dim={self.depth} is odd")
-        if mask_value is not None and not mask_value < 0:
-            raise ValueError(f"mask_value={mask_value} must be below 0, and below the scores of keys that are seen")
+        if mask_value is not None and not -math.inf < mask_value < 0:
+            raise ValueError(
+                f"mask_value={mask_value} must be finite, below 0, and below the scores of keys that are seen"
+            )
         self.rotary = rotary
         self.mask_value = mask_value
 
@@ -159,6 +161,8 @@ class MultiHeadAttention(compat.MultiHeadAttention):
             # Half of float16's lowest number: a sum with a negative score must not be infinite.
             lowest = scores.dtype.min / 2 if scores.dtype == tf.float16 else _HIDDEN
             return super().masked_softmax(scores + is_hidden * lowest, None)
+        if self.mask_value < float(scores.dtype.min):
+            raise ValueError(f"mask_value={self.mask_value} is -inf in {scores.dtype.name}; take e.g. -30")
         scores = tf.where(is_seen, scores, tf.constant(self.mask_value, scores.dtype))
         return super().masked_softmax(scores, None) * tf.cast(is_seen, scores.dtype)
 

@@ -91,8 +91,16 @@ def test_a_finite_mask_value_bounds_the_scores_and_is_saved():
     assert min(value.min() for value in floats) == -30
 
 
-@pytest.mark.parametrize("value", [0, 30.0, float("nan")])
-def test_a_mask_value_that_hides_nothing(value):
+@pytest.mark.parametrize("value", [0, 30.0, float("nan"), float("-inf")])
+def test_a_mask_value_that_hides_nothing_or_is_infinite(value):
     with pytest.raises(ValueError) as error:
         layers.MultiHeadAttention(2, 4, mask_value=value)
-    assert str(error.value) == f"mask_value={value} must be below 0, and below the scores of keys that are seen"
+    assert str(error.value) == (
+        f"mask_value={value} must be finite, below 0, and below the scores of keys that are seen"
+    )
+
+
+def test_a_mask_value_that_half_precision_cannot_hold():
+    layer, x = layers.MultiHeadAttention(2, 4, dtype="mixed_float16", mask_value=-1e9), tf.zeros([1, 4, 6])
+    with pytest.raises(ValueError, match=r"mask_value=-1000000000.0 is -inf in float16; take e.g. -30"):
+        layer(x, x, use_causal_mask=True)

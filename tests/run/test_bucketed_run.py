@@ -118,9 +118,12 @@ def test_sizes_that_replicas_cannot_share_are_refused():
     )
 
 
-@pytest.mark.parametrize("placement", [pytest.param("resident", marks=pytest.mark.slow), "stream"])
-def test_an_evaluation_has_every_example_once(placement):
-    run = build(**{"data.placement": placement})
+@pytest.mark.parametrize(
+    ("placement", "replicas"), [pytest.param("resident", 1, marks=pytest.mark.slow), ("stream", 1), ("resident", 2)]
+)
+def test_an_evaluation_has_every_example_once(placement, replicas):
+    many = {"runtime.strategy": "mirrored", "runtime.virtual_devices": replicas}
+    run = build(**{"data.placement": placement}, **(many if replicas > 1 else {}))
     model = bucketed.Model(run.model)
     ones = np.ones(bucketed.EXAMPLES["test"])
     wanted = sum(model.loss(ids, ones) for ids in bucketed.examples("test").values() if ids.ndim == 2)
