@@ -29,7 +29,7 @@ ROWS = (
     ("remote",),
     ("pages.html",),
     ("pages.charts", "pages.curves", "pages.shown"),
-    ("pages.exports",),
+    ("pages.exports", "pages.splits"),
     ("pages.stored",),
     ("pages.report",),
     ("pages.listing",),

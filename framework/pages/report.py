@@ -20,7 +20,7 @@ from absl import logging
 from framework import folder
 from framework.config.keys import KEYS
 from framework.files import write_text
-from framework.pages import charts, exports, html, shown, stored
+from framework.pages import charts, exports, html, shown, splits, stored
 from framework.pages.curves import Curve, Point
 from framework.pages.shown import Shown
 from framework.pages.stored import EVALUATION, StoredRun
@@ -105,6 +105,7 @@ def page(run: StoredRun, pictures: Shown | None = None) -> str:
         "Results": _results(run),
         "Curves": _curves(run),
         "Time": _time(run),
+        "Data": _data(run),
         "Exports": _exports(run),
         "Pictures": _pictures(pictures),
         "Texts": _texts(pictures),
@@ -261,6 +262,13 @@ def _time(run: StoredRun) -> str:
     of = "" if run.result else f" Up to the checkpoint of step {run.saved.get('step', 0):,}."
     note = f"<p>The steps after the first block took {steps / total:.1%} of the time.{of}</p>\n"
     return f'<div class="wide">{html.table(("part", "seconds", "share", ""), rows)}</div>\n{note}'
+
+
+def _data(run: StoredRun) -> str:
+    try:
+        return splits.section(run.result.get("data", {}))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return f'<p class="damages">data of {folder.RESULT} is damaged.</p>\n'
 
 
 def _exports(run: StoredRun) -> str:

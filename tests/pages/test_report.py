@@ -47,6 +47,25 @@ def test_the_page_has_the_numbers_of_the_files(tmp_path):
     assert "0 in every row: skipped." in text
 
 
+def test_the_page_has_the_splits_and_their_buckets(tmp_path):
+    bucket = {"source": 7, "target": 9, "size": 1056, "examples": 6000, "batches": 6}
+    data = {
+        "train": {"source": BAD, "examples": 6003, "placement": "stream", "buckets": [bucket], "left_out": 3},
+        "test": {"source": "b", "examples": 500, "placement": "resident"},
+    }
+    text = report.page(stored.read(make(tmp_path / "a", result=RESULT | {"data": data})))
+    rows = [row for row in Cells(text).rows if row and row[0] in data]
+    assert rows == [
+        ["train", BAD, "6,003", "3", "stream"],
+        ["test", "b", "500", "", "resident"],
+        ["train", "source 7, target 9", "1,056", "6,000", "6"],
+    ]
+    assert BAD not in text
+    for damaged in ({"train": 3}, [1], {"train": {"source": "a"}}):
+        text = report.page(stored.read(make(tmp_path / str(id(damaged)), result=RESULT | {"data": damaged})))
+        assert "data of result.json is damaged." in text
+
+
 def test_training_and_evaluations_of_a_metric_are_in_one_picture(tmp_path):
     found = figures(report.page(stored.read(make(tmp_path / "a"))))
     assert [*found] == ["loss", "accuracy", "learning_rate"]
