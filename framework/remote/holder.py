@@ -78,7 +78,7 @@ class Holder:
         self._write(now)
         self._now = now
         self._is_ending.clear()
-        self._thread = threading.Thread(target=self._renew, name="holder of an address")
+        self._thread = threading.Thread(target=self._renew, name="holder of an address", daemon=True)
         self._thread.start()
         return str(now["token"])
 

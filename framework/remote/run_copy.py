@@ -11,7 +11,8 @@ compared when it is restored.
 
 A file system that fails does not end the training: the copy is tried again, with one warning, until it works, and for
 some seconds at the end of the run. What is then missing stays in the folder of this machine, from where the same
-command copies it.
+command copies it. One that does not answer keeps the end of the run waiting, which says so; a user who interrupts
+that waits ten seconds.
 
 A file at the address has an id, which is another one before the first change of each copy and after its last. This
 machine notes all three before it begins. So another machine sees a change that was cut short, and this one knows its
@@ -41,6 +42,8 @@ COPIED = ".copied.json"  # at the address: the id of the run there, and that of 
 
 _DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts of the last copy
 _LONGEST_DELAY = 60.0  # of a copy while the run trains
+_SAID_SECONDS = 60.0  # between two lines about an end that waits
+_INTERRUPTED_SECONDS = 10.0  # that a user who interrupted waits for an answer
 
 
 class RunCopy:
@@ -153,21 +156,19 @@ class RunCopy:
             return
         with self._locked():
             self._take()
-            thread = threading.Thread(target=self._copy_when_due, name="copy of a run")
+            thread = threading.Thread(target=self._copy_when_due, name="copy of a run", daemon=True)
             thread.start()
             try:
                 yield
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):  # a user who interrupts does not wait for a network
                     self._is_interrupted.set()
-                self._end(thread)
-                self._copy_after_error()
+                self._wait_for(lambda: self._end(thread, self._copy_after_error))
                 raise
             else:
-                self._end(thread)
-                self._copy_at_last()
+                self._wait_for(lambda: self._end(thread, self._copy_at_last))
             finally:
-                self._holder.release()
+                self._wait_for(self._holder.release)
 
     def later(self) -> None:
         """Has the thread copy what has changed; returns at once.
@@ -213,10 +214,45 @@ class RunCopy:
             self._write_copied({"run": run, "id": now})
         return {"run": run, "ids": ids, "files": known}
 
-    def _end(self, thread: threading.Thread) -> None:
+    def _end(self, thread: threading.Thread, copy: Callable[[], None]) -> None:
         self._is_ending.set()
         self._wake.set()
         thread.join()
+        copy()
+
+    def _wait_for(self, do: Callable[[], None]) -> None:
+        """Calls `do` in a thread, which a file system that does not answer may keep for ever; raises what it raises."""
+        raised: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                do()
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=call, name="end of a copy", daemon=True)
+        thread.start()
+        try:
+            self._join(thread)
+        except KeyboardInterrupt:
+            self._is_interrupted.set()
+            raise
+        if raised:
+            raise raised[0]
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Waits for a thread, and says so; if the user has interrupted, for some seconds only."""
+        if self._is_interrupted.is_set():
+            thread.join(_INTERRUPTED_SECONDS)
+            if thread.is_alive():
+                logging.error("%s: no answer; the newest files of the run are in %s", self.address, self.folder)
+            return
+        start = time.monotonic()
+        thread.join(_SAID_SECONDS)
+        while thread.is_alive():
+            said = "%s: the end of the run waits for it, %.0f s so far. To end now, interrupt: what it lacks is in %s"
+            logging.warning(said, self.address, time.monotonic() - start, self.folder)
+            thread.join(_SAID_SECONDS)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

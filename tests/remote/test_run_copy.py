@@ -150,6 +150,48 @@ def test_a_failing_network_costs_a_warning_and_nothing_else(monkeypatch, caplog)
     assert warnings == [f"{ADDRESS}: not copied (the network is down). Training goes on; it is tried again."]
 
 
+@pytest.mark.parametrize("moment", ["in the run", "at its end"])
+def test_an_interrupt_ends_a_run_whose_file_system_does_not_answer(moment, monkeypatch, caplog):
+    monkeypatch.setattr("framework.remote.run_copy._SAID_SECONDS", 0.05)
+    monkeypatch.setattr("framework.remote.run_copy._INTERRUPTED_SECONDS", 0.05)
+    copy, hangs, answer = begun(), threading.Event(), threading.Event()
+
+    def silent(self, *_):
+        hangs.set()
+        answer.wait(60)
+        raise Unreachable("no answer")
+
+    class Interrupted(threading.Thread):
+        """A thread whose third wait a user interrupts."""
+
+        waits = 0
+
+        def join(self, timeout=None):
+            if self.name == "end of a copy":
+                Interrupted.waits += 1
+                if moment == "at its end" and Interrupted.waits == 3:
+                    raise KeyboardInterrupt
+            super().join(timeout)
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt), copy.holding():
+        monkeypatch.setattr(Place, "put", silent)
+        monkeypatch.setattr(Place, "read", silent)
+        save(copy.folder, 1)
+        copy.later()
+        assert hangs.wait(20)
+        if moment == "in the run":
+            raise KeyboardInterrupt
+    answer.set()
+    for thread in [thread for thread in threading.enumerate() if thread.daemon and "cop" in thread.name]:
+        thread.join(20)
+    said = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    lost = f"{ADDRESS}: no answer; the newest files of the run are in {copy.folder}"
+    assert said.count(lost) == (2 if moment == "in the run" else 1)  # the copy and the holder, or the holder alone
+    waiting = [line for line in said if "the end of the run waits for it, 0 s so far. To end now, interrupt" in line]
+    assert len(waiting) == (0 if moment == "in the run" else 2)
+
+
 def test_what_is_missing_at_the_end_is_said_and_the_same_command_copies_it(monkeypatch):
     copy, waits = begun(), []
     copy._wait = waits.append
