@@ -276,7 +276,7 @@ class TrainBlock:
 
         # All steps but the last, then the last: to compare weights around each step, XLA would copy them each time.
         steps = no_steps(self._call_steps, self.layout.width, self._dtype, sums)
-        start = (tf.constant(0), steps, self._norms(self._trained()))
+        start = (tf.constant(0), steps, self._no_norms())
         _, steps, norms = tf.while_loop(lambda last, *_: last < 2, segment, start, parallel_iterations=1)
         if not tf.executing_eagerly():  # the whole of it, with what no probe saw: optimizers and schedules
             check_draws(tf.compat.v1.get_default_graph(), self._config, self._state)
@@ -332,10 +332,13 @@ class TrainBlock:
         """Returns `Block.norms` of the update from the weights `before` to the present ones."""
         norms: dict[str, tf.Tensor] = {}
         for name, now in self._trained().items():
-            end = "" if name == "model" else f"/{name}"
             update = [new - old for new, old in zip(now, before[name], strict=True)]
-            norms |= {f"parameter_norm{end}": global_norm(before[name]), f"update_norm{end}": global_norm(update)}
+            norms |= zip(_norm_names(name), (global_norm(before[name]), global_norm(update)), strict=True)
         return {name: tf.cast(norm, self._dtype) for name, norm in norms.items()}
+
+    def _no_norms(self) -> dict[str, tf.Tensor]:
+        """Returns zeros of the structure of `_norms`: to trace norms that nobody reads would take seconds."""
+        return {norm: tf.zeros([], self._dtype) for name in self._state.optimizers for norm in _norm_names(name)}
 
     def _check_k(self, k: int) -> None:
         if not 1 <= k <= self.block_steps:
@@ -379,6 +382,12 @@ class TrainBlock:
         if self._kept_batch:
             return _sentence(first, Blame(look, self.batch(), *roots).problem(self.batch(), first))
         return first_problem(self._batches, look, range(first, first + count), roots, _sentence)
+
+
+def _norm_names(model: str) -> tuple[str, str]:
+    """Returns the names of the norms of the weights of a model, and of their update."""
+    end = "" if model == "model" else f"/{model}"
+    return f"parameter_norm{end}", f"update_norm{end}"
 
 
 def _sentence(step: int, problem: str) -> str:
