@@ -114,7 +114,7 @@ def main(run: Run, overrides: Sequence[str], steps: int = STEPS) -> int:
         print(f"learned: {fell}, {near}")
         return 0
     print(f"NOT learned: {fell}{f', and step {trial.failed_at} is not finite' if trial.failed_at else ''}")
-    for line in _reasons(run, trial, batch, rates):
+    for line in [*_reasons(run, trial, batch, rates)] or [_nothing(rates)]:
         print(f"  {line}")
     return 1
 
@@ -186,6 +186,14 @@ def _reasons(run: Run, trial: Trial, batch: OneBatch, rates: Sequence[float]) ->
     yield from _signs(trial)
     if len(trial.losses) > 1 and trial.last < 0.9 * trial.losses[len(trial.losses) // 2]:
         yield f"the loss was still falling: more steps may help, e.g. --steps={4 * len(rates)}, or a higher rate"
+
+
+def _nothing(rates: Sequence[float]) -> str:
+    """Returns what to try where nothing is found that does not learn."""
+    return (
+        f"every layer and parameter learns, but not enough in {len(rates)} steps. Try more of them, e.g."
+        f" --steps={4 * len(rates)}, or a higher learning rate; --mode=lr_find looks for one."
+    )
 
 
 def _signs(trial: Trial) -> Iterator[str]:

@@ -54,7 +54,7 @@ class Profiler:
             self._first, self._last = max(self._asked[0], step + 1), self._asked[1]
             if self._first >= self._last:
                 self._first = self._last = 0
-                logging.info("profile.steps=%d:%d: the run is past these steps, so there is no trace", *self._asked)
+                logging.warning("profile.steps=%d:%d: the run is past these steps, so there is no trace", *self._asked)
 
     def next_step(self, step: int) -> int:
         """Returns the next step at which a block must end; one far away if there is none."""

@@ -109,12 +109,15 @@ class Run:
         count = sum(variable.shape.num_elements() for variable in paths.trainable(self.model).values())
         names = ", ".join(type(model).__name__ for model in paths.models(self.model).values())
         settings = self.config.train
+        sizes_of_buckets = [bucket["size"] for bucket in self.data.origin.get("buckets", ())]
+        least, most = min(sizes_of_buckets, default=0), max(sizes_of_buckets, default=0)
+        size = f"{least} to {most}" if least < most else str(self.data.batch_size)
         return "\n".join(
             (
                 f"{self.experiment.name} in {self.workdir}: step {int(self.state.step):,} of {self.total_steps:,}",
                 f"  model    {names}, {count:,} parameters; terms {', '.join(shown(self.probe.terms))};"
                 f" metrics {', '.join(self.metrics) or 'none'}",
-                f"  data     {sizes} examples from {self.data.origin['source']}, batches of {self.data.batch_size}",
+                f"  data     {sizes} examples from {self.data.origin['source']}, batches of {size}",
                 f"  step     {self.train_block.compiled.mode}, {settings.precision}, {self.replicas.count} replicas,"
                 f" {settings.micro_batches} micro-batches",
             )

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework import losses
+from framework import losses, testing
 from framework.errors import UserError
 from framework.modes import lr_find
+from tests import bucketed
 from tests.modes.called import call
 from tests.modes.test_overfit import LINEAR, SGD, TRUE
+from tests.shuffled import walked
 from tests.small import build, differing, snapshot
 
 SETTINGS = {"train.block_steps": 10, **SGD}
@@ -39,6 +41,19 @@ def test_the_losses_are_those_of_gradient_descent_on_the_training_data(factor):
     np.testing.assert_allclose(losses, trained(run, rates[: len(losses)], factor), rtol=2e-3)
     ended = lr_find.judge(rates, losses).ended
     assert len(losses) % 10 == 0 and rates[len(losses) - 11] < ended <= rates[len(losses) - 1]
+
+
+def test_buckets_follow_each_other_as_in_training(monkeypatch):
+    """Each rate is of one batch, whatever its shape; NumPy takes the same steps."""
+    run = testing.build(bucketed, {})
+    rates = np.geomspace(1e-3, 0.1, 12)
+    steps = walked(bucketed.buckets_of("train", run.config), run.config.seed, len(rates))
+    arrays, model, wanted = bucketed.examples("train"), bucketed.Model(run.model), []
+    for rate, (_, rows, weight) in zip(rates, steps, strict=True):
+        monkeypatch.setattr(bucketed, "RATE", float(rate))
+        wanted.append(model.step({field: arrays[field][rows] for field in bucketed.FIELDS}, weight))
+    assert len({bucket for bucket, *_ in steps}) > 1
+    np.testing.assert_allclose(lr_find.losses_at(run, rates), wanted, rtol=1e-6)  # rates are float32
 
 
 def test_a_step_that_float16_skips_takes_no_rate():

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import launch
-from framework import losses
+from framework import losses, testing
 from framework.data.batches import make_batches
 from framework.data.one_batch import OneBatch
 from framework.data.sources import Source
@@ -16,7 +16,9 @@ from framework.errors import UserError
 from framework.modes import overfit
 from framework.run import fresh
 from framework.step.learning import Signs, constant_labels
+from tests import bucketed
 from tests.modes.called import call
+from tests.shuffled import walked
 from tests.small import build, differing, examples, snapshot
 
 SETTINGS = {
@@ -116,6 +118,16 @@ def test_skipped_steps_of_float16_have_no_norm_that_counts(last, is_learned):
     assert trial.is_learned is is_learned
 
 
+def test_a_batch_of_a_bucket_is_learned_as_numpy_learns_it():
+    """Batches of several shapes: that of step 0 is cut to its bucket, and has examples of weight 0."""
+    run = testing.build(bucketed, {"train.duration": "25 steps"})
+    ((_, rows, weight),) = walked(bucketed.buckets_of("train", run.config), run.config.seed, 1)
+    arrays = bucketed.examples("train")
+    fields, model = {field: arrays[field][rows] for field in bucketed.FIELDS}, bucketed.Model(run.model)
+    trial = overfit._train(run, OneBatch(run.data), overfit._rates(run, 25))
+    np.testing.assert_allclose(trial.losses, [model.step(fields, weight) for _ in range(25)], rtol=1e-12)
+
+
 def test_what_learns_its_batch(capsys):
     status, lines, run = verdict(capsys, {})
     batch = run.data.at(0)
@@ -136,6 +148,16 @@ def test_smoothed_labels_have_a_floor(capsys):
     floor = -(0.9 * np.log(0.9) + 2 * 0.05 * np.log(0.05))
     assert status == 0 and "near its floor" in lines[-1]
     assert numbers(lines[-1])[1] == pytest.approx(floor, rel=0.02) and floor > 0.1 * numbers(lines[-1])[0]
+
+
+def test_too_few_steps_are_told_if_nothing_else_is(capsys):
+    status, lines, _ = verdict(capsys, {}, steps=5, **{"schedule.learning_rate": 1e-3})
+    first, last = numbers(lines[-2])
+    assert status == 1 and 0.9 * first < last < first and lines[-2].startswith("NOT learned: ")
+    assert lines[-1] == (
+        "  every layer and parameter learns, but not enough in 5 steps. Try more of them, e.g. --steps=20, or a higher"
+        " learning rate; --mode=lr_find looks for one."
+    )
 
 
 def test_a_dead_layer_is_named(capsys):

@@ -222,3 +222,9 @@ def test_ten_kills_change_no_bit(tmp_path, capsys, placement):
     keys = [f"--config.data.placement={placement}", "--config.model.dropout=0.3", "--config.train.duration=60 steps"]
     assert launch.main(["launch.py", "--config=tests/bucketed.py", *arguments, *keys]) == 0
     assert capsys.readouterr().out.count("kill ") >= 10
+
+
+def test_a_run_shows_the_sizes_of_its_batches():
+    run = build()
+    sizes = [len(run.data.at(step)["weight"]) for step in range(int(run.data.steps_per_epoch))]
+    assert min(sizes) < max(sizes) and f"made-up tokens, batches of {min(sizes)} to {max(sizes)}\n" in repr(run)
