@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from framework.decoding.row_state import RowState
 from framework.errors import RunError, UserError
+from framework.layers.transformer import stepping
 
 # (tokens int32 [rows], state, position int32 scalar) -> (logits floating [rows, vocabulary], state)
 Step = Callable[[tf.Tensor, Any, tf.Tensor], tuple[tf.Tensor, Any]]
@@ -85,7 +86,8 @@ class Task:
           Log-probabilities, float32 [rows, vocabulary], in a prompt 0 for its token and -inf for the others; whether
           the logits of a row are no distribution, bool [rows], whose log-probabilities are -inf; the new leaves.
         """
-        returned = self.step(tokens, state.nest(leaves), position)
+        with stepping(self.length):
+            returned = self.step(tokens, state.nest(leaves), position)
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             raise UserError(
                 f"decode: step returned {type(returned).__name__}. Return a pair, the logits and the new state."

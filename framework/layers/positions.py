@@ -82,7 +82,12 @@ class _AddedPositions(keras.layers.Layer):
         if positions is not None:
             return x + tf.gather(table, positions)
         check_length(x.shape[1], self.max_length)
-        return x + table[: tf.shape(x)[1] if x.shape[1] is None else x.shape[1]]
+        if x.shape[1] is not None:
+            return x + table[: x.shape[1]]
+        length = tf.shape(x)[1]
+        message = f"a sequence has more tokens than max_length={self.max_length} of the model's positions"
+        with tf.control_dependencies([tf.debugging.Assert(length <= self.max_length, [message, length])]):
+            return x + table[:length]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "max_length": self.max_length}

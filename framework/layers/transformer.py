@@ -10,11 +10,15 @@ the Transformer architecture" (pre-norm); Hendrycks & Gimpel, 2016, "Gaussian er
 variants improve Transformer".
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
+from framework.errors import UserError
 from framework.layers.attention import MultiHeadAttention
 from framework.layers.dropout import Dropout
 from framework.layers.masks import padding_mask
@@ -26,6 +30,7 @@ ACTIVATIONS = ("relu", "gelu", "swiglu")
 State = dict[str, tf.Tensor]
 
 _EPSILON = 1e-6
+_POSITIONS: contextvars.ContextVar[int] = contextvars.ContextVar("positions of a step", default=0)
 _DEFAULTS: dict[str, Any] = {"norm": "pre", "activation": "relu", "rotary": False, "mask_value": None}
 
 
@@ -38,6 +43,16 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless an argument is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name}='{value}' is none of {', '.join(choices)}")
+
+
+@contextlib.contextmanager
+def stepping(positions: int) -> Iterator[None]:
+    """While open, `step` of a decoder refuses a state that has no room for positions 0 to `positions` - 1."""
+    token = _POSITIONS.set(positions)
+    try:
+        yield
+    finally:
+        _POSITIONS.reset(token)
 
 
 class _Layer(keras.layers.Layer):
@@ -106,7 +121,17 @@ class _Layer(keras.layers.Layer):
         return {"keys": room, "values": room}
 
     def _attend_to_cache(self, x: tf.Tensor, state: State, position: tf.Tensor) -> tuple[tf.Tensor, State]:
-        """Returns what `_attend_to_self` returns for one token, and the keys and values up to it."""
+        """Returns what `_attend_to_self` returns for one token, and the keys and values up to it.
+
+        Raises:
+          UserError: `framework.decode` has more positions than the state has room for.
+        """
+        room = state["keys"].shape[1]
+        if _POSITIONS.get() > room:  # keys of later positions would be lost, and no number would tell
+            raise UserError(
+                f"decode(length={_POSITIONS.get()}) has more positions than the state of the model, which was made by"
+                f" start(…, length={room}). Type the same length."
+            )
         x = tf.cast(x, self.compute_dtype)
         y = self._sublayer_input(x, self.attention_norm)
         here = tf.reshape(position, [1, 1])

@@ -83,6 +83,10 @@ def test_rows_of_the_table_are_added(kind):
     np.testing.assert_array_equal(layer(tf.constant(x), tf.constant(positions)), x + table[positions])
     call = tf.function(layer, input_signature=[tf.TensorSpec([None, None, 4], tf.float64)])
     np.testing.assert_array_equal(call(tf.constant(x)), x + table[:LENGTH])
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="a sequence has more tokens than max_length=9 of the model"
+    ):
+        call(tf.zeros([1, 10, 4], tf.float64))
 
 
 def refused(make):

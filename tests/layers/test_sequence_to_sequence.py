@@ -7,6 +7,7 @@ import tf_keras as keras
 
 import framework
 from framework import decoding, export, layers, paths
+from framework.errors import UserError
 
 STACK = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12, "max_length": 9}
 BEGIN, END = 2, 3
@@ -65,6 +66,24 @@ def test_decoding_writes_the_most_probable_token_after_those_before(begin):
     logits = model((SOURCE, ids)).numpy()  # of each place, given the decoded tokens before it
     for row, length in zip(range(3), result.lengths[:, 0].numpy(), strict=True):
         np.testing.assert_array_equal(logits[row, :length].argmax(-1), ids[row, :length])
+
+
+@pytest.mark.parametrize("method", [decoding.Greedy(), decoding.Beam(2)])
+def test_a_state_with_less_room_than_the_decoded_length_is_refused(method):
+    model = made()
+    state = {"model": model.start(tf.constant(SOURCE), 6)}
+
+    def step(tokens, state, position):
+        logits, after = model.step(tokens, state["model"], position)
+        return logits, {"model": after}
+
+    with pytest.raises(UserError) as error:
+        framework.decode(step, state, BEGIN, END, 7, method)
+    assert str(error.value) == (
+        "decode(length=7) has more positions than the state of the model, which was made by start(…, length=6). Type"
+        " the same length."
+    )
+    assert framework.decode(step, state, BEGIN, END, 5, method).ids.shape == [3, 1, 5]
 
 
 def test_lite_decodes_the_same_tokens(tmp_path):
