@@ -27,7 +27,14 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from absl import flags, logging
+try:
+    from absl import flags, logging
+except ModuleNotFoundError as missing:  # `python` is not that of the environment
+    print(
+        f"error: {sys.executable} lacks {missing.name}. Type . .venv/bin/activate first; make run makes .venv.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from framework.cli import flags as command
 from framework.cli import quiet_import

@@ -223,3 +223,9 @@ def test_bad_input_as_a_process(folder):
 
 def test_launch_is_short():
     assert len(Path(launch.__file__).read_text().splitlines()) < 150
+
+
+def test_a_python_without_the_packages_says_what_to_activate():
+    done = subprocess.run([sys.executable, "-S", "launch.py", "--mode=list"], cwd=ROOT, capture_output=True, text=True)
+    said = f"error: {sys.executable} lacks absl. Type . .venv/bin/activate first; make run makes .venv.\n"
+    assert (done.returncode, done.stderr) == (2, said)
