@@ -26,6 +26,7 @@ SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("none", "median", "asha")
 
 _NAME = "sweep"
+_LEFT_SECONDS = 3  # after which Optuna's lock of the journal is taken from a process that is gone
 _DIRECTIONS = {"min": "minimize", "max": "maximize"}
 _PLAN, _CODE, _OVERRIDES, _ERROR = "plan", "code", "overrides", "error"  # attributes of the study and of its trials
 
@@ -135,7 +136,7 @@ def begins(folder: Path) -> contextlib.AbstractContextManager[None]:
 def _loaded(optuna: Any, journal: Any, folder: Path, plan: Plan) -> tuple[Any, Any]:
     """Returns Optuna's study of a folder, which may be a new one, and its storage."""
     path = folder.absolute() / JOURNAL  # the lock is a link to it, whose age is not seen if the link leads nowhere
-    lock = journal.JournalFileSymlinkLock(str(path))
+    lock = _Lock(path, journal.JournalFileSymlinkLock(str(path), grace_period=_LEFT_SECONDS))
     backend = journal.JournalFileBackend(str(path), lock)
     _cut_incomplete(path, lock)
     storage = optuna.storages.JournalStorage(backend)
@@ -147,6 +148,31 @@ def _loaded(optuna: Any, journal: Any, folder: Path, plan: Plan) -> tuple[Any, A
         load_if_exists=True,
     )
     return study, storage
+
+
+class _Lock:
+    """Optuna's lock of the journal, which a kill leaves behind, inside of one that ends with its process.
+
+    One process of a sweep at a time waits for Optuna's, so whoever has left that one is gone, or is a dashboard, which
+    writes for an instant: a few seconds are enough, instead of thirty without a word.
+    """
+
+    def __init__(self, journal: Path, lock: Any) -> None:
+        self._path, self._lock = journal.with_name(f"{journal.name}.held"), lock
+        self._held = contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        with contextlib.ExitStack() as held:
+            held.enter_context(
+                files.held(self._path, lambda holder: f"process {holder} writes the journal", waits=True)
+            )
+            self._lock.acquire()
+            self._held = held.pop_all()
+        return True
+
+    def release(self) -> None:
+        with self._held:
+            self._lock.release()
 
 
 def _begin(folder: Path, study: Any, wanted: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> None:

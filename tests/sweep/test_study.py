@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from framework import files
 from framework.errors import UserError
 from framework.sweep.study import try_out
 from tests.sweep.spaces import FACTS, layers, opened
@@ -216,6 +217,15 @@ def test_a_journal_that_cannot_be_written_is_refused_in_one_line(tmp_path):
             opened(tmp_path / folder)
         line = f"{tmp_path / folder / 'sweep.log'} cannot be written: {why}. Use another --workdir."
         assert str(caught.value) == line
+
+
+def test_a_lock_that_a_kill_left_is_waited_for_three_seconds_and_not_thirty(tmp_path):
+    opened(tmp_path).ask()
+    (tmp_path / "sweep.log.lock").symlink_to(tmp_path / "sweep.log")
+    begin = time.monotonic()
+    study = opened(tmp_path)
+    assert study.started == 1 and 3 <= time.monotonic() - begin < 20
+    assert not (tmp_path / "sweep.log.lock").is_symlink() and files.holder(tmp_path / "sweep.log.held") == ""
 
 
 def test_the_age_of_a_lock_that_a_kill_left_is_seen(tmp_path, monkeypatch):
