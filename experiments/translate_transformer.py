@@ -246,7 +246,8 @@ def make_exports(cfg: ConfigDict):
         return {"text": np.array([sentence.encode() for sentence in words.decode(batch["source"])])}
 
     def padded(batch):
-        return {"source": np.pad(batch["source"], [(0, 0), (0, longest - batch["source"].shape[1])])}
+        source = batch["source"][:, :longest]  # of a longer sentence the beginning, for the model and its export alike
+        return {"source": np.pad(source, [(0, 0), (0, longest - source.shape[1])])}
 
     signature = export.Signature(
         translate, {"text": tf.TensorSpec([None], tf.string)}, texts_of, has_metrics=False, uses=[segments]

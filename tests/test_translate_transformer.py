@@ -105,6 +105,17 @@ def test_the_export_takes_text_and_writes_the_translation(trained):
     assert text.load(trained.workdir / "files/vocabulary.json").sha256 == words.sha256
 
 
+@pytest.mark.parametrize("length", [5, 8, 11])
+def test_the_export_of_ids_is_compared_on_sentences_of_any_length(folder, length):
+    """The experiment leaves longer ones out of training alone."""
+    cfg = override(translate_transformer.get_config(""), {**SETTINGS, "data.dir": str(folder)})
+    _, lite = translate_transformer.make_exports(cfg)
+    source = np.arange(1, 2 * length + 1, dtype=np.int32).reshape(2, length)
+    expected = np.zeros([2, 8], np.int32)
+    expected[:, : min(length, 8)] = source[:, :8]
+    np.testing.assert_array_equal(lite.from_batch({"source": source})["source"], expected)
+
+
 def test_what_is_wrong_is_refused(folder, tmp_path):
     def refused(**values):
         cfg = override(translate_transformer.get_config(""), {**SETTINGS, "data.dir": str(folder), **values})
