@@ -50,6 +50,8 @@ class Transformer(keras.Model):
         self._arguments = {**tables, "padding": padding, "begin": begin, **stack}
         self.padding = padding
         self.begin = begin
+        if missing := [name for name in ("layers", "width", "heads", "feed_forward") if name not in stack]:
+            raise TypeError(f"Transformer lacks the arguments {', '.join(missing)}")
         policy = self.dtype_policy
         self.embedding = TiedEmbedding(vocabulary, stack["width"], dtype=policy)
         self.target_embedding = (

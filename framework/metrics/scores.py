@@ -40,11 +40,19 @@ def error_rates(hypotheses: Sequences, references: Sequence[Sequences]) -> Error
         counts.
 
     Raises:
-      UserError: the numbers of examples differ, an example has no reference, or all references are empty.
+      UserError: the numbers of examples differ, an example has no list of references of the kind of its hypothesis,
+        or all references are empty.
     """
     _check_counts(hypotheses, references)
     if empty := [number for number, variants in enumerate(references) if not len(variants)]:
         raise UserError(f"example {empty[0]} has no reference. Leave it out, or name what is right.")
+    for number, (hypothesis, variants_of) in enumerate(zip(hypotheses, references, strict=True)):
+        is_text = isinstance(hypothesis, str)
+        if isinstance(variants_of, str) or any(isinstance(variant, str) != is_text for variant in variants_of):
+            raise UserError(
+                f"the references of example {number} are {variants_of!r:.60}, for the hypothesis {hypothesis!r:.60}."
+                " They are a list of what is right, each of the kind of the hypothesis: [reference] of one."
+            )
     counts = np.array([len(variants) for variants in references])
     variants = [variant for of_example in references for variant in of_example]
     repeated = [hypothesis for hypothesis, count in zip(hypotheses, counts, strict=True) for _ in range(count)]
@@ -116,6 +124,8 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str], lower: bool = Fal
 
 
 def _score(kind: str, hypotheses: Sequence[str], references: Sequence[str], lower: bool) -> Score:
+    if isinstance(hypotheses, str) or isinstance(references, str):
+        raise UserError("the texts to score are two lists of texts, and one of them is a text: [text] has one.")
     _check_counts(hypotheses, references)
     if not len(hypotheses):
         raise UserError("there is no text to score.")

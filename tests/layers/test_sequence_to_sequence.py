@@ -115,3 +115,8 @@ def test_config_round_trip():
     again = layers.Transformer.from_config(model.get_config())
     assert again.get_config() == model.get_config() and again.encoder.get_config()["norm"] == "post"
     assert again.dtype_policy.name == "float64"
+
+
+def test_sizes_that_are_missing_are_named():
+    with pytest.raises(TypeError, match=r"^Transformer lacks the arguments width, feed_forward$"):
+        layers.Transformer(10, layers=1, heads=2)

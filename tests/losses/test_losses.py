@@ -296,6 +296,15 @@ def test_a_mean_of_own_values_is_the_weighted_one(mode):
     assert [float(x) for x in losses.mean(values, full)] == pytest.approx([float(x) for x in term], rel=1e-15)
 
 
+def test_a_weight_may_be_bool():
+    """`labels != PADDING` is the first weight that comes to mind."""
+    logits, labels = tf.constant([[[1.0, 2.0, 0.5]] * 3] * 2), tf.constant([[1, 2, 0], [2, 0, 0]])
+    targets = tf.one_hot(labels, 3)
+    for loss, label in ((losses.sparse_cross_entropy, labels), (losses.categorical_cross_entropy, targets)):
+        found, expected = (loss(logits, label, weight) for weight in (labels != 0, tf.cast(labels != 0, tf.float32)))
+        assert [float(x) for x in found] == [float(x) for x in expected] and float(found.weight) == 3
+
+
 def test_a_mean_of_half_precision_or_counts_is_summed_in_float32():
     ones = tf.ones([3001], tf.bfloat16)  # above 256 bfloat16 has no odd numbers
     for values in (ones, tf.ones([3001], tf.int32), tf.ones([3001], tf.bool)):

@@ -42,6 +42,7 @@ def test_the_best_of_several_references_counts():
         errors, tokens, wrong = errors + distance(own, best), tokens + len(best), wrong + (own not in variants)
     rates = metrics.error_rates(ours, references)
     assert (rates.token, rates.sequence) == (errors / tokens, wrong / len(ours))
+    assert metrics.error_rates(["kitten"], [["sitting"]]) == metrics.ErrorRates(3 / 7, 1.0)  # of characters
     assert metrics.error_rates([["K", "AE"]], [[["K", "AE", "T"], ["K", "AH"]]]) == metrics.ErrorRates(1 / 3, 1.0)
 
 
@@ -78,6 +79,12 @@ def test_bleu_is_its_formula_and_says_how_it_was_computed():
     ("score", "message"),
     [
         (lambda: metrics.bleu(["a"], []), "1 hypotheses cannot be compared with 0 references"),
+        (lambda: metrics.bleu("a b c d", "a b c d"), "one of them is a text"),
+        (lambda: metrics.error_rates(["abc"], ["abd"]), "^the references of example 0 are 'abd', for the hypothesis"),
+        (
+            lambda: metrics.error_rates([["a"], ["a", "b"]], [[["a"]], ["a", "b"]]),
+            r"^the references of example 1 are \['a', 'b'\], for the hypothesis \['a', 'b'\]. They are a list",
+        ),
         (lambda: metrics.bleu([], []), "there is no text to score"),
         (lambda: metrics.error_rates([["a"]], [[]]), "example 0 has no reference"),
         (lambda: metrics.error_rates([["a"]], [[[]]]), "all references are empty"),
