@@ -28,6 +28,7 @@ from framework.pages.stored import EVALUATION, StoredRun
 _STEP = "train, step"  # a line of single steps, which is noisy
 MEAN = "mean/"  # before the name of a mean over the steps since the row before
 _FIRST = ("learning_rate", "gradient_norm")  # pictures after those of the metrics, before the rest
+_FENCE = "```"  # makes TensorBoard keep the columns of a text, as <pre> does
 _CONFIG_TEXT = "config"  # name of a text that a run writes; the page has the config already
 COUNTS = ("skipped", "empty_terms")  # 0 in a run without trouble: then no picture
 _MOST_VARIABLES, _MOST_PICTURES, _MOST_TEXTS = 30, 24, 24
@@ -299,7 +300,8 @@ def _pictures(found: Shown) -> str:
 
 def _texts(found: Shown) -> str:
     parts, texts = [], {name: text for name, text in found.texts.items() if name != _CONFIG_TEXT}
-    for name, (step, words) in [*texts.items()][:_MOST_TEXTS]:
+    for name, (step, text) in [*texts.items()][:_MOST_TEXTS]:
+        words = text.removeprefix(f"{_FENCE}\n").removesuffix(f"\n{_FENCE}")
         cut = " …" if len(words) > _MOST_CHARACTERS else ""
         shown_words = html.safe(words[:_MOST_CHARACTERS] + cut)
         parts.append(

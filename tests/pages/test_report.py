@@ -169,6 +169,12 @@ def test_pictures_and_texts_are_those_of_the_newest_step(tmp_path):
     assert shown.newest(tmp_path / "tensorboard") == shown.Shown()
 
 
+def test_the_marks_by_which_tensorboard_keeps_columns_are_left_out():
+    texts = {"layers": (0, "```\nlayer  class\n```"), "note": (3, "a ``` of its own")}
+    text = report._texts(shown.Shown(texts=texts))
+    assert "<pre>layer  class</pre>" in text and "<pre>a ``` of its own</pre>" in text
+
+
 def slow_hooks(cfg, run):
     def wait(context):
         report.time.sleep(0.15)
