@@ -186,6 +186,8 @@ def test_it_learns_the_rules(trained):
     assert final["valid_words/wer"] <= 0.15
     assert final["valid/accuracy"] >= 0.95
     assert final["valid/perplexity"] < 1.3
+    # No label is smoothed in evaluation, and padding counts in neither.
+    assert final["valid/loss"] == pytest.approx(np.log(final["valid/perplexity"]), rel=1e-5)
 
 
 def test_exports_say_what_the_model_says(trained):

@@ -69,6 +69,8 @@ def trained(folder, tmp_path_factory):
 def test_it_translates_what_it_never_saw(trained):
     trained, report = trained
     assert report.scalars["test_text/bleu"] > 80
+    # No label is smoothed in evaluation, and padding counts in neither.
+    assert report.scalars["test/loss"] == pytest.approx(np.log(report.scalars["test/perplexity"]), rel=1e-5)
     english, german = sentences("test")
     cfg = trained.config
     words = translate_transformer.vocabulary(cfg)
@@ -80,6 +82,12 @@ def test_it_translates_what_it_never_saw(trained):
     assert f"bleu_lower: {signature}" in report.texts["test_text/signatures"]
     assert f"| {english[0]} | {german[0]} | {ours[0]} |" in report.texts["test_text/samples"]
     assert trained.train_block.compiled.traces == 2  # one a bucket
+
+
+def test_a_token_has_a_weight_unless_it_or_its_example_is_padding():
+    batch = {"target": tf.constant([[5, 3, 0], [4, 6, 3], [4, 6, 3]]), "weight": tf.constant([1.0, 2.0, 0.0])}
+    found = translate_transformer.with_token_weights(batch)["token_weight"]
+    np.testing.assert_array_equal(found, [[1, 1, 0], [2, 2, 2], [0, 0, 0]])
 
 
 def test_attention_is_a_picture_of_each_head(trained):
