@@ -30,8 +30,6 @@ from framework.export.bounds import Bounds
 from framework.export.lite_formats import FORMATS
 from framework.layers.attention import finite_masks
 
-# What the converter prints of a weight that a dense layer makes sparse before another operation reads it.
-_NOT_SPARSE = re.compile(rb'Failed to sparsify: .*?loc\("([^";]+)[^\n]*does not dominate this use')
 _MISSING_OPS = re.compile(r"^(?:TF Select|Flex|Custom) ops: (.+?)\s*$", re.MULTILINE)
 
 
@@ -269,12 +267,12 @@ def convert(name: str, converter: Any, path: Path) -> None:
         with caught_stderr(chatter):
             converted = converter.convert()
     except Exception as error:
-        said = b"".join(chatter)
-        (path.parent / "converter.txt").write_bytes(said)
-        if shared := _NOT_SPARSE.search(said):
+        (path.parent / "converter.txt").write_bytes(b"".join(chatter))
+        # It prints why, at a log level that a launch hides, and raises an error without a word.
+        if tf.lite.Optimize.EXPERIMENTAL_SPARSITY in converter.optimizations and not str(error):
             raise UserError(
                 f"export '{name}': the converter cannot leave the zeros out of a weight that several operations read,"
-                f" such as '{shared[1].decode()}': a table that embeds tokens and makes logits, say. Train with e.g."
+                " such as a table that embeds tokens and makes logits. Train with e.g."
                 " --config.prune.exclude='.*table', or leave the format out."
             ) from error
         missing = _MISSING_OPS.search(str(error))
