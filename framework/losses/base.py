@@ -175,7 +175,7 @@ def where_weighted(weight: tf.Tensor, *tensors: tf.Tensor) -> list[tf.Tensor]:
       weight: [...].
       tensors: [..., more].
     """
-    is_weighted = tf.not_equal(weight, tf.zeros([], weight.dtype))
+    is_weighted = tf.cast(weight, tf.bool)
     return [
         tf.where(
             tf.reshape(is_weighted, tf.concat([tf.shape(weight), [1] * (tensor.shape.rank - weight.shape.rank)], 0)),

@@ -183,7 +183,7 @@ def _checked_labels(function: str, logits: tf.Tensor, labels: tf.Tensor, weight:
             f"{function}: labels have shape {labels.shape} and weights {weight.shape}, but each label has its"
             " weight. Write e.g. tf.cast(labels != PADDING, tf.float32)."
         )
-    labels = tf.where(tf.not_equal(weight, tf.zeros([], weight.dtype)), labels, tf.zeros_like(labels))
+    labels = tf.where(tf.cast(weight, tf.bool), labels, tf.zeros_like(labels))
     if logits.shape[-1] is not None:
         claim_classes(labels, logits.shape[-1])
     return labels
@@ -202,9 +202,7 @@ def checked_targets(
         )
     weight = weight_of_each(function, "rows of logits", logits[..., 0], tf.convert_to_tensor(weight))
     logits, targets = where_weighted(weight, logits, targets)
-    total = tf.where(
-        tf.not_equal(weight, tf.zeros([], weight.dtype)), tf.reduce_sum(targets, -1), tf.ones([], targets.dtype)
-    )
+    total = tf.where(tf.cast(weight, tf.bool), tf.reduce_sum(targets, -1), tf.ones([], targets.dtype))
     claim_range(targets, 0, 1)
     claim_range(total, 1 - _ROUNDING, 1 + _ROUNDING)
     is_bad = tf.reduce_any(~((targets >= 0) & (targets <= 1)), -1) | ~(tf.abs(total - 1) <= _ROUNDING)

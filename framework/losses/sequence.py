@@ -39,7 +39,7 @@ def ctc(
     _check_shapes(logits, labels, weight, label_lengths, logit_lengths, blank)
     frames, classes, places = logits.shape[1], logits.shape[2], labels.shape[1]
     logits, label_lengths = where_weighted(weight, logits, label_lengths)
-    logit_lengths = tf.where(tf.not_equal(weight, tf.zeros([], weight.dtype)), logit_lengths, frames)
+    logit_lengths = tf.where(tf.cast(weight, tf.bool), logit_lengths, frames)
     counts = tf.range(places) < label_lengths[:, tf.newaxis]  # [batch, places]
     other = 0 if blank else 1  # any class but the blank; it fills the places beyond `label_lengths`
     labels = tf.where(counts, labels, other)
