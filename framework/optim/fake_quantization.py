@@ -190,9 +190,9 @@ def check_traced(graph: tf.Graph) -> None:
     graphs, seen = [graph], set()
     while graphs:
         one = graphs.pop()
-        if id(one) in seen:
+        if one in seen:
             continue
-        seen.add(id(one))
+        seen.add(one)
         graphs += compat.function_graphs(one)
         if others := sorted(_traced.get(one, set()) - {mode()}):
             raise UserError(
