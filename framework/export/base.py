@@ -21,6 +21,7 @@ from framework import optim, paths
 from framework.compile import jit
 from framework.errors import UserError
 from framework.export.bounds import Bounds
+from framework.trace import guards
 from framework.trace.assigned import assigned
 
 SERVING = "serving_default"  # the signature that every export has, and that latency and metrics are measured on
@@ -99,13 +100,15 @@ class Signature:
     def trace(self, model: Any, jit_compile: bool = False) -> tf.types.experimental.ConcreteFunction:
         """Returns a new graph of `fn` on `model`, which takes the inputs as keywords; XLA compiles it if asked to.
 
+        An index out of range is an error of each call: XLA would take the nearest one.
+
         Raises:
           UserError: `fn` does not return a dict of named dense tensors, changes a variable, or calls a tf.function that
             was traced where a quantised model computed in another mode.
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs = jit(lambda: self.fn(model, inputs))() if jit_compile else self.fn(model, inputs)
+            outputs = _by_xla(self.fn, model, inputs) if jit_compile else self.fn(model, inputs)
             if not isinstance(outputs, Mapping) or not outputs:
                 raise UserError(
                     f"Signature.fn returned {type(outputs).__name__}. Return a dict of named tensors,"
@@ -122,6 +125,21 @@ class Signature:
                 " Call the model with training=False, and let it count nothing then."
             )
         return function
+
+
+def _by_xla(fn: Callable[..., Mapping[str, Any]], model: Any, inputs: dict[str, tf.Tensor]) -> Any:
+    """Returns what `fn` does as an XLA program, after the guards of the inputs, which are computed before it."""
+    with guards.watched(inputs) as watch:
+        outputs = jit(lambda: fn(model, inputs))()
+    with tf.control_dependencies([_assertion(guard) for guard in watch.guards]):
+        return tf.nest.map_structure(tf.identity, outputs)
+
+
+def _assertion(guard: guards.Guard) -> tf.Operation:
+    """Returns an operation that raises InvalidArgumentError, with the values, where a guard does not hold."""
+    value = [] if guard.value is None else [tf.boolean_mask(guard.value, guard.bad)]
+    message = [f"{' and '.join(guard.fields)}:", *value, guard.problem]
+    return tf.debugging.Assert(~tf.reduce_any(guard.bad), message, summarize=3)
 
 
 def _dense(name: Any, output: Any) -> tf.Tensor:

@@ -275,3 +275,20 @@ def test_xla_is_refused_for_texts(tmp_path):
         "export 'loud_xla': 'text' of signature 'serving_default' is a text, which XLA cannot compute. Leave the format"
         " out, or give fn a part of numbers alone that framework.compile.jit compiles."
     )
+
+
+def test_an_xla_program_refuses_ids_beyond_the_table(tmp_path):
+    net = keras.Sequential([keras.layers.Embedding(10, 4)])
+    net.build((None, 3))
+    signature = Signature(
+        lambda model, inputs: {"rows": model(inputs["ids"])}, {"ids": tf.TensorSpec([None, 3], tf.int32)}
+    )
+    batch = {"ids": np.array([[0, 1, 2], [7, 8, 9]], np.int32), "weight": np.ones(2, np.float32)}
+    hook = SavedModel({"serving_default": signature}, jit_compile=True, name="rows_xla")
+    [report] = export_all([hook], net, [batch], {}, tmp_path)
+    assert report.passed
+    call = hook.load(tmp_path / report.path)["serving_default"]
+    assert np.array_equal(call({"ids": batch["ids"]})["rows"], net.weights[0].numpy()[batch["ids"]])
+    message = r"\[ids:\] \[10 -1\] \[which is none of the rows 0 to 9\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        call({"ids": np.array([[0, 10, 2], [-1, 8, 9]], np.int32)})
