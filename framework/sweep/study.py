@@ -251,15 +251,45 @@ class Study:
         Raises:
           UserError: `sweep` asks for values that Optuna refuses.
         """
-        if self.plan.sampler == "grid" and self.started == len(self._trials()):
+        if self.plan.sampler != "grid":
+            return self._proposed()
+        if self.started == len(self._trials()):
             return None
-        self._study.sampler = self._sampler(len(self._trials()))
         return self._described(self._study.ask())
 
+    def _proposed(self) -> Trial:
+        """Returns a new trial, which the journal gets in one line, with all of its values.
+
+        Optuna's own `ask` writes a line for each value. After a kill between two of them the sampler would draw the
+        others anew, from its first random numbers, and from what is known by then.
+        """
+        known = self._trials()
+        draft = self._optuna.create_study(direction=self._study.direction, sampler=self._sampler(len(known)))
+        draft.add_trials(known)
+
+        def asked(trial: Any) -> Mapping[str, Any]:
+            values = self._sweep(trial)
+            for name, distribution in trial.distributions.items():
+                for earlier in (one.distributions[name] for one in known if name in one.distributions):
+                    self._optuna.distributions.check_distribution_compatibility(earlier, distribution)
+            return values
+
+        trial = draft.ask()
+        overrides = _typed(_asked(asked, trial))
+        trial.set_user_attr(_OVERRIDES, list(overrides))
+        self._study.add_trial(draft.get_trials(deepcopy=False)[-1])
+        return Trial(len(known), overrides, 0)
+
     def unfinished(self) -> list[Trial]:
-        """Returns the trials that were begun and have not ended, in order."""
-        numbers = [frozen.number for frozen in self._trials() if frozen.state == self._states.RUNNING]
-        return [self._described(self._opened(number)) for number in numbers]
+        """Returns the trials that were begun and have not ended, in order; each keeps the values that it has."""
+        return [self._begun(frozen) for frozen in self._trials() if frozen.state == self._states.RUNNING]
+
+    def _begun(self, frozen: Any) -> Trial:
+        """Returns a trial with the values that it was begun with, whatever `sweep` asks for today."""
+        overrides = frozen.user_attrs.get(_OVERRIDES)
+        if overrides is None:  # of a grid, which was killed before it was given its values: it has them already
+            return self._described(self._opened(frozen.number))
+        return Trial(frozen.number, tuple(overrides), len(frozen.intermediate_values))
 
     def is_unfinished(self, trial: Trial) -> bool:
         """Returns whether a trial has not ended, as another process that trained it may have done meanwhile."""
@@ -329,9 +359,11 @@ class Study:
         return self._optuna.trial.Trial(self._study, trial_id)
 
     def _described(self, trial: Any) -> Trial:
-        """Returns a trial with the values that `sweep` asks for; those that it was given before stay."""
-        values = _asked(self._sweep, trial)
-        overrides = tuple(f"--config.{key}={value}" for key, value in values.items())
-        if trial.user_attrs.get(_OVERRIDES) != list(overrides):  # Optuna lets none be set once the trial has ended
-            trial.set_user_attr(_OVERRIDES, list(overrides))
-        return Trial(trial.number, overrides, len(self._trials()[trial.number].intermediate_values))
+        """Returns a trial with the values that `sweep` asks for, and notes them."""
+        overrides = _typed(_asked(self._sweep, trial))
+        trial.set_user_attr(_OVERRIDES, list(overrides))
+        return Trial(trial.number, overrides, 0)
+
+
+def _typed(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"--config.{key}={value}" for key, value in values.items())
