@@ -108,13 +108,15 @@ class Signature:
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs = _by_xla(self.fn, model, inputs) if jit_compile else self.fn(model, inputs)
+            outputs, checks = _by_xla(self.fn, model, inputs) if jit_compile else (self.fn(model, inputs), [])
             if not isinstance(outputs, Mapping) or not outputs:
                 raise UserError(
                     f"Signature.fn returned {type(outputs).__name__}. Return a dict of named tensors,"
                     ' e.g. {"logits": logits}.'
                 )
-            return {name: _dense(name, output) for name, output in outputs.items()}
+            dense = {name: _dense(name, output) for name, output in outputs.items()}
+            with tf.control_dependencies(checks):
+                return {name: tf.identity(output) for name, output in dense.items()} if checks else dense
 
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()}
         function = tf.function(serve, autograph=False).get_concrete_function(**specs)
@@ -127,19 +129,31 @@ class Signature:
         return function
 
 
-def _by_xla(fn: Callable[..., Mapping[str, Any]], model: Any, inputs: dict[str, tf.Tensor]) -> Any:
-    """Returns what `fn` does as an XLA program, after the guards of the inputs, which are computed before it."""
-    with guards.watched(inputs) as watch:
-        outputs = jit(lambda: fn(model, inputs))()
-    with tf.control_dependencies([_assertion(guard) for guard in watch.guards]):
-        return tf.nest.map_structure(tf.identity, outputs)
+def _by_xla(
+    fn: Callable[..., Mapping[str, Any]], model: Any, inputs: dict[str, tf.Tensor]
+) -> tuple[Any, list[tf.Operation]]:
+    """Returns what `fn` does as an XLA program, and assertions, outside of it, on the guards that it computes too.
+
+    Raises:
+      UserError: a lookup is in a loop or function of its own, and so cannot be guarded.
+    """
+    found: list[guards.Guard] = []
+
+    def program() -> Any:
+        with guards.watched(inputs, of_shapes=True, instead="Leave the format of XLA programs out.") as watch:
+            outputs = fn(model, inputs)
+        found.extend(watch.guards)
+        return outputs, [(guard.bad, guard.bad if guard.value is None else guard.value) for guard in watch.guards]
+
+    outputs, flags = jit(program)()
+    return outputs, [_assertion(guard, *pair) for guard, pair in zip(found, flags, strict=True)]
 
 
-def _assertion(guard: guards.Guard) -> tf.Operation:
+def _assertion(guard: guards.Guard, bad: tf.Tensor, value: tf.Tensor) -> tf.Operation:
     """Returns an operation that raises InvalidArgumentError, with the values, where a guard does not hold."""
-    value = [] if guard.value is None else [tf.boolean_mask(guard.value, guard.bad)]
-    message = [f"{' and '.join(guard.fields)}:", *value, guard.problem]
-    return tf.debugging.Assert(~tf.reduce_any(guard.bad), message, summarize=3)
+    values = [] if guard.value is None else [tf.boolean_mask(tf.reshape(value, [-1]), tf.reshape(bad, [-1]))]
+    message = [f"{' and '.join(guard.fields)}:", *values, guard.problem]
+    return tf.debugging.Assert(~tf.reduce_any(bad), message, summarize=3)
 
 
 def _dense(name: Any, output: Any) -> tf.Tensor:

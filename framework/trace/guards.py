@@ -25,9 +25,10 @@ _local = threading.local()
 _WATCHES = "_framework_watches"  # attribute of a graph: its watches, read by the code that traced it, in any thread
 IN_RANGE = "known_to_be_in_range"  # in the name of an operation: it needs no guard
 ASSERTED = "an assertion does not hold: "
+_INSTEAD = "Use --config.train.compile=graph."
 
 # Operations that return indices in range.
-_SAFE = ("ArgMax", "ArgMin", "TopK", "TopKV2", "Where", "Range")
+_SAFE = ("ArgMax", "ArgMin", "TopK", "TopKV2", "Where")
 _LOOPS = ("While", "StatelessWhile")
 _IFS = ("If", "StatelessIf")
 _CASES = ("Case", "StatelessCase")
@@ -57,7 +58,7 @@ class Guard(NamedTuple):
 
 
 class Watch:
-    """The guards of one trace, or of one eager call.
+    """The guards of one trace, or of one eager call; the arguments are those of `watched`.
 
     Attributes:
       batch: {name: tensor} that indices may come from.
@@ -65,9 +66,13 @@ class Watch:
       unread: names of operations that may violate a condition but cannot have a guard.
     """
 
-    def __init__(self, batch: Mapping[str, Any], graph: Any = None) -> None:
+    def __init__(
+        self, batch: Mapping[str, Any], graph: Any = None, of_shapes: bool = False, instead: str = _INSTEAD
+    ) -> None:
         self.batch = dict(batch)
         self._graph = graph
+        self._of_shapes = of_shapes
+        self._instead = instead
         self._first = 0 if graph is None else len(graph.get_operations())
         self._next = self._first
         self._spans: list[tuple[int, int]] = []  # (first, end) of operations that an inner watch has read
@@ -85,10 +90,10 @@ class Watch:
             return
         operations = self._graph.get_operations()
         new = [operations[i] for i in range(self._next, len(operations)) if not any(a <= i < b for a, b in self._spans)]
-        _Reader(self, self._graph).read(new)
+        _Reader(self, self._graph, self._of_shapes).read(new)
         self._next = len(self._graph.get_operations())
         if is_in_xla():
-            refuse_unread(self.unread)
+            refuse_unread(self.unread, self._instead)
 
     def remember(self) -> None:
         """Attaches this watch to its graph, for `guards_of` in any thread."""
@@ -147,13 +152,20 @@ def note_batch(batch: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def watched(batch: Mapping[str, tf.Tensor]) -> Iterator[Watch]:
+def watched(batch: Mapping[str, tf.Tensor], of_shapes: bool = False, instead: str = _INSTEAD) -> Iterator[Watch]:
     """Yields a watch that, on exit, guards what was traced inside: assertions, and indices that depend on `batch`.
+
+    Args:
+      batch: {name: tensor} that indices may come from.
+      of_shapes: whether indices are guarded too that depend on nothing but shapes of the batch, such as the positions
+        of a text: its length may differ from call to call. Those of a step are known when it is traced.
+      instead: ends the error.
 
     Raises:
       UserError: XLA compiles the trace, and an operation in it cannot have a guard.
     """
-    watch = Watch(batch, None if tf.executing_eagerly() else tf.compat.v1.get_default_graph())
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    watch = Watch(batch, graph, of_shapes, instead)
     outer = getattr(_local, "watches", [])
     _local.watches = [*outer, watch]
     try:
@@ -176,12 +188,12 @@ def unread_of(graph: Any) -> list[str]:
     return [name for watch in getattr(graph, _WATCHES, []) for name in watch.unread]
 
 
-def refuse_unread(unread: list[str]) -> None:
+def refuse_unread(unread: list[str], instead: str = _INSTEAD) -> None:
     """Raises UserError if an operation cannot have a guard, because XLA would ignore its violation."""
     if unread:
         raise UserError(
             f"{unread[0]} is in a loop or function of its own, where XLA would ignore an index out of range, or an"
-            " assertion that does not hold, without a word. Use --config.train.compile=graph."
+            f" assertion that does not hold, without a word. {instead}"
         )
 
 
@@ -207,10 +219,12 @@ class _Reader:
     Args:
       watch: the watch.
       graph: the graph of the trace, in which flags are computed.
+      of_shapes: as of `watched`.
     """
 
-    def __init__(self, watch: Watch, graph: Any) -> None:
+    def __init__(self, watch: Watch, graph: Any, of_shapes: bool) -> None:
         self._watch = watch
+        self._of_shapes = of_shapes
         symbolic = {name: tensor for name, tensor in watch.batch.items() if tf.is_symbolic_tensor(tensor)}
         names = {id(tensor): name for name, tensor in symbolic.items()}
         self._batch = {tensor.op: name for name, tensor in symbolic.items() if tensor.graph is graph}
@@ -223,7 +237,7 @@ class _Reader:
             self._read(operation, scope)
 
     def _fields(self, tensor: tf.Tensor) -> set[str]:
-        return {self._batch[operation] for operation in ancestors(tensor, shapes=False) & self._batch.keys()}
+        return {self._batch[operation] for operation in ancestors(tensor, self._of_shapes) & self._batch.keys()}
 
     def _read(self, operation: Any, scope: _Scope) -> None:
         """Adds the guards of one operation."""
@@ -258,7 +272,7 @@ class _Reader:
           branch: place of the function among those that the operation calls.
           scope: of the operation.
         """
-        inside = _inside(operation, function, scope)
+        inside = _inside(operation, function, scope, self._of_shapes)
         if inside is None or hasattr(function, _WATCHES):  # a watch read the function while it was traced
             return
         if operation.type in _LOOPS:
@@ -282,7 +296,7 @@ def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:
     return any(tensor is None for tensor in tensors)
 
 
-def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
+def _inside(operation: Any, function: Any, outer: _Scope, of_shapes: bool) -> _Scope | None:
     """Returns the scope of a function that an operation calls; None if its inputs are not those of the operation."""
     skipped = len(operation.inputs) - len(function.inputs)  # such as the condition of an If
     if skipped < 0:
@@ -299,7 +313,7 @@ def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
         return None if _is_any_missing(feeds.values()) else imported(function, [tensor], feeds, "guard")[0]
 
     def fields(tensor: tf.Tensor) -> set[str]:
-        return set().union(*(outer.fields(given[op]) for op in ancestors(tensor, shapes=False) & given.keys()))
+        return set().union(*(outer.fields(given[op]) for op in ancestors(tensor, of_shapes) & given.keys()))
 
     return _Scope(resolve, fields)
 

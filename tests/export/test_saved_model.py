@@ -292,3 +292,68 @@ def test_an_xla_program_refuses_ids_beyond_the_table(tmp_path):
     message = r"\[ids:\] \[10 -1\] \[which is none of the rows 0 to 9\]"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         call({"ids": np.array([[0, 10, 2], [-1, 8, 9]], np.int32)})
+
+
+class Rows(tf.Module):
+    """A table of ten rows, the first of which is not used, and a switch."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = tf.Variable(np.arange(40, dtype=np.float32).reshape(10, 4))
+        self.first = tf.Variable(1, trainable=False)
+        self.doubles = tf.Variable(True, trainable=False)
+
+
+def positions(model, ids):
+    return tf.gather(model.table, tf.range(tf.shape(ids)[1])) + tf.cast(ids, tf.float32)[..., tf.newaxis]
+
+
+# name: (what is looked up, ids that are fine, ids that are not)
+LOOKUPS = {
+    "after_a_variable": (lambda model, ids: tf.gather(model.table, ids + model.first), [[0, 8]], [[0, 9]]),
+    "in_a_branch": (
+        lambda model, ids: tf.cond(
+            model.doubles, lambda: 2 * tf.gather(model.table, ids), lambda: tf.gather(model.table, ids)
+        ),
+        [[0, 9]],
+        [[0, 10]],
+    ),
+    "in_a_part_of_the_table": (
+        lambda model, ids: tf.gather(model.table[: 5 + 0 * tf.reduce_max(ids)], ids),
+        [[0, 4]],
+        [[0, 5]],
+    ),
+    "by_position": (positions, [[7] * 10], [[7] * 11]),
+    "of_one": (lambda model, ids: model.table[ids[0, 0]][tf.newaxis], [[9]], [[10]]),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_an_xla_program_answers_as_the_graph_or_refuses(name):
+    fn, fine, bad = LOOKUPS[name]
+    signature = Signature(
+        lambda model, inputs: {"rows": fn(model, inputs["ids"])}, {"ids": tf.TensorSpec([None, None], tf.int32)}
+    )
+    model = Rows()
+    graph, compiled = (signature.trace(model, jit_compile) for jit_compile in (False, True))
+    assert np.array_equal(compiled(ids=tf.constant(fine))["rows"], graph(ids=tf.constant(fine))["rows"])
+    for function in (graph, compiled):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            function(ids=tf.constant(bad))
+
+
+def test_a_lookup_in_a_loop_is_no_xla_program():
+    signature = Signature(
+        lambda model, inputs: {
+            "rows": tf.map_fn(
+                lambda row: tf.gather(model.table, row), inputs["ids"], fn_output_signature=model.table.dtype
+            )
+        },
+        {"ids": tf.TensorSpec([None, 3], tf.int32)},
+    )
+    with pytest.raises(UserError) as caught:
+        signature.trace(Rows(), jit_compile=True)
+    assert str(caught.value) == (
+        "'map/while/Gather' is in a loop or function of its own, where XLA would ignore an index out of range, or an"
+        " assertion that does not hold, without a word. Leave the format of XLA programs out."
+    )
