@@ -7,9 +7,12 @@ of groups stay, the schedule does not count. From step to step the rate grows by
 by an exponential mean of 0.9, without the bias of its start. The test ends where the smoothed loss is above four times
 its least value and above its first, or is not finite.
 
-The suggestion is the rate at which the smoothed loss falls fastest, over a twentieth of the steps, up to its least
+The suggestion is the rate at which the smoothed loss falls fastest, over 0.4 of a tenfold of the rate, up to its least
 value; but at most a tenth of the rate at which the test ended. The test is that of Smith (Cyclical Learning Rates for
 Training Neural Networks, 2015). A page with the curve goes to --out.
+
+What a test finds depends on its steps in each tenfold of the rate. With fewer than 20 the rate has grown too far
+before the mean of the losses shows what it does, and the suggestion is too high: fewer are refused.
 """
 
 import dataclasses
@@ -26,9 +29,9 @@ from framework.run.fresh import advice, fresh_run, refuse_unsuited
 from framework.run.run import Run
 
 STEPS, LOW, HIGH = 200, 1e-7, 10.0
-_FEWEST = 10  # steps
+_FEWEST = 20  # steps in each tenfold of the rate
 _SMOOTHING, _DIVERGED, _SAFE = 0.9, 4.0, 10.0
-_SIDE = 40  # a slope is taken over the steps around a step: on each side, this part of all steps
+_SIDE = 0.2  # a slope is taken over the steps around a step: on each side, up to 10^0.2 times the rate
 _MOST_SKIPPED = 4  # times the steps: a test of which most steps are skipped ends
 _ROUNDED = 1e-9  # a smaller fall is none; of the largest smoothed loss
 _LINES = 10  # that show the loss over the rates
@@ -78,8 +81,13 @@ def main(
         raise UserError(f"--out={out} is no page. Type e.g. --out=lr_find.html.")
     if not 0 < low < high < math.inf:
         raise UserError(f"--low={low:g} and --high={high:g} are no range. Type e.g. --low=1e-7 --high=10.")
-    if steps < _FEWEST:
-        raise UserError(f"--steps={steps} is out of range: a range test takes at least {_FEWEST} steps.")
+    tenfolds = max(1.0, math.log10(high / low))
+    if steps < (fewest := math.ceil(_FEWEST * tenfolds - 1e-9)):
+        raise UserError(
+            f"--steps={steps} are too few from --low={low:g} to --high={high:g}: the suggestion would be too high. A"
+            f" range test takes at least {_FEWEST} steps in each tenfold of the rate. Type --steps={fewest}, or a"
+            " narrower range."
+        )
     rates = np.geomspace(low, high, steps)
     print(f"Learning rates from {low:g} to {high:g} in {steps} steps of the training data")
     found = judge(rates, losses_at(run, rates))
@@ -147,7 +155,7 @@ def judge(rates: np.ndarray, losses: np.ndarray) -> Finding:
             break
         smoothed.append(value)
     curve = np.array(smoothed)
-    side = max(1, len(rates) // _SIDE)
+    side = max(1, round(_SIDE / math.log10(rates[1] / rates[0]))) if len(rates) > 1 else 1
     # The first values are means of few losses: what falls there is noise.
     slopes = {
         index: curve[min(index + side, len(curve) - 1)] - curve[index - side]
