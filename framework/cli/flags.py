@@ -249,6 +249,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     for argument in argv[1:]:
+        if not argument.startswith("-"):  # the folder of a run, whose name may have '=' in it
+            continue
         if argument.lstrip("-").startswith(("flagfile", "undefok")):  # flags of absl that would bypass these checks
             raise UserError(f"{argument}: there is no such flag. --help lists them.")
         if len(argument.partition("=")[0]) > _LONGEST_FLAG:  # absl would search for a similar one for minutes

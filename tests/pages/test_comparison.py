@@ -297,6 +297,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert "'runs/a' is not a flag." in capsys.readouterr().err
 
 
+def test_a_long_folder_with_an_equals_sign_is_no_flag(tmp_path):
+    """Default names of runs have such signs."""
+    folder = tmp_path / ("deep" * 30)
+    a, b = make(folder / "mnist-learning_rate=0.1"), make(folder / "flagfile=x", config={"seed": 1})
+    assert call(a, b, f"--out={tmp_path / 'x.html'}") == 0
+
+
 def test_folders_are_typed_in_any_way_and_tensorflow_is_not_needed(tmp_path):
     a, b = make(tmp_path / "a,b"), make(tmp_path / "c", config={"seed": 1})
     code = (
