@@ -1,8 +1,11 @@
 """--mode=compare: runs beside each other, as a page, as CSV, and in a short table.
 
 python launch.py --mode=compare runs/a runs/b runs/c --out=compare.html
+
+The table has the width of the terminal, and 80 columns if there is none.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +47,7 @@ def main(runs: Sequence[str] = (), out: str = "compare.html") -> int:
         raise UserError(
             f"--out={out} cannot be written: {error.strerror}. Type a file in a folder of yours."
         ) from error
-    print(comparison.summary(groups))
+    print(comparison.summary(groups, shutil.get_terminal_size().columns))
     if warning := comparison.unlike_in_words(groups):
         print(f"\n{warning} They are in the page.")
     print(f"\n{page}, {table}")

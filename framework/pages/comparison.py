@@ -149,12 +149,16 @@ def lines(groups: Sequence[Group]) -> list[Line]:
 
 
 def _line(metric: str, group: Group) -> Line:
-    found = [(run, result) for run in group.runs for result in run.results() if result.name == metric]
-    results = [result for _, result in found]
+    results = [result for run in group.runs for result in run.results() if result.name == metric]
     steps = tuple(sorted({result.last[0] for result in results if result.last}))
-    if len(steps) > 1 and not all(run.has_ended for run, _ in found):  # a mean over what is half trained
-        return Line(metric, group, len(found), steps, None, None)
-    return Line(metric, group, len(found), steps, _figure(results, "last"), _figure(results, "best"))
+    if len(results) < len(group.runs) or _is_half_trained(group, steps):
+        return Line(metric, group, len(results), steps, None, None)
+    return Line(metric, group, len(results), steps, _figure(results, "last"), _figure(results, "best"))
+
+
+def _is_half_trained(group: Group, steps: Sequence[int]) -> bool:
+    """Returns whether the last values of runs are of several steps because some have not ended."""
+    return len(steps) > 1 and not all(run.has_ended for run in group.runs)
 
 
 def _figure(results: Sequence[Result], which: str) -> Figure | None:
@@ -167,15 +171,38 @@ def _figure(results: Sequence[Result], which: str) -> Figure | None:
     return Figure(mean, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan)
 
 
-def summary(groups: Sequence[Group]) -> str:
-    """Returns a short table for the terminal: the metric that the first run is judged by."""
+def summary(groups: Sequence[Group], width: int) -> str:
+    """Returns a short table for the terminal: the metric that the first run is judged by.
+
+    Args:
+      groups: of all runs.
+      width: columns that lines have, if the numbers leave some for the names of the groups.
+    """
     main = groups[0].runs[0].main_result()
-    rows = [("group", "runs", f"last {main.name}" if main else "last", "best", "at step")]
-    for group in groups:
-        line = _line(main.name, group) if main else None
-        numbers = ("", "", "") if line is None else (_shown(line.last), _shown(line.best), _steps(line.steps))
-        rows.append((group.label, str(len(group.runs)), *numbers))
-    return listing.aligned(rows)
+    if main is None:
+        return listing.aligned([("runs", "group"), *((str(len(one.runs)), one.label) for one in groups)], width)
+    found = [_line(main.name, group) for group in groups]
+    rows = [
+        (_shown(line.last), _steps(line.steps), _shown(line.best), str(len(line.group.runs)), line.group.label)
+        for line in found
+    ]
+    table = listing.aligned([("last", "at step", "best", "runs", "group"), *rows], width)
+    whys = [f"No last value of {line.group.label}: {_why_not(line)}." for line in found if line.last is None]
+    return "\n".join([main.name, table, *whys])
+
+
+def _why_not(line: Line) -> str:
+    """Returns why a group has no last value of a metric: which of its runs lack what."""
+    values = {
+        run.path: result.last for run in line.group.runs for result in run.results() if result.name == line.metric
+    }
+    lacking = [str(run.path) for run in line.group.runs if values.get(run.path) is None]
+    if lacking:
+        return f"{', '.join(lacking)} never evaluated it"
+    if _is_half_trained(line.group, line.steps):
+        return f"{', '.join(str(run.path) for run in line.group.runs if not run.has_ended)} not trained to the end"
+    broken = [str(path) for path, last in values.items() if last is not None and not math.isfinite(last[1])]
+    return f"that of {', '.join(broken)} is not finite"
 
 
 def unlike_in_words(groups: Sequence[Group]) -> str:
@@ -269,7 +296,8 @@ def _curves(groups: Sequence[Group]) -> str:
     )
     note = (
         "Of a group of seeds, the line is the mean and the band goes from the least to the greatest value of any seed."
-        " At a step they are of the seeds that have come to it. Of many rows, neighbours share a point."
+        " At a step they are of the seeds that have come to it, and there is no point where one of these has no"
+        " finite value. Of many rows, neighbours share a point."
     )
     return f'<div class="curves">\n{"".join(figures)}</div>\n<p>{note}</p>\n' if order else ""
 
@@ -301,14 +329,21 @@ def _series(groups: Sequence[Group], name: str) -> Iterator[charts.Series]:
 
 
 def over_seeds(curves: Sequence[Averaged]) -> tuple[list[tuple[float, float]], list[tuple[float, float, float]]]:
-    """Returns points (step, mean over the seeds) and (step, least, greatest value of any seed), in order of steps."""
+    """Returns points (step, mean over the seeds) and (step, least, greatest value of any seed), in order of steps.
+
+    A seed counts up to its last value. Where one that counts has no finite value there is no point: a mean over the
+    others would pass for that of all.
+    """
     width = max(curve.width for curve in curves)
     bins: dict[int, list[tuple[float, float, float, float]]] = {}
     for curve in curves:
         for place, one in curve.bins(width).items():
             bins.setdefault(place, []).append(one)
+    ends = [curve.latest[0] // width for curve in curves if curve.latest is not None]
     line, band = [], []
-    for _, found in sorted(bins.items()):
+    for place, found in sorted(bins.items()):
+        if len(found) < sum(end >= place for end in ends):
+            continue
         step = sum(one[0] for one in found) / len(found)
         line.append((step, sum(one[1] for one in found) / len(found)))
         band.append((step, min(one[2] for one in found), max(one[3] for one in found)))

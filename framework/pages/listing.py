@@ -7,6 +7,7 @@ print(table(Path("runs"), below(Path("runs"))))
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from framework.pages.curves import Point
 from framework.pages.stored import StoredRun
 
 _HEADINGS = ("run", "state", "step", "best", "last", "started", "time", "differs")
+_GAP = "  "
+_LEAST_ROOM = 20  # columns
 _MOST_CHARACTERS = 60  # of a state or a list of keys
 
 
@@ -34,11 +37,22 @@ def table(folder: Path, runs: Sequence[StoredRun]) -> str:
     return aligned([_HEADINGS, *(_row(folder, run) for run in runs)])
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows of texts as columns, without what a terminal would take for a command."""
+def aligned(rows: Sequence[Sequence[str]], width: int = 0) -> str:
+    """Returns rows of texts as columns, without what a terminal would take for a command.
+
+    Args:
+      rows: of as many texts each.
+      width: columns that lines have, if the other columns leave 20 to the last one, whose texts go on in further lines;
+        0 for lines of any length.
+    """
     plain = [[_plain(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in plain)
+    *widths, last = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    room = max(_LEAST_ROOM, width - sum(widths) - len(_GAP) * len(widths)) if width else last
+    lines: list[str] = []
+    for *cells, text in plain:
+        first, *further = (textwrap.wrap(text, room, break_on_hyphens=False) or [""]) if width else [text]
+        head = _GAP.join(f"{cell:<{columns}}" for cell, columns in zip(cells, widths, strict=True))
+        lines += [f"{head}{_GAP}{first}", *(f"{' ' * len(head)}{_GAP}{one}" for one in further)]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -90,7 +91,8 @@ def test_the_same_seed_twice_is_not_two_seeds(tmp_path):
     assert [group.label for group in read(paths[:2])] == [f"{paths[0]} (2 runs of 1 seed)"]
 
 
-def test_the_table_has_mean_and_deviation_of_numpy(tmp_path, capsys):
+def test_the_table_has_mean_and_deviation_of_numpy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     paths = make_five(tmp_path)
     out = tmp_path / "compare.html"
     assert launch.main(["launch.py", "--mode=compare", *map(str, paths), f"--out={out}"]) == 0
@@ -111,8 +113,29 @@ def test_the_table_has_mean_and_deviation_of_numpy(tmp_path, capsys):
         assert numbers == pytest.approx([last.mean(), last.std(ddof=1), best.mean(), best.std(ddof=1)], rel=1e-12)
         assert row["runs"] == str(len(last)) and row["schedule.learning_rate"] in label
         assert row["folders"].split() == [str(path) for path in paths if path.name[0] == kind]
-    assert printed[0].split() == ["group", "runs", "last", "test/accuracy", "best", "at", "step"]
+    assert printed[0] == "test/accuracy"
+    assert printed[1].split() == ["last", "at", "step", "best", "runs", "group"]
     assert printed[-1] == f"{out}, {tmp_path / 'compare.csv'}"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("30", 52), ("300", 300)])
+def test_the_table_fits_the_terminal_and_loses_no_number_and_no_name(tmp_path, capsys, monkeypatch, columns, width):
+    """Names of runs as they are by default; 52 columns are those of the numbers, and 20 of names."""
+    monkeypatch.setenv("COLUMNS", columns)
+    names = [f"mnist_mlp-20261129-104511-learning_rate=0.{n}-hidden=512-dropout=0.25-momentum=0.9" for n in (1, 2)]
+    paths = [
+        make(tmp_path / name, config={"schedule": {"learning_rate": n}}, rows=[*ROWS, evaluation(500, 1.0, n / 7)])
+        for n, name in enumerate(names, start=1)
+    ]
+    groups = read(paths)
+    assert call(*paths, f"--out={tmp_path / 'x.html'}") == 0
+    name, head, *lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert name == "test/accuracy" and max(map(len, lines)) <= width
+    at = head.index("group")
+    numbers = [line[:at].split() for line in lines if line[:at].strip()]
+    assert numbers == [[f"{1 / 7:.6g}", "500", "0.75", "1"], [f"{2 / 7:.6g}", "500", "0.75", "1"]]
+    shown = "".join(line[at:] for line in lines).replace(" ", "")
+    assert shown == "".join(group.label for group in groups).replace(" ", "")
 
 
 def test_the_line_is_the_mean_and_the_band_goes_from_the_least_to_the_greatest(tmp_path):
@@ -171,6 +194,29 @@ def test_a_value_that_a_seed_lacks_gives_no_mean(tmp_path):
     assert [(line.runs, line.last, line.best) for line in late] == [(2, None, None)]
 
 
+def test_a_seed_that_never_evaluated_gives_no_mean(tmp_path, capsys):
+    paths = make_five(tmp_path)[:3]
+    (paths[1] / "result.json").unlink()
+    (paths[1] / "metrics.jsonl").write_text('{"step": 100, "loss": 1.0}\n')
+    lines = [line for line in comparison.lines(read(paths)) if line.metric == "test/accuracy"]
+    assert [(line.runs, line.last, line.best) for line in lines] == [(2, None, None)]
+    assert call(*paths, f"--out={tmp_path / 'x.html'}") == 0
+    why = f"No last value of {paths[0]} (3 seeds): {paths[1]} never evaluated it."
+    assert why in capsys.readouterr().out.splitlines()
+
+
+def test_where_a_seed_is_not_finite_there_is_no_mean_of_the_others():
+    averaged = [Averaged(), Averaged()]
+    for step in (100, 200, 300):
+        averaged[0].add(step, 1.0)
+        averaged[1].add(step, math.nan if step == 200 else 2.0)
+    averaged[0].add(400, 1.0)  # the other one has not come to it
+    assert over_seeds(averaged) == (
+        [(100, 1.5), (300, 1.5), (400, 1.0)],
+        [(100, 1.0, 2.0), (300, 1.0, 2.0), (400, 1.0, 1.0)],
+    )
+
+
 def test_the_last_number_of_a_seed_that_broke_is_not_one_before(tmp_path):
     paths = make_five(tmp_path)[:3]
     (paths[1] / "result.json").unlink()
@@ -179,6 +225,7 @@ def test_the_last_number_of_a_seed_that_broke_is_not_one_before(tmp_path):
     groups = read(paths)
     (line,) = (line for line in comparison.lines(groups) if line.metric == "test/accuracy")
     assert (line.runs, line.steps, line.last, line.best) == (3, (400, 500), None, None)
+    assert comparison.summary(groups, 0).endswith(f"({'3 seeds'}): {paths[1]} not trained to the end.")
     broken = groups[0].runs[1]
     assert "nan @500" in listing.table(tmp_path, [broken])
     assert ["test/accuracy", "nan", "500", "0.75", "100", "max"] in Cells(report.page(broken)).rows
@@ -321,7 +368,7 @@ def test_curves_without_evaluations_are_compared_too(tmp_path):
     b = make(tmp_path / "b", [], None, config={"seed": 1})
     groups = read([a, b])
     assert comparison.lines(groups) == [] and "None yet." in comparison.page(groups)
-    assert "learning" not in comparison.summary(groups) and curves.Curves().of == groups[0].runs[1].curves.of
+    assert "learning" not in comparison.summary(groups, 80) and curves.Curves().of == groups[0].runs[1].curves.of
 
 
 @pytest.mark.slow

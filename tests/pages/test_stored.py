@@ -112,7 +112,7 @@ def test_damaged_files_are_named(tmp_path, name):
         run = stored.read(folder)
         report.page(run)
         groups = comparison.grouped([run, run])
-        comparison.page(groups), comparison.csv_text(groups), comparison.summary(groups)
+        comparison.page(groups), comparison.csv_text(groups), comparison.summary(groups, 80)
         stored.read(folder, is_short=True).main_result()
         if number < 6 and name not in ("checkpoints", "metrics.jsonl", "exports/report.json"):
             assert [damage for damage in run.damages if damage.startswith(f"{name}: ")], text
