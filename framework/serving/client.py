@@ -8,11 +8,13 @@
 A REST client needs neither TensorFlow nor the extra `serve`; a gRPC client needs both.
 """
 
+import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +31,9 @@ T = TypeVar("T")
 MAX_BYTES = 64 * 2**20  # what the development server takes, and the client sends, if nothing else is said
 _MOST_BYTES = 2**31 - 1  # a proto cannot have more
 _LONGEST_PAUSE = 2.0
+_MOST_SECONDS = 1e9  # 31 years; clocks of systems end some time after that
+_LARGEST = 2**63 - 1  # version
+_FRESH_SECONDS = 1.0  # for so long a REST client takes the version that it has asked for signatures for the newest
 _ERRORS: dict[str, type[errors.ServingError]] = {
     "INVALID_ARGUMENT": errors.RefusedError,
     "FAILED_PRECONDITION": errors.RefusedError,
@@ -37,6 +42,20 @@ _ERRORS: dict[str, type[errors.ServingError]] = {
     "DEADLINE_EXCEEDED": errors.DeadlineError,
     "UNAVAILABLE": errors.UnavailableError,
 }
+
+
+class _Known(NamedTuple):
+    """What a client knows of its model.
+
+    Attributes:
+      version: the newest one, or that of the client.
+      signatures: {name: signature} of this version.
+      asked: when it was asked, by time.monotonic.
+    """
+
+    version: int
+    signatures: Mapping[str, Served]
+    asked: float
 
 
 class Client:
@@ -70,14 +89,14 @@ class Client:
         pause: float = 0.1,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        _check_number("seconds", seconds, seconds > 0, "more than 0")
-        _check_number("retries", retries, retries >= 0, "0 or more")
+        _check_seconds(seconds)
+        _check_whole("retries", retries, 0)
         _check_number("pause", pause, pause >= 0, "0 or more")
         _check_number("max_bytes", max_bytes, 1 <= max_bytes <= _MOST_BYTES, f"from 1 to {_MOST_BYTES}")
         if version is not None:
-            _check_number("version", version, version >= 0, "0 or more")
-        if not model:
-            raise UserError("Client: model='' is no name. Type that of the server, e.g. 'mnist'.")
+            _check_whole("version", version, 0, _LARGEST)
+        if not model or not _is_utf8(model):
+            raise UserError(f"Client: model={model!r} is no name. Type that of the server, e.g. 'mnist'.")
         self._address = address
         self._model = model
         self._version = version
@@ -85,7 +104,7 @@ class Client:
         self._retries = retries
         self._pause = pause
         self._transport = _transport(address, max_bytes)
-        self._signatures: dict[str, Served] = {}
+        self._known = _Known(-1, {}, -math.inf)
 
     def __enter__(self) -> "Client":
         return self
@@ -115,15 +134,21 @@ class Client:
         Raises:
           ServingError: by its subclass, why there is no answer.
         """
-        if max_batch is not None and max_batch < 1:
-            raise UserError(f"predict: max_batch={max_batch} is out of range: it must be at least 1.")
+        if max_batch is not None:
+            _check_whole("max_batch", max_batch, 1, caller="predict")
         end = self._end(seconds)
-        served, arrays = self._fitting(inputs, signature, end)
-        if max_batch is None or rows_of(arrays) <= max_batch:
-            return self._send(signature, served, arrays, end, self._version)
-        check_divisible(served)
-        answers = self._in_parts(signature, served, [*parts(arrays, max_batch)], end)
-        return put_together(answers, arrays, max_batch)
+        while True:
+            version, served, batches = self._batches(inputs, signature, max_batch, end)
+            try:
+                answers = [self._send(signature, served, batch, end, version) for batch in batches]
+            except errors.UnknownVersionError:
+                if self._version is not None:
+                    raise
+                self.signatures(self._left(end))
+                if self._known.version == version:
+                    raise
+                continue  # a newer version has taken its place meanwhile
+            return put_together(answers, batches) if len(batches) > 1 else answers[0]
 
     def signatures(self, seconds: float | None = None) -> dict[str, Served]:
         """Returns {name: Served} of the signatures, asked from the server.
@@ -131,10 +156,12 @@ class Client:
         Raises:
           ServingError: by its subclass, why there is no answer.
         """
-        self._signatures = self._asked(
+        asked = time.monotonic()
+        version, signatures = self._asked(
             lambda left: self._transport.signatures(self._model, self._version, left), self._end(seconds)
         )
-        return dict(self._signatures)
+        self._known = _Known(version, signatures, asked)
+        return dict(signatures)
 
     def states(self, seconds: float | None = None) -> list[State]:
         """Returns the states of all versions of the model that the server knows, newest first.
@@ -150,49 +177,47 @@ class Client:
 
     def _end(self, seconds: float | None) -> float:
         if seconds is not None:
-            _check_number("seconds", seconds, seconds > 0, "more than 0")
+            _check_seconds(seconds)
         return time.monotonic() + (self._seconds if seconds is None else seconds)
 
-    def _fitting(self, inputs: Mapping[str, Any], name: str, end: float) -> tuple[Served, dict[str, np.ndarray]]:
-        """Returns a signature and inputs that fit it; asks the server anew if those known before do not fit."""
-        if self._signatures:
+    def _batches(
+        self, inputs: Mapping[str, Any], name: str, max_batch: int | None, end: float
+    ) -> tuple[int | None, Served, list[dict[str, np.ndarray]]]:
+        """Returns the version to ask, its signature, and inputs that fit it, of one request each.
+
+        The version is None if one answer says all that is to be known of it.
+        """
+        known, arrays = self._fitting(inputs, name, math.inf if self._transport.names_outputs else _FRESH_SECONDS, end)
+        if max_batch is None or rows_of(arrays) <= max_batch:
+            version = self._version if self._transport.names_outputs else known.version
+            return version, known.signatures[name], [arrays]
+        if self._version is None:  # all parts are for one version, which may be newer than what is known
+            known, arrays = self._fitting(inputs, name, 0.0, end)
+        check_divisible(known.signatures[name])
+        return known.version, known.signatures[name], [*parts(arrays, max_batch)]
+
+    def _fitting(
+        self, inputs: Mapping[str, Any], name: str, age: float, end: float
+    ) -> tuple["_Known", dict[str, np.ndarray]]:
+        """Returns signatures of at most an age, and inputs that fit one; asks anew if those known before do not fit."""
+        known = self._known
+        if known.signatures and (self._version is not None or time.monotonic() - known.asked < age):
             try:
-                return self._checked(inputs, name)
+                return known, self._checked(inputs, name, known)
             except errors.ServingError:
                 pass  # a newer version may have other signatures
         self.signatures(self._left(end))
-        return self._checked(inputs, name)
+        known = self._known
+        return known, self._checked(inputs, name, known)
 
-    def _checked(self, inputs: Mapping[str, Any], name: str) -> tuple[Served, dict[str, np.ndarray]]:
-        served = self._signatures.get(name)
+    def _checked(self, inputs: Mapping[str, Any], name: str, known: "_Known") -> dict[str, np.ndarray]:
+        served = known.signatures.get(name)
         if served is None:
-            names = sorted(self._signatures)
+            names = sorted(known.signatures)
             raise errors.UnknownSignatureError(
                 f"model '{self._model}' has no signature '{name}', but {', '.join(names)}.{near(name, names)}"
             )
-        return served, checked(inputs, served, name)
-
-    def _in_parts(
-        self, name: str, served: Served, batches: Sequence[dict[str, np.ndarray]], end: float
-    ) -> list[dict[str, np.ndarray]]:
-        """Returns the answers to the parts of a request, all by one version of the model."""
-        version = self._newest(end) if self._version is None else self._version
-        while True:
-            try:
-                return [self._send(name, served, part, end, version) for part in batches]
-            except errors.UnknownVersionError:
-                newest = version if self._version is not None else self._newest(end)
-                if newest == version:
-                    raise
-                version = newest  # it has taken the place of the other one meanwhile
-
-    def _newest(self, end: float) -> int:
-        """Returns the newest version that answers requests."""
-        states = self._asked(lambda left: self._transport.states(self._model, left), end)
-        versions = [state.version for state in states if state.state == "AVAILABLE"]
-        if not versions:
-            raise errors.UnknownModelError(f"{self._address}: no version of model '{self._model}' can be asked.")
-        return max(versions)
+        return checked(inputs, served, name)
 
     def _send(
         self, name: str, served: Served, arrays: dict[str, np.ndarray], end: float, version: int | None
@@ -270,6 +295,22 @@ def _transport(address: str, max_bytes: int) -> Transport:
     )
 
 
-def _check_number(name: str, value: float, is_fine: bool, wanted: str) -> None:
+def _check_number(name: str, value: float, is_fine: bool, wanted: str, caller: str = "Client") -> None:
     if not is_fine:
-        raise UserError(f"Client: {name}={value} is out of range: it must be {wanted}.")
+        raise UserError(f"{caller}: {name}={value} is out of range: it must be {wanted}.")
+
+
+def _check_seconds(seconds: float) -> None:
+    _check_number("seconds", seconds, 0 < seconds <= _MOST_SECONDS, f"more than 0 and at most {_MOST_SECONDS:.0f}")
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None = None, caller: str = "Client") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{caller}: {name}={value!r} is no whole number. Type e.g. {max(low, 1)}.")
+    number = int(value)
+    wanted = f"from {low} to {high}" if high is not None else f"at least {low}" if low else "0 or more"
+    _check_number(name, number, low <= number and (high is None or number <= high), wanted, caller)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)

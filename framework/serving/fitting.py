@@ -1,7 +1,8 @@
 """Inputs that fit a signature, and batches of them.
 
     arrays = checked({"image": images}, served, "serving_default")      # a ServingError says what does not fit
-    put_together([send(part) for part in parts(arrays, 32)], arrays, 32)
+    batches = [*parts(arrays, 32)]
+    put_together([send(batch) for batch in batches], batches)
 
 Nothing here imports TensorFlow.
 """
@@ -43,6 +44,8 @@ def checked(inputs: Mapping[str, Any], served: Served, name: str) -> Arrays:
 
 
 def _array(key: str, value: Any, tensor: Tensor, name: str) -> np.ndarray:
+    if np.ma.is_masked(value):
+        raise DtypeError(f"input '{key}' is masked, and masks are not sent. Type e.g. .filled(0).")
     is_text = tensor.dtype is not None and tensor.dtype.kind == "O"
     try:
         array = np.asarray(value, object if is_text else None)
@@ -65,7 +68,10 @@ def _texts(key: str, array: np.ndarray, name: str) -> np.ndarray:
         if not isinstance(value, str | bytes):
             kind = type(value).__name__
             raise DtypeError(f"input '{key}' has a value of type {kind}; signature '{name}' takes bytes or str.")
-        texts[place] = value.encode() if isinstance(value, str) else bytes(value)
+        try:
+            texts[place] = value.encode() if isinstance(value, str) else bytes(value)
+        except UnicodeEncodeError as error:
+            raise DtypeError(f"input '{key}' has the text {value!r}, which is no UTF-8. Send bytes.") from error
     return texts
 
 
@@ -102,13 +108,17 @@ def parts(arrays: Arrays, max_batch: int) -> Iterator[Arrays]:
         yield {key: array[start : start + max_batch] for key, array in arrays.items()}
 
 
-def put_together(answers: Sequence[Arrays], arrays: Arrays, max_batch: int) -> Arrays:
+def put_together(answers: Sequence[Arrays], batches: Sequence[Arrays]) -> Arrays:
     """Returns the outputs of parts as those of the whole.
+
+    Args:
+      answers: the outputs of each part.
+      batches: its inputs.
 
     Raises:
       ShapeError: an output does not have a row for each row of its part.
     """
-    for answer, part in zip(answers, parts(arrays, max_batch), strict=True):
+    for answer, part in zip(answers, batches, strict=True):
         for key, output in answer.items():
             if not output.ndim or len(output) != rows_of(part):
                 raise ShapeError(

@@ -34,6 +34,8 @@ class Rest:
       UserError: the address has no host, or a port that is no number.
     """
 
+    names_outputs = False  # numbers have no dtype, and a single output has no name
+
     def __init__(self, address: str, max_bytes: int) -> None:
         parts = urlsplit(address)
         try:
@@ -66,10 +68,11 @@ class Rest:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CodeError("INTERNAL", f"the answer is not that of the signature '{name}': {error}") from error
 
-    def signatures(self, model: str, version: int | None, seconds: float) -> dict[str, Served]:
+    def signatures(self, model: str, version: int | None, seconds: float) -> tuple[int, dict[str, Served]]:
         answer = self._ask("GET", f"{_path(model, version)}/metadata", b"", time.monotonic() + seconds)
         try:
-            return of_json(answer["metadata"]["signature_def"]["signature_def"])
+            signatures = of_json(answer["metadata"]["signature_def"]["signature_def"])
+            return int(answer["model_spec"]["version"]), signatures
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CodeError("INTERNAL", f"the answer is no metadata of a model: {error!r}") from error
 
@@ -143,7 +146,10 @@ def _exchange(
         if not part:
             break
         parts.append(part)
+    rest = response.length  # None of an answer that gives no length; another one has ended before it
     response.close()
+    if rest:
+        raise http.client.IncompleteRead(b"".join(parts), rest)
     return response.status, b"".join(parts)
 
 

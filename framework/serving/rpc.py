@@ -30,6 +30,8 @@ class Rpc:
       UserError: tensorflow-serving-api is not installed.
     """
 
+    names_outputs = True
+
     def __init__(self, address: str, max_bytes: int) -> None:
         self._grpc = extras.load("grpc", "serve")
         self._predict = extras.load("tensorflow_serving.apis.predict_pb2", "serve")
@@ -77,7 +79,7 @@ class Rpc:
             request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
         return request
 
-    def signatures(self, model: str, version: int | None, seconds: float) -> dict[str, Served]:
+    def signatures(self, model: str, version: int | None, seconds: float) -> tuple[int, dict[str, Served]]:
         request = self._metadata.GetModelMetadataRequest(metadata_field=["signature_def"])
         _fill(request.model_spec, model, version)
         answer = self._call(self._prediction.GetModelMetadata, request, seconds)
@@ -85,7 +87,7 @@ class Rpc:
         if not answer.metadata["signature_def"].Unpack(signatures):
             raise CodeError("INTERNAL", "the answer is no metadata of a model")
         as_json = json_format.MessageToDict(signatures, preserving_proto_field_name=True)
-        return of_json(as_json.get("signature_def", {}))
+        return answer.model_spec.version.value, of_json(as_json.get("signature_def", {}))
 
     def states(self, model: str, seconds: float) -> list[State]:
         request = self._status.GetModelStatusRequest()

@@ -34,15 +34,21 @@ class Transport(Protocol):
     Args of its methods:
       model, version: the model; None is the newest version.
       seconds: until the deadline, more than 0.
+
+    Attributes:
+      names_outputs: whether answers have the names and dtypes of outputs; if not, they are read by the signature, which
+        must be that of the version that answered.
     """
+
+    names_outputs: bool
 
     def predict(
         self, model: str, version: int | None, name: str, signature: Served, inputs: Arrays, seconds: float
     ) -> dict[str, np.ndarray]:
         """Returns the outputs of a signature, {name: array}, for inputs that fit it."""
 
-    def signatures(self, model: str, version: int | None, seconds: float) -> dict[str, Served]:
-        """Returns the signatures of the model."""
+    def signatures(self, model: str, version: int | None, seconds: float) -> tuple[int, dict[str, Served]]:
+        """Returns the version that was asked, and its signatures."""
 
     def states(self, model: str, seconds: float) -> list[State]:
         """Returns the states of the versions of the model, newest first."""

@@ -23,6 +23,8 @@ SERVED = {"serving_default": Served({"x": Tensor(FLOAT, (None, 2))}, {"y": Tenso
 class Fake:
     """Doubles x, after the codes in `failures`, one a request; `sent` has the rows and seconds of each request."""
 
+    names_outputs = True
+
     def __init__(self, *failures, signatures=SERVED):
         self.failures = [*failures]
         self.served = signatures
@@ -37,7 +39,7 @@ class Fake:
 
     def signatures(self, model, version, seconds):
         self.looks += 1
-        return self.served
+        return self.states(model, seconds)[0].version, self.served
 
     def states(self, model, seconds):
         return [serving.State(1, "AVAILABLE")]
@@ -186,6 +188,57 @@ def test_one_version_answers_all_parts(made):
         made(Rolling(), version=1).predict({"x": X}, max_batch=3)
 
 
+class Renaming(Fake):
+    """Version 1 doubles x as 'y', version 2 gives it back as float64 'z'; answers do not say which of them it was."""
+
+    names_outputs = False
+    version = 1
+
+    def predict(self, model, version, name, signature, inputs, seconds):
+        answer = super().predict(model, version, name, signature, inputs, seconds)["y"]
+        if version not in (None, self.version):
+            raise CodeError("NOT_FOUND", "said")
+        [(output, tensor)] = signature.outputs.items()
+        return {output: (answer if self.version == 1 else inputs["x"]).astype(tensor.dtype)}
+
+    def signatures(self, model, version, seconds):
+        self.looks += 1
+        output = {"y": Tensor(FLOAT, (None, 2))} if self.version == 1 else {"z": Tensor(np.dtype(float), (None, 2))}
+        return self.version, {"serving_default": Served({"x": Tensor(FLOAT, (None, 2))}, output)}
+
+    def states(self, model, seconds):
+        return [serving.State(self.version, "AVAILABLE")]
+
+
+@pytest.mark.parametrize("max_batch", [None, 3])
+def test_outputs_are_those_of_the_version_that_answers(made, max_batch):
+    """An answer by REST has no dtypes, and no name of a single output."""
+    fake = Renaming()
+    client = made(fake)
+    np.testing.assert_array_equal(client.predict({"x": X}, max_batch=max_batch)["y"], 2 * X, strict=True)
+    fake.version = 2
+    answer = client.predict({"x": X}, max_batch=max_batch)
+    assert answer.keys() == {"z"}
+    np.testing.assert_array_equal(answer["z"], X.astype(float), strict=True)
+
+
+def test_a_newer_version_is_asked_although_the_older_one_still_answers(made, monkeypatch):
+    class Both(Renaming):
+        def predict(self, model, version, *arguments):
+            return super().predict(model, None, *arguments) if version == 1 else super().predict(model, 2, *arguments)
+
+    monkeypatch.setattr(module, "time", clock := Clock())
+    fake = Both()
+    client = made(fake)
+    client.predict({"x": X})
+    fake.version = 2
+    clock.now += 1.5
+    looks = fake.looks
+    assert client.predict({"x": X}).keys() == {"z"} and fake.looks == looks + 1
+    client.predict({"x": X})
+    assert fake.looks == looks + 1
+
+
 @pytest.mark.parametrize(
     ("x", "y", "said"),
     [
@@ -232,9 +285,14 @@ def test_signatures_are_asked_once_and_again_when_inputs_do_not_fit(made):
         ({"address": "http://:1"}, "address='http://:1' has no host. Type e.g. http://127.0.0.1:8501."),
         ({"address": "http://x:port"}, "address='http://x:port' has no host."),
         ({"model": ""}, "model='' is no name. Type that of the server, e.g. 'mnist'."),
-        ({"version": -1}, "version=-1 is out of range: it must be 0 or more."),
-        ({"seconds": 0}, "seconds=0 is out of range: it must be more than 0."),
-        ({"seconds": float("nan")}, "seconds=nan is out of range: it must be more than 0."),
+        ({"version": -1}, f"version=-1 is out of range: it must be from 0 to {2**63 - 1}."),
+        ({"version": True}, "version=True is no whole number. Type e.g. 1."),
+        ({"version": 2**63}, f"version={2**63} is out of range: it must be from 0 to {2**63 - 1}."),
+        ({"model": "\ud800"}, "model='\\ud800' is no name."),
+        ({"seconds": 0}, "seconds=0 is out of range: it must be more than 0 and at most 1000000000."),
+        ({"seconds": float("nan")}, "seconds=nan is out of range: it must be more than 0"),
+        ({"seconds": float("inf")}, "seconds=inf is out of range: it must be more than 0"),
+        ({"retries": 2.5}, "retries=2.5 is no whole number. Type e.g. 1."),
         ({"retries": -1}, "retries=-1 is out of range: it must be 0 or more."),
         ({"pause": -0.1}, "pause=-0.1 is out of range: it must be 0 or more."),
         ({"max_bytes": 0}, "max_bytes=0 is out of range: it must be from 1 to 2147483647."),
@@ -249,6 +307,46 @@ def test_arguments_that_are_wrong(arguments, message):
 def test_a_batch_of_no_rows_is_refused(made):
     with pytest.raises(UserError, match=r"^predict: max_batch=0 is out of range: it must be at least 1\.$"):
         made(Fake()).predict({"x": X}, max_batch=0)
+
+
+def test_a_batch_that_is_no_whole_number_is_refused(made):
+    with pytest.raises(UserError, match=r"^predict: max_batch=2\.0 is no whole number\. Type e\.g\. 1\.$"):
+        made(Fake()).predict({"x": X}, max_batch=2.0)
+
+
+def test_values_under_a_mask_are_not_sent(made):
+    masked = np.ma.array(X, mask=X > 3)
+    with pytest.raises(serving.DtypeError, match=r"^input 'x' is masked, and masks are not sent\. Type e\.g\."):
+        made(Fake()).predict({"x": masked})
+    np.testing.assert_array_equal(made(Fake()).predict({"x": np.ma.array(X)})["y"], 2 * X)
+
+
+def test_a_text_that_is_no_utf8_is_refused(made):
+    texts = {"serving_default": Served({"x": Tensor(np.dtype(object), (None,))}, {})}
+    with pytest.raises(serving.DtypeError, match=r"^input 'x' has the text 'a\\ud800', which is no UTF-8\. Send bytes"):
+        made(Fake(signatures=texts)).predict({"x": ["a\ud800"]})
+
+
+def test_an_answer_that_breaks_off_is_that_of_a_server_that_is_gone():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            for _ in range(2):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\n{")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        said = "unavailable after 2 tries: IncompleteRead"
+        with (
+            serving.Client(address, "m", retries=1, pause=0.01) as client,
+            pytest.raises(serving.UnavailableError, match=said),
+        ):
+            client.states()
+        thread.join()
 
 
 def test_a_rest_client_does_not_load_tensorflow():
