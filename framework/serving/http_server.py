@@ -1,6 +1,7 @@
 """The REST side of the development server, by http.server of the standard library: a thread for each connection."""
 
 import json
+import math
 import re
 import socket
 import threading
@@ -169,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not match:
             raise CodeError("INVALID_ARGUMENT", f"Malformed request: POST {self.path}")
         try:
-            request = json.loads(body)
+            request = json.loads(body, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise CodeError("INVALID_ARGUMENT", f"JSON Parse error: {error}") from error
         if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
@@ -185,6 +186,14 @@ class _Handler(BaseHTTPRequestHandler):
             return {"outputs": next(iter(shown.values())) if len(shown) == 1 else shown}
         outputs = model.predict(name, _arrays(_turned(request["instances"], served), served))
         return {"predictions": _rows(outputs)}
+
+
+def _finite(text: str) -> float:
+    """Returns the number of a text; raises ValueError for one like 1e400, which Python takes for infinity."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _number(text: str | None) -> int | None:
@@ -233,7 +242,8 @@ def _shown(key: str, array: np.ndarray) -> Any:
 
 def _rows(outputs: Mapping[str, np.ndarray]) -> list[Any]:
     """Returns the outputs row by row: values if there is one output, {name: value} if there are several."""
-    if len({len(array) if array.ndim else None for array in outputs.values()} | {None}) != 2:
+    lengths = {len(array) if array.ndim else None for array in outputs.values()}
+    if len(lengths) != 1 or None in lengths:
         raise CodeError("INVALID_ARGUMENT", "the outputs have no common rows. Send 'inputs' instead of 'instances'")
     shown = {key: _shown(key, array) for key, array in outputs.items()}
     if len(shown) == 1:

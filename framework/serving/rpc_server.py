@@ -101,7 +101,8 @@ class RpcServer:
             raise CodeError("RESOURCE_EXHAUSTED", f"input '{key}' has {size} elements, of at most {self._max_bytes}")
         try:
             return tf.make_ndarray(proto)
-        except (TypeError, ValueError, KeyError) as error:  # KeyError: a dtype that NumPy does not have
+        # KeyError: a dtype that NumPy does not have. OverflowError: a number that is beyond the dtype.
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise CodeError("INVALID_ARGUMENT", f"tensor parsing error: {key}") from error
 
     def metadata(self, request: Any) -> Any:

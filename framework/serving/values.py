@@ -13,6 +13,7 @@ import base64
 import binascii
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 
@@ -51,8 +52,15 @@ def from_json(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
     if dtype.kind in "iu" and array.dtype.kind in "fO":
         array = _large(value, array)
     allowed = {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "iuf")  # bfloat16 has kind V
-    if array.dtype.kind not in allowed:
-        raise ValueError(f"a value of type {_kind_of(array)} is not of expected type {dtype.name}")
+    # NumPy takes truth values between numbers for 0 and 1.
+    has_bool = array.dtype.kind in "iuf" and bool in {*map(type, np.asarray(value, object).flat)}
+    if array.dtype.kind not in allowed or has_bool:
+        kind = "bool" if has_bool else _kind_of(array)
+        raise ValueError(f"a value of type {kind} is not of expected type {dtype.name}")
+    if array.dtype.kind in "iu" and dtype.kind not in "iu":
+        most = 2 ** (ml_dtypes.finfo(dtype).nmant + 1) - 1  # the bound of TensorFlow Serving
+        if not np.all((array <= most) & (array >= -most)):
+            raise ValueError(f"a whole number is beyond {most}, and {dtype.name} would lose digits of it")
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
     is_real = dtype.kind not in "iub"

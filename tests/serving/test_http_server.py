@@ -16,8 +16,14 @@ INNER = b"GET /v1/models/m HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @pytest.fixture
 def port():
-    texts = Served({"word": Tensor(np.dtype(object), (None,))}, {})
-    model = types.SimpleNamespace(signature=lambda name: texts, predict=lambda name, inputs: inputs)
+    served = {
+        "": Served({"word": Tensor(np.dtype(object), (None,))}, {}),
+        "mean": Served({"x": Tensor(np.dtype(float), (None,))}, {}),
+    }
+    model = types.SimpleNamespace(
+        signature=served.__getitem__,
+        predict=lambda name, inputs: {**inputs, "mean": np.mean(inputs["x"])} if name else inputs,
+    )
     versions = types.SimpleNamespace(
         states=lambda name, version: [State(1, "AVAILABLE")], asked=lambda name, version: model
     )
@@ -83,3 +89,21 @@ def test_lists_that_are_too_deep_are_refused(port, capfd):
         )
         assert received.startswith(b"HTTP/1.1 400 "), depth
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"signature_name": "mean", "instances": [1.5]}', b"the outputs have no common rows."),  # one is a scalar
+        (b'{"signature_name": "mean", "inputs": [1e400]}', b"JSON Parse error: 1e400 is too large a number"),
+    ],
+)
+def test_what_has_no_answer_is_refused(port, content, said, capfd):
+    received = posted(port, "/v1/models/m:predict", content)
+    assert received.startswith(b"HTTP/1.1 400 ") and said in received
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_infinity_is_a_number(port):
+    received = posted(port, "/v1/models/m:predict", b'{"signature_name": "mean", "inputs": [Infinity]}')
+    assert received.startswith(b"HTTP/1.1 200 ") and b'"mean": Infinity' in received

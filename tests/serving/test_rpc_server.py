@@ -63,3 +63,12 @@ def test_a_dtype_that_arrays_do_not_have_is_refused(predict, dtype):
     with pytest.raises(CodeError) as caught:
         predict(proto)
     assert (caught.value.code, caught.value.message) == ("INVALID_ARGUMENT", "tensor parsing error: x")
+
+
+def test_a_number_beyond_the_dtype_is_refused(predict):
+    proto = tf.make_tensor_proto([1], tf.int8)
+    proto.ClearField("tensor_content")
+    proto.int_val[:] = [300]
+    with pytest.raises(CodeError) as caught:
+        predict(proto)
+    assert (caught.value.code, caught.value.message) == ("INVALID_ARGUMENT", "tensor parsing error: x")

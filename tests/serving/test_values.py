@@ -57,6 +57,10 @@ def test_bytes_are_base64_and_texts_may_be_plain():
         ([1.5], np.int32, "a value of type float is not of expected type int32"),
         ([True], np.int32, "a value of type bool is not of expected type int32"),
         ([1], np.bool_, "a value of type int is not of expected type bool"),
+        ([[1.5], [True]], np.float32, "a value of type bool is not of expected type float32"),
+        ([0, False], np.int64, "a value of type bool is not of expected type int64"),
+        ([2**24], np.float32, "a whole number is beyond 16777215, and float32 would lose digits of it"),
+        ([-(2**53) - 1], np.float64, f"a whole number is beyond {2**53 - 1}, and float64 would lose digits of it"),
         ([None], np.float32, "a value of type NoneType is not of expected type float32"),
         ([[1], [1, 2]], np.float32, "inhomogeneous"),
         ([300], np.uint8, "a number is out of the range of uint8"),
@@ -72,6 +76,12 @@ def test_bytes_are_base64_and_texts_may_be_plain():
 def test_what_is_no_array_of_the_dtype(value, dtype, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         from_json(value, np.dtype(dtype))
+
+
+def test_whole_numbers_may_be_floating_point_values():
+    for dtype in (np.float32, np.float64):
+        most = 2 ** (np.finfo(dtype).nmant + 1) - 1
+        assert from_json([most, -most], np.dtype(dtype)).tolist() == [most, -most]
 
 
 def test_signatures_of_the_json_of_their_proto():
