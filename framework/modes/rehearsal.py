@@ -26,12 +26,14 @@ from framework.distribute.memory import host_memory, peak_memory
 from framework.errors import RunError, UserError
 from framework.evaluators import Report
 from framework.folder import CHECKPOINTS, CURVES, LOCK, METRICS
+from framework.pages import report
 from framework.pages.report import duration
 from framework.run import forecast
 from framework.run.built_in import built_in_hooks, take_evaluation
 from framework.run.hooks import BUILT_IN, Context, Hook
 from framework.run.interval import Interval
 from framework.run.own_hooks import OwnHooks, own_hooks
+from framework.run.preview import show_inputs
 from framework.run.progress import Progress
 from framework.run.reports import report_of
 from framework.run.run import Run
@@ -61,6 +63,7 @@ class Rehearsal:
       block: the newest steps; None if none could be taken.
       report: of the evaluation; None if a part of it failed.
       seconds: {hook: seconds of one time}; sizes: {hook: bytes that one time adds to the run folder}.
+      once: bytes of what a run writes once, such as its config, the copies of its code, the graph, and report.html.
       problems: how many parts failed.
     """
 
@@ -72,6 +75,7 @@ class Rehearsal:
     report: Report | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    once: int = 0
     problems: int = 0
 
     def fail(self, problem: object) -> None:
@@ -266,7 +270,12 @@ def _hooks(trial: Rehearsal, hooks: Sequence[Hook]) -> None:
     if trial.block is None:
         print("  none: there is no step after which they could act")
         return
+    before = _bytes_of(run.workdir)
     with MultiWriter([Jsonl(run.workdir / METRICS, 0), TensorBoard(run.workdir / CURVES, 0)]) as writer:
+        writer.open(run.workdir, 0)
+        show_inputs(run, writer)
+        writer.flush()
+        trial.once += _bytes_of(run.workdir) - before
         step = trial.block.first_step + len(trial.block.rows)
         context = Context(step, trial.block, run, writer, trial.progress)
         for hook in hooks:
@@ -278,6 +287,19 @@ def _hooks(trial: Rehearsal, hooks: Sequence[Hook]) -> None:
                 )
             elif hook.name not in (_EVALUATE, _SAVE):  # a save is rehearsed already
                 _call(trial, hook, context)
+    _header_and_page(trial)
+
+
+def _header_and_page(trial: Rehearsal) -> None:
+    """Writes what a run writes at its start and its end; after the hooks, which note failures in a run folder."""
+    run = trial.run
+    before = _bytes_of(run.workdir)
+    try:
+        run.write_header(())
+        report.write(run.workdir)
+    except OSError as error:
+        trial.fail(f"config, code or report cannot be written: {error}")
+    trial.once += _bytes_of(run.workdir) - before
 
 
 def _call(trial: Rehearsal, hook: Hook, context: Context) -> None:
@@ -334,12 +356,13 @@ def _disk(trial: Rehearsal, workdir: Path, times: dict[str, int], exported: int,
     count = forecast.checkpoints_at_once(trial.run.resolved.checkpoint, times[_SAVE], wall)
     checkpoints = count * trial.sizes.get(_SAVE, 0)
     curves = sum(times[name] * size for name, size in trial.sizes.items() if name != _SAVE)
-    needed, free = checkpoints + exported + curves, shutil.disk_usage(_existing(workdir)).free
+    needed, free = checkpoints + exported + curves + trial.once, shutil.disk_usage(_existing(workdir)).free
     there = min(checkpoints, _bytes_of(workdir / CHECKPOINTS))
     print(f"Disk: {_size(needed)} for the run, {_size(free)} free")
     print(f"  {'checkpoints':<24} {_size(checkpoints)}: at most {count} at a time, the one under way among them")
     print(f"  {'exports':<24} {_size(exported)}")
     print(f"  {'rows, curves and others':<24} {_size(curves)}")
+    print(f"  {'config, code and report':<24} {_size(trial.once)}")
     if needed - there > free:
         trial.fail(
             f"the run would need {_size(needed - there)} more, and {_size(free)} are free where {workdir} is."

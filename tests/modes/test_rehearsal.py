@@ -11,6 +11,7 @@ from framework import Hook, evaluators, files
 from framework.checkpoint import storage
 from framework.folder import LOCK
 from framework.modes import check, rehearsal
+from framework.run.loop import train
 from tests import evaluated
 from tests.small import HOT, build, differing, snapshot
 
@@ -80,6 +81,21 @@ def test_each_part_is_told_and_nothing_of_it_stays(capsys, tmp_path):
     counts = {name: int(count) for name, count in re.findall(r"^  (\w+) +(\d+) x", parts["The"], re.M)}
     assert counts == {"steps": 10, "save": 3, "evaluate": 3, "log": 4, "note": 5, "spoil": 1}
     assert "  exports                  5.0 MB\n" in parts["Disk"]
+
+
+def test_the_disk_that_is_forecast_is_what_a_tiny_run_uses(capsys, tmp_path):
+    """But for checkpoints, of which other tests know the sizes, and exports, of which there is none here."""
+    images = {"log.images": 4, "log.histograms_every": "5 steps"}
+    status, out = rehearse(capsys, tmp_path, **images)
+    said = sum(
+        float(size)
+        for size in re.findall(r"^  (?:rows, curves and others|config, code and report) +(\d+) kB$", out, re.M)
+    )
+    run = build(tmp_path / "run", **SETTINGS, **images)
+    train(run, [])
+    used = sum(path.stat().st_size for path in run.workdir.rglob("*") if path.is_file())
+    used -= sum(path.stat().st_size for path in (run.workdir / "checkpoints").rglob("*") if path.is_file())
+    assert status == 0 and used / 1.25 < 1000 * said < used * 1.25, (said, used)
 
 
 @pytest.mark.slow
