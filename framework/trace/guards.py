@@ -202,13 +202,13 @@ class _Scope(NamedTuple):
 
     Attributes:
       resolve: tensor -> the same value in that graph; None if the model computes it.
-      fields: tensor -> names of the batch's tensors that it depends on.
+      fields: (tensor, of_shapes) -> names of the batch's tensors that it depends on; of_shapes as of `watched`.
       at: the operation of the trace that calls the function; None in the trace itself.
       taken: whether the branch that the function is runs, a bool of the trace; None outside of branches.
     """
 
     resolve: Callable[[tf.Tensor], tf.Tensor | None]
-    fields: Callable[[tf.Tensor], set[str]]
+    fields: Callable[[tf.Tensor, bool], set[str]]
     at: Any = None
     taken: tf.Tensor | None = None
 
@@ -236,8 +236,8 @@ class _Reader:
         for operation in operations:
             self._read(operation, scope)
 
-    def _fields(self, tensor: tf.Tensor) -> set[str]:
-        return {self._batch[operation] for operation in ancestors(tensor, self._of_shapes) & self._batch.keys()}
+    def _fields(self, tensor: tf.Tensor, of_shapes: bool) -> set[str]:
+        return {self._batch[operation] for operation in ancestors(tensor, of_shapes) & self._batch.keys()}
 
     def _read(self, operation: Any, scope: _Scope) -> None:
         """Adds the guards of one operation."""
@@ -247,12 +247,12 @@ class _Reader:
             if condition is None:
                 self._watch.unread.append(f"'{at.name}'")
             else:
-                fields = tuple(sorted(scope.fields(operation.inputs[0])))
+                fields = tuple(sorted(scope.fields(operation.inputs[0], self._of_shapes)))
                 self._add(Guard(at, ~condition, None, _message(operation, scope), fields), scope)
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 index = bound.inputs[0]
-                fields = () if index.op.type in _SAFE else tuple(sorted(scope.fields(index)))
+                fields = () if index.op.type in _SAFE else tuple(sorted(scope.fields(index, self._of_shapes)))
                 resolved = [scope.resolve(tensor) for tensor in bound.inputs] if fields else [None]
                 if not _is_any_missing(resolved):
                     self._add(Guard(at, *bound.outside(*resolved), bound.problem, fields), scope)
@@ -272,17 +272,19 @@ class _Reader:
           branch: place of the function among those that the operation calls.
           scope: of the operation.
         """
-        inside = _inside(operation, function, scope, self._of_shapes)
+        inside = _inside(operation, function, scope)
         if inside is None or hasattr(function, _WATCHES):  # a watch read the function while it was traced
             return
         if operation.type in _LOOPS:
-            self._watch.unread += _unguarded(function, {t.op for t in function.inputs if inside.fields(t)})
+            # Not those of shapes alone: each loop that decodes begins with a row of tokens for each example.
+            self._watch.unread += _unguarded(function, {t.op for t in function.inputs if inside.fields(t, False)})
             return
         taken = scope.taken
         if operation.type in (*_IFS, *_CASES) and _unguarded(function, {t.op for t in function.inputs}):
             choice = scope.resolve(operation.inputs[0])
             if choice is None:
-                self._watch.unread += _unguarded(function, {t.op for t in function.inputs if inside.fields(t)})
+                tainted = {t.op for t in function.inputs if inside.fields(t, self._of_shapes)}
+                self._watch.unread += _unguarded(function, tainted)
                 return
             is_here = tf.equal(choice, branch) if operation.type in _CASES else tf.cast(choice, tf.bool)
             is_here = ~is_here if operation.type in _IFS and branch else is_here
@@ -296,7 +298,7 @@ def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:
     return any(tensor is None for tensor in tensors)
 
 
-def _inside(operation: Any, function: Any, outer: _Scope, of_shapes: bool) -> _Scope | None:
+def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
     """Returns the scope of a function that an operation calls; None if its inputs are not those of the operation."""
     skipped = len(operation.inputs) - len(function.inputs)  # such as the condition of an If
     if skipped < 0:
@@ -312,8 +314,8 @@ def _inside(operation: Any, function: Any, outer: _Scope, of_shapes: bool) -> _S
         feeds = {op.outputs[0].name: outer.resolve(given[op]) for op in needed & given.keys()}
         return None if _is_any_missing(feeds.values()) else imported(function, [tensor], feeds, "guard")[0]
 
-    def fields(tensor: tf.Tensor) -> set[str]:
-        return set().union(*(outer.fields(given[op]) for op in ancestors(tensor, of_shapes) & given.keys()))
+    def fields(tensor: tf.Tensor, of_shapes: bool) -> set[str]:
+        return set().union(*(outer.fields(given[op], of_shapes) for op in ancestors(tensor, of_shapes) & given.keys()))
 
     return _Scope(resolve, fields)
 

@@ -11,9 +11,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from framework.config import UserError
+from framework.decoding import decode
 from framework.export.base import Signature
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
+from tests.export import translator
 
 
 class Shift(keras.layers.Layer):
@@ -357,3 +359,20 @@ def test_a_lookup_in_a_loop_is_no_xla_program():
         "'map/while/Gather' is in a loop or function of its own, where XLA would ignore an index out of range, or an"
         " assertion that does not hold, without a word. Leave the format of XLA programs out."
     )
+
+
+def test_decoding_is_an_xla_program():
+    """Its loop looks up tokens of its own, which begin as a row of the batch's size."""
+
+    def ids_of(model, inputs):
+        state = model.start(inputs)
+        return {"ids": decode(model.step, state, translator.BEGIN, translator.END, translator.LENGTH).ids[:, 0]}
+
+    signature = Signature(ids_of, {"source": tf.TensorSpec([None, 3], tf.int32)})
+    graph, compiled = (signature.trace(translator.Translator(), jit_compile) for jit_compile in (False, True))
+    source = tf.constant([[3, 4, 5], [6, 7, 12]])
+    assert np.array_equal(compiled(source=source)["ids"], graph(source=source)["ids"])
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"\[source:\] \[13\] \[which is none of the rows 0 to 12\]"
+    ):
+        compiled(source=source + 1)
