@@ -10,6 +10,8 @@
 """
 
 import dataclasses
+import keyword
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ from framework.export.bounds import Bounds
 from framework.trace import guards
 from framework.trace.assigned import assigned
 
+_NAME = r"[A-Za-z][A-Za-z0-9_]*"
 SERVING = "serving_default"  # the signature that every export has, and that latency and metrics are measured on
 
 Arrays = dict[str, np.ndarray]
@@ -57,10 +60,15 @@ class Signature:
         if not self.inputs:
             raise UserError('Signature.inputs is empty. Name inputs, e.g. {"image": tf.TensorSpec([None, 28, 28])}.')
         for name, spec in self.inputs.items():
-            if not name.isidentifier():
+            if not re.fullmatch(_NAME, name) or keyword.iskeyword(name) or name == "self":
                 raise UserError(
-                    f"Signature.inputs['{name}']: TensorFlow gives such an input another name. Use letters, digits and"
-                    " _, and begin with a letter."
+                    f"Signature.inputs['{name}']: TensorFlow gives such an input another name. Use letters of ASCII,"
+                    " digits and _, begin with a letter, and leave out 'self' and Python's own words."
+                )
+            if same := [other for other in self.inputs if other != name and other.lower() == name.lower()]:
+                raise UserError(
+                    f"Signature.inputs['{name}'] and ['{same[0]}'] are one name to TensorFlow, which reads no capitals."
+                    " Give one another name."
                 )
             if spec.shape.rank in (None, 0) or spec.shape[0] is not None:
                 raise UserError(

@@ -187,10 +187,18 @@ def test_what_is_refused_before_anything_is_written(tmp_path, hooks, batches, me
             "Signature.inputs['x'] has shape (32, 3): its first dimension is the batch and must be free."
             " Use tf.TensorSpec([None, ...]).",
         ),
+        *(
+            (
+                {name: tf.TensorSpec([None])},
+                f"Signature.inputs['{name}']: TensorFlow gives such an input another name. Use letters of ASCII, digits"
+                " and _, begin with a letter, and leave out 'self' and Python's own words.",
+            )
+            for name in ("user id", "_x", "é", "1x", "class", "None", "self")
+        ),
         (
-            {"user id": tf.TensorSpec([None])},
-            "Signature.inputs['user id']: TensorFlow gives such an input another name. Use letters, digits and _, and"
-            " begin with a letter.",
+            {"user": tf.TensorSpec([None]), "User": tf.TensorSpec([None])},
+            "Signature.inputs['user'] and ['User'] are one name to TensorFlow, which reads no capitals. Give one"
+            " another name.",
         ),
         (
             {"x": tf.TensorSpec([])},
