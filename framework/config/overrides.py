@@ -62,6 +62,11 @@ def override(config: ConfigDict, overrides: Mapping[str, Any] | Iterable[str]) -
     return holder.value
 
 
+def keys_of(overrides: Iterable[str]) -> list[str]:
+    """Returns the keys of overrides: ['train.compile'] for ['--config.train.compile=graph']; other texts have none."""
+    return [match[2] for match in map(_OVERRIDE.fullmatch, overrides) if match]
+
+
 def apply_preset(config: ConfigDict, name: str, presets: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
     """Returns `config` with the values of a preset, the `name` of `--config=file.py:name`; '' changes nothing.
 

@@ -13,8 +13,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from framework.config import base_config
+from framework.config import base_config, flatten
+from framework.config.overrides import keys_of
 from framework.data import augment
+from framework.folder import OVERRIDES
 from framework.run import summary
 from framework.run.evaluation import untouched
 from framework.run.run import Run
@@ -45,9 +47,14 @@ def show_inputs(run: Run, writer: MultiWriter) -> None:
 
 
 def _hyperparameters(run: Run) -> dict[str, bool | float | str]:
-    """Returns the seed, and the values that are not the defaults of the framework or of the experiment."""
+    """Returns the seed, the values that are not the defaults of the framework or of the experiment, and what was typed.
+
+    A trial whose value is the default by chance would have an empty cell among those of its sweep.
+    """
     changed = unlike(run.config, base_config()) | unlike(run.config, run.experiment.get_config())
-    values = {"seed": run.config.seed, **changed}
+    path, flat = run.workdir / OVERRIDES, flatten(run.config)
+    lines = path.read_text().splitlines() if path.exists() else []  # only the chief writes the file
+    values = {"seed": run.config.seed, **changed, **{key: flat[key] for key in keys_of(lines) if key in flat}}
     return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
 
 

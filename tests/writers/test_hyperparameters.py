@@ -56,3 +56,14 @@ def test_a_run_writes_its_seed_and_what_is_no_default_once(tmp_path):
     assert (found["seed"], found["optimizer.name"], found["schedule.learning_rate"]) == (0, "sgd", 0.01)
     assert "train.on_nonfinite" not in found  # a default
     assert metrics["train/loss"] > 0
+
+
+def test_a_value_that_was_typed_is_written_also_if_it_is_the_default(tmp_path):
+    """As those of a sweep are: a trial may have the default by chance."""
+    train(
+        small.build(tmp_path, **{"train.duration": "4 steps", "train.compile": "eager"}),
+        ["--config.optimizer.beta_1=0.9", "--noconfig.optimizer.nesterov"],
+    )
+    (values,) = groups(tmp_path)
+    found = json.loads(values)
+    assert (found["optimizer.beta_1"], found["optimizer.nesterov"]) == (0.9, False)
