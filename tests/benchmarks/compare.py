@@ -52,6 +52,7 @@ HALF = ("cnn", "transformer")  # what is trained in half precision too
 STEPS = {"mlp": 4000, "cnn": 12, "transformer": 12, "two_tower": 1500}
 QUICK_STEPS = {"mlp": 1000, "cnn": 4, "transformer": 4, "two_tower": 400}
 SLOW_COMPILE_SECONDS = 60
+HEAD = "| workload | precision | peer | how | peer, ms | ours, how | ours, ms | ratio |\n" + "|---" * 8 + "|"
 ENVIRONMENT = ROOT / ".venv-peers" / "bin" / "python"
 
 Start = Callable[[str, str, str], Process]
@@ -226,10 +227,7 @@ def compare(options: argparse.Namespace) -> list[str]:
     """Measures, prints and writes everything that was asked for; returns what failed, a line each."""
     print(machine())
     print(f"{options.repetitions} repetitions; ms a step: median (least to most); ratio: ours / peer [95 %]\n")
-    print(
-        "| workload | precision | peer | how | peer, ms | ours, how | ours, ms | ratio |\n" + "|---" * 8 + "|",
-        flush=True,
-    )
+    print(HEAD, flush=True)
     start = functools.partial(start_peer, before=options.before) if options.before else start_peer
     results: list[Result] = []
     failures: list[str] = []
@@ -242,17 +240,17 @@ def compare(options: argparse.Namespace) -> list[str]:
         failures += [f"{peer} failed on {workload} in {precision}: {error}" for peer, error in failed.items()]
         if options.json:
             options.json.write_text(json.dumps([result.row() for result in results], indent=2) + "\n")
-    print("\n".join(["", *_versions(results), *_variants(results), *failures]))
+    print("\n".join(["", *versions(results), *variants(results), *failures]))
     return failures
 
 
-def _versions(results: Sequence[Result]) -> list[str]:
+def versions(results: Sequence[Result]) -> list[str]:
     """'bare: tensorflow 2.21.0, …' of ours and of each peer."""
     of = {name: ready["versions"] for r in results for name, ready in ((OURS, r.ours_ready), (r.peer, r.ready))}
     return [f"{name}: {', '.join(' '.join(pair) for pair in sorted(found.items()))}" for name, found in of.items()]
 
 
-def _variants(results: Sequence[Result]) -> list[str]:
+def variants(results: Sequence[Result]) -> list[str]:
     """Among what each peer chose."""
     return [
         f"{r.peer} on {r.workload} in {r.precision} chose among, ms a step: "

@@ -12,7 +12,7 @@ and checkpoints. Both are then scored by the evaluators of the run, on the first
 
 `--minutes` ends a side's training after so much time, traces included; without it both make the same updates. What is
 printed last says how far apart their weights are: by rounding alone, with --set=model.dropout=0 and
---set=train.precision=float32.
+--set=train.precision=float32. `--only=fit` trains one side, so that two processes can have a core each.
 """
 
 import argparse
@@ -42,6 +42,7 @@ EXPERIMENTS = {"g2p": "g2p_transformer", "translate": "translate_transformer"}
 SCORES = {"g2p": ("per", "wer"), "translate": ("bleu", "chrf")}
 FIELDS = ("source", "target", "token_weight")
 ALONE = {"eval.every": "", "checkpoint.every": "", "log.histograms_every": "", "train.block_steps": 1}
+SIDES = ("ours", "fit")
 SHOWN_SECONDS = 20.0  # between two lines of progress
 
 
@@ -209,6 +210,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=0.0, help="end a side after so much training")
     parser.add_argument("--sentences", type=int, default=10**9, help="the most that are scored of each split")
+    parser.add_argument("--only", choices=SIDES, help="train this side alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the config")
     options = parser.parse_args()
@@ -219,7 +221,8 @@ def main() -> None:
     print(machine(), flush=True)
     runs, lines = {}, []
     with tempfile.TemporaryDirectory() as folder, limited(options.experiment, experiment, options.sentences):
-        for side, train in {"ours": by_framework, "fit": by_fit}.items():
+        for side in SIDES if options.only is None else (options.only,):
+            train = by_framework if side == "ours" else by_fit
             run = runs[side] = testing.build(experiment, settings, Path(folder) / side)
             updates, seconds = train(run, run.total_steps, options.minutes)
             scores = scored(run, options.experiment)
@@ -228,7 +231,9 @@ def main() -> None:
             header = ["", "updates", "minutes", *scores]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     print("\n".join(lines))
-    one, other = (paths.variables(runs[side].model) for side in ("ours", "fit"))
+    if options.only:
+        return
+    one, other = (paths.variables(runs[side].model) for side in SIDES)
     apart = [np.linalg.norm(one[path].numpy() - other[path].numpy()) for path in one]
     whole = np.linalg.norm([np.linalg.norm(variable.numpy()) for variable in one.values()])
     print(f"Weights apart, relative L2: {np.linalg.norm(apart) / whole:.2g}")

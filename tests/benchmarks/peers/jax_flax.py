@@ -67,7 +67,7 @@ class Training:
         self.batch = arrays.BATCH[workload]
         self.order = Order(len(next(iter(data.values()))), self.batch)
         self.model = jax_models.make_model(workload, precision)
-        self.optimizer = _optimizer(workload)
+        self.optimizer = make_optimizer(workload)
         self.state = jax.device_put(self._initial(jax.random.key(0, impl=generator)), everywhere)
         self.one = jax.jit(self._step, donate_argnums=0)
         self.many = jax.jit(self._scan, donate_argnums=0)
@@ -122,7 +122,8 @@ class Training:
         return {**state, "step": state["step"] + 1, "variables": variables, "optimizer": optimizer}, loss
 
 
-def _optimizer(workload: str) -> optax.GradientTransformation:
+def make_optimizer(workload: str) -> optax.GradientTransformation:
+    """At its constant rate."""
     if workload == "cnn":
         return optax.sgd(arrays.LEARNING_RATE[workload], arrays.MOMENTUM)
     beta_1, beta_2, epsilon = arrays.ADAM.values()

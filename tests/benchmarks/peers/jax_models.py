@@ -77,7 +77,9 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, memory: jax.Array | None = None, causal: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, memory: jax.Array | None = None, causal: bool = False, bias: jax.Array | None = None
+    ) -> jax.Array:
         heads, width = arrays.HEADS, arrays.WIDTH // arrays.HEADS
         if memory is None:
             query, key, value = jnp.split(self._project(x, 3), 3, -1)
@@ -88,6 +90,8 @@ class Attention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * width**-0.5, key).astype(jnp.float32)
         if causal:
             scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -1e9)
+        if bias is not None:
+            scores = scores + bias
         probabilities = nn.softmax(scores).astype(self.dtype)
         probabilities = nn.Dropout(arrays.DROPOUT, deterministic=False)(probabilities)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", probabilities, value)
@@ -98,15 +102,17 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-LN layer of the encoder, or of the decoder if there is a memory."""
+    """A pre-LN layer of the encoder, or of the decoder if there is a memory; `bias` is of the source's scores."""
 
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, memory: jax.Array | None = None) -> jax.Array:
-        x = x + self._dropout(Attention(self.dtype)(self._norm(x), causal=memory is not None))
-        if memory is not None:
-            x = x + self._dropout(Attention(self.dtype)(self._norm(x), memory))
+    def __call__(self, x: jax.Array, memory: jax.Array | None = None, bias: jax.Array | None = None) -> jax.Array:
+        if memory is None:
+            x = x + self._dropout(Attention(self.dtype)(self._norm(x), bias=bias))
+        else:
+            x = x + self._dropout(Attention(self.dtype)(self._norm(x), causal=True))
+            x = x + self._dropout(Attention(self.dtype)(self._norm(x), memory, bias=bias))
         inner = nn.relu(nn.Dense(arrays.FEED_FORWARD, dtype=self.dtype)(self._norm(x)))
         return x + self._dropout(nn.Dense(arrays.WIDTH, dtype=self.dtype)(inner))
 

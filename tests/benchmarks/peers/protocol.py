@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 WORKLOADS = ("mlp", "cnn", "transformer", "two_tower")
+BUCKETS = "buckets"  # the workload of `beside_buckets.py`, of batches of many shapes
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -47,7 +48,7 @@ class Peer:
 def serve(prepare: Callable[..., Peer]) -> None:
     """Reads `--workload`, `--precision` and `--option`, then commands 'run N' from stdin, until it is closed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workload", choices=WORKLOADS, required=True)
+    parser.add_argument("--workload", choices=(*WORKLOADS, BUCKETS), required=True)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--option", default="", help="what a script with several peers in it is to be")
     options = parser.parse_args()
@@ -84,21 +85,24 @@ def keep_pages() -> None:
     libc.mallopt(-8, 1)  # M_ARENA_MAX: further arenas, those of other threads, have no such settings
 
 
-def fastest(variants: dict[str, Callable[[int], Any]], seconds: float = 2.0) -> tuple[str, dict[str, float]]:
+def fastest(
+    variants: dict[str, Callable[[int], Any]], seconds: float = 2.0, first: int = 1
+) -> tuple[str, dict[str, float]]:
     """The variant with the least time a step, and the ms of each; compilation is not counted.
 
     Args:
       variants: {name: function as `Peer.steps`}. One that raises is left out, as long as another does not.
       seconds: how long each is measured.
+      first: steps that compile all programs; calls of as many are measured.
     """
     found = {}
     errors = []
     for name, steps in variants.items():
         try:
             started = time.perf_counter()
-            steps(1)
+            steps(first)
             compile_seconds[name] = time.perf_counter() - started
-            found[name], more = _milliseconds(steps, seconds)
+            found[name], more = _milliseconds(steps, seconds, first)
             compile_seconds[name] += more
         except Exception as error:
             errors.append(error)
@@ -114,18 +118,18 @@ def _made(steps: Callable[[int], Any], count: int) -> int:
     return count if made is None else operator.index(made)
 
 
-def _milliseconds(steps: Callable[[int], Any], seconds: float) -> tuple[float, float]:
-    """Of a step, in calls of about half of `seconds`; and the seconds that such calls took to compile."""
+def _milliseconds(steps: Callable[[int], Any], seconds: float, count: int) -> tuple[float, float]:
+    """Of a step, in calls of about half of `seconds`, `count` steps or more; and the seconds that they compiled."""
 
     def call() -> tuple[float, int]:
         started = time.perf_counter()
         made = _made(steps, count)
         return time.perf_counter() - started, made
 
-    count, compiling = 1, 0.0
+    compiling, least = 0.0, count
     while True:
         # Who makes several steps at once may compile that only now.
-        first = call()[0] if count > 1 else 0.0
+        first = call()[0] if count > least else 0.0
         took, made = call()
         compiling += max(0.0, first - took)
         if took >= seconds / 4:

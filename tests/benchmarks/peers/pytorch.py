@@ -27,7 +27,7 @@ def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     """Trains in the fastest of the ways that suit the workload."""
     if option not in ("eager", "compile"):
         raise SystemExit(f"--option={option} is neither eager nor compile")
-    _tune()
+    tune()
     data = {name: torch.from_numpy(array) for name, array in arrays.arrays(workload).items()}
     for name in data.keys() & {"label", "target"}:
         data[name] = data[name].long()  # as cross_entropy wants classes
@@ -45,7 +45,7 @@ def prepare(workload: str, precision: str, option: str) -> protocol.Peer:
     return protocol.Peer(ways[variant], {"torch": torch.__version__}, lambda: last[0].item(), variant, variants)
 
 
-def _tune() -> None:
+def tune() -> None:
     """As PyTorch's guide to performance on CPUs asks: all cores, no denormals, an allocator that keeps its pages."""
     torch.set_num_threads(os.cpu_count())
     torch.set_flush_denormal(True)
@@ -61,13 +61,13 @@ def _eager(workload: str, precision: str, data: dict[str, Tensor]) -> dict[str, 
 def _compiled(workload: str, precision: str, data: dict[str, Tensor]) -> dict[str, Steps]:
     if workload in ("cnn", "transformer"):
         # ... and the library's random bits: with the compiler's own, Philox, `transformer` took 163 ms a step, not 147.
-        compile_ = _compiler({"fallback_random": True})
+        compile_ = compiler({"fallback_random": True})
         return {
             name: _training(workload, precision, data, dropout, compile_)
             for name, dropout in _dropouts(workload).items()
         }
     return {
-        "compiled loss": _training(workload, precision, data, pytorch_models.library_dropout, _compiler({})),
+        "compiled loss": _training(workload, precision, data, pytorch_models.library_dropout, compiler({})),
         "compiled step": _whole(workload, data, 1),
         f"{STEPS_OF_A_CALL} compiled steps": _whole(workload, data, STEPS_OF_A_CALL),
     }
@@ -80,7 +80,7 @@ def _dropouts(workload: str) -> dict[str, pytorch_models.Dropout]:
     return {**library, "uniform dropout": pytorch_models.uniform_dropout}
 
 
-def _compiler(options: dict[str, Any]) -> Callable[[Callable], Callable]:
+def compiler(options: dict[str, Any]) -> Callable[[Callable], Callable]:
     return torch.compile(fullgraph=True, dynamic=False, options=options)
 
 
@@ -151,7 +151,7 @@ def _whole(workload: str, data: dict[str, Tensor], steps_of_a_call: int) -> Step
     def several(rows: Tensor) -> Tensor:
         return [step(indices) for indices in rows.unbind()][-1]
 
-    one, many = (_compiler({})(function) for function in (step, several))
+    one, many = (compiler({})(function) for function in (step, several))
 
     @torch.no_grad()
     def steps(count: int) -> Tensor:

@@ -131,10 +131,16 @@ class Layer(nn.Module):
         self.wide, self.narrow = nn.Linear(width, arrays.FEED_FORWARD), nn.Linear(arrays.FEED_FORWARD, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3 if crossing else 2))
 
-    def forward(self, x: Tensor, memory: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        bias: Tensor | None = None,
+        memory_bias: Tensor | None = None,
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.norms[0](x), None, bias), arrays.DROPOUT)
         if self.crossing is not None:
-            x = x + self.dropout(self.crossing(self.norms[1](x), memory), arrays.DROPOUT)
+            x = x + self.dropout(self.crossing(self.norms[1](x), memory, memory_bias), arrays.DROPOUT)
         return x + self.dropout(self.narrow(F.relu(self.wide(self.norms[-1](x)))), arrays.DROPOUT)
 
 
