@@ -26,8 +26,8 @@ from framework.experiment import returns
 from framework.run import code_copies, command
 from framework.run.request import Request as RunRequest
 from framework.run.request import fresh_workdir, resolve_request
-from framework.sweep.runner import Request, Runner
-from framework.sweep.study import PRUNERS, SAMPLERS, Plan, Study, open_study, try_out
+from framework.sweep.runner import TRIAL, Request, Runner
+from framework.sweep.study import JOURNAL, PRUNERS, SAMPLERS, Plan, Study, open_study, try_out
 from framework.sweep.worker import Task, Worker
 
 TRIALS = 20
@@ -45,6 +45,12 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
     workdir = Path(values.workdir) if values.workdir else fresh_workdir(values.config)
     if (workdir / folder.CONFIG).exists():
         raise UserError(f"--workdir={workdir} is the folder of a run. Type a folder of its own for the sweep.")
+    left = [path.name for path in sorted(workdir.glob(f"{TRIAL}*")) if path.is_dir()]
+    if left and not (workdir / JOURNAL).exists():  # a new trial of the same values would take an old run for its own
+        raise UserError(
+            f"{workdir} has {left[0]} of a sweep whose {JOURNAL} is gone. Remove the folders of its trials too, or use"
+            " another --workdir."
+        )
     extras.load("optuna", "sweep")  # or a minute would pass before it is found missing
     request = Request(values.config, overrides, workdir)
     with lifeline.terminated_as_interrupted(), contextlib.ExitStack() as workers:
@@ -166,7 +172,10 @@ def _report(study: Study, request: Request, best_metric: str, is_exported: bool)
     again = [f"--config={request.config}", *request.overrides, *best["overrides"]]
     export = [f"--config={request.config}", f"--workdir={request.folder(number)}", "--mode=export"]
     print(f"\nThe best is trial {number}. It was chosen by this value, so expect a worse one on other data.")
-    if best_metric == study.plan.metric:
+    if not request.folder(number).is_dir():
+        print(f"{request.folder(number)} is gone: only training again gives its weights.")
+        is_exported = False
+    elif best_metric == study.plan.metric:
         export.append("--checkpoint=best")  # the value is that of this checkpoint, and not of the last one
     else:
         print(

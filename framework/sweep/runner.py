@@ -21,6 +21,8 @@ from framework.errors import RunError, UserError
 from framework.sweep.study import Study, Trial, begins
 from framework.sweep.worker import Task, Worker
 
+TRIAL = "trial-"  # of the name of a trial's run folder
+
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 120.0  # for workers that were asked to save
 _FRUITLESS = 3  # the sweep gives up if so many trials fail before one is trained
@@ -47,7 +49,7 @@ class Request:
 
     def folder(self, number: int) -> Path:
         """Returns the run folder of a trial."""
-        return self.workdir / f"trial-{number:04d}"
+        return self.workdir / f"{TRIAL}{number:04d}"
 
 
 @dataclasses.dataclass
@@ -124,7 +126,7 @@ class Runner:
 
     def _begin(self, trial: Trial) -> None:
         lock = contextlib.ExitStack()
-        path = self._request.workdir / f"trial-{trial.number:04d}.lock"
+        path = self._request.workdir / f"{TRIAL}{trial.number:04d}.lock"
         try:
             lock.enter_context(files.held(path, lambda holder: f"trial {trial.number} is trained by process {holder}"))
         except UserError as busy:

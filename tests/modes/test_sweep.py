@@ -93,6 +93,17 @@ def test_the_folder_of_a_run_is_no_folder_of_a_sweep(tmp_path, capsys, monkeypat
     )
 
 
+def test_trials_of_a_sweep_whose_journal_is_gone_are_not_taken_for_those_of_a_new_one(tmp_path, capsys, monkeypatch):
+    no_worker(monkeypatch)
+    (tmp_path / "trial-0003").mkdir()
+    (tmp_path / "trial-0000.log").write_text("")
+    assert launch.main(["launch.py", SWEPT, SWEEP, f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} has trial-0003 of a sweep whose sweep.log is gone. Remove the folders of its trials too, or"
+        " use another --workdir.\n"
+    )
+
+
 def test_without_optuna_the_first_line_says_what_to_install(tmp_path, capsys, monkeypatch):
     no_worker(monkeypatch)
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -211,6 +222,11 @@ def test_the_export_of_the_best_trial_is_of_the_checkpoint_that_was_the_best(tmp
     for value in (0.5, 0.75, 0.25):
         study.end(study.ask(), value)
     request = runner.Request("tests/swept.py", ["--config.eval.splits=('a b',)"], tmp_path)
+    assert sweep._report(study, request, best_metric, is_exported=True) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'trial-0001'} is gone: only training again gives its weights." in printed
+    assert "Export it" not in printed and "keeps it" not in printed and "Train it again" in printed
+    request.folder(1).mkdir()
     study.fail(study.ask(), "no memory")
     assert sweep._report(study, request, best_metric, is_exported=False) == 0
     assert "Export it" not in capsys.readouterr().out
