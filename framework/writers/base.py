@@ -142,6 +142,18 @@ class MultiWriter(_Relay):
         self._writers = tuple(writers)
         self._goes_on = on_error == "continue"
 
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Checks the numbers first, as `images` does, and passes them on as floats."""
+        numbers, given = {}, dict[str, Any](values)
+        for name, value in given.items():
+            if name == "step":
+                raise ValueError("a row has its 'step' already: give this number another name")
+            try:
+                numbers[name] = float("a text" if isinstance(value, str) else value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"the number '{name}' is of type {type(value).__name__}: write a float") from error
+        super().scalars(step, numbers)
+
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Checks the pictures first: the caller is told, and not a thread that comes upon them later."""
         for name, pictures in images.items():

@@ -245,6 +245,9 @@ def test_only_the_chief_makes_writers(idle, monkeypatch):
         ),
         (lambda w: w.images(1, {"x": np.zeros([1, 2, 3, 2])}), "the pictures 'x' have shape [1, 2, 3, 2]: write"),
         (lambda w: w.texts(1, {"x": b"bytes"}), "the text 'x' is of type bytes: write a str"),
+        (lambda w: w.scalars(1, {"step": 2.0}), "a row has its 'step' already: give this number another name"),
+        (lambda w: w.scalars(1, {"x": np.zeros(2)}), "the number 'x' is of type ndarray: write a float"),
+        (lambda w: w.scalars(1, {"x": "3"}), "the number 'x' is of type str: write a float"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_where_it_is_written(write, message):
