@@ -160,7 +160,7 @@ def _by_xla(
 def _assertion(guard: guards.Guard, bad: tf.Tensor, value: tf.Tensor) -> tf.Operation:
     """Returns an operation that raises InvalidArgumentError, with the values, where a guard does not hold."""
     values = [] if guard.value is None else [tf.boolean_mask(tf.reshape(value, [-1]), tf.reshape(bad, [-1]))]
-    message = [f"{' and '.join(guard.fields)}:", *values, guard.problem]
+    message = [f"{' and '.join(guard.fields) or 'an index'}:", *values, guard.problem]
     return tf.debugging.Assert(~tf.reduce_any(bad), message, summarize=3)
 
 

@@ -138,7 +138,8 @@ def _sentence(guard: guards.Guard, bad: np.ndarray, values: np.ndarray | None, l
     first = tuple(np.argwhere(np.broadcast_to(bad, values.shape))[0]) if values.shape else ()
     value = values[first] if np.shape(bad) else values
     example = f", example {first[0]}" if first and values.shape[0] == examples else ""
-    return f"{where} takes {value}, {guard.problem}; it comes from {fields} of the batch{example}."
+    origin = f"; it comes from {fields} of the batch{example}" if fields else ", whatever the batch is"
+    return f"{where} takes {value}, {guard.problem}{origin}."
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import tensorflow as tf
 from framework.compile import is_in_xla
 from framework.errors import UserError
 from framework.trace.graphs import ancestors, called, imported
-from framework.trace.indices import BOUNDS, CLAIM, RANGE, below
+from framework.trace.indices import BOUNDS, CLAIM, RANGE, Bound, below
 
 _local = threading.local()
 _WATCHES = "_framework_watches"  # attribute of a graph: its watches, read by the code that traced it, in any thread
@@ -42,7 +42,7 @@ class Guard(NamedTuple):
       bad: bool, True where the condition is violated.
       value: the values there, in the shape of `bad`; None for an assertion.
       problem: says what is wrong with a value, such as 'which is none of 0 to 9'; for an assertion, its message.
-      fields: names of the batch's tensors that the condition depends on.
+      fields: names of the batch's tensors that the condition depends on; () for a condition that no batch meets.
     """
 
     operation: Any
@@ -253,7 +253,8 @@ class _Reader:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 index = bound.inputs[0]
                 fields = () if index.op.type in _SAFE else tuple(sorted(scope.fields(index, self._of_shapes)))
-                resolved = [scope.resolve(tensor) for tensor in bound.inputs] if fields else [None]
+                is_guarded = fields or _may_always_fail(bound)
+                resolved = [scope.resolve(tensor) for tensor in bound.inputs] if is_guarded else [None]
                 if not _is_any_missing(resolved):
                     self._add(Guard(at, *bound.outside(*resolved), bound.problem, fields), scope)
         else:
@@ -292,6 +293,23 @@ class _Reader:
         inside = inside._replace(at=operation if scope.at is None else scope.at, taken=taken)
         for inner in function.get_operations():
             self._read(inner, inside)
+
+
+def _may_always_fail(bound: Bound) -> bool:
+    """Returns whether an index of constants and shapes alone, such as a position, is or may be out of range."""
+    needed = ancestors(bound.inputs[0], shapes=False)
+    if bound.inputs[0].op.type in _SAFE or not all(map(_is_fixed, needed)):
+        return False
+    values = [tf.get_static_value(tensor) for tensor in bound.inputs]
+    if any(value is None for value in values):
+        return True
+    with tf.init_scope():
+        return bool(tf.reduce_any(bound.outside(*map(tf.constant, values))[0]))
+
+
+def _is_fixed(operation: Any) -> bool:
+    """Returns whether an operation computes the same whenever its inputs are the same, and is no input itself."""
+    return (bool(operation.inputs) or operation.type == "Const") and not operation.op_def.is_stateful
 
 
 def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:

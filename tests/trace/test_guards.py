@@ -285,6 +285,21 @@ def test_what_no_guard_is_needed_for_has_none():
     assert built.probe.unread == () and len(built.train_block(4).rows) == 4
 
 
+FIXED = {
+    "positions": (lambda model, batch: tf.reduce_sum(model.table(tf.range(tf.shape(batch["x"])[1] + 4))), 7),
+    "constant": (lambda model, batch: tf.reduce_sum(model.table(tf.constant([1, 9]))), 9),
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("positions", "graph"), ("positions", "xla"), ("constant", "xla")])
+def test_an_index_that_is_out_of_range_in_every_batch_is_refused(kind, mode):
+    """As positions are that a table of positions does not have."""
+    compute, number = FIXED[kind]
+    line = told(build(compute, None, **{"train.compile": mode}).train_block, 4)
+    what = f"layer 'table' takes {number}, which is none of the rows 0 to {ROWS - 1}, whatever the batch is."
+    assert line.startswith(f"step 1 cannot be taken: {what}")
+
+
 def test_the_first_branch_is_that_of_a_condition_that_holds():
     """A map of protobuf lists the two in another order in every process."""
     trace = tf.function(lambda x: tf.cond(x > 0, lambda: tf.exp(x), lambda: tf.sin(x)), autograph=False)
