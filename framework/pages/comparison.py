@@ -4,8 +4,9 @@
     page(groups), csv_text(groups), summary(groups)
 
 Runs whose config differs in the seed alone, and whose code is the same, are a group: one line, the mean over the seeds,
-with a band from the least to the greatest value of any seed. Keys of `config.handling` do not count. What else numbers
-depend on, such as the framework's commit and the data, makes no group of its own; it is shown if it differs.
+with a band from the least to the greatest value of any seed. Keys of `config.handling` do not count. A run that was
+made longer had another schedule before, so its group are those that were made longer at the same step. What else
+numbers depend on, such as the framework's commit and the data, makes no group of its own; it is shown if it differs.
 """
 
 import contextlib
@@ -108,12 +109,13 @@ def unlike(runs: Iterable[StoredRun]) -> list[str]:
 
 
 def _identity(run: StoredRun) -> dict[str, Any]:
-    """Returns what the runs of a group have in common: config but for the seed and HANDLING, and the code."""
+    """Returns what the runs of a group have in common: config but for the seed and HANDLING, its changes, the code."""
     if not run.config:
         return {"config": f"{folder.CONFIG} of {run.path} is missing or damaged"}
     code = run.saved.get("facts", {}).get("code") or _copies(run)
     known = {"code": ", ".join(f"{name} {digest[:8]}" for name, digest in sorted(code.items()))} if code else {}
-    return {key: value for key, value in run.config.items() if key not in ("seed", *HANDLING)} | known
+    changes = {f"{key} until step {step}": before for step, key, before in run.changes if key not in HANDLING}
+    return {key: value for key, value in run.config.items() if key not in ("seed", *HANDLING)} | changes | known
 
 
 def _copies(run: StoredRun) -> dict[str, str]:

@@ -326,7 +326,9 @@ def _config(run: StoredRun) -> str:
             rows.append(all_rows[-1])
     headings = ("key", "value", "default of the framework", "differs from the experiment's")
     differing, everything = html.table(headings, rows), html.table(headings, all_rows)
-    return (
+    was = [f"{key} was {as_text(before)} until step {step:,}." for step, key, before in run.changes]
+    changed = f"<p>{html.safe(' '.join(was))}</p>\n" if was else ""
+    return changed + (
         f'<div class="wide left">{differing}</div>\n'
         f'<details><summary>All {len(all_rows)} keys</summary><div class="wide left">{everything}</div></details>\n'
     )

@@ -25,6 +25,7 @@ from framework.pages.exports import ExportReport
 from framework.remote.holder import told
 
 T = TypeVar("T")
+Change = tuple[int, str, Any]  # step, key, value before it
 
 EVALUATION = "eval/"
 _DAMAGE = (ArithmeticError, AttributeError, CorruptError, LookupError, RecursionError, TypeError, ValueError, OSError)
@@ -53,6 +54,7 @@ class StoredRun:
     Attributes:
       path: the run folder.
       config: {key: value} of config.json, by the keys of today.
+      changes: (step, key, value before it) of what was changed while the run was trained, such as train.duration.
       starts: of environment.json, oldest first.
       result: of result.json; {} without one, and if the run has gone on since.
       curves: of metrics.jsonl.
@@ -66,6 +68,7 @@ class StoredRun:
 
     path: Path
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    changes: list[Change] = dataclasses.field(default_factory=list)
     starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     curves: Curves = dataclasses.field(default_factory=Curves)
@@ -186,7 +189,8 @@ def read(path: Path, is_short: bool = False, make: type[Curve] = Curve) -> Store
       make: the class of the curves.
     """
     run = StoredRun(path, holder=holder(path / folder.LOCK) or told(path))
-    run.config = _taken(run, folder.CONFIG, _config, {})
+    none: tuple[dict[str, Any], list[Change]] = {}, []
+    run.config, run.changes = _taken(run, folder.CONFIG, _config, none)
     run.starts = _taken(run, folder.ENVIRONMENT, _starts, [])
     result: dict[str, Any] = _taken(run, folder.RESULT, _result, {})
     try:
@@ -219,8 +223,11 @@ def _taken(run: StoredRun, name: str, take: Callable[[Any], T], default: T) -> T
     return default
 
 
-def _config(value: Any) -> dict[str, Any]:
-    return former.renamed({key: one for key, one in _flat(value).items() if not key.startswith("history")})
+def _config(value: Any) -> tuple[dict[str, Any], list[Change]]:
+    """Returns the values, and the changes after step 0: those at it are former keys, or come before all training."""
+    values = former.renamed({key: one for key, one in _flat(value).items() if not key.startswith("history")})
+    changes = [change for change in value.get("history", ()) if type(change.get("step")) is int and change["step"] > 0]
+    return values, [(one["step"], str(one["key"]), one["old"]) for one in changes if {"key", "old"} <= {*one}]
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -54,6 +54,19 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group(tmp_path):
     ]
 
 
+def test_a_run_that_was_made_longer_is_no_seed_of_one_that_was_long_from_the_beginning(tmp_path):
+    change = {"step": 200, "key": "train.duration", "old": "200 steps", "new": "400 steps"}
+    begun = {"step": 0, "key": "data.remainder", "old": "carry", "new": "wrap"}
+    for seed, history in enumerate(([], [begun], [change], [change, {"step": "3"}])):
+        make(tmp_path / str(seed), config={"seed": seed, "history": history})
+    groups = read([tmp_path / str(seed) for seed in range(4)])
+    assert [[run.path.name for run in group.runs] for group in groups] == [["0", "1"], ["2", "3"]]
+    key = "train.duration until step 200"
+    assert [group.values for group in groups] == [{key: "absent"}, {key: "200 steps"}]
+    shown = [f"<p>{key.replace(' until', ' was 200 steps until')}.</p>" in report.page(g.runs[0]) for g in groups]
+    assert shown == [False, True]
+
+
 def test_other_code_is_another_group(tmp_path):
     for seed in range(2):
         folder = make(tmp_path / str(seed), config={"seed": seed})
