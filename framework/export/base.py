@@ -19,12 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from framework import optim, paths
+from framework import compat, optim, paths
 from framework.compile import jit
 from framework.errors import UserError
 from framework.export.bounds import Bounds
 from framework.trace import guards
 from framework.trace.assigned import assigned
+from framework.trace.graphs import called
 
 _NAME = r"[A-Za-z][A-Za-z0-9_]*"
 SERVING = "serving_default"  # the signature that every export has, and that latency and metrics are measured on
@@ -108,7 +109,8 @@ class Signature:
     def trace(self, model: Any, jit_compile: bool = False) -> tf.types.experimental.ConcreteFunction:
         """Returns a new graph of `fn` on `model`, which takes the inputs as keywords; XLA compiles it if asked to.
 
-        An index out of range is an error of each call: XLA would take the nearest one.
+        An index out of range is an error of each call, also where `fn` compiles a part of itself: XLA would take the
+        nearest one.
 
         Raises:
           UserError: `fn` does not return a dict of named dense tensors, changes a variable, or calls a tf.function that
@@ -116,7 +118,7 @@ class Signature:
         """
 
         def serve(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs, checks = _by_xla(self.fn, model, inputs) if jit_compile else (self.fn(model, inputs), [])
+            outputs, checks = (_by_xla if jit_compile else _by_graph)(self.fn, model, inputs)
             if not isinstance(outputs, Mapping) or not outputs:
                 raise UserError(
                     f"Signature.fn returned {type(outputs).__name__}. Return a dict of named tensors,"
@@ -135,6 +137,28 @@ class Signature:
                 " Call the model with training=False, and let it count nothing then."
             )
         return function
+
+
+def _by_graph(
+    fn: Callable[..., Mapping[str, Any]], model: Any, inputs: dict[str, tf.Tensor]
+) -> tuple[Any, list[tf.Operation]]:
+    """Returns what `fn` does as a graph, and assertions on the guards of what it compiles by XLA itself."""
+    graph = tf.compat.v1.get_default_graph()
+    watch = guards.Watch(inputs, graph, of_shapes=True)
+    outputs = fn(model, inputs)
+    if not _has_xla(graph):  # kernels raise by themselves, and a guard would be computed at each request
+        return outputs, []
+    watch.read()
+    return outputs, [
+        _assertion(guard, guard.bad, guard.bad if guard.value is None else guard.value) for guard in watch.guards
+    ]
+
+
+def _has_xla(graph: Any) -> bool:
+    """Returns whether a graph, or a function in it, calls a program of XLA."""
+    if any(operation.node_def.attr["_XlaMustCompile"].b for operation in graph.get_operations() if called(operation)):
+        return True
+    return any(map(_has_xla, compat.function_graphs(graph)))
 
 
 def _by_xla(

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from framework.compile import jit
 from framework.config import UserError
 from framework.decoding import decode
 from framework.export.base import Signature
@@ -342,6 +343,19 @@ def test_an_xla_program_answers_as_the_graph_or_refuses(name):
     for function in (graph, compiled):
         with pytest.raises(tf.errors.InvalidArgumentError):
             function(ids=tf.constant(bad))
+
+
+def test_what_a_signature_compiles_itself_refuses_too():
+    """As is advised for signatures with texts, which XLA does not have."""
+    model = Rows()
+    signature = Signature(
+        lambda model, inputs: {"rows": jit(lambda ids: tf.gather(model.table, ids))(inputs["ids"])},
+        {"ids": tf.TensorSpec([None], tf.int32)},
+    )
+    function = signature.trace(model)
+    assert np.array_equal(function(ids=tf.constant([9, 0]))["rows"], model.table.numpy()[[9, 0]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[ids:\] \[10\] \[which is none of the rows 0 to 9\]"):
+        function(ids=tf.constant([0, 10]))
 
 
 def test_a_lookup_in_a_loop_is_no_xla_program():
