@@ -12,6 +12,7 @@ from framework.step.block import Block
 
 WINDOW = 256  # steps with which a loss is compared
 RATIO = 5.0  # of its distance from their median to that of the largest of them
+LEAST = 0.1  # of the median: a smaller distance is no spike
 _STRIDE = 64  # steps after which the limit is computed anew
 
 
@@ -19,10 +20,11 @@ class Losses:
     """The finite losses of the newest steps, and the limit above which the next one is a spike.
 
     Rule: a loss is a spike if it is more than 5 times as far above the median of the 256 losses before it as the
-    largest of them is. A multiple of the median absolute deviation is no limit, because losses of small batches have
-    long tails: of 53,000 steps of six healthy nets on digits, in batches of 1 to 128, 5,614 are more than 10 deviations
-    above the median, and 2 are spikes by this rule. The limit holds for 64 steps, whatever blocks these come in, and
-    there is none before 256 finite losses, nor while these are all 0, as those of a hinge loss may be.
+    largest of them is, and at least 10 % of the median above it: losses of one full batch may differ by rounding
+    alone. A multiple of the median absolute deviation is no limit, because losses of small batches have long tails: of
+    53,000 steps of six healthy nets on digits, in batches of 1 to 128, 5,614 are more than 10 deviations above the
+    median, and 2 are spikes by this rule. The limit holds for 64 steps, whatever blocks these come in, and there is
+    none before 256 finite losses, nor while these are all 0, as those of a hinge loss may be.
 
     Attributes:
       median, largest: of the losses that the limit is made of.
@@ -57,7 +59,8 @@ class Losses:
         if self._seen % _STRIDE == 0 and self._seen >= WINDOW:
             self.median = float(np.partition(self._newest, WINDOW // 2)[WINDOW // 2])
             self.largest = float(self._newest.max())
-            self._limit = self.median + RATIO * (self.largest - self.median) if self._newest.any() else np.inf
+            distance = max(RATIO * (self.largest - self.median), LEAST * abs(self.median))
+            self._limit = self.median + distance if self._newest.any() else np.inf
 
 
 class Spikes:
