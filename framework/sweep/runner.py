@@ -162,22 +162,26 @@ class Runner:
             return False
         running.read = size
         ends = False
-        values = list(self._values(running.trial))
-        for count in range(running.trial.reported + 1, len(values) + 1):
-            ends = self._study.report(running.trial, count, values[count - 1]) or ends
-            running.trial = dataclasses.replace(running.trial, reported=count)
+        for count, value in self._values(running.trial):
+            if count > running.trial.reported:
+                ends = self._study.report(running.trial, count, value) or ends
+                running.trial = dataclasses.replace(running.trial, reported=count)
         return ends
 
-    def _values(self, trial: Trial) -> Iterator[float]:
-        """Yields the best value so far after each evaluation of a trial."""
+    def _values(self, trial: Trial) -> Iterator[tuple[int, float]]:
+        """Yields (evaluations so far, best value so far) after each evaluation of a trial, once there is a finite one.
+
+        An evaluation that is not finite counts, or later ones would be compared with those of earlier steps.
+        """
         plan = self._study.plan
         best = -math.inf if plan.mode == "max" else math.inf
-        choose = max if plan.mode == "max" else min
-        for row in files.rows(self._request.folder(trial.number) / folder.METRICS):
-            value = row.get(f"eval/{plan.metric}")
-            if isinstance(value, int | float) and math.isfinite(value):
-                best = choose(best, value)
-                yield best
+        choose, name = max if plan.mode == "max" else min, f"eval/{plan.metric}"
+        rows = files.rows(self._request.folder(trial.number) / folder.METRICS)
+        for count, row in enumerate((row for row in rows if name in row), start=1):
+            if isinstance(row[name], int | float) and math.isfinite(row[name]):
+                best = choose(best, row[name])
+            if math.isfinite(best):
+                yield count, best
 
     def _end(self, running: _Running, answer: Mapping[str, Any]) -> None:
         """Notes how a trial ended.

@@ -66,7 +66,7 @@ class Trial:
     Attributes:
       number: from 0.
       overrides: of the config, as typed.
-      reported: how many evaluations the study knows.
+      reported: the number of the newest evaluation that the study knows, from 1; 0 without one.
     """
 
     number: int
@@ -289,7 +289,7 @@ class Study:
         overrides = frozen.user_attrs.get(_OVERRIDES)
         if overrides is None:  # of a grid, which was killed before it was given its values: it has them already
             return self._described(self._opened(frozen.number))
-        return Trial(frozen.number, tuple(overrides), len(frozen.intermediate_values))
+        return Trial(frozen.number, tuple(overrides), max(frozen.intermediate_values, default=0))
 
     def is_unfinished(self, trial: Trial) -> bool:
         """Returns whether a trial has not ended, as another process that trained it may have done meanwhile."""

@@ -1,6 +1,7 @@
 """framework/sweep/runner.py: every trial is run once, whatever ends trials, workers or the sweep."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -56,7 +57,8 @@ class FakeWorker:
             path = self.folder / "metrics.jsonl"
             step = len(path.read_text().splitlines()) if path.exists() else 0
             with path.open("a") as file:
-                file.write(json.dumps({"step": step, "loss": 9.0, "eval/test/accuracy": said}) + "\n")
+                value = said if math.isfinite(said) else None
+                file.write(json.dumps({"step": step, "loss": 9.0, "eval/test/accuracy": value}) + "\n")
             return None
         self.is_usable = self.is_usable and "error" not in said
         return said
@@ -110,6 +112,14 @@ def test_a_trial_that_the_pruner_gives_up_is_stopped_and_its_worker_replaced(tmp
     study = run(tmp_path, scripts, 6, pruner="median")
     assert [row["state"] for row in study.rows()] == ["finished"] * 4 + ["ended early", "finished"]
     assert [len(worker.tasks) for worker in FakeWorker.made] == [5, 1]
+
+
+def test_evaluations_that_are_not_finite_count_when_trials_are_compared(tmp_path):
+    """The first finite value of the fifth is its third one: below the third ones of the others, above their first."""
+    scripts = {number: trained(0.1, 0.1, 0.7) for number in range(4)} | {4: trained(math.nan, math.nan, 0.5, 0.9)}
+    study = run(tmp_path, scripts, 5, pruner="median")
+    assert [row["state"] for row in study.rows()] == ["finished"] * 4 + ["ended early"]
+    assert [trial.intermediate_values for trial in study._trials()[3:]] == [{1: 0.1, 2: 0.1, 3: 0.7}, {3: 0.5}]
 
 
 def test_a_failed_trial_is_counted_and_its_worker_replaced(tmp_path):
