@@ -83,7 +83,7 @@ class Signature:
         return {name: arrays[name] for name in self.inputs if name in arrays}
 
     def check(self, name: str, batch: Arrays, split: str) -> None:
-        """Raises UserError unless a batch has every input, with its dtype and shape.
+        """Raises UserError unless a batch has every input, with its dtype and shape, and a row for each example.
 
         Args:
           name: the signature, as errors name it.
@@ -104,6 +104,11 @@ class Signature:
                 raise UserError(
                     f"signature '{name}' takes '{key}' as {spec.dtype.name} {spec.shape}, but the {split} batches hold"
                     f" {kind.name} {array.shape}."
+                )
+            if len(array) != len(batch["weight"]):
+                raise UserError(
+                    f"signature '{name}': from_batch gives {len(array)} rows of '{key}' for {len(batch['weight'])}"
+                    f" examples of the {split} batches. Give one for each, in their order."
                 )
 
     def trace(self, model: Any, jit_compile: bool = False) -> tf.types.experimental.ConcreteFunction:

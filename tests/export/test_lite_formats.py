@@ -180,6 +180,11 @@ NAN[2, 3, 4, 1] = np.nan
             " uint8 (4, 8, 8, 3).",
         ),
         (
+            [spoiled(make_batch(4), image=make_batch(3)["image"])],  # the last slice would have no row
+            "signature 'serving_default': from_batch gives 3 rows of 'image' for 4 examples of the training batches."
+            " Give one for each, in their order.",
+        ),
+        (
             [spoiled(make_batch(4), image=NAN)],
             "export 'lite_int8': 'image' of the training batches has NaN or infinite values, so the ranges of"
             " activations cannot be found. Mend the data, or leave the format out.",

@@ -99,6 +99,11 @@ def test_the_bound_is_absolute_for_small_outputs(tmp_path):
             "signature 'serving_default' takes 'x' as uint8 (None, 3), but the held-out batches hold float32 (3, 3).",
         ),
         (
+            Fake(signature=Signature(SIGNATURE.fn, SIGNATURE.inputs, lambda batch: {"x": batch["x"][:2]})),
+            "signature 'serving_default': from_batch gives 2 rows of 'x' for 3 examples of the held-out batches. Give"
+            " one for each, in their order.",
+        ),
+        (
             Fake(signature=Signature(lambda model, inputs: inputs["x"], SIGNATURE.inputs)),
             'Signature.fn returned SymbolicTensor. Return a dict of named tensors, e.g. {"logits": logits}.',
         ),
