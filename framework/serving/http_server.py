@@ -15,13 +15,14 @@ from google.protobuf import json_format
 
 from framework.errors import UserError
 from framework.serving.errors import HTTP_STATUS, CodeError
-from framework.serving.signatures import Served
+from framework.serving.signatures import DTYPES, Served
 from framework.serving.values import from_json, to_json
 from framework.serving.versions import Versions
 
 _PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
 _LOOK = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata)?", re.IGNORECASE)
 _HERE = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")
+_WITHOUT_JSON = [DTYPES[name] for name in ("DT_HALF", "DT_BFLOAT16", "DT_UINT16")]  # json_tensor.cc lacks them
 _CHUNK = 2**20
 _DIGITS = 18  # of a length: more are no length
 _LARGEST = 2**63 - 1  # version
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             traceback.print_exc()
             status, value = 500, {"error": f"{type(error).__name__}: {error}"}
-        content = json.dumps(value).encode()
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -164,8 +165,14 @@ class _Handler(BaseHTTPRequestHandler):
             "metadata": {"signature_def": {"signature_def": signatures}},
         }
 
-    def _predict(self, body: bytes) -> Any:
-        """Returns the predictions for instances, or the outputs for inputs."""
+    def _predict(self, body: bytes) -> bytes:
+        """Returns the predictions for instances, or the outputs for inputs, as JSON.
+
+        Texts are sent byte by byte, as TensorFlow Serving sends them, also if they are no UTF-8.
+        """
+        return json.dumps(self._predicted(body), ensure_ascii=False).encode(errors="surrogateescape")
+
+    def _predicted(self, body: bytes) -> Any:
         match = _PREDICT.fullmatch(self.path)
         if not match:
             raise CodeError("INVALID_ARGUMENT", f"Malformed request: POST {self.path}")
@@ -226,6 +233,8 @@ def _arrays(columns: Any, served: Served) -> dict[str, np.ndarray]:
     arrays = {}
     for key, value in columns.items():
         tensor = served.inputs.get(key)
+        if tensor is not None and tensor.dtype in _WITHOUT_JSON:
+            raise CodeError("UNIMPLEMENTED", f"Conversion of JSON values of input '{key}' to type: {tensor.dtype}")
         try:
             # An unknown input is refused with the others', by the model.
             dtype = np.dtype(object) if tensor is None or tensor.dtype is None else tensor.dtype
@@ -237,6 +246,8 @@ def _arrays(columns: Any, served: Served) -> dict[str, np.ndarray]:
 
 def _shown(key: str, array: np.ndarray) -> Any:
     """Returns an output as JSON: texts as text, and as base64 if the name ends in _bytes."""
+    if array.dtype in _WITHOUT_JSON:
+        raise CodeError("INVALID_ARGUMENT", f"Failed to write JSON values of output '{key}' of type: {array.dtype}")
     return to_json(array, by_base64=key.endswith("_bytes"))
 
 

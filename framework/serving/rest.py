@@ -116,12 +116,14 @@ class Rest:
         with self._lock:
             self._idle.append(connection)
         try:
-            answer = json.loads(content)
+            # Servers send texts byte by byte: one that is no UTF-8 is a surrogate here, and a byte again in `_outputs`.
+            answer = json.loads(content.decode(errors="surrogateescape"))
         except ValueError:
             answer = {"error": content[:200].decode(errors="replace")}
         if status != 200:
             said = answer.get("error", answer) if isinstance(answer, dict) else answer
-            raise CodeError(CODE_OF_STATUS.get(status, "INTERNAL"), str(said))
+            # A surrogate cannot be printed.
+            raise CodeError(CODE_OF_STATUS.get(status, "INTERNAL"), str(said).encode(errors="replace").decode())
         return answer
 
 
@@ -184,5 +186,5 @@ def _outputs(value: Any, signature: Served) -> dict[str, np.ndarray]:
     for name, tensor in signature.outputs.items():
         if tensor.dtype is None:
             raise ValueError(f"output '{name}' has a dtype that NumPy does not have")
-        outputs[name] = from_json(named[name], tensor.dtype)
+        outputs[name] = from_json(named[name], tensor.dtype, "surrogateescape")
     return outputs

@@ -22,7 +22,8 @@ def to_json(array: np.ndarray, by_base64: bool = True) -> Any:
 
     Args:
       array: of any dtype of `signatures.DTYPES`; an object array holds bytes.
-      by_base64: whether bytes become {"b64": …}; if not, they become text, and what is no UTF-8 is replaced.
+      by_base64: whether bytes become {"b64": …}; if not, they become text, in which a byte that is no UTF-8 is a
+        surrogate, which str.encode(errors="surrogateescape") turns back into the byte.
     """
     if array.dtype.kind != "O":
         return array.tolist()
@@ -35,17 +36,22 @@ def _encoded(value: bytes) -> dict[str, str]:
 
 
 def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
+    return value.decode(errors="surrogateescape")
 
 
-def from_json(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+def from_json(value: Any, dtype: np.dtype[Any], surrogates: str = "surrogatepass") -> np.ndarray:
     """Returns an array of nested lists of numbers, truth values, or texts and {"b64": …}, which become bytes.
+
+    Args:
+      value: the lists.
+      dtype: of the array.
+      surrogates: how str.encode writes surrogates in texts: 'surrogateescape' for texts that were decoded so.
 
     Raises:
       ValueError: the lists have different lengths, or a value is not of the dtype; the message names it.
     """
     if dtype.kind == "O":
-        return _bytes_of(value)
+        return _bytes_of(value, surrogates)
     array = np.asarray(value)  # ragged lists raise ValueError
     if array.size == 0:
         return array.astype(dtype)
@@ -82,10 +88,10 @@ def _kind_of(array: np.ndarray) -> str:
     return kinds.get(array.dtype.kind, type(array.flat[0]).__name__)
 
 
-def _bytes_of(value: Any) -> np.ndarray:
+def _bytes_of(value: Any, surrogates: str) -> np.ndarray:
     shape = _lengths(value)
     flat: list[bytes] = []
-    _collect(value, shape, flat)
+    _collect(value, shape, surrogates, flat)
     array = np.empty(len(flat), object)
     array[:] = flat
     return array.reshape(shape)
@@ -97,19 +103,19 @@ def _lengths(value: Any) -> tuple[int, ...]:
     return (len(value), *(_lengths(value[0]) if value else ()))
 
 
-def _collect(value: Any, shape: tuple[int, ...], flat: list[bytes]) -> None:
+def _collect(value: Any, shape: tuple[int, ...], surrogates: str, flat: list[bytes]) -> None:
     if not shape:
-        flat.append(_one(value))
+        flat.append(_one(value, surrogates))
     elif isinstance(value, list) and len(value) == shape[0]:
         for part in value:
-            _collect(part, shape[1:], flat)
+            _collect(part, shape[1:], surrogates, flat)
     else:
         raise ValueError("the lists have different lengths")
 
 
-def _one(value: Any) -> bytes:
+def _one(value: Any, surrogates: str) -> bytes:
     if isinstance(value, str):
-        return value.encode(errors="surrogatepass")
+        return value.encode(errors=surrogates)
     if isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str):
         try:
             return base64.b64decode(value["b64"], validate=True)

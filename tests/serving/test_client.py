@@ -392,6 +392,7 @@ def test_a_server_that_does_not_end_its_answer_meets_the_deadline(answer):
         (200, b"<html>", serving.ServingError, "the answer is no status of a model"),
         (200, b"[]", serving.ServingError, "the answer is no status of a model"),
         (500, b'{"error": "broken"}', serving.ServingError, "broken (INTERNAL)"),
+        (400, b'{"error": "bad \xff"}', serving.RefusedError, "bad ? (INVALID_ARGUMENT)"),
         (400, b'{"error": "bad"}', serving.RefusedError, "bad (INVALID_ARGUMENT)"),
         (413, b"<html>", serving.TooLargeError, "<html>. Send fewer rows"),
         (503, b"", serving.UnavailableError, "unavailable after 2 tries"),

@@ -95,8 +95,9 @@ def test_texts_are_bytes(client):
     answer = client.predict({"word": words}, "texts")
     expected = [word.encode() if isinstance(word, str) else word for word in words]
     assert [*answer["raw_bytes"]] == expected and [*answer["text"]] == [b"<%s>" % word for word in expected]
-    raw = client.predict({"word": np.array([b"\xff\0\xfe"], object)}, "texts")["raw_bytes"]
-    assert [*raw] == [b"\xff\0\xfe"]
+    for raw in (b"\xff\0\xfe", "\ud800".encode(errors="surrogatepass")):  # no UTF-8
+        answer = client.predict({"word": np.array([raw], object)}, "texts")
+        assert [*answer["raw_bytes"]] == [raw] and [*answer["text"]] == [b"<%s>" % raw]
 
 
 def test_no_rows(clients):
@@ -197,12 +198,12 @@ def test_the_server_itself_answers_as_serving_does(clients):
         ("/versions/1:predict", {"inputs": [[2, 4, 8]]}, 200, {"outputs": [[3.0, 6.0, 12.0]]}),
         (
             ":predict",
-            {"signature_name": "texts", "instances": ["a", {"b64": "/w=="}]},
+            {"signature_name": "texts", "instances": ["a", {"b64": "w7w="}]},
             200,
             {
                 "predictions": [
                     {"text": "<a>", "raw_bytes": {"b64": "YQ=="}},
-                    {"text": "<�>", "raw_bytes": {"b64": "/w=="}},
+                    {"text": "<ü>", "raw_bytes": {"b64": "w7w="}},
                 ]
             },
         ),

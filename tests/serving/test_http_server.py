@@ -19,6 +19,7 @@ def port():
     served = {
         "": Served({"word": Tensor(np.dtype(object), (None,))}, {}),
         "mean": Served({"x": Tensor(np.dtype(float), (None,))}, {}),
+        "half": Served({"x": Tensor(np.dtype(np.float16), (None,))}, {}),
     }
     model = types.SimpleNamespace(
         signature=served.__getitem__,
@@ -107,3 +108,9 @@ def test_what_has_no_answer_is_refused(port, content, said, capfd):
 def test_infinity_is_a_number(port):
     received = posted(port, "/v1/models/m:predict", b'{"signature_name": "mean", "inputs": [Infinity]}')
     assert received.startswith(b"HTTP/1.1 200 ") and b'"mean": Infinity' in received
+
+
+def test_a_dtype_that_tensorflow_serving_has_not_in_json_is_refused(port):
+    """Or a model would be tried out by requests that fail in production."""
+    received = posted(port, "/v1/models/m:predict", b'{"signature_name": "half", "inputs": [1.5]}')
+    assert received.startswith(b"HTTP/1.1 501 ") and b"of input 'x' to type: float16" in received

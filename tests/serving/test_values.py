@@ -45,7 +45,8 @@ def test_bytes_are_base64_and_texts_may_be_plain():
     value = to_json(array)
     assert value == [[{"b64": base64.b64encode(one).decode()} for one in array[0]]]
     assert from_json(value, np.dtype(object)).tolist() == array.tolist()
-    assert to_json(array, by_base64=False) == [["a", "�\0"]]
+    (texts,) = to_json(array, by_base64=False)
+    assert from_json(texts, np.dtype(object), "surrogateescape").tolist() == array[0].tolist()
     assert from_json(["ü", {"b64": ""}], np.dtype(object)).tolist() == ["ü".encode(), b""]
     assert from_json("ü", np.dtype(object)).shape == () and to_json(np.array(b"a", object)) == {"b64": "YQ=="}
 
