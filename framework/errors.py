@@ -17,7 +17,11 @@ class RunError(Exception):
     """A run ended by an outside cause, such as a full disk. `launch.py` prints one line and exits with status 1."""
 
 
-class DataError(RunError):
+class MachineError(RunError):
+    """A disk or a network failed: once that is mended, the same command goes on."""
+
+
+class DataError(MachineError):
     """A source that can no longer be read."""
 
 

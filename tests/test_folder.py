@@ -12,7 +12,8 @@ import pytest
 from framework import folder, paths
 from framework.checkpoint import checkpoints as checkpoint
 from framework.cli import flags
-from framework.config import RunError, UserError
+from framework.config import UserError
+from framework.errors import MachineError
 from framework.folder import check_workdir, name_of
 from framework.run import build as run
 from framework.run import loop
@@ -381,7 +382,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(built, workdir, monkeypatc
 
     monkeypatch.setattr("framework.run.run.write_text", refuse)
     built[0].state.step.assign(0)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(MachineError) as caught:
         loop.train(built[0])
     assert str(caught.value) == (
         f"[Errno 13] Permission denied: '{workdir / 'overrides.txt'}'. Mend that and type the same command again."

@@ -35,7 +35,7 @@ from framework.checkpoint.storage import (
     read_arrays,
     write_arrays,
 )
-from framework.errors import RunError, UserError
+from framework.errors import MachineError, RunError, UserError
 from framework.files import sync
 from framework.state import TrainState
 
@@ -319,7 +319,7 @@ class Checkpoints:
         last = f"the last complete one is of step {complete[-1]}" if complete else "there is no complete one"
         message = f"{self.folder}: the checkpoint of step {step} could not be saved: {error}; {last}."
         logging.error("%s", message)
-        return RunError(f"{message} Mend that and type the same command again.")
+        return MachineError(f"{message} Mend that and type the same command again.")
 
     def _prune(self, best: int) -> None:
         """Deletes all checkpoints but the newest, the best and those that are kept for good."""

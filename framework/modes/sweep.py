@@ -40,7 +40,7 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
 
     Raises:
       UserError: bad input, a folder of another sweep or of a run, or no `sweep` in the experiment.
-      RunError: the first trials failed.
+      RunError: the first trials failed; or a disk or the network did, and the same command goes on.
     """
     workdir = Path(values.workdir) if values.workdir else fresh_workdir(values.config)
     if (workdir / folder.CONFIG).exists():
@@ -69,7 +69,10 @@ def main(values: flags.FlagValues, overrides: Sequence[str]) -> int:
                 ", ".join(changed),
             )
         trials = values.trials or (TRIALS if plan.sampler != "grid" else sys.maxsize)
-        Runner(study, request, trials, values.parallel or 1, [worker]).run()
+        try:
+            Runner(study, request, trials, values.parallel or 1, [worker]).run()
+        except OSError as error:  # of the journal, for example on a full disk
+            raise RunError(f"the sweep stopped: {error}. Mend that and type the same command again.") from error
     return _report(study, request, run.config.checkpoint.best_metric, "make_exports" in run.experiment.functions)
 
 

@@ -20,7 +20,7 @@ from absl import logging
 
 from framework import optim
 from framework.data.bucketed import busiest, mean_size
-from framework.errors import DataError, RunError
+from framework.errors import DataError, MachineError
 from framework.files import read_json, write_json
 from framework.folder import RESULT, TUNING
 from framework.pages import report
@@ -63,8 +63,9 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
     Raises:
       NonFiniteError: a loss or gradient is NaN or infinite, and `train.on_nonfinite` or the loss scale gives up.
-      RunError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or the end of the run cannot be written;
-        or not all of the run folder could be copied to its address.
+      MachineError: the disk is full or fails, and `checkpoint.on_error` is 'stop' or the end of the run cannot be
+        written.
+      RunError: not all of the run folder could be copied to its address.
       DataError: a streamed source cannot be read; the steps before are saved, unless it was read for an evaluation.
       UserError: a hook, a writer or a schedule of the experiment is refused or raises; the line names it.
     """
@@ -81,7 +82,7 @@ def train(run: Run, overrides: Iterable[str] = ()) -> dict[str, Any]:
         if error.errno not in _DISK_ERRORS and run.workdir not in Path(str(error.filename)).parents:
             raise
         where = "" if error.filename else f"{run.workdir}: "  # if the disk is full, Python does not name the file
-        raise RunError(f"{where}{error}. Mend that and type the same command again.") from error
+        raise MachineError(f"{where}{error}. Mend that and type the same command again.") from error
 
 
 def _ended(run: Run) -> dict[str, Any] | None:

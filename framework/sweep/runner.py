@@ -95,6 +95,8 @@ class Runner:
 
         Raises:
           UserError: the experiment's `sweep` or the values of the first trial are refused.
+          RunError: the first trials failed; or the disk or the network did, which is no fault of a trial: it goes on
+            with the same command.
         """
         waiting = self._study.unfinished()
         try:
@@ -187,8 +189,12 @@ class Runner:
         """Notes how a trial ended.
 
         Raises:
-          RunError: no trial has been trained, and too many have failed.
+          RunError: no trial has been trained, and too many have failed; or the machine failed, and not the trial.
         """
+        if (
+            answer.get("is_of_machine") and not running.is_pruned
+        ):  # else all trials that are left would fail as fast as they begin
+            raise RunError(f"trial {running.trial.number}: {answer['error']}")
         self._report(running)
         self._running.remove(running)
         trial, worker = running.trial, running.worker

@@ -24,8 +24,9 @@ from typing import IO, Any
 
 from absl import logging
 
+from framework import files
 from framework.distribute import lifeline
-from framework.errors import RunError, UserError
+from framework.errors import MachineError, RunError, UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,7 +149,8 @@ def _train(task: Task, say: Any) -> dict[str, Any]:
             result = train(run, task.overrides)
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return {"error": user_code.one_line(str(error)), "is_bad_input": isinstance(error, UserError)}
+        kinds = {"is_bad_input": isinstance(error, UserError), "is_of_machine": _is_of_machine(error)}
+        return {"error": user_code.one_line(str(error)), **kinds}
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {user_code.one_line(str(error))}"}
@@ -156,6 +158,12 @@ def _train(task: Task, say: Any) -> dict[str, Any]:
         sys.stdout.flush()
         sys.stderr.flush()
     return {name: result[name] for name in ("status", "step", "best", "final")}
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Returns whether a disk or a network failed: other trials would fail as well, and this one may go on."""
+    cause = error.__cause__
+    return isinstance(error, MachineError) or (isinstance(cause, OSError) and files.is_full_disk(cause))
 
 
 if __name__ == "__main__":

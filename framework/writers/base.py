@@ -41,7 +41,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from framework.errors import RunError, UserError
+from framework.errors import MachineError, RunError, UserError
 from framework.experiment import user_code
 
 _MOST_WAITING = 8  # calls
@@ -205,7 +205,7 @@ class MultiWriter(_Relay):
         except _CANNOT_WRITE as error:
             message = f"{writer.name} cannot write: {' '.join(str(error).split())}."
             if not self._goes_on:
-                raise RunError(f"{message} Mend that and type the same command again.") from error
+                raise MachineError(f"{message} Mend that and type the same command again.") from error
             logging.error("%s", message)
 
 

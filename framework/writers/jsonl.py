@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import logging
 
-from framework.errors import RunError
+from framework.errors import MachineError
 from framework.files import CorruptError, lines_and_rows, write_bytes
 from framework.writers.base import Writer
 
@@ -64,7 +64,7 @@ def _kept_lines(path: Path, resume_step: int | None) -> bytes:
     try:
         rows = lines_and_rows(path)
     except CorruptError as error:
-        raise RunError(f"{path} cannot be read: {error}. Mend that and type the same command again.") from error
+        raise MachineError(f"{path} cannot be read: {error}. Mend that and type the same command again.") from error
     is_kept = [resume_step is None or 0 < row["step"] <= resume_step for _, row in rows]
     last = max((place for place, kept in enumerate(is_kept) if kept), default=-1)
     if odd := is_kept[: last + 1].count(False):

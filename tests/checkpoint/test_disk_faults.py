@@ -9,7 +9,7 @@ import pytest
 from framework.checkpoint import checkpoints as checkpoint
 from framework.checkpoint import storage
 from framework.checkpoint.checkpoints import Checkpoints
-from framework.config import RunError
+from framework.errors import MachineError
 from tests.checkpoint.states import make_state, save_at
 
 
@@ -65,7 +65,7 @@ def test_an_error_of_the_disk_is_raised_at_the_next_save_and_at_the_end(tmp_path
             assert checkpoints.steps() == [1]
         assert [record.getMessage() for record in caplog.records] == [said]
         created.step.assign(3)
-        with pytest.raises(RunError) as caught:
+        with pytest.raises(MachineError) as caught:
             again()
         assert str(caught.value) == f"{said} Mend that and type the same command again."
         assert sorted(path.name for path in tmp_path.iterdir()) == ["last.json", "step-00000001"]
@@ -92,7 +92,7 @@ def test_an_error_of_the_disk_is_passed_over_on_request_but_at_the_end(tmp_path,
     checkpoints.close()
     assert checkpoints.restore(created) == {"at": 2}
     created.step.assign(3)
-    with fault("full"), pytest.raises(RunError) as caught, checkpoints:
+    with fault("full"), pytest.raises(MachineError) as caught, checkpoints:
         checkpoints.save(created, {})
     assert str(caught.value) == (
         f"{tmp_path}: the checkpoint of step 3 could not be saved: [Errno 28] No space left on device;"
@@ -103,12 +103,12 @@ def test_an_error_of_the_disk_is_passed_over_on_request_but_at_the_end(tmp_path,
 def test_a_synchronous_save_raises_itself(tmp_path):
     created = make_state()
     checkpoints = Checkpoints(tmp_path, 3, asynchronous=False)
-    with fault("full"), pytest.raises(RunError, match=r"could not be saved: .* No space left on device"):
+    with fault("full"), pytest.raises(MachineError, match=r"could not be saved: .* No space left on device"):
         checkpoints.save(created, {})
     checkpoints = Checkpoints(tmp_path, 3, asynchronous=False, on_error="continue")
     with fault("full"):
         checkpoints.save(created, {})
-    with pytest.raises(RunError):
+    with pytest.raises(MachineError):
         checkpoints.close()
 
 

@@ -156,6 +156,23 @@ def test_what_no_trial_can_use_is_refused_in_one_line(tmp_path, capsys, monkeypa
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+def test_a_journal_that_can_no_longer_be_written_ends_the_sweep_in_one_line(tmp_path, capsys, monkeypatch):
+    class Full:
+        def __init__(self, *arguments):
+            pass
+
+        def run(self):
+            raise OSError(28, "No space left on device", "sweep.log")
+
+    answers(monkeypatch, {"test/accuracy": "max"})
+    monkeypatch.setattr("framework.modes.sweep.Runner", Full)
+    assert launch.main(["launch.py", SWEPT, SWEEP, f"--workdir={tmp_path / 'sweep'}"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the sweep stopped: [Errno 28] No space left on device: 'sweep.log'. Mend that and type the same command"
+        " again.\n"
+    )
+
+
 SPACE = """
 from tests.swept import get_config, make_data, make_loss, make_metrics, make_model, make_schedule
 

@@ -1,5 +1,6 @@
 """framework/sweep/runner.py: every trial is run once, whatever ends trials, workers or the sweep."""
 
+import errno
 import json
 import math
 import time
@@ -9,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from framework import files
-from framework.errors import RunError
+from framework.errors import DataError, MachineError, NonFiniteError, RunError, UserError
 from framework.sweep import runner, worker
 from framework.sweep.runner import Request, Runner
 from tests.sweep.spaces import opened
@@ -79,6 +80,11 @@ def failing(why="loss is NaN at step 3"):
     return (), {"error": why}
 
 
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 def run(folder, scripts, trials, parallel=1, **plan):
     FakeWorker.scripts, FakeWorker.made, FakeWorker.most_at_once = scripts, [], 0
     study = opened(folder, **plan)
@@ -138,6 +144,40 @@ def test_a_sweep_whose_first_trials_fail_gives_up(tmp_path):
     ):
         run(tmp_path, {number: failing("there is no such key") for number in range(9)}, 9)
     assert len(tasks()) == 3 and all(worker.ended for worker in FakeWorker.made)
+
+
+def test_a_full_disk_stops_the_sweep_and_fails_no_trial(tmp_path):
+    """Else each of the trials that are left would begin, fail, and count."""
+    full = (), {"error": "metrics.jsonl cannot be written: No space left on device.", "is_of_machine": True}
+    with pytest.raises(RunError, match=r"^trial 1: metrics\.jsonl cannot be written: No space left on device\.$"):
+        run(tmp_path, {0: trained(0.5), 1: full, 2: trained(0.75)}, 3)
+    first = tasks()[1]
+    study = run(tmp_path, {1: trained(0.25), 2: trained(0.75)}, 3)
+    assert tasks()[0] == first
+    assert [(row["state"], row["value"]) for row in study.rows()] == [
+        ("finished", value) for value in (0.5, 0.25, 0.75)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_machine"),
+    [
+        (MachineError("full"), True),
+        (DataError("gone"), True),
+        (caused(UserError("the folder cannot be written"), OSError(errno.ENOSPC, "full")), True),
+        (caused(UserError("the folder cannot be written"), OSError(errno.EACCES, "denied")), False),
+        (NonFiniteError("loss"), False),
+        (RunError("it keeps compiling"), False),
+    ],
+)
+def test_a_worker_says_whether_the_machine_or_the_trial_failed(monkeypatch, error, is_of_machine):
+    def build(*arguments):
+        raise error
+
+    monkeypatch.setattr("framework.run.build.build", build)
+    answer = worker._train(worker.Task("x.py", (), "run"), lambda answer: None)
+    is_bad_input = isinstance(error, UserError)
+    assert answer == {"error": str(error), "is_bad_input": is_bad_input, "is_of_machine": is_of_machine}
 
 
 def test_an_interrupted_sweep_goes_on_with_the_same_trial(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework.config import RunError
+from framework.errors import MachineError
 from framework.writers import AsyncWriter, Jsonl, MultiWriter
 from tests.writers.recorded import Recorder
 
@@ -57,7 +57,7 @@ def test_a_full_disk_stops_or_is_said_and_the_other_writers_go_on(
 ) -> None:
     recorder = Recorder()
     with (
-        pytest.raises(RunError) as caught,
+        pytest.raises(MachineError) as caught,
         MultiWriter([Full(tmp_path / "m.jsonl"), recorder]) as writer,
     ):
         writer.scalars(1, {"loss": 1.0})
@@ -135,7 +135,7 @@ def test_an_error_is_raised_by_what_comes_next(at: str) -> None:
     writer = MultiWriter([behind])
     writer.scalars(1, {})
     behind._calls.join()  # until it has failed
-    with pytest.raises(RunError, match=r"^Slow cannot write: no room at 1"):
+    with pytest.raises(MachineError, match=r"^Slow cannot write: no room at 1"):
         writer.scalars(2, {}) if at == "scalars" else getattr(writer, at)()
     writer.scalars(3, {})  # what is raised is raised once
     writer.close()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework.config import RunError
+from framework.errors import MachineError
 from framework.writers import Jsonl
 from tests.writers.recorded import steps_of, write_rows
 
@@ -141,6 +141,6 @@ def test_rows_that_cannot_be_read_are_not_wiped(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        with pytest.raises(RunError, match=r"m\.jsonl cannot be read: Permission denied\. Mend that"):
+        with pytest.raises(MachineError, match=r"m\.jsonl cannot be read: Permission denied\. Mend that"):
             Jsonl(path, 0)
     assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
