@@ -6,7 +6,10 @@ Every other exception is a fault of the framework and keeps its traceback. Nothi
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+XLA_LISTS = "Stack trace for op definition"  # begins a list of XLA's in a message
 
 
 class UserError(Exception):
@@ -40,3 +43,14 @@ def near(word: str, words: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the closest of `words`, or an empty string."""
     close = closest(word, words)
     return f" Did you mean '{close}'?" if close else ""
+
+
+def said_by_tensorflow(message: str) -> str:
+    """Returns the message of an error of TensorFlow or Keras without the stack and the names of nodes around it."""
+    for end in ("Call arguments received by", XLA_LISTS, "\nTraceback (most recent call last):"):
+        message = message.partition(end)[0]
+    message = re.sub(r"\{\{(function_)?node [^}]*\}\}|\[\[\{\{node.*|\[Op:\w+\]|(?m:^\s*File \".*\n.*$)", "", message)
+    around = (
+        r"Graph execution error:|Detected at node.*most recent call last\):|<stack traces unavailable>|in user code:"
+    )
+    return re.sub(around, "", message).strip()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from framework.errors import RunError, UserError
+from framework.errors import XLA_LISTS, RunError, UserError, said_by_tensorflow
 from framework.files import write_bytes
 
 KERAS_3 = "It is of Keras 3, whose layers, models and optimizers are others: write `import tf_keras as keras`."
@@ -34,7 +34,6 @@ _NOT_OWN = (
 )
 # The form in which TensorFlow lists the lines that made a failed op, and AutoGraph the lines of a converted function.
 _LISTED = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-_XLA_LISTS = "Stack trace for op definition"
 
 # What TensorFlow says of an operation of a gradient, which no line of the experiment made.
 _OF_GRADIENT = re.compile(
@@ -238,7 +237,7 @@ def _in_step(error: BaseException) -> str | None:
 
 def _listed(error: BaseException) -> list[tuple[str, int, str]]:
     """Returns the lines of the experiment in a message of TensorFlow, without the lines that called the framework."""
-    for block in _raw(error).split(_XLA_LISTS):
+    for block in _raw(error).split(XLA_LISTS):
         # XLA omits the first slash.
         entries = [(os.path.join(os.sep, file), int(line), name) for file, line, name in _LISTED.findall(block)]
         first = next((place for place, entry in enumerate(entries) if entry[0].startswith(_NOT_OWN[:2])), 0)
@@ -306,11 +305,7 @@ def _raw(error: BaseException) -> str:
 
 def _sentence(raw: str) -> str:
     """Returns the message without the text that TensorFlow and Keras wrap around it."""
-    for end in ("Call arguments received by", _XLA_LISTS, "\nTraceback (most recent call last):"):
-        raw = raw.partition(end)[0]
-    raw = re.sub(r"\{\{(function_)?node [^}]*\}\}|\[\[\{\{node.*|\[Op:\w+\]|(?m:^\s*File \".*\n.*$)", "", raw)
-    raw = re.sub(r"Graph execution error:|Detected at node.*most recent call last\):|in user code:", "", raw)
-    said = one_line(raw, _MOST_CHARACTERS)
+    said = one_line(said_by_tensorflow(raw), _MOST_CHARACTERS)
     return said if said.endswith((".", "!", "?", "…")) else f"{said}."
 
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 from framework import manifest
-from framework.errors import RunError, UserError
+from framework.errors import RunError, UserError, said_by_tensorflow
 from framework.experiment import user_code
 from framework.export import report
 from framework.export.base import Arrays, Call, ExportHook
@@ -284,7 +284,8 @@ def _sizes(path: Path) -> tuple[int, int]:
 
 def _one_line(error: BaseException) -> str:
     kind = type(error).__name__
-    text = str(error) if isinstance(error, UserError | RunError) else f"{kind}: {error}" if str(error) else kind
+    said = said_by_tensorflow(str(error))  # also what a fresh process says of it
+    text = said if isinstance(error, UserError | RunError) else f"{kind}: {said}" if said else kind
     return user_code.one_line(text, _FAILURE_CHARACTERS)
 
 

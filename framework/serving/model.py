@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from framework import extras
+from framework.errors import said_by_tensorflow
 from framework.serving.errors import HTTP_STATUS, CodeError
 from framework.serving.fitting import SERVING
 from framework.serving.signatures import Served, of_json
@@ -88,7 +89,7 @@ class Model:
             return {key: tensor.numpy() for key, tensor in answer.items() if not outputs or key in outputs}
         except tf.errors.OpError as error:
             code = _CODES.get(error.error_code, "UNKNOWN")
-            raise CodeError(code, str(error.message)) from error
+            raise CodeError(code, said_by_tensorflow(str(error.message))) from error
 
 
 def _check(served: Served, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from framework.config import UserError
+from framework.errors import RunError
 from framework.export import runner, worker
 from framework.export.base import Signature
 from framework.export.runner import export_all
@@ -176,6 +177,21 @@ def test_what_is_refused_before_anything_is_written(tmp_path, hooks, batches, me
         export_all(hooks, Scale(), batches, {}, tmp_path / "exports")
     assert str(error.value) == message
     assert not (tmp_path / "exports").exists()
+
+
+def test_what_a_kernel_says_is_the_failure(tmp_path):
+    """Without the stack before it, which would fill the line."""
+    said = (
+        "Graph execution error:\n\nDetected at node Assert/Assert defined at (most recent call last):\n"
+        + 20 * '  File "/a/rather/long/path/of/python.py", line 5, in call\n\n'
+        + "assertion failed: [a text has more tokens] [9]\n\t [[{{node Assert/Assert}}]] [Op:__inference_f_24]"
+    )
+    kernel = tf.errors.InvalidArgumentError(None, None, said)
+    fresh = RunError(f"in the fresh process of saved_model_runtime.py, InvalidArgumentError: {said}")
+    for fail, before in ((kernel, ""), (fresh, "in the fresh process of saved_model_runtime.py, ")):
+        [report] = export_all([Fake(fail=fail)], Scale(), [make_batch(X)], {}, tmp_path)
+        what = "InvalidArgumentError: assertion failed: [a text has more tokens] [9]"
+        assert report.failure.replace("  ", " ") == f"{before}{what}"
 
 
 @pytest.mark.parametrize(

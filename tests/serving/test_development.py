@@ -149,7 +149,7 @@ def test_signatures_and_states(client):
             "input 'x' has shape [3]; signature 'serving_default' takes float32 [None, 3].",
         ),
         ({"x": [[1.0], [1.0, 2.0]]}, "serving_default", serving.ShapeError, "input 'x' is no array: its rows have"),
-        ({"id": np.array([4])}, "table", serving.RefusedError, r"indices[0] = 4 is not in [0, 4)"),
+        ({"id": np.array([4])}, "table", serving.RefusedError, ": indices[0] = 4 is not in [0, 4) (INVALID_ARGUMENT)"),
     ],
 )
 def test_what_does_not_fit_is_a_typed_error_of_one_line(client, inputs, signature, error, message):
