@@ -134,7 +134,8 @@ def _is_mixed(values: Iterable[Any]) -> bool:
 
 def _label(group: Sequence[StoredRun], values: dict[str, str]) -> str:
     names = [str(run.path) for run in group]
-    differing = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items() if key != "code")
+    shown = listing.short_names(values)
+    differing = " ".join(f"{shown[key]}={value}" for key, value in values.items() if key != "code")
     label = differing if 0 < len(differing) <= _LONGEST_LABEL else ""
     if len(group) == 1:
         return f"{names[0]}: {label}" if label else names[0]

@@ -8,7 +8,7 @@ print(table(Path("runs"), below(Path("runs"))))
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from framework.pages import report, stored
@@ -78,9 +78,14 @@ def _row(folder: Path, run: StoredRun) -> tuple[str, ...]:
 
 def differs(run: StoredRun) -> str:
     """Returns what differs from the defaults of the experiment: 'learning_rate=0.1 seed=3'; '' if nothing does."""
-    names = [key.rpartition(".")[2] for key in run.overridden]
-    shown = {key: name if names.count(name) == 1 else key for key, name in zip(run.overridden, names, strict=True)}
+    shown = short_names(run.overridden)
     return " ".join(f"{shown[key]}={report.as_text(value)}" for key, value in run.overridden.items())
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Returns {key: its last part; the whole key if another one has the same}."""
+    names = {key: key.rpartition(".")[2] for key in keys}
+    return {key: name if [*names.values()].count(name) == 1 else key for key, name in names.items()}
 
 
 def _at(point: Point | None) -> str:
