@@ -134,6 +134,8 @@ class RpcServer:
 
 def _asked(spec: Any) -> tuple[str, int | None]:
     """Returns name and version of a ModelSpec; a label, which the development server does not have, is not found."""
+    if not spec.name:
+        raise CodeError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
     if spec.version_label:
         raise CodeError("INVALID_ARGUMENT", f"Unrecognized servable version label: {spec.version_label}")
     return spec.name, spec.version.value if spec.HasField("version") else None

@@ -21,8 +21,9 @@ def predict():
     versions = types.SimpleNamespace(name="m", asked=lambda name, version: model)
     server = RpcServer(versions, 0, BYTES)
 
-    def call(proto):
+    def call(proto, name="m"):
         request = predict_pb2.PredictRequest()
+        request.model_spec.name = name
         request.inputs["x"].CopyFrom(proto)
         server.predict(request)
         return got.pop("x")
@@ -72,3 +73,9 @@ def test_a_number_beyond_the_dtype_is_refused(predict):
     with pytest.raises(CodeError) as caught:
         predict(proto)
     assert (caught.value.code, caught.value.message) == ("INVALID_ARGUMENT", "tensor parsing error: x")
+
+
+def test_a_request_names_a_model(predict):
+    with pytest.raises(CodeError) as caught:
+        predict(splat(1), name="")
+    assert (caught.value.code, caught.value.message) == ("INVALID_ARGUMENT", "ModelSpec has no name specified.")
