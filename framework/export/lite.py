@@ -31,6 +31,7 @@ from framework.export.lite_formats import FORMATS
 from framework.layers.attention import finite_masks
 
 _MISSING_OPS = re.compile(r"^(?:TF Select|Flex|Custom) ops: (.+?)\s*$", re.MULTILINE)
+_LISTS = re.compile(r"'tf\.TensorList\w+' op requires element_shape to be static")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +259,8 @@ def convert(name: str, converter: Any, path: Path) -> None:
     """Writes what a converter makes.
 
     Raises:
-      UserError: LiteRT does not have an operation, or the converter cannot make a weight sparse.
+      UserError: LiteRT does not have an operation or must know the shape of a list, or the converter cannot make a
+        weight sparse.
     """
     from framework.export.lite_runtime import caught_stderr
 
@@ -274,6 +276,12 @@ def convert(name: str, converter: Any, path: Path) -> None:
                 f"export '{name}': the converter cannot leave the zeros out of a weight that several operations read,"
                 " such as a table that embeds tokens and makes logits. Train with e.g."
                 " --config.prune.exclude='.*table', or leave the format out."
+            ) from error
+        if _LISTS.search(str(error)):
+            raise UserError(
+                f"export '{name}': a loop of the signature, such as that of a recurrent layer or of tf.map_fn, collects"
+                " outputs whose shape LiteRT must know. Make LSTM, GRU and RNN with unroll=True and give their input a"
+                " fixed length, or leave Lite out of make_exports."
             ) from error
         missing = _MISSING_OPS.search(str(error))
         if missing is None:

@@ -229,6 +229,24 @@ def test_an_op_without_a_kernel_is_named(tmp_path):
     assert report.path == "lite.failed"
 
 
+@pytest.mark.parametrize("unroll", [False, True])
+def test_a_recurrent_layer_is_exported_if_it_is_unrolled(tmp_path, unroll):
+    net = keras.Sequential([keras.layers.LSTM(2, unroll=unroll)])
+    net.build((None, 3, 2))
+    signature = Signature(
+        lambda model, inputs: {"y": model(inputs["x"], training=False)}, {"x": tf.TensorSpec([None, 3, 2], tf.float32)}
+    )
+    batch = {"x": np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32), "weight": np.ones(4, np.float32)}
+    [report] = export_all([Lite(signature)], net, [batch], {}, tmp_path)
+    assert report.failure == (
+        ""
+        if unroll
+        else "export 'lite': a loop of the signature, such as that of a recurrent layer or of tf.map_fn, collects"
+        " outputs whose shape LiteRT must know. Make LSTM, GRU and RNN with unroll=True and give their input a fixed"
+        " length, or leave Lite out of make_exports."
+    )
+
+
 def test_a_failed_conversion_leaves_the_earlier_file(model, exported, tmp_path):
     assert export_all([HOOK], model, [make_batch(3)], {}, tmp_path)[0].passed
     before = (tmp_path / "lite/model.tflite").read_bytes()
