@@ -3,6 +3,8 @@
 python launch.py --mode=list --workdir=runs
 """
 
+import shutil
+import sys
 from pathlib import Path
 
 from framework.errors import UserError
@@ -18,5 +20,6 @@ def main(workdir: Path) -> int:
     if not workdir.is_dir():
         raise UserError(f"{workdir} is no folder. Type one with run folders in it, e.g. --workdir=runs.")
     runs = listing.below(workdir)
-    print(listing.table(workdir, runs) if runs else f"no runs below {workdir}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0  # a file has a line for each run
+    print(listing.table(workdir, runs, width) if runs else f"no runs below {workdir}")
     return 0

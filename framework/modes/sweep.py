@@ -7,6 +7,7 @@ The same command goes on after any end, and does nothing once there are so many 
 """
 
 import contextlib
+import shutil
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from framework.config.overrides import override
 from framework.distribute import lifeline
 from framework.errors import RunError, UserError, near
 from framework.experiment import returns
+from framework.pages import listing
 from framework.run import code_copies, command
 from framework.run.request import Request as RunRequest
 from framework.run.request import fresh_workdir, resolve_request
@@ -148,6 +150,13 @@ def _plan(values: flags.FlagValues, config: ConfigDict, modes: Mapping[str, str]
     return Plan(metric, modes[metric], sampler, pruner, config.seed)
 
 
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Returns number, value, state and overrides of a trial as texts."""
+    value = "" if row["value"] is None else f"{row['value']:.6g}"
+    values = " ".join(text.removeprefix("--config.") for text in row["overrides"])
+    return f"{row['number']:5d}", value, row["state"], values
+
+
 def _report(study: Study, request: Request, best_metric: str, is_exported: bool) -> int:
     """Prints a table of the trials, the best first, and the commands of the best; returns the exit status.
 
@@ -162,13 +171,11 @@ def _report(study: Study, request: Request, best_metric: str, is_exported: bool)
     rows.sort(key=lambda row: (row["value"] is None, sign * (row["value"] or 0.0), row["number"]))
     states = Counter(row["state"] for row in rows)
     print(f"{len(rows)} trials: {', '.join(f'{count} {state}' for state, count in states.items())}")
-    print(f"  trial  {study.plan.metric:<16} state        values")
-    for row in rows:
-        value = "" if row["value"] is None else f"{row['value']:.6g}"
-        values = " ".join(text.removeprefix("--config.") for text in row["overrides"])
-        print(f"  {row['number']:5d}  {value:<16} {row['state']:<12} {values}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(listing.aligned([("trial", study.plan.metric, "state", "values"), *map(_cells, rows)], width))
+    for row in sorted(rows, key=lambda row: int(row["number"])):
         if row["error"]:
-            print(f"         {row['error']}")
+            print(f"trial {row['number']} failed: {row['error']}")
     if best is None:
         return 1
     number = best["number"]

@@ -16,7 +16,7 @@ from framework.pages.curves import Point
 from framework.pages.stored import StoredRun
 
 _HEADINGS = ("run", "state", "step", "best", "last", "started", "time", "differs")
-_GAP = "  "
+_GAP, _INDENT = "  ", "    "
 _LEAST_ROOM = 20  # columns
 _MOST_CHARACTERS = 60  # of a state or a list of keys
 
@@ -32,9 +32,26 @@ def below(folder: Path) -> list[StoredRun]:
     return runs
 
 
-def table(folder: Path, runs: Sequence[StoredRun]) -> str:
-    """Returns the table; the last column of a row also names what could not be read of the run."""
-    return aligned([_HEADINGS, *(_row(folder, run) for run in runs)])
+def table(folder: Path, runs: Sequence[StoredRun], width: int = 0) -> str:
+    """Returns the table; the last column of a row also names what could not be read of the run.
+
+    Args:
+      folder: that the runs are below.
+      runs: at least one.
+      width: columns of the terminal; if the table has more, each run has lines of its own. 0 for a table of any width.
+    """
+    rows = [_row(folder, run) for run in runs]
+    whole = aligned([_HEADINGS, *rows])
+    if not width or max(map(len, whole.splitlines())) <= width:
+        return whole
+    return "\n".join(line for row in rows for line in _record(row, width))
+
+
+def _record(row: Sequence[str], width: int) -> list[str]:
+    """Returns the lines of a run: its name, and below it what a table has in its columns."""
+    name, *cells = map(_plain, row)
+    words = _GAP.join(f"{heading} {cell}" for heading, cell in zip(_HEADINGS[1:], cells, strict=True) if cell)
+    return [name, *textwrap.wrap(words, max(_LEAST_ROOM, width), initial_indent=_INDENT, subsequent_indent=_INDENT)]
 
 
 def aligned(rows: Sequence[Sequence[str]], width: int = 0) -> str:

@@ -249,7 +249,7 @@ def test_the_export_of_the_best_trial_is_of_the_checkpoint_that_was_the_best(tmp
     assert "Export it" not in capsys.readouterr().out
     assert sweep._report(study, request, best_metric, is_exported=True) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^ +3 +failed +schedule\.learning_rate=0\.\d+\n +no memory$", printed, re.MULTILINE)
+    assert re.search(r"^ +3 +failed +schedule\.learning_rate=0\.\d+\ntrial 3 failed: no memory$", printed, re.MULTILINE)
     (export,) = re.findall(r"^Export it: +(.*)$", printed, re.MULTILINE)
     is_kept = best_metric == "test/accuracy"
     of_best = ["--checkpoint=best"] if is_kept else []

@@ -9,6 +9,7 @@ import pytest
 
 import launch
 from framework import files
+from framework.pages import listing
 from tests.pages.folders import RESULT, ROWS, fail, make, start
 from tests.pages.test_stored import FILES, WRONG
 
@@ -43,6 +44,21 @@ def test_a_row_has_state_step_results_times_and_what_differs(tmp_path, capsys):
     assert rows["early"].startswith("stopped early  ") and "400/900" in rows["early"] and "1 h 2 min" in rows["early"]
     assert rows["killed"].startswith("stopped at step 200  ") and "0.75 @200" in rows["killed"]
     assert rows["failed"].startswith("failed: ValueError: a shape  ")
+
+
+def test_a_terminal_that_is_too_narrow_gets_lines_of_their_own_for_each_run(tmp_path):
+    for name in ("a" * 60, "b"):
+        make(tmp_path / name, starts=[start(overridden={"model.hidden": 64, "data.name": "mnist"})])
+    runs = listing.below(tmp_path)
+    whole = listing.table(tmp_path, runs)
+    assert listing.table(tmp_path, runs, 200) == whole and max(map(len, whole.splitlines())) > 80
+    lines = listing.table(tmp_path, runs, 80).splitlines()
+    assert max(map(len, lines)) <= 80 and [line for line in lines if line[0] != " "] == ["a" * 60, "b"]
+    words = " ".join(" ".join(lines[1 : lines.index("b")]).split())
+    assert words == (
+        "state finished step 400/400 best test/accuracy 0.75 @200 last 0.625 @400 started 2026-11-29 04:00 time 10.0 s"
+        " differs hidden=64 name=mnist"
+    )
 
 
 def test_a_run_under_way_is_running(tmp_path, capsys):
