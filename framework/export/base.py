@@ -210,6 +210,16 @@ def _dense(name: Any, output: Any) -> tf.Tensor:
         ) from error
 
 
+def check_names(kind: str, signatures: Mapping[str, Signature]) -> None:
+    """Raises UserError unless a hook, of the class `kind`, has signatures that a client can name."""
+    for name in signatures:
+        if not isinstance(name, str) or not name or name.startswith("__"):
+            raise UserError(
+                f"{kind} has a signature named {name!r}. Name it by a text, e.g. 'features'; names that begin with __"
+                " are TensorFlow's own."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """Says how a fresh process loads an artefact.

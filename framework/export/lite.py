@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from framework import optim, precision
 from framework.errors import UserError, near
-from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
+from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, check_names, make_servable
 from framework.export.bounds import Bounds
 from framework.export.lite_formats import FORMATS
 from framework.layers.attention import finite_masks
@@ -56,7 +56,8 @@ class Lite:
         were trained.
 
     Raises:
-      UserError: there is no such format, `examples` is below 1, or there is no 'serving_default'.
+      UserError: there is no such format, `examples` is below 1, there is no 'serving_default', or a host cannot name a
+        signature.
     """
 
     signature: Signature | Mapping[str, Signature]
@@ -67,6 +68,7 @@ class Lite:
 
     def __post_init__(self) -> None:
         set_defaults(self, "lite")
+        check_names("Lite", self.signatures)
         if SERVING not in self.signatures:
             raise UserError(
                 f"Lite has the signatures {', '.join(sorted(self.signatures)) or '(none)'}, but no '{SERVING}', whose"

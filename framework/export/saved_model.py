@@ -17,7 +17,7 @@ import tensorflow as tf
 from framework import manifest, optim
 from framework.errors import UserError
 from framework.export import saved_model_runtime
-from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
+from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, check_names, make_servable
 from framework.export.serving import Serving
 
 
@@ -34,7 +34,7 @@ class SavedModel:
       jit_compile: whether the signatures are XLA programs, compiled at the first call of each batch size.
 
     Raises:
-      UserError: there is no 'serving_default'.
+      UserError: there is no 'serving_default', or a client cannot name a signature.
     """
 
     signatures: Mapping[str, Signature]
@@ -45,6 +45,7 @@ class SavedModel:
     jit_compile: bool = False
 
     def __post_init__(self) -> None:
+        check_names("SavedModel", self.signatures)
         if SERVING not in self.signatures:
             raise UserError(
                 f"SavedModel has the signatures {', '.join(sorted(self.signatures)) or '(none)'}, but no '{SERVING}',"

@@ -14,6 +14,7 @@ from framework.compile import jit
 from framework.config import UserError
 from framework.decoding import decode
 from framework.export.base import Signature
+from framework.export.lite import Lite
 from framework.export.runner import export_all
 from framework.export.saved_model import SavedModel
 from tests.export import translator
@@ -248,6 +249,18 @@ def test_float64_stays_float64(tmp_path):
     outputs = hook.load(tmp_path / report.path)["serving_default"]({"x": batch["x"]})
     assert outputs["y"].dtype == np.float64
     assert outputs["y"].tolist() == [1 / 3, 1.0]
+
+
+@pytest.mark.parametrize("name", ["", "__saved_model_init_op", "__mine", 1])
+@pytest.mark.parametrize("kind", [SavedModel, Lite])
+def test_a_signature_that_no_client_can_name_is_refused(kind, name):
+    signature = Signature(classify, {"image": IMAGE})
+    with pytest.raises(UserError) as error:
+        kind({"serving_default": signature, name: signature})
+    assert str(error.value) == (
+        f"{kind.__name__} has a signature named {name!r}. Name it by a text, e.g. 'features'; names that begin with __"
+        " are TensorFlow's own."
+    )
 
 
 def test_serving_default_is_required():
