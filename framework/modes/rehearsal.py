@@ -296,7 +296,7 @@ def _header_and_page(trial: Rehearsal) -> None:
     before = _bytes_of(run.workdir)
     try:
         run.write_header(())
-        report.write(run.workdir)
+        report.refresh(run.workdir)
     except OSError as error:
         trial.fail(f"config, code or report cannot be written: {error}")
     trial.once += _bytes_of(run.workdir) - before
