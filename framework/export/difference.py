@@ -180,6 +180,11 @@ class Difference:
         return texts
 
 
+def output_name(signature: str, key: str, signatures: int) -> str:
+    """Returns the name of an output in reports of so many signatures."""
+    return f"{signature}/{key}" if signatures > 1 else key
+
+
 def add(
     differences: dict[str, Difference], reference: dict[str, Arrays], exported: dict[str, Arrays], size: int
 ) -> None:
@@ -201,7 +206,7 @@ def add(
                 f" {', '.join(sorted(outputs))} from the trained model."
             )
         for key, array in outputs.items():
-            name = f"{signature}/{key}" if len(reference) > 1 else key
+            name = output_name(signature, key, len(reference))
             other = exported[signature][key]
             if array.shape[:1] != (size,):
                 raise UserError(f"output '{name}' has shape {array.shape} for a batch of {size}: put the batch first.")

@@ -319,3 +319,12 @@ def _log(done: ExportReport) -> None:
                 lost,
                 name,
             )
+        if "batch_dependence" in numbers:
+            logging.warning(
+                "export %s: output '%s' of an example depends on the others of its batch: alone it differs by %.2g, of"
+                " a range of %.2g. A server that puts requests together would answer other numbers",
+                done.hook,
+                name,
+                numbers["batch_dependence"],
+                numbers["range"],
+            )

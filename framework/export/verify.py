@@ -19,13 +19,15 @@ import tensorflow as tf
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, ExportHook, Signature, first_rows
 from framework.export.bounds import Bounds
-from framework.export.difference import Difference, add
+from framework.export.difference import Difference, add, output_name
 from framework.export.processes import Processes, load_here
 from framework.metrics import Metric, Picture, results
 
 LATENCY_BATCHES = (1, 32)
 # Ties within the bound of an exact format may change a metric by so much; a larger change is another function.
 _METRIC_BOUND = 1e-3
+# Part of the range by which an example alone may differ from itself in a batch: half precision rounds to less.
+_ALONE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +121,29 @@ def verify(
             probed: dict[str, Difference] = {}
             is_exact = not isinstance(hook.bound, Bounds)
             own = {name: first_rows(outputs, size) for name, outputs in in_first_batch.items()}
-            add(probed, _run(live, probe) if is_exact else own, _run(loaded, probe), size)
+            answers = _run(loaded, probe)
+            add(probed, _run(live, probe) if is_exact else own, answers, size)
+            if is_exact and size == 1:
+                _note_dependence(findings, own, answers)
             for name, difference in probed.items():
                 difference.measure_as(differences[name])
                 findings.failures += difference.failures(f"{name} at batch {size}", hook.bound, is_whole=False)
         findings.latency_ms[str(size)] = artefact.timed(SERVING, hook.signatures[SERVING].inputs_of(probe))
         findings.throughput[str(size)] = 1e3 * size / findings.latency_ms[str(size)]["p50"]
+
+
+def _note_dependence(findings: Findings, batched: Mapping[str, Arrays], alone: Mapping[str, Arrays]) -> None:
+    """Notes floating outputs of an example alone that differ from those that it has among others of a batch."""
+    for signature, outputs in alone.items():
+        for key, array in outputs.items():
+            numbers, other = findings.outputs[output_name(signature, key, len(alone))], batched[signature][key]
+            if not numbers["range"] or array.shape != other.shape:
+                continue
+            with np.errstate(invalid="ignore"):  # infinity minus infinity
+                errors = np.abs(array.astype(np.float64) - other.astype(np.float64))
+            largest = float(np.max(errors, where=~np.isnan(errors), initial=0.0))
+            if largest > _ALONE * numbers["range"]:
+                numbers["batch_dependence"] = largest
 
 
 def _arithmetic(hook: ExportHook, model: Any) -> contextlib.AbstractContextManager[None]:

@@ -39,7 +39,8 @@ class ExportReport:
         a row, which have no argmax), `argmax_mismatches` (beyond ties) and `nonfinite` (values that are NaN or
         infinite, unlike those of the trained model; the other numbers leave them out). Outputs that are not floating
         point have an error of 0 or 1, and a bound of 0. With `Bounds`, `lost_columns` is the number of columns, places
-        of the last dimension, to which their mean is nearer (by squared error) than the artefact.
+        of the last dimension, to which their mean is nearer (by squared error) than the artefact. Of exact formats,
+        `batch_dependence` is by how much an example alone differs from itself in a batch, if by 5 % of the range.
       latency_ms: for the batch sizes '1' and '32', `p50` and `p99` of one call in milliseconds.
       throughput: for the same batch sizes, examples per second at the median time of a call.
       metrics: for each metric, its value from the trained model (`trained`) and the artefact (`exported`); None if it

@@ -334,3 +334,20 @@ def test_a_batch_size_that_only_the_tracing_had(tmp_path):
 
     report = export_one(tmp_path, Fake(spoil=spoil))
     assert report.failure == "logits at batch 1: max error 0.1 exceeds the bound 2e-05"
+
+
+def test_an_output_that_depends_on_the_other_examples_is_told(tmp_path, caplog):
+    """Alone, an example minus the mean of its batch is 0."""
+    signature = Signature(
+        lambda model, inputs: {"logits": inputs["x"] - tf.reduce_mean(inputs["x"], 0)}, SIGNATURE.inputs
+    )
+    coupled = Fake(signature=signature, spoil=lambda outputs: {"logits": outputs["logits"] - outputs["logits"].mean(0)})
+    report = export_one(tmp_path, coupled)
+    first, spread = X[0] - X.mean(0), np.ptp(X - X.mean(0))
+    assert report.failure == "" and report.outputs["logits"]["batch_dependence"] == pytest.approx(np.abs(first).max())
+    told = f"alone it differs by {np.abs(first).max():.2g}, of a range of {spread:.2g}."
+    assert "export fake: output 'logits' of an example depends on the others of its batch: " in caplog.text
+    assert told in caplog.text
+    caplog.clear()
+    assert "batch_dependence" not in export_one(tmp_path, Fake()).outputs["logits"]
+    assert "depends on the others" not in caplog.text
