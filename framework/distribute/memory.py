@@ -3,6 +3,7 @@
 Memory of accelerators does not count.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -50,6 +51,12 @@ def peak_memory() -> int | None:
     Unlike `ru_maxrss` of `getrusage`, this does not count what the parent had before it started this process.
     """
     return _kilobytes(_OWN / "status", "VmHWM")
+
+
+def forget_peak() -> None:
+    """Makes `peak_memory` count from now on, for a process that trains one run after the other; see proc(5)."""
+    with contextlib.suppress(OSError):
+        (_OWN / "clear_refs").write_text("5")
 
 
 def _of_group(file: str) -> int | None:

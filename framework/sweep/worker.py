@@ -135,10 +135,12 @@ def main() -> None:
 
 def _train(task: Task, say: Any) -> dict[str, Any]:
     """Trains a run to its end; says its metrics once it is built, and returns how it ended, or why it failed."""
+    from framework.distribute import memory
     from framework.experiment import user_code
     from framework.run.build import build
     from framework.run.loop import train
 
+    memory.forget_peak()  # of the trials before
     try:
         with user_code.explained():
             run = build(task.config, task.overrides, task.workdir)

@@ -3,13 +3,16 @@
 import errno
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from framework import files
+from framework.distribute import memory
 from framework.errors import DataError, MachineError, NonFiniteError, RunError, UserError
 from framework.sweep import runner, worker
 from framework.sweep.runner import Request, Runner
@@ -178,6 +181,24 @@ def test_a_worker_says_whether_the_machine_or_the_trial_failed(monkeypatch, erro
     answer = worker._train(worker.Task("x.py", (), "run"), lambda answer: None)
     is_bad_input = isinstance(error, UserError)
     assert answer == {"error": str(error), "is_bad_input": is_bad_input, "is_of_machine": is_of_machine}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_memory_of_a_trial_is_not_that_of_the_trials_before_it(monkeypatch):
+    """They share a process, whose greatest size would be told of each of them."""
+    peaks = []
+
+    def build(*arguments):
+        peaks.append(memory.peak_memory())
+        raise RunError("enough")
+
+    monkeypatch.setattr("framework.run.build.build", build)
+    large = np.ones(2**25)  # 256 MB
+    assert memory.peak_memory() > large.nbytes
+    before = memory.peak_memory()
+    del large
+    worker._train(worker.Task("x.py", (), "run"), lambda answer: None)
+    assert peaks[0] < before - 2**27
 
 
 def test_an_interrupted_sweep_goes_on_with_the_same_trial(tmp_path):
