@@ -75,7 +75,7 @@ class Series:
       lost: steps of values that are not finite.
       colour: one of COLOURS by default, by the place of the series.
       is_pale: whether the line is drawn thin, behind the others.
-      band: points (step, least, greatest) that are filled, in order.
+      bands: areas of points (step, least, greatest) that are filled, in order.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Series:
     lost: Sequence[float] = ()
     colour: str = ""
     is_pale: bool = False
-    band: Sequence[tuple[float, float, float]] = ()
+    bands: Sequence[Sequence[tuple[float, float, float]]] = ()
 
 
 def curves(title: str, series: Sequence[Series], is_linear: bool = False, over_decades: bool = False) -> str:
@@ -98,9 +98,9 @@ def curves(title: str, series: Sequence[Series], is_linear: bool = False, over_d
     if over_decades:
         series = [_by_exponent(one) for one in series]
     values = [value for one in series for segment in one.segments for _, value in segment]
-    values += [value for one in series for _, *both in one.band for value in both]
+    values += [value for one in series for band in one.bands for _, *both in band for value in both]
     steps = [step for one in series for segment in one.segments for step, _ in segment]
-    steps += [step for one in series for step in (*one.lost, *(point[0] for point in one.band))]
+    steps += [step for one in series for step in (*one.lost, *(point[0] for band in one.bands for point in band))]
     is_logarithmic = not is_linear and bool(values) and min(values) > 0 and max(values) / min(values) >= 10**_DECADES
     x = Scale(*widened(steps if over_decades else [0, *steps]), LEFT, WIDTH - RIGHT)
     y = Scale(*widened([math.log10(value) for value in values] if is_logarithmic else values), HEIGHT - BOTTOM, TOP)
@@ -109,7 +109,7 @@ def curves(title: str, series: Sequence[Series], is_linear: bool = False, over_d
     place = (lambda value: y(math.log10(value))) if is_logarithmic else y
     coloured = [(one, one.colour or COLOURS[number % len(COLOURS)]) for number, one in enumerate(series)]
     for one, colour in sorted(coloured, key=lambda pair: not pair[0].is_pale):
-        parts += _band(one, colour, x, place) + _lines(one, colour, x, place, "" if over_decades else "step ", name_of)
+        parts += _bands(one, colour, x, place) + _lines(one, colour, x, place, "" if over_decades else "step ", name_of)
         parts += [
             f'<line class="lost" x1="{x(s):.1f}" x2="{x(s):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for s in one.lost
         ]
@@ -160,7 +160,7 @@ def _by_exponent(series: Series) -> Series:
         series,
         segments=[[(log(step), value) for step, value in segment] for segment in series.segments],
         lost=[log(step) for step in series.lost],
-        band=[(log(step), low, high) for step, low, high in series.band],
+        bands=[[(log(step), low, high) for step, low, high in band] for band in series.bands],
     )
 
 
@@ -206,9 +206,10 @@ def _lines(
     return parts
 
 
-def _band(series: Series, colour: str, x: Scale, y: Callable[[float], float]) -> list[str]:
-    if not series.band:
-        return []
-    edge = [(step, high) for step, _, high in series.band] + [(step, low) for step, low, _ in reversed(series.band)]
-    points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in edge)
-    return [f'<polygon fill="{colour}" points="{points}"><title>{safe(series.name)}</title></polygon>']
+def _bands(series: Series, colour: str, x: Scale, y: Callable[[float], float]) -> list[str]:
+    parts = []
+    for band in series.bands:
+        edge = [(step, high) for step, _, high in band] + [(step, low) for step, low, _ in reversed(band)]
+        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in edge)
+        parts.append(f'<polygon fill="{colour}" points="{points}"><title>{safe(series.name)}</title></polygon>')
+    return parts

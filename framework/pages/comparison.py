@@ -23,7 +23,7 @@ from framework import folder
 from framework.config.handling import HANDLING
 from framework.files import CorruptError, read_bytes
 from framework.pages import charts, html, listing, report
-from framework.pages.curves import Averaged
+from framework.pages.curves import Averaged, parted
 from framework.pages.stored import EVALUATION, Result, StoredRun
 
 _LONGEST_LABEL = 80  # characters
@@ -328,7 +328,7 @@ def _series(groups: Sequence[Group], name: str) -> Iterator[charts.Series]:
             continue
         lost = sorted({step for curve in curves for step in curve.gaps})
         line, band = over_seeds(averaged)
-        yield charts.Series(group.label, [line], lost, colour, band=band)
+        yield charts.Series(group.label, parted(line, lost), lost, colour, bands=parted(band, lost))
 
 
 def over_seeds(curves: Sequence[Averaged]) -> tuple[list[tuple[float, float]], list[tuple[float, float, float]]]:

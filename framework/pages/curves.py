@@ -11,16 +11,29 @@ import dataclasses
 import json
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from framework.files import lines
 
 _MOST_BINS = 250  # two points each
 
 Point = tuple[int, float]  # step, value
+P = TypeVar("P", bound=tuple[Any, ...])
 _value = operator.itemgetter(1)
+
+
+def parted(points: Iterable[P], gaps: Iterable[float]) -> list[list[P]]:
+    """Returns points, which begin with a step and are in order, in segments that no step of a gap lies within."""
+    left = sorted(gaps)
+    segments: list[list[P]] = [[]]
+    for point in points:
+        while left and left[0] < point[0]:
+            left.pop(0)
+            segments.append([])
+        segments[-1].append(point)
+    return [segment for segment in segments if segment]
 
 
 class Curve:
@@ -95,15 +108,7 @@ class Curve:
 
     def segments(self) -> list[list[Point]]:
         """Returns the finite points in order of steps, parted where a value is not finite."""
-        points = sorted({point for pair in self._bins.values() for point in pair})
-        segments: list[list[Point]] = [[]]
-        gaps = self.gaps
-        for point in points:
-            while gaps and gaps[0] < point[0]:
-                gaps.pop(0)
-                segments.append([])
-            segments[-1].append(point)
-        return [segment for segment in segments if segment]
+        return parted(sorted({point for pair in self._bins.values() for point in pair}), self.gaps)
 
 
 class Averaged(Curve):

@@ -64,7 +64,7 @@ def test_a_single_point_is_a_dot():
 
 def test_lost_values_and_bands_have_their_places():
     band = [(10, 1.0, 3.0), (20, 2.0, 4.0)]
-    _, svg = drawn(charts.curves("loss", [Series("a", [[(10, 2.0), (20, 3.0)]], lost=[15, 40], band=band)]))
+    _, svg = drawn(charts.curves("loss", [Series("a", [[(10, 2.0), (20, 3.0)]], lost=[15, 40], bands=[band])]))
     lost = [float(line.get("x1")) for line in svg.iter("line") if line.get("class") == "lost"]
     assert lost == pytest.approx([LEFT + 330 * 15 / 40, RIGHT], abs=0.06)
     (polygon,) = svg.iter("polygon")

@@ -208,6 +208,17 @@ def test_a_seed_that_never_evaluated_gives_no_mean(tmp_path, capsys):
     assert why in capsys.readouterr().out.splitlines()
 
 
+def test_line_and_band_of_seeds_have_a_gap_where_one_is_not_finite(tmp_path):
+    for seed in range(2):
+        values = {10: 1.0, 20: None if seed else 1.0, 30: 2.0, 40: 3.0}
+        rows = [{"step": step, "mean/loss": value} for step, value in values.items()]
+        make(tmp_path / str(seed), rows, None, config={"seed": seed})
+    lines, svg = figures(comparison.page(read([tmp_path / "0", tmp_path / "1"])))["train loss (mean)"]
+    (segments,) = lines.values()
+    assert [len(segment) for segment in segments] == [1, 2]
+    assert [len(band.get("points").split()) for band in svg.iter("polygon")] == [2, 4]
+
+
 def test_where_a_seed_is_not_finite_there_is_no_mean_of_the_others():
     averaged = [Averaged(), Averaged()]
     for step in (100, 200, 300):
