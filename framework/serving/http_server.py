@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from google.protobuf import json_format
@@ -91,6 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answered(lambda: self._predict(self._body()))
 
+    def do_PUT(self) -> None:
+        self.close_connection = True  # its body is not read
+        self._answered(self._malformed)
+
+    do_PATCH = do_DELETE = do_OPTIONS = do_PUT
+
     def log_message(self, *arguments: Any) -> None:
         """A line for each request would hide those that matter."""
 
@@ -133,11 +139,14 @@ class _Handler(BaseHTTPRequestHandler):
             left -= len(part)
         raise CodeError("RESOURCE_EXHAUSTED", f"Received message larger than max ({length} vs. {self.max_bytes})")
 
+    def _malformed(self) -> NoReturn:
+        raise CodeError("INVALID_ARGUMENT", f"Malformed request: {self.command} {self.path}")
+
     def _look(self) -> Any:
         """Returns the status or the metadata of a model."""
-        match = _LOOK.fullmatch(self.path)
+        match = _LOOK.fullmatch(self.path.partition("?")[0])
         if not match:
-            raise CodeError("INVALID_ARGUMENT", f"Malformed request: GET {self.path}")
+            self._malformed()
         name, version = match[1], _number(match[2])
         if match[3]:
             return self._metadata(name, version)
@@ -173,9 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps(self._predicted(body), ensure_ascii=False).encode(errors="surrogateescape")
 
     def _predicted(self, body: bytes) -> Any:
-        match = _PREDICT.fullmatch(self.path)
+        match = _PREDICT.fullmatch(self.path.partition("?")[0])
         if not match:
-            raise CodeError("INVALID_ARGUMENT", f"Malformed request: POST {self.path}")
+            self._malformed()
         try:
             request = json.loads(body, parse_float=_finite)
         except (ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ def port():
         predict=lambda name, inputs: {**inputs, "mean": np.mean(inputs["x"])} if name else inputs,
     )
     versions = types.SimpleNamespace(
-        states=lambda name, version: [State(1, "AVAILABLE")], asked=lambda name, version: model
+        states=lambda name, version: {"m": [State(1, "AVAILABLE")]}[name], asked=lambda name, version: model
     )
     server = HttpServer(versions, 0, 2**20)
     server.start()
@@ -114,3 +114,18 @@ def test_a_dtype_that_tensorflow_serving_has_not_in_json_is_refused(port):
     """Or a model would be tried out by requests that fail in production."""
     received = posted(port, "/v1/models/m:predict", b'{"signature_name": "half", "inputs": [1.5]}')
     assert received.startswith(b"HTTP/1.1 501 ") and b"of input 'x' to type: float16" in received
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_another_method_is_malformed(port, method):
+    """Its body is no request of its own."""
+    head = f"{method} /v1/models/m HTTP/1.1\r\nContent-Length: {len(INNER)}\r\n\r\n"
+    received = answered(port, head.encode() + INNER)
+    assert received.startswith(b"HTTP/1.1 400 ") and received.count(b"HTTP/1.1 ") == 1
+    assert f'"Malformed request: {method} /v1/models/m"'.encode() in received
+
+
+def test_what_follows_a_question_mark_is_no_part_of_the_name(port):
+    received = answered(port, b"GET /v1/models/m?x=1 HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert posted(port, "/v1/models/m:predict?x=1", b'{"inputs": ["a"]}').startswith(b"HTTP/1.1 200 ")
