@@ -319,7 +319,7 @@ class Study:
         self._study.tell(trial.number, state=self._states.FAIL)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns a row for each trial that was begun: number, state, value, overrides, error, seconds."""
+        """Returns a row for each trial that was begun: number, state, value, overrides, error."""
         return [
             {
                 "number": frozen.number,
@@ -328,8 +328,8 @@ class Study:
                 ),
                 "value": frozen.value,
                 "overrides": frozen.user_attrs.get(_OVERRIDES, []),
-                "error": frozen.user_attrs.get(_ERROR, ""),
-                "seconds": frozen.duration.total_seconds() if frozen.duration else None,
+                # A kill after the first line of `fail` leaves the error to a trial that goes on.
+                "error": frozen.user_attrs.get(_ERROR, "") if frozen.state == self._states.FAIL else "",
             }
             for frozen in self._trials()
             if frozen.state != self._states.WAITING

@@ -16,6 +16,10 @@ from tests.sweep.spaces import FACTS, layers, opened
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 
 
+def interrupted(*arguments, **named):
+    raise KeyboardInterrupt
+
+
 def rate(trial):
     name, _, value = trial.overrides[0].partition("=")
     assert name == "--config.schedule.learning_rate"
@@ -80,6 +84,17 @@ def test_a_kill_between_any_two_lines_of_a_beginning_trial_changes_none_of_its_v
             again.end(running, 0.99)
         assert (again.unfinished()[-1] if count else again.ask()) == expected, count
         assert again.started == 13
+
+
+def test_a_trial_that_was_killed_while_it_failed_and_then_ended_has_no_error(tmp_path, monkeypatch):
+    study = opened(tmp_path)
+    trial = study.ask()
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(type(study._study), "tell", interrupted)
+        study.fail(trial, "no memory")
+    again = opened(tmp_path)
+    again.end(again.unfinished()[0], 0.5)
+    assert [(row["state"], row["error"]) for row in again.rows()] == [("finished", "")]
 
 
 def test_a_trial_that_had_begun_keeps_its_values_when_the_space_changes(tmp_path):
