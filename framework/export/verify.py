@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from framework import precision
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, ExportHook, Signature, first_rows
 from framework.export.bounds import Bounds
@@ -89,7 +90,9 @@ def verify(
     runtime = getattr(hook, "runtime", None)
     artefact = load_here(hook.load(path)) if runtime is None or processes is None else processes.load(runtime, path)
     with _arithmetic(hook, trained.model):
-        live = {name: _live_call(signature, trained.model) for name, signature in hook.signatures.items()}
+        # XLA leaves out roundings to half precision between operations: its programs are compared with one.
+        by_xla = getattr(hook, "jit_compile", False) and bool(precision.halved(trained.model))
+        live = {name: _live_call(signature, trained.model, by_xla) for name, signature in hook.signatures.items()}
     loaded = {name: _with_inputs(signature, artefact.calls[name]) for name, signature in hook.signatures.items()}
     metrics = trained.metrics if hook.signatures[SERVING].has_metrics else {}
     states = {name: {"trained": metric.empty(), "exported": metric.empty()} for name, metric in metrics.items()}
@@ -162,9 +165,9 @@ def _metric_failures(name: str, allowed: float | Bounds, trained: float | None, 
     return [] if same else [f"metric '{name}' is {exported} once exported, but {trained} in the run's own evaluation"]
 
 
-def _live_call(signature: Signature, model: Any) -> Call:
-    """Returns the signature on the trained model as a function of NumPy batches."""
-    function = signature.trace(model)
+def _live_call(signature: Signature, model: Any, by_xla: bool) -> Call:
+    """Returns the signature on the trained model, as an XLA program or a graph, as a function of NumPy batches."""
+    function = signature.trace(model, by_xla)
 
     def call(batch: Arrays) -> Arrays:
         inputs = signature.inputs_of(batch)

@@ -310,6 +310,22 @@ def test_an_xla_program_refuses_ids_beyond_the_table(tmp_path):
         call({"ids": np.array([[0, 10, 2], [-1, 8, 9]], np.int32)})
 
 
+def test_xla_of_half_precision_is_compared_with_xla(tmp_path):
+    """It rounds less between operations than a graph does, by more than the bound."""
+    keras.utils.set_random_seed(5)
+    net = keras.Sequential([keras.layers.Dense(32, "tanh", dtype="mixed_bfloat16") for _ in range(3)])
+    net.build((None, 16))
+    signature = Signature(
+        lambda model, inputs: {"y": tf.cast(model(inputs["x"]), tf.float32)}, {"x": tf.TensorSpec([None, 16])}
+    )
+    x = np.random.default_rng(5).normal(size=(40, 16)).astype(np.float32)
+    graph, compiled = (signature.trace(net, jit_compile)(x=tf.constant(x))["y"] for jit_compile in (False, True))
+    assert np.abs(graph - compiled).max() > 1e-3
+    hook = SavedModel({"serving_default": signature}, jit_compile=True)
+    [report] = export_all([hook], net, [{"x": x, "weight": np.ones(40, np.float32)}], {}, tmp_path)
+    assert report.failure == ""
+
+
 class Rows(tf.Module):
     """A table of ten rows, the first of which is not used, and a switch."""
 
