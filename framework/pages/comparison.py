@@ -191,7 +191,8 @@ def summary(groups: Sequence[Group], width: int) -> str:
     ]
     table = listing.aligned([("last", "at step", "best", "runs", "group"), *rows], width)
     whys = [f"No last value of {line.group.label}: {_why_not(line)}." for line in found if line.last is None]
-    return "\n".join([main.name, table, *whys])
+    left = [f"{run.path} ({report.state(run)})" for one in groups for run in one.runs if not run.has_ended]
+    return "\n".join([main.name, table, *whys, *([f"Not trained to the end: {', '.join(left)}."] if left else [])])
 
 
 def _why_not(line: Line) -> str:

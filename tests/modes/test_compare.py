@@ -23,7 +23,7 @@ def test_the_table_fits_the_terminal_and_loses_no_number_and_no_name(tmp_path, c
     monkeypatch.setenv("COLUMNS", columns)
     names = [f"mnist_mlp-20261129-104511-learning_rate=0.{n}-hidden=512-dropout=0.25-momentum=0.9" for n in (1, 2)]
     paths = [
-        make(tmp_path / name, config={"schedule": {"learning_rate": n}}, rows=[*ROWS, evaluation(500, 1.0, n / 7)])
+        make(tmp_path / name, config={"schedule": {"learning_rate": n}}, rows=[*ROWS[:5], evaluation(400, 1.0, n / 7)])
         for n, name in enumerate(names, start=1)
     ]
     groups = grouped([stored.read(path, make=Averaged) for path in paths])
@@ -32,7 +32,7 @@ def test_the_table_fits_the_terminal_and_loses_no_number_and_no_name(tmp_path, c
     assert name == "test/accuracy" and max(map(len, lines)) <= width
     at = head.index("group")
     numbers = [line[:at].split() for line in lines if line[:at].strip()]
-    assert numbers == [[f"{1 / 7:.6g}", "500", "0.75", "1"], [f"{2 / 7:.6g}", "500", "0.75", "1"]]
+    assert numbers == [[f"{1 / 7:.6g}", "400", "0.75", "1"], [f"{2 / 7:.6g}", "400", "0.75", "1"]]
     shown = "".join(line[at:] for line in lines).replace(" ", "")
     assert shown == "".join(group.label for group in groups).replace(" ", "")
 

@@ -239,7 +239,7 @@ def test_the_last_number_of_a_seed_that_broke_is_not_one_before(tmp_path):
     groups = read(paths)
     (line,) = (line for line in comparison.lines(groups) if line.metric == "test/accuracy")
     assert (line.runs, line.steps, line.last, line.best) == (3, (400, 500), None, None)
-    assert comparison.summary(groups, 0).endswith(f"({'3 seeds'}): {paths[1]} not trained to the end.")
+    assert f"(3 seeds): {paths[1]} not trained to the end.\n" in comparison.summary(groups, 0)
     broken = groups[0].runs[1]
     assert "nan @500" in listing.table(tmp_path, [broken])
     assert ["test/accuracy", "nan", "500", "0.75", "100", "max"] in Cells(report.page(broken)).rows
@@ -252,6 +252,9 @@ def test_a_seed_that_was_killed_half_way_gives_no_mean(tmp_path):
     (paths[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (line,) = (line for line in comparison.lines(read(paths)) if line.metric == "test/accuracy")
     assert (line.runs, line.steps, line.last, line.best) == (3, (200, 400), None, None)
+    assert comparison.summary(read(paths[1:2]), 0).endswith(
+        f"\nNot trained to the end: {paths[1]} (stopped at step 400)."
+    )
     (paths[1] / "result.json").write_text(json.dumps(RESULT | {"status": "stopped early", "step": 200}))
     (line,) = (line for line in comparison.lines(read(paths)) if line.metric == "test/accuracy")
     assert line.last.mean == pytest.approx(np.mean([0.5, 0.875, 0.625])) and line.steps == (200, 400)
