@@ -27,8 +27,9 @@ IN_RANGE = "known_to_be_in_range"  # in the name of an operation: it needs no gu
 ASSERTED = "an assertion does not hold: "
 _INSTEAD = "Use --config.train.compile=graph."
 
-# Operations that return indices in range.
-_SAFE = ("ArgMax", "ArgMin", "TopK", "TopKV2", "Where")
+# {operation: which of its outputs are indices in range}, and operations that leave indices as they are.
+_SAFE = {"ArgMax": 0, "ArgMin": 0, "TopK": 1, "TopKV2": 1, "Where": 0}
+_SAME = ("Cast", "ExpandDims", "Identity", "Reshape", "Squeeze")
 _LOOPS = ("While", "StatelessWhile")
 _IFS = ("If", "StatelessIf")
 _CASES = ("Case", "StatelessCase")
@@ -158,7 +159,8 @@ def watched(batch: Mapping[str, tf.Tensor], of_shapes: bool = False, instead: st
     Args:
       batch: {name: tensor} that indices may come from.
       of_shapes: whether indices are guarded too that depend on nothing but shapes of the batch, such as the positions
-        of a text: its length may differ from call to call. Those of a step are known when it is traced.
+        of a text: its length may differ from call to call. Those of a step are known when it is traced. Also guards
+        those that a called function computes from variables, which no step changes meanwhile.
       instead: ends the error.
 
     Raises:
@@ -252,7 +254,7 @@ class _Reader:
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 index = bound.inputs[0]
-                fields = () if index.op.type in _SAFE else tuple(sorted(scope.fields(index, self._of_shapes)))
+                fields = () if _is_safe(index) else tuple(sorted(scope.fields(index, self._of_shapes)))
                 is_guarded = fields or _may_always_fail(bound)
                 resolved = [scope.resolve(tensor) for tensor in bound.inputs] if is_guarded else [None]
                 if not _is_any_missing(resolved):
@@ -273,7 +275,7 @@ class _Reader:
           branch: place of the function among those that the operation calls.
           scope: of the operation.
         """
-        inside = _inside(operation, function, scope)
+        inside = _inside(operation, function, scope, reads_model=self._of_shapes)
         if inside is None or hasattr(function, _WATCHES):  # a watch read the function while it was traced
             return
         if operation.type in _LOOPS:
@@ -295,10 +297,17 @@ class _Reader:
             self._read(inner, inside)
 
 
+def _is_safe(index: tf.Tensor) -> bool:
+    """Returns whether an index is that of the largest numbers or the like."""
+    while index.op.type in _SAME:
+        index = index.op.inputs[0]
+    return _SAFE.get(index.op.type) == index.value_index
+
+
 def _may_always_fail(bound: Bound) -> bool:
     """Returns whether an index of constants and shapes alone, such as a position, is or may be out of range."""
     needed = ancestors(bound.inputs[0], shapes=False)
-    if bound.inputs[0].op.type in _SAFE or not all(map(_is_fixed, needed)):
+    if _is_safe(bound.inputs[0]) or not all(map(_is_fixed, needed)):
         return False
     values = [tf.get_static_value(tensor) for tensor in bound.inputs]
     if any(value is None for value in values):
@@ -316,8 +325,15 @@ def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:
     return any(tensor is None for tensor in tensors)
 
 
-def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
-    """Returns the scope of a function that an operation calls; None if its inputs are not those of the operation."""
+def _inside(operation: Any, function: Any, outer: _Scope, reads_model: bool) -> _Scope | None:
+    """Returns the scope of a function that an operation calls; None if its inputs are not those of the operation.
+
+    Args:
+      operation: the one that calls.
+      function: graph of the function.
+      outer: the scope of the operation.
+      reads_model: whether variables may be read again, because nothing changes them meanwhile.
+    """
     skipped = len(operation.inputs) - len(function.inputs)  # such as the condition of an If
     if skipped < 0:
         return None
@@ -327,7 +343,7 @@ def _inside(operation: Any, function: Any, outer: _Scope) -> _Scope | None:
         if tensor.op in given:
             return outer.resolve(given[tensor.op])
         needed = ancestors(tensor)
-        if any(map(_is_of_model, needed)):
+        if not reads_model and any(map(_is_of_model, needed)):
             return None
         feeds = {op.outputs[0].name: outer.resolve(given[op]) for op in needed & given.keys()}
         return None if _is_any_missing(feeds.values()) else imported(function, [tensor], feeds, "guard")[0]
@@ -355,7 +371,7 @@ def _unguarded(function: Any, tainted: set[Any]) -> list[str]:
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 before = ancestors(bound.inputs[0], shapes=False)
-                if bound.inputs[0].op.type not in _SAFE and before & tainted and not any(map(_is_of_model, before)):
+                if not _is_safe(bound.inputs[0]) and before & tainted and not any(map(_is_of_model, before)):
                     names.append(f"'{operation.name}'")
         else:
             for deeper in called(operation):

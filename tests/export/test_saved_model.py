@@ -356,6 +356,12 @@ LOOKUPS = {
         [[0, 5]],
     ),
     "by_position": (positions, [[7] * 10], [[7] * 11]),
+    "in_a_function": (
+        lambda model, ids: tf.function(lambda at: tf.gather(model.table, at + model.first))(ids),
+        [[0, 8]],
+        [[0, 9]],
+    ),
+    "of_the_largest": (lambda model, ids: tf.gather(model.table, tf.math.top_k(ids, 1).values), [[0, 9]], [[10, 1]]),
     "of_one": (lambda model, ids: model.table[ids[0, 0]][tf.newaxis], [[9]], [[10]]),
 }
 
