@@ -55,7 +55,7 @@ def verify(workdir, mode, kills, *overrides):
 @pytest.mark.parametrize(
     ("mode", "kills"),
     [
-        pytest.param("graph", 3, marks=pytest.mark.timeout(900)),
+        pytest.param("graph", 3, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param("xla", 5, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param("graph", 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
         pytest.param("xla", 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),

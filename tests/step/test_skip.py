@@ -18,7 +18,6 @@ from tests import small
 from tests.small import BATCH, HOT, HOT_IN_HALF, build, differing, examples, place_of, snapshot
 from tests.step import blocks
 
-MODES = ("xla", "graph", "eager")
 # Steps, and places in their batches: in the first, a middle and the last of four micro-batches of four.
 PLACES = ((4, 1), (6, 6), (8, 15))
 COUNTS = {"step", "skipped", "skipped_in_row"}
@@ -31,12 +30,17 @@ MICRO = {"train.micro_batches": 4}
 REWIND = {"train.on_nonfinite": "rewind", "train.nonfinite_limit": 2, "checkpoint.every": "2 steps"}
 
 
+def over(*modes):
+    """Parameters for `make test-slow` alone."""
+    return [pytest.param(mode, marks=pytest.mark.slow) for mode in modes]
+
+
 def rows(built):
     lines = [json.loads(line) for line in (built.workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "examples_per_second"} for line in lines]
 
 
-@pytest.mark.parametrize("mode", ["xla", "graph", "eager", pytest.param("xla_update", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["xla", "graph", *over("eager", "xla_update")])
 def test_skip_changes_counters_alone(mode):
     built = build(heat=dict.fromkeys(PLACES, HOT), **SKIP, **EMA, **MICRO, **{"train.compile": mode})
     built.train_block(4)
@@ -71,7 +75,7 @@ def test_an_overflow_of_float16_changes_counters_and_scale_alone(mode):
         built.train_block(1)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph", "eager"])
+@pytest.mark.parametrize("mode", ["graph", *over("xla", "eager")])
 def test_a_constraint_of_a_weight_is_no_change_of_a_skipped_step(mode):
     """tf_keras' constraints divide by a norm and something: what is put on once more is not the same bits."""
 
@@ -111,7 +115,8 @@ def forgiving(cfg):
     ("policy", "mode"),
     [
         *((policy, "graph") for policy in ("stop", "skip", "rewind")),
-        *(("skip", mode) for mode in ("xla", "eager")),
+        ("skip", "xla"),
+        pytest.param("skip", "eager", marks=pytest.mark.slow),
         *(
             pytest.param(policy, mode, marks=pytest.mark.slow)
             for policy in ("stop", "rewind")
@@ -183,7 +188,7 @@ def test_the_average_counts_updates():
     np.testing.assert_allclose(built.state.ema.averages["first/kernel"].numpy(), expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["xla", "graph", *over("eager")])
 def test_stop_halts_at_the_step_with_the_state_before_it(mode):
     built = build(heat={(4, 9): HOT}, **EMA, **{"train.compile": mode})
     start = blocks.snapshot(built)
