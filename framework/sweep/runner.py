@@ -191,9 +191,8 @@ class Runner:
         Raises:
           RunError: no trial has been trained, and too many have failed; or the machine failed, and not the trial.
         """
-        if (
-            answer.get("is_of_machine") and not running.is_pruned
-        ):  # else all trials that are left would fail as fast as they begin
+        # Else all trials that are left would fail as fast as they begin.
+        if answer.get("is_of_machine") and not running.is_pruned:
             raise RunError(f"trial {running.trial.number}: {answer['error']}")
         self._report(running)
         self._running.remove(running)

@@ -144,15 +144,9 @@ class MultiWriter(_Relay):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Checks the numbers first, as `images` does, and passes them on as floats."""
-        numbers, given = {}, dict[str, Any](values)
-        for name, value in given.items():
-            if name == "step":
-                raise ValueError("a row has its 'step' already: give this number another name")
-            try:
-                numbers[name] = float("a text" if isinstance(value, str) else value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"the number '{name}' is of type {type(value).__name__}: write a float") from error
-        super().scalars(step, numbers)
+        if "step" in values:
+            raise ValueError("a row has its 'step' already: give this number another name")
+        super().scalars(step, {name: _number(name, value) for name, value in values.items()})
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Checks the pictures first: the caller is told, and not a thread that comes upon them later."""
@@ -292,3 +286,17 @@ class AsyncWriter(_Relay):
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+def _number(name: str, value: Any) -> float:
+    """Returns a number as a float.
+
+    Raises:
+      ValueError: it is none; a text of digits is none either.
+    """
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"the number '{name}' is of type {type(value).__name__}: write a float")
