@@ -41,7 +41,8 @@ ROWS = (
     ("compile",),
     ("rng",),
     # what a trace contains, and the experiment file
-    ("trace.graphs", "trace.indices", "trace.assigned"),
+    ("trace.graphs", "trace.assigned"),
+    ("trace.indices",),
     ("trace.activations", "trace.repeated_draws"),
     ("trace.guards",),
     ("trace",),

@@ -19,7 +19,7 @@ import tensorflow as tf
 from framework.compile import is_in_xla
 from framework.errors import UserError
 from framework.trace.graphs import ancestors, called, imported
-from framework.trace.indices import BOUNDS, CLAIM, RANGE, Bound, below
+from framework.trace.indices import BOUNDS, CLAIM, RANGE, below
 
 _local = threading.local()
 _WATCHES = "_framework_watches"  # attribute of a graph: its watches, read by the code that traced it, in any thread
@@ -27,9 +27,6 @@ IN_RANGE = "known_to_be_in_range"  # in the name of an operation: it needs no gu
 ASSERTED = "an assertion does not hold: "
 _INSTEAD = "Use --config.train.compile=graph."
 
-# {operation: which of its outputs are indices in range}, and operations that leave indices as they are.
-_SAFE = {"ArgMax": 0, "ArgMin": 0, "TopK": 1, "TopKV2": 1, "Where": 0}
-_SAME = ("Cast", "ExpandDims", "Identity", "Reshape", "Squeeze")
 _LOOPS = ("While", "StatelessWhile")
 _IFS = ("If", "StatelessIf")
 _CASES = ("Case", "StatelessCase")
@@ -254,8 +251,8 @@ class _Reader:
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 index = bound.inputs[0]
-                fields = () if _is_safe(index) else tuple(sorted(scope.fields(index, self._of_shapes)))
-                is_guarded = fields or _may_always_fail(bound)
+                fields = () if bound.is_safe else tuple(sorted(scope.fields(index, self._of_shapes)))
+                is_guarded = fields or bound.may_always_fail()
                 resolved = [scope.resolve(tensor) for tensor in bound.inputs] if is_guarded else [None]
                 if not _is_any_missing(resolved):
                     self._add(Guard(at, *bound.outside(*resolved), bound.problem, fields), scope)
@@ -295,30 +292,6 @@ class _Reader:
         inside = inside._replace(at=operation if scope.at is None else scope.at, taken=taken)
         for inner in function.get_operations():
             self._read(inner, inside)
-
-
-def _is_safe(index: tf.Tensor) -> bool:
-    """Returns whether an index is that of the largest numbers or the like."""
-    while index.op.type in _SAME:
-        index = index.op.inputs[0]
-    return _SAFE.get(index.op.type) == index.value_index
-
-
-def _may_always_fail(bound: Bound) -> bool:
-    """Returns whether an index of constants and shapes alone, such as a position, is or may be out of range."""
-    needed = ancestors(bound.inputs[0], shapes=False)
-    if _is_safe(bound.inputs[0]) or not all(map(_is_fixed, needed)):
-        return False
-    values = [tf.get_static_value(tensor) for tensor in bound.inputs]
-    if any(value is None for value in values):
-        return True
-    with tf.init_scope():
-        return bool(tf.reduce_any(bound.outside(*map(tf.constant, values))[0]))
-
-
-def _is_fixed(operation: Any) -> bool:
-    """Returns whether an operation computes the same whenever its inputs are the same, and is no input itself."""
-    return (bool(operation.inputs) or operation.type == "Const") and not operation.op_def.is_stateful
 
 
 def _is_any_missing(tensors: Iterable[tf.Tensor | None]) -> bool:
@@ -371,7 +344,7 @@ def _unguarded(function: Any, tainted: set[Any]) -> list[str]:
         elif (kind := BOUNDS.get(operation.type)) is not None:
             for bound in kind(operation) if IN_RANGE not in operation.name else ():
                 before = ancestors(bound.inputs[0], shapes=False)
-                if not _is_safe(bound.inputs[0]) and before & tainted and not any(map(_is_of_model, before)):
+                if not bound.is_safe and before & tainted and not any(map(_is_of_model, before)):
                     names.append(f"'{operation.name}'")
         else:
             for deeper in called(operation):

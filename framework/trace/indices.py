@@ -14,8 +14,14 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from framework.compat import handle_shape
+from framework.trace.graphs import ancestors
 
 CLAIM, RANGE = "framework: a label below ", "framework: a number from "
+
+# {operation: which of its outputs are indices in range}, and operations that leave indices as they are.
+_SAFE = {"ArgMax": 0, "ArgMin": 0, "TopK": 1, "TopKV2": 1, "Where": 0}
+_SAME = ("Cast", "ExpandDims", "Identity", "Reshape", "Squeeze")
+_MOST_KNOWN = 2**16  # numbers of a fixed index that are computed while it is traced
 
 # (bool: where an index is out of range; the index)
 Outside = tuple[tf.Tensor, tf.Tensor]
@@ -33,6 +39,38 @@ class Bound(NamedTuple):
     inputs: tuple[tf.Tensor, ...]
     outside: Callable[..., Outside]
     problem: str
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the index is that of the largest numbers or the like."""
+        index = self.inputs[0]
+        while index.op.type in _SAME:
+            index = index.op.inputs[0]
+        return _SAFE.get(index.op.type) == index.value_index
+
+    def may_always_fail(self) -> bool:
+        """Returns whether an index of constants and shapes alone, such as a position, is or may be out of range."""
+        needed = ancestors(self.inputs[0], shapes=False)
+        if self.is_safe or not all(map(_is_fixed, needed)):
+            return False
+        tensors = [*self.inputs, *(tensor for operation in needed for tensor in operation.outputs)]
+        if any(map(_is_large, tensors)):  # its value would be an array of this process, however large
+            return True
+        values = [tf.get_static_value(tensor) for tensor in self.inputs]
+        if any(value is None for value in values):
+            return True
+        with tf.init_scope():
+            return bool(tf.reduce_any(self.outside(*map(tf.constant, values))[0]))
+
+
+def _is_large(tensor: tf.Tensor) -> bool:
+    size = tensor.shape.num_elements()
+    return size is not None and size > _MOST_KNOWN
+
+
+def _is_fixed(operation: Any) -> bool:
+    """Returns whether an operation computes the same whenever its inputs are the same, and is no input itself."""
+    return (bool(operation.inputs) or operation.type == "Const") and not operation.op_def.is_stateful
 
 
 def below(index: tf.Tensor, limit: Any) -> Outside:

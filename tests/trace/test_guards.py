@@ -288,12 +288,13 @@ def test_what_no_guard_is_needed_for_has_none():
 FIXED = {
     "positions": (lambda model, batch: tf.reduce_sum(model.table(tf.range(tf.shape(batch["x"])[1] + 4))), 7),
     "constant": (lambda model, batch: tf.reduce_sum(model.table(tf.constant([1, 9]))), 9),
+    "long": (lambda model, batch: tf.reduce_sum(model.table(tf.range(2**17))), ROWS),
 }
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("positions", "graph"), ("positions", "xla"), ("constant", "xla")])
+@pytest.mark.parametrize(("kind", "mode"), [("positions", "graph"), *((kind, "xla") for kind in FIXED)])
 def test_an_index_that_is_out_of_range_in_every_batch_is_refused(kind, mode):
-    """As positions are that a table of positions does not have."""
+    """As positions are that a table of positions does not have; of a long index no value is computed for it."""
     compute, number = FIXED[kind]
     line = told(build(compute, None, **{"train.compile": mode}).train_block, 4)
     what = f"layer 'table' takes {number}, which is none of the rows 0 to {ROWS - 1}, whatever the batch is."
