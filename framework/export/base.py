@@ -154,9 +154,7 @@ def _by_graph(
     if not _has_xla(graph):  # kernels raise by themselves, and a guard would be computed at each request
         return outputs, []
     watch.read()
-    return outputs, [
-        _assertion(guard, guard.bad, guard.bad if guard.value is None else guard.value) for guard in watch.guards
-    ]
+    return outputs, [_assertion(guard, *_flag(guard)) for guard in watch.guards]
 
 
 def _has_xla(graph: Any) -> bool:
@@ -180,10 +178,15 @@ def _by_xla(
         with guards.watched(inputs, of_shapes=True, instead="Leave the format of XLA programs out.") as watch:
             outputs = fn(model, inputs)
         found.extend(watch.guards)
-        return outputs, [(guard.bad, guard.bad if guard.value is None else guard.value) for guard in watch.guards]
+        return outputs, [_flag(guard) for guard in watch.guards]
 
     outputs, flags = jit(program)()
     return outputs, [_assertion(guard, *pair) for guard, pair in zip(found, flags, strict=True)]
+
+
+def _flag(guard: guards.Guard) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns where a guard does not hold, and the values there; an assertion has none, and a program no None."""
+    return guard.bad, guard.bad if guard.value is None else guard.value
 
 
 def _assertion(guard: guards.Guard, bad: tf.Tensor, value: tf.Tensor) -> tf.Operation:
