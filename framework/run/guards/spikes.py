@@ -23,8 +23,8 @@ class Losses:
     largest of them is, and at least 10 % of the median above it: losses of one full batch may differ by rounding
     alone. A multiple of the median absolute deviation is no limit, because losses of small batches have long tails: of
     53,000 steps of six healthy nets on digits, in batches of 1 to 128, 5,614 are more than 10 deviations above the
-    median, and at most 2 are spikes by this rule. The limit holds for 64 steps, whatever blocks these come in, and there is
-    none before 256 finite losses, nor while these are all 0, as those of a hinge loss may be.
+    median, and at most 2 are spikes by this rule. The limit holds for 64 steps, whatever blocks these come in, and
+    there is none before 256 finite losses, nor while these are all 0, as those of a hinge loss may be.
 
     Attributes:
       median, largest: of the losses that the limit is made of.
