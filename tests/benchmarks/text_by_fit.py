@@ -10,9 +10,10 @@ initial weights, over the same batches in the same order, with the loss, the rat
 execution, in a graph; its batches are made before its time begins. Ours takes its steps one by one, without evaluations
 and checkpoints. Both are then scored by the evaluators of the run, on the first `--sentences` examples of each split.
 
-`--minutes` ends a side's training after so much time, traces included; without it both make the same updates. What is
-printed last says how far apart their weights are: by rounding alone, with --set=model.dropout=0 and
---set=train.precision=float32. `--only=fit` trains one side, so that two processes can have a core each.
+`--minutes` ends a side's training after so much time, traces included; without it both make the same updates.
+`--updates` ends it after so many, with the schedule as it is; `--steps` shortens the schedule too. What is printed last
+says how far apart their weights are: by rounding alone, with --set=model.dropout=0 and --set=train.precision=float32.
+`--only=fit` trains one side, so that two processes can have a core each.
 """
 
 import argparse
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=0, help="updates, the length of the schedule; 0: as the experiment"
     )
+    parser.add_argument("--updates", type=int, default=0, help="end a side after so many, the schedule as it is")
     parser.add_argument("--minutes", type=float, default=0.0, help="end a side after so much training")
     parser.add_argument("--sentences", type=int, default=10**9, help="the most that are scored of each split")
     parser.add_argument("--only", choices=SIDES, help="train this side alone")
@@ -224,7 +226,7 @@ def main() -> None:
         for side in SIDES if options.only is None else (options.only,):
             train = by_framework if side == "ours" else by_fit
             run = runs[side] = testing.build(experiment, settings, Path(folder) / side)
-            updates, seconds = train(run, run.total_steps, options.minutes)
+            updates, seconds = train(run, min(run.total_steps, options.updates or run.total_steps), options.minutes)
             scores = scored(run, options.experiment)
             cells = [side, f"{updates:,}", f"{seconds / 60:.1f}", *(f"{score:.4f}" for score in scores.values())]
             lines.append(f"| {' | '.join(cells)} |")
