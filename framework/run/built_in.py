@@ -67,9 +67,17 @@ def write_histograms(context: Context) -> None:
     """Writes the distributions of the weights, and of the gradients that the next step takes at these weights."""
     run = context.run
     weights = {f"weights/{path}": value.numpy() for path, value in paths.trainable(run.model).items()}
-    mode = "xla_gradients" if "graph" in compile_choice.slow_convolutions(run.probe.graph, run.replicas) else "graph"
-    gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(mode).items()}
+    gradients = {f"gradients/{path}": value for path, value in run.train_block.inspect(_mode(run)).items()}
     context.writer.histograms(context.step, weights | gradients)
+
+
+def _mode(run: Run) -> str:
+    """Returns how the gradients of a histogram are compiled."""
+    if "graph" in compile_choice.slow_convolutions(run.probe.graph, run.replicas):
+        return "xla_gradients"
+    # A histogram may meet any bucket: to trace each costs several times what its eager gradients do. A strategy is slow
+    # when it is called eagerly, and says so.
+    return "eager" if isinstance(run.data, Bucketed) and run.replicas.strategy is None else "graph"
 
 
 def evaluate_all(context: Context) -> None:

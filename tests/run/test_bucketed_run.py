@@ -1,14 +1,16 @@
 """Runs in batches of several shapes: against NumPy, resumed, on replicas, evaluated, logged and undone."""
 
 import math
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from framework import testing
 from framework.config import UserError
 from framework.data.bucketed import members_of
-from framework.run import loop
+from framework.run import built_in, loop
 from framework.run.evaluation import evaluate
 from framework.run.exporting import held_out
 from framework.run.replay import replay_step
@@ -175,6 +177,38 @@ def test_rows_have_padding_and_what_is_really_seen(tmp_path):
         if row["examples_per_second"] is not None:
             assert row["tokens_per_second"] / row["examples_per_second"] == pytest.approx(tokens / seen, rel=1e-9)
     assert rows[-1]["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_histograms_have_the_gradients_of_the_next_step(monkeypatch, replicas):
+    make_loss, traces, kept = bucketed.make_loss, [], {}
+
+    def make_counted(cfg):
+        loss = make_loss(cfg)
+
+        def counted(model, batch, training):
+            traces.append(tf.inside_function())
+            return loss(model, batch, training)
+
+        return counted
+
+    monkeypatch.setattr(bucketed, "make_loss", make_counted)
+    run = build(**({"runtime.strategy": "mirrored", "runtime.virtual_devices": 2} if replicas == 2 else {}))
+    writer = types.SimpleNamespace(histograms=lambda step, arrays: kept.update(arrays))
+    model = bucketed.Model(run.model)
+    traces.clear()
+    steps = walk(run, 7)
+    assert len({bucket for bucket, _, _ in steps}) == 3
+    for step, (_, rows, weight) in enumerate(steps):
+        before = model.table.copy()
+        model.step(fields_of(rows), weight)
+        built_in.write_histograms(types.SimpleNamespace(run=run, step=step, writer=writer))
+        gradient = (before - model.table) / bucketed.RATE
+        assert np.allclose(kept["weights/embedding/embeddings"], before, rtol=1e-12, atol=1e-14)
+        assert np.allclose(kept["gradients/embedding/embeddings"], gradient, rtol=1e-11, atol=1e-13)
+        run.train_block(1)
+    if replicas == 1:  # no bucket is traced for its histogram
+        assert sum(traces) == run.train_block.compiled.traces == 3
 
 
 def test_durations_count_real_examples():
