@@ -209,7 +209,7 @@ ROWS = (
     ("run.loop",),
     ("run.replay",),
     ("run",),
-    ("sweep.grid", "sweep.worker"),
+    ("sweep.choices", "sweep.grid", "sweep.worker"),
     ("sweep.study",),
     ("sweep.runner",),
     ("sweep",),

@@ -111,7 +111,7 @@ def _is_typed(value: Any, default: Any) -> bool:
 def _given(key: str, value: Any, default: Any) -> Any:
     """Returns a value in the type of its key; raises UserError if that type cannot hold it unchanged."""
     try:
-        is_one = type(default) is tuple and type(_plain(value)) in (bool, int, float)
+        is_one = type(default) is tuple and type(plain(value)) in (bool, int, float)
         return _fitting((value,) if is_one else value, default)
     except TypeError as error:
         kind, text = type(default).__name__, _short(value)
@@ -124,24 +124,25 @@ def _given(key: str, value: Any, default: Any) -> Any:
 
 def _fitting(value: Any, default: Any) -> Any:
     """Returns a value of the type of `default` that equals `value`; raises TypeError if there is none."""
-    kind, plain = type(default), _plain(value)
-    if kind is tuple and type(plain) in (tuple, list):
-        entries = tuple(map(_plain, plain))
-        for entry in entries:
+    kind, given = type(default), plain(value)
+    if kind is tuple and type(given) in (tuple, list):
+        for entry in given:
             if type(entry) not in (bool, int, float, str) or not _is_utf8(entry):
                 raise TypeError(f"tuple with {type(entry).__name__}")
-        return entries
-    if kind is float and type(plain) is int and abs(plain) <= sys.float_info.max and float(plain) == plain:
-        return float(plain)
-    if kind is str and isinstance(plain, os.PathLike):
-        plain = os.fspath(plain)
-    if type(plain) is not kind or not _is_utf8(plain):
+        return tuple(given)
+    if kind is float and type(given) is int and abs(given) <= sys.float_info.max and float(given) == given:
+        return float(given)
+    if kind is str and isinstance(given, os.PathLike):
+        given = os.fspath(given)
+    if type(given) is not kind or not _is_utf8(given):
         raise TypeError(type(value).__name__)
-    return plain
+    return given
 
 
-def _plain(value: Any) -> Any:
-    """Returns a NumPy scalar as Python's own type, and any other value as it is."""
+def plain(value: Any) -> Any:
+    """Returns a NumPy scalar as Python's own type, also inside of a tuple or list, and any other value as it is."""
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
     numpy = sys.modules.get("numpy")
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 

@@ -17,8 +17,9 @@ _MOST = 10_000
 class _Path:
     """Stands in for a trial: answers by a path of positions, and by the first value beyond its end."""
 
-    def __init__(self, path: Sequence[int]) -> None:
+    def __init__(self, path: Sequence[int], number: int) -> None:
         self.path = list(path)
+        self.number = number
         self.params: dict[str, Any] = {}
         self.sizes: list[int] = []
 
@@ -36,6 +37,7 @@ class _Path:
                 " has no step. Write step=, or suggest_categorical, or leave --sampler=grid out."
             )
         self._check_step(name, step)
+        low, high, step = float(low), float(high), float(step)  # of NumPy, the journal could not hold them
         return self._answer(name, [low + step * place for place in range(int((high - low) / step + 1e-9) + 1)])
 
     def _check_step(self, name: str, step: float) -> None:
@@ -65,7 +67,7 @@ def combinations(sweep: Callable[[Any], Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     path: list[int] = []
     while True:
-        asked = _Path(path)
+        asked = _Path(path, len(found))
         sweep(asked)
         found.append(asked.params)
         if len(found) > _MOST:

@@ -13,12 +13,14 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from framework import extras, files
+from framework.config.overrides import plain
 from framework.errors import UserError
+from framework.sweep.choices import Sweep, recorded
 from framework.sweep.grid import combinations
 
 JOURNAL = "sweep.log"
@@ -34,8 +36,6 @@ _OTHER_SPACE = (
     " In all trials of a folder a name has the same choices, or numbers of one kind: use another name, or another"
     " --workdir."
 )
-
-Sweep = Callable[[Any], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,7 @@ def open_study(folder: Path, sweep: Sweep, plan: Plan, facts: Mapping[str, Any])
     optuna = extras.load("optuna", "sweep")
     journal = extras.load("optuna.storages.journal", "sweep")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sweep = recorded(sweep)
     grid = combinations(sweep) if plan.sampler == "grid" else []
     wanted = dataclasses.asdict(plan) | dict(facts)
     try:
@@ -115,7 +116,7 @@ def try_out(sweep: Sweep) -> None:
     """
     optuna = extras.load("optuna", "sweep")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _asked(sweep, optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask())
+    _asked(recorded(sweep), optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask())
 
 
 def _asked(sweep: Sweep, trial: Any) -> Mapping[str, Any]:
@@ -366,4 +367,4 @@ class Study:
 
 
 def _typed(values: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"--config.{key}={value}" for key, value in values.items())
+    return tuple(f"--config.{key}={plain(value)}" for key, value in values.items())
