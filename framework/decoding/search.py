@@ -88,7 +88,7 @@ def _task(step: Step, state: Any, begin: Any, end: int, length: int, padding: in
             f"decode: begin has shape {tokens.shape} and dtype {tokens.dtype.name}. Pass a token, or int [batch]."
         )
     known, tokens = tf.get_static_value(tokens), tf.cast(tokens, tf.int32)
-    whole = None if prefix is None else whole_prompt(prefix, length, padding)
+    whole = None if prefix is None else whole_prompt(prefix, length, end, padding)
     if tokens.shape.rank == 0:
         batch = first_dimension(state) if whole is None else first_dimension(whole)
         if batch is None:

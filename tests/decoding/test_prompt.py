@@ -50,6 +50,7 @@ def test_no_prompt_is_a_prompt_of_no_token():
 WRONG = {
     "has -1 before a token. Begin each prompt at the left, and write -1 behind it.": [[1, 2], [-1, 5]],
     "ends with padding=0. Write -1 behind it: tf.where(ids == 0, -1, ids). If 0 is": [[1, 2], [5, 0]],
+    "has the end token, 3, before other tokens, which would be left out. Leave it out, or them.": [[1, 2], [3, 5]],
     "is longer than length=2. Take a longer length.": [[1, -1, -1], [1, 2, 4]],
 }
 
@@ -77,3 +78,20 @@ def test_a_token_that_is_also_the_padding_may_end_a_prompt_if_the_padding_is_ano
 def test_prompts_of_other_kinds_are_refused():
     with pytest.raises(UserError, match=r"prefix has shape \(2, 1\) and dtype float32. Pass int \[batch, tokens\]"):
         decoded(tf.ones([2, 1]))
+
+
+def test_prompts_that_have_all_ended_are_refused_and_one_among_others_stays_as_it_is():
+    """Held-out examples of `text.encoded` end with the end token, so nothing would be written after them."""
+    fault = "ends with the end token, 3, and so do all others: nothing would be written. Leave it out, as encode(texts)"
+    ended = np.array([[1, END], [END, -1]])
+    with pytest.raises(UserError, match="decode: prompt 0 of prefix ends with the end token, 3, and so do all others"):
+        decoded(ended)
+    with pytest.raises(tf.errors.InvalidArgumentError) as failed:
+        in_graph()(ended)
+    assert f"decode: a prompt {fault}" in str(failed.value)
+    assert (in_graph(jit_compile=True)(ended).scores.numpy() == -np.inf).all()  # an XLA program cannot fail
+    alone = decoded(np.array([[1, 2], [1, 2]]))
+    for method in (GREEDY, Beam(2)):
+        both = decoded(np.array([[1, END], [1, 2]]), method)
+        assert both.ids[0, 0].numpy().tolist() == [1, END, PAD, PAD, PAD, PAD] and both.log_probabilities[0, 0] == 0
+    np.testing.assert_array_equal(decoded(np.array([[1, END], [1, 2]])).ids[1], alone.ids[1])
