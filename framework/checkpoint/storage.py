@@ -77,12 +77,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, {**manifest, "manifest_sha256": _json_sha256(manifest)})
 
 
-def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+def read_arrays(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns {path: array} of a folder that `write_arrays` wrote.
 
     Raises:
       CorruptError: the folder is damaged; the message says how.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     entries = _checked(manifest)
     arrays = {}

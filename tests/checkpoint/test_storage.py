@@ -47,6 +47,10 @@ def test_every_dtype_and_shape_comes_back(tmp_path):
         assert arrays[path].tobytes() == array.tobytes(), path
 
 
+def test_a_folder_may_be_named_by_a_text(tmp_path):
+    assert read_arrays(str(write(tmp_path / "a"))).keys() == ARRAYS.keys()
+
+
 def test_the_file_is_the_bytes_of_the_arrays(tmp_path):
     folder = write(tmp_path / "a")
     assert (folder / "arrays.bin").read_bytes() == b"".join(array.tobytes() for array in ARRAYS.values())

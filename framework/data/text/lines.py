@@ -47,6 +47,8 @@ def read_aligned(paths: Mapping[str, str | os.PathLike[str]], empty: str = "refu
     """
     if empty not in _EMPTY:
         raise UserError(f"empty='{empty}' is not one of {', '.join(_EMPTY)}.")
+    if not isinstance(paths, Mapping):
+        raise UserError(f"read_aligned({paths!r}): give {{name: file}}, or read one file with read_lines.")
     files = {name: _existing(Path(path)) for name, path in paths.items()}
     lines = {name: _lines(path) for name, path in files.items()}
     counts = {str(files[name]): len(of) for name, of in lines.items()}

@@ -9,6 +9,7 @@ loaded and used without it.
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -21,7 +22,7 @@ _BATCH = 4096  # texts split at a time
 
 
 def train_word_pieces(
-    texts: Sequence[str], size: int, lower: bool = False, special_tokens: Sequence[str] = (), min_count: int = 2
+    texts: Iterable[str], size: int, lower: bool = False, special_tokens: Sequence[str] = (), min_count: int = 2
 ) -> WordPieces:
     """Returns a vocabulary of word pieces, trained on texts.
 
@@ -36,8 +37,13 @@ def train_word_pieces(
       min_count: how often two pieces must be neighbours to be merged.
 
     Raises:
-      UserError: `size` is too small for the characters, there is no text, or the package is not installed.
+      UserError: `size` is no whole number or too small for the characters, there is no text, or the package is not
+        installed.
     """
+    if not isinstance(size, int | np.integer) or isinstance(size, bool):
+        raise UserError(f"train_word_pieces(size={size!r}): size must be a whole number, such as 8000.")
+    if not isinstance(texts, Sequence):
+        texts = list(texts)
     tokenizers = extras.load("tokenizers", "text")
     lines = list(_units(texts, lower))
     special = _special(special_tokens)
@@ -53,7 +59,7 @@ def train_word_pieces(
     trained = tokenizers.Tokenizer(tokenizers.models.WordPiece(continuing_subword_prefix=""))
     trained.pre_tokenizer = tokenizers.pre_tokenizers.CharDelimiterSplit(" ")
     trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=size - len(special), min_frequency=min_count, continuing_subword_prefix="", show_progress=False
+        vocab_size=int(size) - len(special), min_frequency=min_count, continuing_subword_prefix="", show_progress=False
     )
     trained.train_from_iterator(lines, trainer)
     ids = trained.get_vocab()

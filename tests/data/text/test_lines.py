@@ -74,3 +74,9 @@ def test_no_file_is_refused(tmp_path):
         text.read_lines(tmp_path / "none")
     with pytest.raises(UserError, match=r"^\. cannot be read: Is a directory"):
         text.read_lines(".")
+
+
+@pytest.mark.parametrize("paths", ["corpus.de", ["corpus.de", "corpus.en"]])
+def test_files_without_names_are_refused(paths):
+    with pytest.raises(UserError, match=r"read_aligned\(.*corpus.de.*\): give \{name: file\}, or read one file with"):
+        text.read_aligned(paths)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 
 from framework import data
@@ -62,6 +63,16 @@ def test_special_tokens_of_the_user_come_after_those_of_each_vocabulary():
     words = text.train_word_pieces(TEXTS, SIZE, special_tokens=("<to_de>",))
     assert words.special_id("<to_de>") == 4 and len(words) == SIZE
     assert 4 not in words.encode(["<to_de> dog"])[0]
+
+
+def test_texts_may_come_from_a_generator():
+    assert text.train_word_pieces((line for line in TEXTS), SIZE) == text.train_word_pieces(TEXTS, np.int64(SIZE))
+
+
+@pytest.mark.parametrize("size", [float(SIZE), str(SIZE), True])
+def test_a_size_that_is_no_whole_number_is_refused(size):
+    with pytest.raises(UserError, match=rf"train_word_pieces\(size={size!r}\): size must be a whole number"):
+        text.train_word_pieces(TEXTS, size)
 
 
 def test_a_size_below_the_characters_is_refused():
