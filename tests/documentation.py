@@ -30,11 +30,24 @@ ROOMS = (
     "serving",
     "testing",
 )
+MEASURED = (
+    "README",
+    "DATA",
+    "EXPORTS",
+    "GROWTH",
+    "RECOMMENDERS",
+    "RESULTS",
+    "ROOFLINE",
+    "RUNS",
+    "SCALING",
+    "STEPS",
+    "TEXT",
+)
 PAGES = ["README.md", "BUILD.md", "experiments/README.md", "tests/README.md"]
 PAGES += [f"framework/{name}.md" for name in ("README", "CONTRACTS", "ENGINE", "NOTES")]
 PAGES += [f"framework/{room}/README.md" for room in ROOMS]
 PAGES += ["framework/run/PROFILING.md"]
-PAGES += [f"tests/benchmarks/{name}.md" for name in ("README", "EXPORTS", "GROWTH", "RESULTS", "ROOFLINE", "SCALING")]
+PAGES += [f"tests/benchmarks/{name}.md" for name in MEASURED]
 
 # Commands, or first lines of snippets, that are not run: a pattern of the whole line, and why.
 NOT_RUN = {
