@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from framework.errors import UserError
 from framework.export.formats import select
 from framework.folder import PAGE
 from framework.pages.exports import ExportReport
 from framework.run import lookback
-from framework.run.exporting import export_run
+from framework.run.exporting import check_declared, export_run
 from framework.run.run import Run
 
 
@@ -20,10 +19,7 @@ def main(run: Run, overrides: Sequence[str], checkpoint: str | int | None = None
       checkpoint: 'last', 'best' or the number of a step.
       formats: 'saved_model,lite_int8', the names of the formats; None exports every hook of `make_exports`.
     """
-    if not run.exports:
-        raise UserError(
-            f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
-        )
+    check_declared(run)
     names = [name.strip() for name in formats.split(",")] if formats is not None else []
     select(run.exports, names)  # a wrong name is told before the checkpoint is read
     step = run.restore(checkpoint or run.resolved.export.checkpoint, average=run.resolved.checkpoint.average)

@@ -38,12 +38,22 @@ def export_run(run: Run, formats: Sequence[str] = ()) -> list[ExportReport]:
       formats: names of hooks, or of formats made of them, see `export.formats`; () are the hooks of `make_exports`.
 
     Raises:
-      UserError: the state is untrained, but the run folder has a checkpoint; or there is no such format.
+      UserError: the experiment has no exports; the state is untrained, but the run folder has a checkpoint; or there
+        is no such format.
     """
+    check_declared(run)
     if int(run.state.step) == 0 and run.checkpoints.steps():
         raise UserError(f"the model is untrained, but {run.workdir} has a checkpoint. Call run.restore() first.")
     with run.copying():
         return _export(on_one_device(run), formats)
+
+
+def check_declared(run: Run) -> None:
+    """Raises UserError unless the experiment has exports."""
+    if not run.exports:
+        raise UserError(
+            f"{run.experiment.path} declares no exports. Add make_exports(cfg), which returns a list of hooks."
+        )
 
 
 def _export(run: Run, formats: Sequence[str]) -> list[ExportReport]:

@@ -1,7 +1,10 @@
 """framework/run/exporting.py: the examples by which a run's exports are made and verified."""
 
 import numpy as np
+import pytest
 
+import framework
+from framework.errors import UserError
 from framework.run import build, exporting
 
 
@@ -19,6 +22,14 @@ def test_examples_for_int8_are_the_first_of_training(tmp_path):
         np.testing.assert_array_equal(one["image"], other["image"])
     [small] = exporting.training(run, 3)
     assert len(small["weight"]) == 3
+
+
+def test_a_run_without_exports_is_refused_and_leaves_no_report(tmp_path):
+    run = build.build("tests/tiny.py", {"train.compile": "graph"}, tmp_path / "run")
+    run.exports = []
+    with pytest.raises(UserError, match=r"tests/tiny.py declares no exports. Add make_exports\(cfg\)"):
+        framework.export_run(run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_examples_of_weight_0_do_not_count(tmp_path):
