@@ -8,7 +8,7 @@ import tensorflow as tf
 from framework import testing
 from framework.errors import UserError
 from framework.losses import Term, classification, sparse_cross_entropy
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 
 
 def reference(logits, labels, weight):
@@ -25,7 +25,7 @@ def example(shape=(32,), classes=10, dtype=np.float32, scale=5.0):
     return logits, rng.integers(0, classes, shape), rng.integers(0, 3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 1e-6)])
 @pytest.mark.parametrize("shape", [(32,), (4, 7)], ids=["examples", "tokens"])
 def test_sum_and_weight_are_those_of_the_formula(mode, dtype, tolerance, shape):
@@ -97,7 +97,7 @@ def test_logits_far_apart(scale):
     np.testing.assert_allclose(tape.gradient(term.sum, x), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("label", [-1, 10])
 def test_a_label_that_is_no_class_makes_the_loss_nan_in_every_mode(label, mode):
     """Which the step stops at, and says where; a kernel that raises would leave no report."""
@@ -140,7 +140,7 @@ def test_padding_changes_nothing():
     assert float(padded.weight) == float(term.weight)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("label", [-1, 255, -100])
 def test_a_label_without_weight_may_be_no_class(mode, label):
     """As what marks padding and unlabelled pixels in many data sets is; the kernel raises on it, XLA makes it NaN."""
@@ -201,7 +201,7 @@ def test_a_term_is_a_pair():
     assert Term._fields == ("sum", "weight")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("large", [False, True], ids=["", "in XLA programs"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -242,7 +242,7 @@ def test_one_hot_labels_are_refused():
         sparse_cross_entropy(np.ones((4, 3)), np.eye(4, 3), np.ones((4, 3)))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_a_label_between_two_classes_makes_the_loss_nan(mode):
     term = MODES[mode](lambda labels: sparse_cross_entropy(tf.eye(3), labels, tf.ones(3)))
     assert np.isnan(term(tf.constant([0.0, 1.9, 2.0])).sum)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from framework import losses, testing
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 from tests.losses import references as ref
 
 BATCH, CLASSES = 12, 5
@@ -161,7 +161,7 @@ def given(names, dtype, arrays):
     return [tensor(arrays[name]) for name in (*names.split(), "weight")]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_sum_and_weight_are_those_of_the_definition(name, mode):
     function, names, reference = CASES[name]
@@ -283,7 +283,7 @@ def test_a_vector_of_zeros_has_a_distance_of_1_and_no_gradient():
 
 
 # losses.mean
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_a_mean_of_own_values_is_the_weighted_one(mode):
     rng = np.random.default_rng(7)
     values, weight = rng.normal(size=(6, 2, 3)), np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0])

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from framework.errors import UserError
 from framework.metrics import Accuracy, Mean
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 
 
 def example(shape=(40,), classes=4, dtype=np.float32):
@@ -21,7 +21,7 @@ def reference(outputs, batch):
     return [(correct * batch["weight"]).sum(), batch["weight"].sum()]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("shape", [(40,), (5, 8)], ids=["examples", "tokens"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_accuracy_counts_weighted_hits(mode, shape, dtype):
@@ -120,7 +120,7 @@ class Seen(Mean):
         return outputs["seen"], batch["weight"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("values", [[3, 7, -2, 5], [True, False, True, True]], ids=["int32", "bool"])
 def test_weights_of_whole_numbers_and_bools_stay_what_they_are(mode, values):
     weight = [0.5, 1.5, 0.25, 0.0]
@@ -136,7 +136,7 @@ def test_the_wider_of_values_and_weights_decides(values, weight):
     assert state.dtype == tf.float64
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_value_without_weight_may_be_anything(mode, bad):
     update = MODES[mode](lambda seen, weight: Seen().update({"seen": seen}, {"weight": weight}))
@@ -154,7 +154,7 @@ def binary(shape, label_shape, label_dtype="int32"):
     return outputs, {"label": tf.cast(label.reshape(label_shape), label_dtype), "weight": tf.constant(weight)}, share
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("shape", [(30, 1), (30,)], ids=str)
 @pytest.mark.parametrize("label_shape", [(30, 1), (30,)], ids=str)
 def test_one_logit_is_of_two_classes(mode, shape, label_shape):
@@ -177,7 +177,7 @@ def test_a_single_logit_of_each_token():
     assert state.numpy().tolist() == [1.0 + 4.0, 15.0]  # 0 is not above 0
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize(
     ("logits", "label"),
     [

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from framework import metrics
 from framework.metrics import results
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 from tests.metrics import references as ref
 from tests.metrics.references import wide
 
@@ -115,7 +115,7 @@ def merged(metric, outputs, batch, mode="eager"):
     return total
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_a_metric_of_merged_batches_is_that_of_its_definition(name, mode):
     metric, reference, tolerance = CASES[name]
@@ -191,7 +191,7 @@ def areas(**more):
     return {curve: metrics.AUC(curve, **BINARY, **more) for curve in AREAS}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("bins", [8, 1024])
 @pytest.mark.parametrize("curve", AREAS)
 def test_an_area_is_that_of_binned_logits_and_within_its_bound(curve, bins, mode):
@@ -226,7 +226,7 @@ def test_an_area_of_one_class_alone_is_nan():
 
 
 # The picture
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_a_confusion_matrix_counts_and_is_drawn(mode):
     outputs, batch = drawn()
     metric = metrics.ConfusionMatrix(CLASSES)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from framework import optim, paths
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 from tests.optim.variables import make_variables
 
 BOUND = {"float32": 2e-6, "float64": 1e-14}
@@ -22,7 +22,7 @@ def weighted(history, decay):
 
 
 @pytest.mark.parametrize("precision", BOUND)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("decay", [0.3, 0.9, 0.9999])
 def test_average_is_the_weighted_sum(decay, mode, precision):
     variables = make_variables(precision)
@@ -43,7 +43,7 @@ def test_average_is_the_weighted_sum(decay, mode, precision):
     assert int(variables["count"]) == 3
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_the_first_average_is_the_weights_to_the_bit(mode):
     variables = {"w": tf.Variable([1e8, -3.0, 0.1])}
     average = optim.ExponentialMovingAverage(0.9999, variables)
@@ -54,7 +54,7 @@ def test_the_first_average_is_the_weights_to_the_bit(mode):
     assert average.averages["w"].numpy().tobytes() == first.tobytes()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 0.999999])
 def test_the_share_of_the_newest_weights_is_accurate(decay, mode):
     variables = {"w": tf.Variable(np.zeros(()))}
@@ -80,7 +80,7 @@ def bits(variables):
     return {path: variable.numpy().tobytes() for path, variable in variables.items()}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_swapped_puts_the_averages_in_and_the_weights_back(mode):
     variables = make_variables("float32")
     variables["norm/mean"].assign([math.nan, 1e-40])

@@ -8,7 +8,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import optim
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 
 BOUND = {"float32": 2e-6, "float64": 1e-14}
 SHAPES = {"conv/kernel": (3, 3, 2, 4), "dense/kernel": (5, 6), "dense/bias": (6,), "scale": ()}
@@ -79,7 +79,7 @@ CASES = {"none": 1.0, "global_norm": 0.7, "value": 0.7, "variable_norm": 2.5, "a
 
 
 @pytest.mark.parametrize("precision", BOUND)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_clipped_as_the_formula_says(name, mode, precision):
     weights = make_tensors(1, precision)
@@ -114,7 +114,7 @@ def test_adaptive_clipping_leaves_out_what_is_excluded():
         assert found[path] == pytest.approx(wanted[path], rel=1e-13)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_within_the_bound_keep_their_bits(name, mode):
     for precision in BOUND:
@@ -124,14 +124,14 @@ def test_gradients_within_the_bound_keep_their_bits(name, mode):
         assert all(found[path].tobytes() == g.tobytes() for path, g in gradients.items()), precision
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_a_norm_of_exactly_the_threshold_is_within_it(mode):
     gradients = {"w": np.array([3.0, 4.0, -0.0], np.float32)}
     found = clipped(make_settings("global_norm", 5.0), gradients, gradients, mode)["w"]
     assert found.tobytes() == gradients["w"].tobytes()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_zero_stay_zero(name, mode):
     zeros = {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
@@ -139,7 +139,7 @@ def test_gradients_of_zero_stay_zero(name, mode):
     assert all(np.array_equal(found[path], g) for path, g in zeros.items())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_global_norm_is_the_norm_of_all(mode):
     tensors = make_tensors(3, "float64")
     wanted = np.linalg.norm(np.concatenate([np.ravel(tensor) for tensor in tensors.values()]))
@@ -154,7 +154,7 @@ def test_global_norm_is_the_norm_of_all(mode):
         assert float(found) == pytest.approx(wanted, rel=bound)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("size", [1023, 1024, 1039, 784 * 128])
 def test_global_norm_sums_every_element_of_a_long_tensor(size, mode):
     norm = MODES[mode](lambda x: optim.global_norm([x]))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from framework import optim, paths, testing
 from framework.config import UserError, base_config
 from framework.optim.clustering import _sizes, _sums, cluster_means, find_clusters
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 
 ZERO = np.int64(0)
 
@@ -42,7 +42,7 @@ def pruned(shape, share=0.0, dtype=np.float64, seed=0):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.8])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_clusters_are_those_of_lloyds_algorithm(mode, share):
     weights = pruned((40, 25), share)
     index, centroids, sizes = MODES[mode](lambda w: find_clusters(w, 8))(tf.constant(weights))
@@ -53,7 +53,7 @@ def test_clusters_are_those_of_lloyds_algorithm(mode, share):
     np.testing.assert_array_equal(sizes, np.bincount(wanted.ravel(), minlength=9))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize(
     ("values", "clusters"), [([-3.0, -1e-6, 0.0, 2e-6, 5.0], 5), ([-3.0, 1e-6, 2e-6, 5.0], 4), ([0.0, 0.5], 2)]
 )
@@ -68,7 +68,7 @@ def test_a_cluster_of_more_weights_than_float32_counts_has_its_size():
     assert list(_sizes(tf.zeros([2**24 + 6], tf.int32), 2, tf.float32).numpy()) == [2**24 + 6, 0]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
 def test_sums_are_added_in_the_order_of_the_weights(mode, dtype):
     """By every way to compute a step, to the last bit; float16 is summed by another operation."""
@@ -89,14 +89,14 @@ def test_no_cluster_lies_in_the_gap_that_pruning_leaves():
     assert (sizes.numpy()[:7] > 0).all() and (np.abs(centroids.numpy()[1:7]) > 4).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_a_variable_of_zeros_has_no_other_cluster(mode):
     index, centroids, sizes = MODES[mode](lambda w: find_clusters(w, 3))(tf.zeros((4, 2)))
     assert not np.asarray(index).any() and not np.asarray(centroids).any()
     np.testing.assert_array_equal(sizes, [8, 0, 0, 0])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_means_are_exact_where_nothing_changed(mode):
     """A mean of equal numbers, summed and divided, is another number in one of three cases."""
     centroids = np.float32([0, *np.random.default_rng(1).normal(size=5)])
@@ -179,7 +179,7 @@ def test_weights_and_clusters_are_those_of_the_wrapper_of_tfmot():
     assert np.abs(plain.layers[0].kernel.numpy() - before).max() > 1e-3
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_clusters_are_found_when_due_and_a_step_that_is_left_out_changes_nothing(mode):
     draws = np.random.default_rng(5)
     weights = {"a/kernel": tf.Variable(pruned((6, 5), 0.3, np.float32)), "a/bias": tf.Variable(tf.ones(5))}

@@ -8,7 +8,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from framework import optim, paths
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 from tests.optim.variables import make_variables
 
 TOTAL = 23
@@ -34,7 +34,7 @@ class Reference:
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": 0.8}, AIRBENCH], ids=["half", "most", "airbench"])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_weights_are_those_of_the_algorithm(mode, masked, settings):
     variables = make_variables("float64")
     lookahead = make(variables, **settings)
@@ -71,7 +71,7 @@ def test_the_last_step_of_a_run_with_skipped_steps_ends_on_the_slow_weights():
     assert variables["w"].numpy() == [1.0]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_no_step_changes_keeps_its_bits(mode, masked):
     variables = {"mask": tf.Variable([-math.inf, -0.0, 1.1], trainable=False), "w": tf.Variable([1.0])}

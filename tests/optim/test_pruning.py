@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from framework import optim, paths, testing
 from framework.config import UserError, base_config
 from framework.optim.pruning import kth_largest, magnitude_mask, pattern_mask
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_MODES, MODES
 
 ZERO = np.int64(0)
 
@@ -123,7 +123,7 @@ def path_of(model, layer):
 # Its parts
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_kth_largest_is_exact(mode, dtype):
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_the_kth_largest_is_exact(mode, dtype):
         assert found(tf.constant(values), tf.constant(k)).numpy() == np.sort(values)[-k]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.5, 0.9, 0.999])
 def test_a_mask_keeps_the_largest_and_their_ties(mode, sparsity):
     weights = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
@@ -147,7 +147,7 @@ def test_a_mask_keeps_the_largest_and_their_ties(mode, sparsity):
     np.testing.assert_array_equal(mask, wanted)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 @pytest.mark.parametrize(("zeros", "size"), [(2, 4), (1, 2), (4, 8)])
 @pytest.mark.parametrize("shape", [(8, 3), (10, 5), (3, 3, 7, 2)])
 def test_a_pattern_has_its_zeros_along_the_inputs(mode, shape, zeros, size):
@@ -172,7 +172,7 @@ def variables():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FAST_MODES)
 def test_masks_are_made_when_due_and_a_step_that_is_left_out_changes_nothing(mode, masked):
     weights = variables()
     average = {path: tf.Variable(tf.ones(v.shape)) for path, v in weights.items()}

@@ -7,10 +7,10 @@ import tensorflow as tf
 from framework import retrieval
 from framework.errors import UserError
 from framework.retrieval import of_all
-from tests.compile_modes import MODES
+from tests.compile_modes import FAST_COMPILED, MODES
 
 USERS, ROWS, WIDTH = 7, 23, 3
-each_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
+each_mode = pytest.mark.parametrize("compiled", FAST_COMPILED)
 BLOCKS = {1: pytest.mark.slow, 5: pytest.mark.slow, 8: (), 23: pytest.mark.slow, 8192: ()}  # how XLA is tested
 each_way = pytest.mark.parametrize(
     ("compiled", "item_block"),
