@@ -30,7 +30,7 @@ NORM = {f"norm/{name}" for name in ("gamma", "beta", "moving_mean", "moving_vari
 FIRST = {"first/kernel", "first/bias"}
 
 
-@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow), "eager"])
+@pytest.mark.parametrize("mode", ["graph", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("xla", "eager"))])
 def test_the_moving_averages_of_a_frozen_layer_stay(mode):
     run, before, after = trained((BACKBONE,), **{"train.compile": mode})
     assert still(before, after) == NORM | FIRST
@@ -75,6 +75,7 @@ def test_a_layer_without_weights_is_frozen_by_its_pattern():
     assert still(before, after) == FIRST | {"first_norm/moving_mean", "first_norm/moving_variance"}
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_is_so_on_replicas():
     mirrored = {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2}
     _, before, after = trained((BACKBONE,), **mirrored)

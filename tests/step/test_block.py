@@ -15,7 +15,7 @@ from tests.step.blocks import assert_same_bits, build, put_back, snapshot, with_
 MODES = ("xla", "graph", "eager")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["xla", "graph", pytest.param("eager", marks=pytest.mark.slow)])
 def test_any_split_into_blocks_ends_in_the_same_bits(mode):
     built = build(mode)
     start, ends, rows = snapshot(built), [], []
@@ -76,8 +76,7 @@ def test_modes_agree_within_float32_rounding():
     ends = {}
     for mode in MODES:
         built = build(mode, **{"model.dropout": 0.5, "optimizer.name": "sgd", "schedule.learning_rate": 0.1})
-        for _ in range(3):
-            built.train_block(10)
+        built.train_block(10)
         ends[mode] = np.concatenate([v.numpy().ravel() for v in built.model.trainable_variables])
     for mode in ("xla", "graph"):
         assert np.linalg.norm(ends[mode] - ends["eager"]) <= 1e-6 * np.linalg.norm(ends["eager"])
@@ -120,8 +119,9 @@ def test_rows_are_the_numbers_of_each_step():
     assert row["accuracy"] == np.mean(np.argmax(logits, axis=1) == batch["label"].numpy())
 
 
-def test_inspect_gives_the_gradients_of_the_next_step_and_changes_nothing():
-    built = build("xla", **{"model.dropout": 0.5})
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
+def test_inspect_gives_the_gradients_of_the_next_step_and_changes_nothing(mode):
+    built = build(mode, **{"model.dropout": 0.5})
     built.train_block(3)
     before = snapshot(built)
     gradients = built.train_block.inspect()
@@ -131,7 +131,7 @@ def test_inspect_gives_the_gradients_of_the_next_step_and_changes_nothing():
     assert list(gradients) == ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias"]
 
 
-@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph", "eager"])
+@pytest.mark.parametrize("mode", ["graph", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("xla", "eager"))])
 def test_evaluation_counts_each_example_once(mode):
     """500 examples in batches of 128: the padding of the last one counts for nothing."""
     built = build(mode, **{"train.precision": "float64", "model.l2": 1e-2, "train.block_steps": 3})
@@ -247,7 +247,7 @@ def test_a_weight_may_be_a_count(precision):
     assert counted.eval_blocks["test"]()["loss"] == summed.eval_blocks["test"]()["loss"]
 
 
-@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph", "eager"])
+@pytest.mark.parametrize("mode", ["graph", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("xla", "eager"))])
 def test_a_block_halts_before_the_step_that_is_not_finite(mode):
     settings = {"schedule.learning_rate": 1e30, "optimizer.name": "sgd", "schedule.warmup": ""}
     built = build(mode, **settings)

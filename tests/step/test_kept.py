@@ -39,7 +39,11 @@ def same(first, second, tolerance=0.0):
     return True
 
 
-@pytest.mark.parametrize("settings", [{}, {"data.placement": "stream"}], ids=["resident", "streamed"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"data.placement": "stream"}, marks=pytest.mark.slow)],
+    ids=["resident", "streamed"],
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_one_pass_gives_metrics_and_predictions(mode, settings):
     found, averaged, some = [], [], []

@@ -280,13 +280,11 @@ def test_wherever_the_term_is_computed(where):
 @pytest.mark.parametrize(
     ("mode", "settings"),
     [
-        ("xla", {"train.micro_batches": 4}),
+        ("graph", {"train.micro_batches": 4}),
         ("graph", {}),
         ("graph", TWO),
-        ("eager", {"train.micro_batches": 4}),
-        *(pytest.param("xla", settings, marks=pytest.mark.slow) for settings in ({}, TWO)),
-        pytest.param("graph", {"train.micro_batches": 4}, marks=pytest.mark.slow),
-        pytest.param("eager", {}, marks=pytest.mark.slow),
+        *(pytest.param("xla", settings, marks=pytest.mark.slow) for settings in ({}, {"train.micro_batches": 4}, TWO)),
+        *(pytest.param("eager", settings, marks=pytest.mark.slow) for settings in ({}, {"train.micro_batches": 4})),
     ],
 )
 def test_a_constant_weight_of_examples_is_refused_and_that_of_a_penalty_is_not(mode, settings):

@@ -139,7 +139,9 @@ def _check_scalar(mode, settings):
     assert built.eval_blocks["test"]()["loss/penalty"] == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize(("mode", "settings"), [("graph", FOUR), ("graph", TWO)], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "settings"), [("graph", FOUR), pytest.param("graph", TWO, marks=pytest.mark.slow)], ids=str
+)
 def test_a_scalar_is_the_mean_over_rows(mode, settings):
     _check_scalar(mode, settings)
 

@@ -165,9 +165,13 @@ def test_a_violation_leaves_a_dynamic_loss_scale_as_it_is():
     assert (float(scale.scale), int(scale.good), int(scale.stuck)) == (256.0, 1, 0)
 
 
+@pytest.fixture(scope="module")
+def tools():
+    return build().train_block._tools
+
+
 @pytest.mark.parametrize("name", ["gradients", "apply", "each", "gather", "all_reduce", "is_finite"])
-def test_tools_are_refused_outside_of_a_step(name):
-    tools = build().train_block._tools
+def test_tools_are_refused_outside_of_a_step(tools, name):
     arguments = {"gradients": (None, {}), "apply": ({},), "each": (None, {}), "is_finite": ()}.get(name, ({},))
     with pytest.raises(UserError) as caught:
         getattr(tools, name)(*arguments)

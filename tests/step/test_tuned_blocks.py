@@ -84,14 +84,14 @@ def test_candidates_that_are_not_taken_are_freed(thorough):
             return block
 
     built.train_block.__class__ = Watched
-    block, choice = choose(built.train_block, ("graph", "xla"), built.replicas, 10)
+    block, choice = choose(built.train_block, ("graph", "xla_update"), built.replicas, 10)
     built.compile_by(choice, block)
     gc.collect()
     assert {mode for mode, compiled in made.items() if compiled() is not None} <= {
         choice.mode,
         built.train_block.compiled.mode,
     }
-    assert set(made) == {"graph", "xla"}
+    assert set(made) == {"graph", "xla_update"}
 
 
 @pytest.mark.parametrize("modes", [("graph", "xla"), pytest.param(PARTS, marks=pytest.mark.slow)])

@@ -81,7 +81,12 @@ LINE = (
 )
 
 
-@pytest.mark.parametrize("mode", [*MODES[:3], *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[3:])])
+FAST_MODES = ("graph", "xla")
+
+
+@pytest.mark.parametrize(
+    "mode", [mode if mode in FAST_MODES else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 def test_an_id_that_is_no_row_ends_the_run_before_its_step(mode):
     built = build(embedded, **{"train.compile": mode, "train.on_nonfinite": "skip"})
     start = blocks.snapshot(built)
@@ -97,7 +102,7 @@ SLOW_WAYS = [("graph", "stream"), ("xla", "resident"), ("eager", "resident")]
 WAYS = [
     pytest.param({"train.micro_batches": 4, "train.compile": "graph"}, marks=pytest.mark.slow),
     {"train.micro_batches": 4, "train.compile": "xla"},
-    {"data.placement": "stream", "train.compile": "xla"},
+    pytest.param({"data.placement": "stream", "train.compile": "xla"}, marks=pytest.mark.slow),
     {"runtime.strategy": "mirrored", "runtime.virtual_devices": 2, "train.compile": "xla"},
     pytest.param(
         {
@@ -292,7 +297,14 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("positions", "graph"), *((kind, "xla") for kind in FIXED)])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("positions", "graph"),
+        ("long", "xla"),
+        *(pytest.param(kind, "xla", marks=pytest.mark.slow) for kind in ("positions", "constant")),
+    ],
+)
 def test_an_index_that_is_out_of_range_in_every_batch_is_refused(kind, mode):
     """As positions are that a table of positions does not have; of a long index no value is computed for it."""
     compute, number = FIXED[kind]
