@@ -28,17 +28,22 @@ def over(cases):
 
 each = over(CASES)
 # Of a layer with several cases, `make test` checks the conformance of the first one; and of layers that one piece of
-# code draws for, or that make up another one, as Encoder and Decoder do Transformer, that of one layer.
+# code draws for, or that make up another one, as the encoder and decoder with their layers do Transformer, that of one.
 FIRST = {case.name: case for case in reversed(CASES)}
 LIKE_OTHERS = {
     "ConvLSTM2D",
     "ConvLSTM3D",
     "Decoder",
+    "DecoderLayer",
     "Encoder",
+    "EncoderLayer",
     "GRUCell",
     "LSTMCell",
     "RandomTranslation",
     "RandomZoom",
+    "SimpleRNN",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
 }
 each_layer = over(case for case in CASES if case is FIRST[case.name] and case.name not in LIKE_OTHERS)
 each_that_draws = over(case for case in CASES if case.draws)
