@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARDS = {
     "tests/test_commands.py": 1,
     "tests/test_parameter_server.py": 1,
-    "tests/test_equivalence.py": 4,
-    "tests/test_oracle.py": 3,
-    "tests/step/test_block.py": 2,
+    "tests/test_equivalence.py": 3,
+    "tests/test_oracle.py": 1,
+    "tests/step/test_block.py": 1,
     "tests/layers/test_matrix.py": 2,
-    "tests/distribute/test_replicas.py": 2,
+    "tests/distribute/test_replicas.py": 1,
     "tests/step/test_skip.py": 2,
 }
 SLOW_SHARDS = {"tests/test_equivalence.py": 12, "tests/test_oracle.py": 6}

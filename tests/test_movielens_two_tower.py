@@ -173,9 +173,16 @@ def test_rows_are_scaled_so_that_all_have_one_deviation(folder, tmp_path):
 # ---- Runs ----
 
 
-def test_the_ranking_is_that_of_brute_force(folder, tmp_path):
-    run = build(folder, tmp_path)
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A run of the default preset at its end."""
+    run = build(folder, tmp_path_factory.mktemp("trained"))
     loop.train(run)
+    return run
+
+
+def test_the_ranking_is_that_of_brute_force(trained):
+    run = trained
     ratings, split = experiment.load(run.config)
     evaluator = experiment.make_evaluators(run.config)["ranking"]
     report = evaluator(run).scalars
@@ -214,7 +221,7 @@ def test_the_projector_shows_the_films_beside_the_curves(folder, tmp_path):
     assert counts == np.bincount(ratings.arrays["item"][split.parts["train"]], minlength=30).tolist()
 
 
-@pytest.mark.parametrize("preset", ["rating", "joint"])
+@pytest.mark.parametrize("preset", ["rating", pytest.param("joint", marks=pytest.mark.slow)])
 def test_a_preset_trains_evaluates_and_exports(folder, tmp_path, preset):
     run = build(folder, tmp_path, preset, **{"schedule.learning_rate": 0.1})
     result = loop.train(run)
@@ -223,9 +230,8 @@ def test_a_preset_trains_evaluates_and_exports(folder, tmp_path, preset):
     assert [report.failure for report in exporting.export_run(run)] == [""] * len(run.exports)
 
 
-def test_the_export_recommends_unseen_films_by_brute_force(folder, tmp_path):
-    run = build(folder, tmp_path)
-    loop.train(run)
+def test_the_export_recommends_unseen_films_by_brute_force(trained):
+    run = trained
     reports = exporting.export_run(run)
     served = tf.saved_model.load(str(run.workdir / "exports/saved_model/1")).signatures["serving_default"]
     # Unknown ids are skipped, large and negative ones too; there are 30 films. The last user watched a film twice.

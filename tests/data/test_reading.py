@@ -177,9 +177,15 @@ def rows(workdir):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
-def test_a_run_whose_source_fails_stops_with_a_checkpoint_and_goes_on_to_the_same_bits(tmp_path):
-    whole = small.build(tmp_path / "whole", functions=functions([]), **SETTINGS)
-    loop.train(whole)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run none of whose reads fails."""
+    run = small.build(tmp_path_factory.mktemp("whole") / "run", functions=functions([]), **SETTINGS)
+    loop.train(run)
+    return run
+
+
+def test_a_run_whose_source_fails_stops_with_a_checkpoint_and_goes_on_to_the_same_bits(tmp_path, whole):
     errors = [OSError(5, "Input/output error")] * 2
     where = small.place_of(7, 3)
     broken = small.build(tmp_path / "run", functions=functions(errors, where), **SETTINGS)
@@ -193,13 +199,11 @@ def test_a_run_whose_source_fails_stops_with_a_checkpoint_and_goes_on_to_the_sam
     again = small.build(tmp_path / "run", functions=functions(errors, where), **SETTINGS)
     loop.train(again)
     assert small.snapshot(again) == small.snapshot(whole)
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "run") == rows(whole.workdir)
 
 
-def test_a_failing_evaluation_is_made_again(tmp_path):
+def test_a_failing_evaluation_is_made_again(tmp_path, whole):
     """No checkpoint may say that step 5 is done before its evaluation is."""
-    whole = small.build(tmp_path / "whole", functions=functions([]), **SETTINGS)
-    loop.train(whole)
     broken = small.build(tmp_path / "run", functions=functions([]), **SETTINGS)
 
     class Failing:
@@ -215,7 +219,7 @@ def test_a_failing_evaluation_is_made_again(tmp_path):
     again = small.build(tmp_path / "run", functions=functions([]), **SETTINGS)
     loop.train(again)
     assert small.snapshot(again) == small.snapshot(whole)
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "run") == rows(whole.workdir)
 
 
 def test_launch_says_it_in_one_line_with_status_1(monkeypatch, capsys):

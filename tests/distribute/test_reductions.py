@@ -14,6 +14,12 @@ from tests.distribute.replicated import contrastive, model_with, on, weights
 from tests.small import build, differing, snapshot
 
 
+@pytest.fixture(scope="module")
+def four():
+    """Four replicas, of a run that is not trained."""
+    return build(**on(4)).replicas
+
+
 def test_gradients_that_travel_in_bfloat16_are_rounded_to_it():
     """One SGD step of rate 1: what the weights moved by is the sum of two rounded halves."""
     settings = {"optimizer.name": "sgd", "schedule.learning_rate": 1.0, "schedule.warmup": "", "train.compile": "graph"}
@@ -106,9 +112,8 @@ def test_the_batch_size_of_one_replica_makes_the_global_one():
     built.train_block(1)
 
 
-def test_totals_are_sums_and_gathered_parts_stand_in_order():
-    built = build(**on(4))
-    replicas = built.replicas
+def test_totals_are_sums_and_gathered_parts_stand_in_order(four):
+    replicas = four
 
     def local(index):
         return {"a": tf.constant([index, 1]), "b": (tf.constant(0.5 * index), tf.constant([[1.0, index]]))}
@@ -129,7 +134,7 @@ def test_totals_are_sums_and_gathered_parts_stand_in_order():
     assert Replicas().all_reduce_sum(lambda index: tf.constant(index + 2)).numpy() == 2
 
 
-def test_sums_go_to_the_devices_they_come_from(monkeypatch):
+def test_sums_go_to_the_devices_they_come_from(monkeypatch, four):
     """With any other destination TensorFlow copies all to one device, and NCCL is never asked."""
     ops = tf.distribute.ReductionToOneDevice
     reduce, destinations = ops.reduce_implementation, []
@@ -138,15 +143,15 @@ def test_sums_go_to_the_devices_they_come_from(monkeypatch):
         destinations.append([tensor.device for tensor in destination.values])
         return reduce(self, reduce_op, value, destination, options)
 
-    replicas = build(**on(4)).replicas
+    replicas = four
     monkeypatch.setattr(ops, "reduce_implementation", recorded)
     found = tf.function(lambda: replicas.all_reduce_sum(lambda index: (tf.constant(index), tf.constant(0.5))))()
     assert [int(found[0]), float(found[1])] == [6, 2.0]
     assert destinations == [list(replicas.devices)] * 2
 
 
-def test_replicas_agree_on_the_mean_of_what_each_moved():
-    replicas = build(**on(4)).replicas
+def test_replicas_agree_on_the_mean_of_what_each_moved(four):
+    replicas = four
     kinds = {tf.VariableAggregation.MEAN: tf.float32, tf.VariableAggregation.SUM: tf.float64}
     on_read = tf.VariableSynchronization.ON_READ
     with replicas.scope():
@@ -167,9 +172,9 @@ def test_replicas_agree_on_the_mean_of_what_each_moved():
     assert shared.numpy() == 7.0
 
 
-def test_an_assigned_variable_has_its_value_on_every_replica():
+def test_an_assigned_variable_has_its_value_on_every_replica(four):
     """Assigned as a whole, what is summed when read would be divided by the replicas."""
-    replicas = build(**on(4)).replicas
+    replicas = four
     state, kinds = tf.Module(), tf.VariableAggregation
     with replicas.scope():
         for name, kind in {"mean": kinds.MEAN, "sum": kinds.SUM, "first": kinds.ONLY_FIRST_REPLICA}.items():

@@ -14,15 +14,21 @@ from tests.run.tiny_runs import build
 SHORT = ("--config.train.duration=2 steps", "--config.export.process=own")
 
 
-@pytest.fixture
-def before(tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
     """A finished run, whose recorded accuracy is 0 and whose loss is 0."""
-    workdir = tmp_path / "first"
+    workdir = tmp_path_factory.mktemp("before") / "run"
     assert call(f"--workdir={workdir}", *SHORT) == 0
     path = workdir / "result.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps(result | {"final": {"test/loss": 0.0, "test/accuracy": 0.0}}))
     return workdir
+
+
+@pytest.fixture
+def before(finished, tmp_path):
+    """A copy of it, which a test may change and remove."""
+    return shutil.copytree(finished, tmp_path / "first")
 
 
 def printed(capsys, *arguments):
