@@ -99,8 +99,10 @@ def test_another_goal_forgets_the_best_value_of_the_one_before(tmp_path, source,
     [
         ({"checkpoint": ["test/loss", "min"], "early_stopping": ["", "min"]}, True),  # no metric, but a mode
         ({"checkpoint": ["test/loss", "max"], "early_stopping": ["", "min"]}, False),
-        ({"checkpoint": ["test@ema/loss", "min"], "early_stopping": ["", "min"]}, False),
-        ({"checkpoint": ["", "max"], "early_stopping": ["", "min"]}, False),
+        *(
+            pytest.param({"checkpoint": goal, "early_stopping": ["", "min"]}, False, marks=pytest.mark.slow)
+            for goal in (["test@ema/loss", "min"], ["", "max"])
+        ),
     ],
 )
 def test_the_goals_of_an_older_run_are_compared_by_metric_and_mode(tmp_path, source, caplog, theirs, is_kept):

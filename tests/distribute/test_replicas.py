@@ -34,7 +34,7 @@ RUNS = {
 
 @pytest.mark.parametrize(
     ("replicas", "mode", "micro_batches"),
-    [pytest.param(2, "graph", 2, marks=pytest.mark.slow), (2, "xla", 1), (4, "graph", 4)],
+    [(4, "graph", 4), *(pytest.param(2, *way, marks=pytest.mark.slow) for way in (("graph", 2), ("xla", 1)))],
 )
 def test_dropout_penalty_clip_and_average_are_those_of_one_device(replicas, mode, micro_batches):
     one, rows = one_device("dropout", mode)
@@ -106,8 +106,9 @@ def test_an_overflow_on_the_last_replica_alone_skips_the_update_on_all(mode):
     assert_copies_agree(built)
 
 
-def test_an_overflow_of_float16_on_the_last_replica_alone_lowers_the_scale_of_all():
-    half = {"train.precision": "float16", "loss_scale.initial": 256.0, "train.compile": "xla"}
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
+def test_an_overflow_of_float16_on_the_last_replica_alone_lowers_the_scale_of_all(mode):
+    half = {"train.precision": "float16", "loss_scale.initial": 256.0, "train.compile": mode}
     built = build(heat={(4, 15): HOT_IN_HALF}, **on(2, **half))
     built.train_block(4)
     before = snapshot(built)
@@ -173,7 +174,7 @@ def pairwise(cfg):
     return loss
 
 
-@pytest.mark.parametrize("make_loss", [contrastive, pairwise])
+@pytest.mark.parametrize("make_loss", [pytest.param(contrastive, marks=pytest.mark.slow), pairwise])
 def test_what_looks_at_a_step_with_negatives_sees_each_once(make_loss):
     functions = {**model_with(), "make_loss": make_loss}
     settings = {**DOUBLE, "train.compile": "graph"}
@@ -206,10 +207,9 @@ def test_on_one_device_what_could_communicate_is_cut_into_micro_batches_as_anyth
 
 def test_resumed_on_fewer_replicas_it_goes_on_within_rounding(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    whole = build(functions=model_with(), **DOUBLE)
-    whole.train_block(24)
+    whole, _ = one_device("dropout")
     part = None
-    for settings, steps in ((on(4, **DOUBLE), 9), (on(2, **DOUBLE), 8), (DOUBLE, 7)):
+    for settings, steps in ((on(4, **CLIPPED), 9), (on(2, **CLIPPED), 8), (CLIPPED, 7)):
         part = build(functions=model_with(), **settings)
         checkpoints.restore(part.state)
         part.train_block(steps)

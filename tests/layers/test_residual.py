@@ -339,7 +339,7 @@ def test_synchronised_batch_normalisation_in_a_block_is_that_of_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["batch", "sync_batch", "group"])
+@pytest.mark.parametrize("normalization", ["batch", "sync_batch", pytest.param("group", marks=pytest.mark.slow)])
 def test_replicas_train_what_one_device_trains_unless_each_has_its_own_statistics(normalization):
     def blocks(normalization):
         more = {"normalization": normalization, "groups": 2 if normalization == "group" else None}

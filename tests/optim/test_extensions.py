@@ -41,7 +41,7 @@ def run(*arguments, **more):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, pytest.param(TWO, marks=pytest.mark.slow), {"train.compile": "xla"}],
+    [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in (TWO, {"train.compile": "xla"}))],
     ids=["graph", "replicas", "xla"],
 )
 def test_an_extension_changes_weights_before_the_average_and_not_after_a_skipped_step(more):

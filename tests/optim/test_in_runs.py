@@ -39,7 +39,14 @@ def weights(built):
 
 
 @pytest.mark.parametrize(
-    "more", [TWO, *(pytest.param({"train.compile": mode}, marks=pytest.mark.slow) for mode in ("xla", "xla_update"))]
+    "more",
+    [
+        {},
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in (TWO, {"train.compile": "xla"}, {"train.compile": "xla_update"})
+        ),
+    ],
 )
 def test_a_skipped_step_changes_counters_alone_and_a_run_ends_on_its_slow_weights(more):
     built = build(heat={(4, 3): HOT}, **SETTINGS, **more)

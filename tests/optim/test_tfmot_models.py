@@ -105,13 +105,15 @@ def test_the_wrapper_prunes_the_full_weights_of_half_precision(half):
     assert mask.dtype == tf.float32 and int(mask.numpy().sum()) == round(0.2 * 48)
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "precision", ["float16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "float64"))]
+)
 def test_tfmot_refuses_to_quantise_in_another_precision(precision):
     with pytest.raises(TypeError, match='calling layer "quantize_layer'):
         build(functions={"make_model": quantized}, **{"train.precision": precision})
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [pytest.param("prune_low_magnitude", marks=pytest.mark.slow), "quantize_model"])
 def test_a_resumed_run_ends_in_the_same_bits(kind, tmp_path):
     whole, resumed = interrupted(lambda: build(functions={"make_model": MODELS[kind]}), tmp_path, 5, 5)
     resumed.train_block(5)

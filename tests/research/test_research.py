@@ -155,8 +155,8 @@ def gan_reference(steps):
     [
         pytest.param("xla", 1, marks=pytest.mark.slow),
         pytest.param("graph", 1, marks=pytest.mark.slow),
-        pytest.param("graph", 4, marks=pytest.mark.slow),
-        ("xla", 4),
+        ("graph", 4),
+        pytest.param("xla", 4, marks=pytest.mark.slow),
         ("eager", 1),
     ],
 )
@@ -172,8 +172,8 @@ def test_gradient_penalty_is_that_of_plain_eager_code(mode, micro_batches):
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        *((name, "graph") for name in ("gan", "moco")),
-        *(pytest.param(name, "xla", marks=pytest.mark.slow) for name in ("sam", "moco")),
+        ("moco", "graph"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("gan", "graph"), ("sam", "xla"), ("moco", "xla"))),
     ],
 )
 def test_on_two_replicas_it_is_the_step_of_one_device(name, mode):
@@ -198,6 +198,7 @@ def test_an_environment_lives_on_one_device():
     )
 
 
+@pytest.mark.slow
 def test_the_gan_finds_the_ring():
     run = build("gan", "xla", **{"train.block_steps": 600})
     away = abs(run.eval_blocks["test"]()["radius"] - 2)
@@ -250,7 +251,8 @@ def test_a_bad_step_of_ones_own_changes_counters_alone(mode):
     assert differing(before, snapshot(run)) == {"step", "skipped", "skipped_in_row"}
 
 
-def test_a_block_that_halts_knows_the_batch_it_halted_at():
+@pytest.mark.parametrize("mode", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
+def test_a_block_that_halts_knows_the_batch_it_halted_at(mode):
     """The buffer has moved on by then, and would not give it again."""
 
     def with_nan(cfg, tools):
@@ -269,7 +271,7 @@ def test_a_block_that_halts_knows_the_batch_it_halted_at():
 
         return step
 
-    whole = build("dqn", "xla")
+    whole = build("dqn", mode)
     whole.train_block(7)
     wanted = {name: tensor.numpy() for name, tensor in whole.data.at(7).items()}
     loaded = load("tests/research/dqn.py")

@@ -38,7 +38,7 @@ MODES = ["graph", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("xla
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, pytest.param(TWO, marks=pytest.mark.slow), {"data.placement": "stream"}],
+    [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in (TWO, {"data.placement": "stream"}))],
     ids=["one", "two replicas", "streamed"],
 )
 @pytest.mark.parametrize("mode", MODES)

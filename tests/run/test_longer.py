@@ -294,10 +294,23 @@ def test_the_first_update_that_differs():
 # A digit that was changed
 
 
+CHANGED = {"schedule.learning_rate": 0.015, "eval.batch_size": 129, "train.duration": "13 steps"}
+FAST_CHANGES = {
+    "evaluate": "schedule.learning_rate",
+    "export": "eval.batch_size",
+    "replay": "train.duration",
+    "train": "schedule.learning_rate",
+}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("schedule.learning_rate", 0.015), ("eval.batch_size", 129), ("train.duration", "13 steps")]
+    ("mode", "key", "value"),
+    [
+        pytest.param(mode, key, value, marks=() if key == fast else pytest.mark.slow)
+        for mode, fast in FAST_CHANGES.items()
+        for key, value in CHANGED.items()
+    ],
 )
-@pytest.mark.parametrize("mode", ["evaluate", "export", "replay", "train"])
 def test_a_changed_value_in_config_json_is_refused(finished, tmp_path, capsys, mode, key, value):
     workdir = tmp_path / "run"
     workdir.mkdir()
