@@ -20,6 +20,7 @@ from tests import small
 
 STEP = 4
 SETTINGS = {"checkpoint.every": "2 steps", "checkpoint.keep": 1, "train.duration": "6 steps", "train.compile": "eager"}
+SETTINGS |= {"eval.batch_size": small.EXAMPLES}  # a batch, not ten, in each of eleven evaluations
 KINDS = {
     "pruned": {"prune.sparsity": 0.5, "prune.begin": "1 step", "prune.end": "5 steps", "prune.every": "1 step"},
     "quantized": {

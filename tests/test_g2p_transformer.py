@@ -19,6 +19,7 @@ from framework.run import evaluation, exporting, loop
 from tests import loss_curves
 
 QUICK = {
+    "export.process": "own",
     "data.tokens": 256,
     "data.buckets": 1,
     "model.layers": 1,

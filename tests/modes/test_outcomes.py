@@ -89,11 +89,10 @@ def make_loss(cfg):
     return loss
 """
     )
-    assert launch.main(["launch.py", f"--config={file}", "--mode=check"]) == 1
+    command = ["launch.py", f"--config={file}", GRAPH]
+    assert launch.main([*command, "--mode=check"]) == 1
     assert "  FAILED: term 'mean' of the loss is " in capsys.readouterr().out
-    assert (
-        launch.main(["launch.py", f"--config={file}", f"--workdir={workdir}", "--config.train.duration=2 steps"]) == 0
-    )
+    assert launch.main([*command, f"--workdir={workdir}", "--config.train.duration=2 steps"]) == 0
     assert sum(line.startswith("term 'mean' of the loss is ") for line in caplog.messages) == 1
 
 

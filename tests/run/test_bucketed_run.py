@@ -81,7 +81,6 @@ def test_auto_times_the_busiest_bucket_and_traces_each_once(tmp_path, monkeypatc
 @pytest.mark.parametrize("placement", [pytest.param("resident", marks=pytest.mark.slow), "stream"])
 def test_a_run_goes_on_at_any_step_with_the_same_bits(tmp_path, placement):
     settings = {"model.dropout": 0.3, "data.placement": placement, "optimizer.name": "adam", "log.every": "5 steps"}
-    settings["train.compile"] = "graph" if placement == "resident" else "eager"
     whole = build(tmp_path / "whole", **settings, **{"checkpoint.every": "3 steps", "checkpoint.keep": 100})
     loop.train(whole)
     wanted = testing.bits(whole.state)

@@ -10,7 +10,13 @@ from framework.checkpoint.checkpoints import Checkpoints
 from framework.config import UserError
 from framework.run import evaluation, exporting, loop
 from framework.run.nonfinite import NonFiniteError
-from tests.run.tiny_runs import build, interrupt_at, rows
+from tests.run import tiny_runs
+from tests.run.tiny_runs import interrupt_at, rows
+
+
+def build(workdir, **overrides):
+    """A run without histograms, whose gradients are a program of their own."""
+    return tiny_runs.build(workdir, **{"log.histograms_every": "", **overrides})
 
 
 def test_early_stopping_ends_the_run_and_survives_an_interruption(tmp_path):

@@ -25,27 +25,29 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("stops", "mode"),
     [
-        pytest.param((1,), "graph", marks=pytest.mark.slow),
-        ((1, 20, 21, 33), "graph"),
+        *(pytest.param(stops, "graph", marks=pytest.mark.slow) for stops in ((1,), (1, 20, 21, 33))),
+        ((20, 33), "graph"),
         ((20,), "xla"),
     ],
 )
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, uninterrupted, stops, mode):
+    settings = {}
     if mode == "xla":
-        whole = build(tmp_path / "whole", mode)
+        settings["log.histograms_every"] = ""  # a program of their own: as exact in a graph
+        whole = build(tmp_path / "whole", mode, **settings)
         loop.train(whole)
         expected, expected_rows = snapshot(whole), rows(tmp_path / "whole", "examples_per_second")
     else:
         whole, _, workdir = uninterrupted
         expected, expected_rows = snapshot(whole), rows(workdir, "examples_per_second")
     for stop in stops:
-        built = build(tmp_path / "run", mode)
+        built = build(tmp_path / "run", mode, **settings)
         interrupt_at(built, stop)
         result = loop.train(built)
         assert result["status"] == "interrupted"
         assert stop <= result["step"] < 40
         assert built.checkpoints.steps()[-1] == result["step"]
-    built = build(tmp_path / "run", mode)
+    built = build(tmp_path / "run", mode, **settings)
     assert loop.train(built)["status"] == "finished"
     assert snapshot(built) == expected
     assert rows(tmp_path / "run", "examples_per_second") == expected_rows

@@ -118,7 +118,7 @@ class Bits:
         return float(np.sum(state))
 
 
-@pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.slow), "xla"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_eager_agrees_and_draws_the_same(tmp_path, mode):
     """Masks and pictures bit for bit, loss and gradient norm to 1e-5; norms and examples are those of the step."""
 

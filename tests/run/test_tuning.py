@@ -18,6 +18,8 @@ from framework.step.compile_choice import CompileChoice
 from tests import small
 from tests.run.tiny_runs import TINY, before_blocks, build, interrupt_at
 
+QUIET = {"log.histograms_every": ""}  # whose gradients are a program of their own
+
 
 @pytest.fixture
 def chooses(monkeypatch):
@@ -34,7 +36,7 @@ def chooses(monkeypatch):
 
 def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, chooses, caplog):
     caplog.set_level("INFO")
-    whole, parts = build(tmp_path / "whole", "auto"), build(tmp_path / "parts", "auto")
+    whole, parts = (build(tmp_path / name, "auto", **QUIET) for name in ("whole", "parts"))
     assert whole.train_block.compiled.mode == "graph"  # until it is tuned
     result = loop.train(whole)
     assert "train.compile=auto: xla_update, the fastest (ms a step: graph 2, xla -)" in caplog.messages
@@ -51,7 +53,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
     assert chooses == [(compile_choice.MODES, 40)] * 2
     (tmp_path / "parts" / "tuning.json").unlink()  # a checkpoint that was copied elsewhere knows by itself
     caplog.clear()
-    again = build(tmp_path / "parts", "auto")
+    again = build(tmp_path / "parts", "auto", **QUIET)
     loop.train(again)
     assert "train.compile=auto: xla_update, as before" in caplog.messages
     assert len(chooses) == 2
@@ -65,7 +67,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
     assert shown.logged
     assert not shown.differing
     with pytest.raises(UserError) as error:
-        build(tmp_path / "whole", "xla_update")
+        build(tmp_path / "whole", "xla_update", **QUIET)
     assert str(error.value) == (
         f"--workdir={tmp_path / 'whole'} holds a run of another config (train.compile: 'auto' there, 'xla_update' now)."
         f" Use another folder; there, --config.resume_from={tmp_path / 'whole'} continues this run."
@@ -73,7 +75,7 @@ def test_auto_is_tuned_once_and_what_it_chose_is_kept_with_the_run(tmp_path, cho
 
 
 def test_a_run_that_died_before_its_first_checkpoint_takes_the_same_choice(tmp_path, chooses):
-    first = build(tmp_path / "run", "auto")
+    first = build(tmp_path / "run", "auto", **QUIET)
 
     def die(first_step, k):
         raise RuntimeError("killed")
@@ -82,7 +84,7 @@ def test_a_run_that_died_before_its_first_checkpoint_takes_the_same_choice(tmp_p
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(first)
     assert not (tmp_path / "run" / "checkpoints").exists()
-    result = loop.train(build(tmp_path / "run", "auto"))
+    result = loop.train(build(tmp_path / "run", "auto", **QUIET))
     assert (result["compile"], len(chooses)) == ("xla_update", 1)
 
 
