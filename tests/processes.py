@@ -141,8 +141,10 @@ def main() -> int:
     for module in PREPARED.split():
         __import__(module)
     # Collections in the forked processes need not look at what was imported before. This and hypothesis: 2 s a file.
+    # And a trace makes and keeps so many objects that looking at all of them so often takes a fiftieth of the time.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
     began = looked = time.monotonic()
     most, tally = 0, Tally()
     running: dict[int, Running] = {}
