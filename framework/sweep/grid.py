@@ -7,6 +7,7 @@ A later question may depend on an earlier answer; each path through the question
 """
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 from framework.errors import UserError
@@ -37,8 +38,9 @@ class _Path:
                 " has no step. Write step=, or suggest_categorical, or leave --sampler=grid out."
             )
         self._check_step(name, step)
-        low, high, step = float(low), float(high), float(step)  # of NumPy, the journal could not hold them
-        return self._answer(name, [low + step * place for place in range(int((high - low) / step + 1e-9) + 1)])
+        # In decimal: 0.1 + 2 * 0.1 is above 0.3 in floats. Those of NumPy, the journal could not hold.
+        first, last, by = (Decimal(repr(float(number))) for number in (low, high, step))
+        return self._answer(name, [float(first + by * place) for place in range(int((last - first) // by) + 1)])
 
     def _check_step(self, name: str, step: float) -> None:
         if not step > 0:

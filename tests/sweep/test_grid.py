@@ -6,6 +6,7 @@ import pytest
 
 from framework.errors import UserError
 from framework.sweep.grid import combinations
+from tests.sweep.spaces import opened
 
 
 def test_independent_questions_give_their_product_with_the_last_fastest():
@@ -16,8 +17,15 @@ def test_independent_questions_give_their_product_with_the_last_fastest():
             "c": trial.suggest_float("c", 0.1, 0.3, step=0.1),
         }
 
-    expected = itertools.product(["x", "y"], [1, 4, 7], [0.1, 0.1 + 0.1, 0.1 + 0.1 * 2])
+    expected = itertools.product(["x", "y"], [1, 4, 7], [0.1, 0.2, 0.3])
     assert [tuple(params.values()) for params in combinations(sweep)] == list(expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_optuna_takes_the_last_value_of_a_step_that_floats_would_overshoot(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra 'sweep'")
+    study = opened(tmp_path, lambda trial: {"rate": trial.suggest_float("c", 0.1, 0.3, step=0.1)}, sampler="grid")
+    assert [study.ask().overrides[0] for _ in range(3)] == [f"--config.rate={rate}" for rate in (0.1, 0.2, 0.3)]
 
 
 def test_a_question_may_depend_on_an_answer():
