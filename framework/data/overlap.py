@@ -5,6 +5,7 @@
     found.first                                      # (12, 4711): example 12 is example 4711 of the training data
 
 Examples are compared as their sources give them, before the transform, by a hash of the fields that both splits have.
+Sequences that each split pads with zeros to a length of its own are compared without the zeros at their ends.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 _MOST_TESTED = 2_000  # examples
 _CHUNK, _CHUNK_BYTES = 1_024, 2**26  # examples read at a time, and at most so many bytes of them
 _SECONDS = 3.0  # after which no more of the training data are read
+_NUMBERED = 64  # examples that are asked whether a field is their number
 
 
 class Overlap(NamedTuple):
@@ -29,6 +31,7 @@ class Overlap(NamedTuple):
       first: the index of the first such example, and the index of its equal in the training data; None without one.
       repeated: how many of the shared examples the split itself has more than once. Few different examples, such as
         short texts or two bits, are equal by nature.
+      numbers: fields that number the examples, which are not compared.
     """
 
     shared: int
@@ -37,6 +40,7 @@ class Overlap(NamedTuple):
     of: int
     first: tuple[int, int] | None
     repeated: int
+    numbers: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -62,11 +66,13 @@ def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None
     if any(member is None for member in members):
         return None
     first_rows = [_row(member) for member in members]
-    names = _common(*first_rows)
+    size = max(_bytes(row, row) for row in first_rows)
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, size)))
+    numbers = {name for member in members for name in _numbers(member, min(chunk, _NUMBERED))}
+    compared = [{name: array for name, array in row.items() if name not in numbers} for row in first_rows]
+    names = _common(*compared)
     if not names:
         return None
-    size = max(_bytes(row, names) for row in first_rows)
-    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, size)))
     tested = _chosen(members[1].raw_count, _MOST_TESTED, seed=0)
     known: dict[bytes, list[int]] = {}
     for index, digest in _digests(members[1], tested, names, chunk):
@@ -84,7 +90,7 @@ def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None
                 equal.setdefault(same, index)
     first = min(equal.items(), default=None)
     repeated = sum(len(same) for same in known.values() if len(same) > 1 and same[0] in equal)
-    return Overlap(len(equal), len(tested), among, len(everywhere), first, repeated)
+    return Overlap(len(equal), len(tested), among, len(everywhere), first, repeated, tuple(sorted(numbers)))
 
 
 def _member(batches: Any) -> Any:
@@ -98,18 +104,33 @@ def _row(member: Any) -> dict[str, np.ndarray]:
     return {name: array for name, array in member.raw(np.zeros(1, np.int64)).items() if name != "weight"}
 
 
+def _numbers(member: Any, count: int) -> list[str]:
+    """Returns the fields that, of `count` examples, are their number, counted from anywhere, such as a line's."""
+    index = _chosen(member.raw_count, count, seed=2)
+    if len(index) < 2:
+        return []
+    return [
+        name
+        for name, array in member.raw(index).items()
+        if array.ndim == 1 and array.dtype.kind in "iu" and len(np.unique(array.astype(np.int64) - index)) == 1
+    ]
+
+
 def _common(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the fields that the first examples of both splits have in the same dtype and shape.
+    """Returns the fields that the first examples of both splits have in the same dtype and shape, but for the length.
 
     There are none if these hold less than half of the bytes of an example: labels alone, beside pictures of another
     size, are equal by chance.
     """
-    names = sorted(
-        name
-        for name in ours.keys() & theirs.keys()
-        if (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape)
-    )
+    names = sorted(name for name in ours.keys() & theirs.keys() if _is_alike(ours[name], theirs[name]))
     return names if all(2 * _bytes(row, names) >= _bytes(row, row) for row in (ours, theirs)) else []
+
+
+def _is_alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Returns whether two fields, [1, ...], can be compared: only sequences may have a length of their own."""
+    if one.dtype != other.dtype or one.ndim != other.ndim:
+        return False
+    return one.shape == other.shape or (one.ndim == 2 and one.dtype.kind in "iu")
 
 
 def _bytes(row: Mapping[str, np.ndarray], names: Iterable[str]) -> int:
@@ -137,10 +158,13 @@ def _digests(member: Any, indices: np.ndarray, names: Sequence[str], chunk: int)
 
 
 def _rows(array: np.ndarray) -> list[bytes]:
-    """Returns each row as bytes; those of texts begin with their length, so that neighbours stay apart."""
+    """Returns each row as bytes; texts and sequences begin with their length, so that neighbours stay apart."""
     if array.dtype == object:
         texts = [np.ravel(row).tolist() for row in array]
         return [b"".join(b"%d:%b" % (len(text), text) for text in map(_encoded, row)) for row in texts]
+    if array.ndim == 2 and array.dtype.kind in "iu":
+        lengths = (np.arange(1, array.shape[1] + 1) * (array != 0)).max(axis=1, initial=0)
+        return [b"%d:%b" % (length, row[:length].tobytes()) for row, length in zip(array, lengths, strict=True)]
     return [row.tobytes() for row in array]
 
 

@@ -92,6 +92,8 @@ def _apart(run: Run) -> int:
         counts = f"{found.shared:,} of {found.looked_at:,} examples of '{split}' among {found.among:,} for training"
         counts += "" if found.among == found.of else f" (of {found.of:,}; the time was up)"
         print(f"  {counts}" + (f", e.g. {found.first[0]} there is {found.first[1]}" if found.first else ""))
+        if found.numbers:
+            print(f"  compared without {', '.join(found.numbers)}, which numbers the examples")
         if found.repeated:
             print(f"  {found.repeated:,} of these are more than once in '{split}' itself, and may be equal by nature")
         if found.share > _MOST_SHARED and not split.startswith("train"):

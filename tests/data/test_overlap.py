@@ -57,7 +57,7 @@ def test_examples_that_the_split_repeats_itself_do_not_prove_a_leak():
 
 def test_splits_apart_share_nothing():
     found = overlap(split(*pictures(0, 300), training=True), split(*pictures(1, 100)))
-    assert found == (0, 100, 300, 300, None, 0)
+    assert found == (0, 100, 300, 300, None, 0, ())
 
 
 def test_many_examples_are_looked_at_in_part():
@@ -98,7 +98,7 @@ def test_large_examples_are_read_few_at_a_time(monkeypatch):
     raw = train.raw
     monkeypatch.setattr(train, "raw", lambda index: sizes.append(len(index)) or raw(index))
     assert overlap(train, split(x, y))[:3] == (30, 30, 30)
-    assert sizes == [1, 7, 7, 7, 7, 2]
+    assert sizes == [1, 7, 7, 7, 7, 7, 2]  # the first for its shapes, then 7 of 64 for fields that are numbers
 
 
 def test_texts_are_told_apart_by_their_ends():
@@ -108,6 +108,45 @@ def test_texts_are_told_apart_by_their_ends():
     number = np.arange(2)
     train, test = (split(number, number, "stream", text=each) for each in (texts, shifted))
     assert overlap(train, test)[:3] == (1, 2, 2)
+
+
+def sentences(seed, count, longest):
+    """{'source', 'target': ids of 4 to `longest` tokens, padded with 0; 'line': their numbers}, no two alike."""
+    rng = np.random.default_rng(seed)
+    fields = {}
+    for name in ("source", "target"):
+        lengths = rng.integers(4, longest + 1, count)
+        ids = rng.integers(1, 1_000_000, (count, longest)).astype(np.int32)
+        fields[name] = np.where(np.arange(longest) < lengths[:, np.newaxis], ids, 0)
+    return {**fields, "line": np.arange(count)}
+
+
+def test_sequences_are_compared_without_their_padding_and_their_numbers():
+    """9 of 40 sentences are those of another split, which pads less and numbers its lines by itself."""
+    ours, theirs = sentences(0, 100, 12), sentences(1, 40, 7)
+    short = np.flatnonzero(((ours["source"] != 0).sum(1) <= 7) & ((ours["target"] != 0).sum(1) <= 7))[:9]
+    assert len(short) == 9
+    for name in ("source", "target"):
+        theirs[name][10:19] = ours[name][short, :7]
+    theirs["target"][30], theirs["source"][30] = ours["target"][short[0], :7], 1  # of another source
+    train, test = (
+        data.make_batches(data.Source(one, origin="lines"), base(), training=False) for one in (ours, theirs)
+    )
+    found = overlap(train, test)
+    assert (found.shared, found.looked_at, found.among, found.numbers) == (9, 40, 100, ("line",))
+    assert found.first == (10, short[0])
+    assert overlap(test, train).shared == 9
+
+
+def test_other_integers_are_compared():
+    """Ids that differ from example to example, but are not its number, tell examples apart."""
+    x, y = np.arange(1, 41, dtype=np.int32), np.random.default_rng(0).permutation(40)
+    train, test = (
+        data.make_batches(data.Source({"user": u, "item": y}, origin="ids"), base(), training=False)
+        for u in (x[::-1].copy(), np.roll(x, 7))
+    )
+    same = sum(a == b for a in zip(x[::-1], y, strict=True) for b in zip(np.roll(x, 7), y, strict=True))
+    assert overlap(train, test).shared == same
 
 
 def test_a_pipeline_is_not_compared():
