@@ -64,8 +64,13 @@ class Trial:
 
     @property
     def last(self) -> float:
-        """The mean of the loss over the last twentieth of the steps."""
-        return float(self.losses[-max(1, len(self.losses) // 20) :].mean())
+        """The mean of the loss over the last steps."""
+        return float(self.losses[-self.last_steps :].mean())
+
+    @property
+    def last_steps(self) -> int:
+        """How many steps are a twentieth."""
+        return max(1, len(self.losses) // 20)
 
     @property
     def is_near_zero(self) -> bool:
@@ -102,7 +107,8 @@ def main(run: Run, overrides: Sequence[str], steps: int = STEPS) -> int:
     for line in _shown(trial):
         print(line)
     labels = constant_labels(run.loss, run.model, batch.at(0), run.resolved.train.precision)
-    fell = f"the loss went from {trial.losses[0]:.6g} to {trial.last:.6g}"
+    mean = f" (mean of the last {trial.last_steps} steps)" if trial.last_steps > 1 else ""
+    fell = f"the loss went from {trial.losses[0]:.6g} to {trial.last:.6g}{mean}"
     if labels:
         print(f"proves nothing: {fell}, but {', '.join(labels)} is the same in all examples of the batch.")
         print("  Look at make_data: are the examples shuffled, and is the label read from the right place?")

@@ -299,7 +299,8 @@ def test_runs_that_cannot_be_judged(changed, message):
 def test_overfit_as_it_is_launched(tmp_path, capsys):
     before = {*tmp_path.parent.iterdir()}
     assert call("--mode=overfit", "--steps=80") == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("learned: the loss went from 2.48")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("learned: the loss went from 2.48") and "(mean of the last 4 steps), a tenth" in line
     assert {*tmp_path.parent.iterdir()} == before
     assert launch.main(["launch.py", "--config=tests/tiny.py", "--mode=overfit", "--workdir=r"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
