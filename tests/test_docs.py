@@ -68,6 +68,7 @@ FURTHER_FLAGS = {
     "tf_xla_min_cluster_size",
     "tf_xla_ops_to_cluster",
     "tf_xla_persistent_cache_directory",
+    "updates",
     "variant",
     "words",
     "workloads",
