@@ -4,7 +4,7 @@
 
 DIR, or DIR/multi30k, has the files SPLIT.LANGUAGE, plain or as .gz: train.en, train.de, val.en, val.de,
 test_2016_flickr.en, test_2016_flickr.de. Other corpora: --config.data.source=cs --config.eval.splits="('dev',)".
-80 minutes on two CPU cores beside other programs; expect a BLEU of 39.7 for test_2016_flickr (experiments/README.md).
+80 minutes on two CPU cores beside other programs; expect a BLEU of 39 for test_2016_flickr (experiments/README.md).
 Needs the extra `text`.
 
 Evaluations write BLEU and chrF with the signatures of sacrebleu, samples, lengths and attention. After the run,
