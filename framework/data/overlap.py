@@ -31,7 +31,7 @@ class Overlap(NamedTuple):
       first: the index of the first such example, and the index of its equal in the training data; None without one.
       repeated: how many of the shared examples the split itself has more than once. Few different examples, such as
         short texts or two bits, are equal by nature.
-      numbers: fields that number the examples, which are not compared.
+      numbers: fields that number the examples of both splits, which are not compared.
     """
 
     shared: int
@@ -68,7 +68,8 @@ def overlap(train: Any, other: Any, seconds: float = _SECONDS) -> Overlap | None
     first_rows = [_row(member) for member in members]
     size = max(_bytes(row, row) for row in first_rows)
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, size)))
-    numbers = {name for member in members for name in _numbers(member, min(chunk, _NUMBERED))}
+    # In both: a split that has one example of each user may number the users of the other.
+    numbers = set.intersection(*(set(_numbers(member, min(chunk, _NUMBERED))) for member in members))
     compared = [{name: array for name, array in row.items() if name not in numbers} for row in first_rows]
     names = _common(*compared)
     if not names:

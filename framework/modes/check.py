@@ -93,7 +93,7 @@ def _apart(run: Run) -> int:
         counts += "" if found.among == found.of else f" (of {found.of:,}; the time was up)"
         print(f"  {counts}" + (f", e.g. {found.first[0]} there is {found.first[1]}" if found.first else ""))
         if found.numbers:
-            print(f"  compared without {', '.join(found.numbers)}, which numbers the examples")
+            print(f"  compared without what numbers the examples: {', '.join(found.numbers)}")
         if found.repeated:
             print(f"  {found.repeated:,} of these are more than once in '{split}' itself, and may be equal by nature")
         if found.share > _MOST_SHARED and not split.startswith("train"):

@@ -149,6 +149,16 @@ def test_other_integers_are_compared():
     assert overlap(train, test).shared == same
 
 
+def test_what_numbers_the_examples_of_one_split_alone_is_compared():
+    """The last film of each user is among the films that others saw, and with this user it is not."""
+    rng = np.random.default_rng(0)
+    users, last = rng.permutation(np.repeat(np.arange(40), 5)), rng.permutation(40)
+    films = (last[users] + 1 + rng.integers(0, 39, 200)) % 40  # any but the last one of the user
+    ratings = [{"user": users, "film": films}, {"user": np.arange(40), "film": last}]
+    train, test = (data.make_batches(data.Source(one, origin="films"), base(), training=False) for one in ratings)
+    assert overlap(train, test)[:3] == (0, 40, 200) and overlap(train, test).numbers == ()
+
+
 def test_a_pipeline_is_not_compared():
     cfg = config.base_config()
     cfg.data.batch_size = 4
