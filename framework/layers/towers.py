@@ -300,7 +300,9 @@ class Score(keras.layers.Layer):
         if self.similarity == "cosine":
             full = tf.cast(vectors, self.variable_dtype)
             square = tf.reduce_sum(tf.square(full), -1, keepdims=True)
-            vectors = full * tf.math.rsqrt(tf.maximum(square, _TINY))
+            # Roots and quotients are rounded correctly: equal vectors stay equal wherever they lie in a batch. `rsqrt`
+            # rounds otherwise what fills no SIMD register. Without the second maximum, graphs would take `rsqrt`.
+            vectors = full / tf.maximum(tf.sqrt(tf.maximum(square, _TINY)), 0)
         return tf.cast(vectors, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -236,6 +236,19 @@ def test_a_score_is_a_product_of_the_vectors_for_an_index(similarity, learned):
     assert len(layer.trainable_variables) == learned
 
 
+@pytest.mark.parametrize("compiled", ["eager", "graph", "xla"])
+def test_equal_vectors_have_equal_directions_wherever_they_lie(compiled):
+    layer = layers.Score("cosine")
+    vectors = normal(100, 4).astype(np.float32)
+    fn = layer.item_vectors if compiled == "eager" else tf.function(layer.item_vectors, jit_compile=compiled == "xla")
+    found = fn(tf.constant(np.tile(vectors, (13, 1)))).numpy().reshape(13, 100, 4)
+    assert (found == found[0]).all()
+    shorter = fn(tf.constant(np.tile(vectors[:1], (13, 1)))).numpy()
+    assert (shorter == shorter[0]).all()
+    wide = vectors.astype(np.float64)
+    np.testing.assert_allclose(found[0], wide / np.linalg.norm(wide, axis=1, keepdims=True), rtol=3e-7)
+
+
 def test_cutpoints_stay_in_order_and_expected_ratings_are_means():
     layer = layers.CumulativeLogits(5, dtype="float64")
     layer(tf.zeros([1], tf.float64))
