@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 import framework
+from framework.data import bucketed
 from framework.data.text import PADDING
 from tests.benchmarks.compare import machine
 from tests.benchmarks.ratios import interval
@@ -53,6 +54,12 @@ class Side:
                 self.places += ids.size
         return (self.tokens - before) / seconds
 
+    def warm_up(self, least: int) -> None:
+        """Takes steps until each shape was met, and traced, but at least `least` steps."""
+        members = range(len(bucketed.members_of(self.run.data)))
+        turns = [bucketed.bucket_at(self.run.data, step) for step in range(self.run.data.steps_per_epoch)]
+        self.steps(max(least, *(turns.index(member) + 1 for member in members)))
+
 
 def rows(rates: Mapping[str, Sequence[float]], padding: Mapping[str, float]) -> list[str]:
     """Returns the table of {side: tokens/s of each repetition} and {side: share of padding}, in Markdown."""
@@ -72,7 +79,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
     for name, buckets in SIDES.items():
         overrides = {"data.dir": options.data_dir, "data.buckets": buckets, "train.precision": options.precision}
         sides[name] = Side(framework.build(str(EXPERIMENT), overrides, folder / name.replace(" ", "_")))
-        sides[name].steps(options.warm_up)  # traces each shape that it meets
+        sides[name].warm_up(options.warm_up)
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(options.repetitions):
         for name in sides if repetition % 2 else reversed(sides):
@@ -87,7 +94,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--warm_up", type=int, default=150, help="steps before the first that is timed")
+    parser.add_argument("--warm_up", type=int, default=20, help="least steps before the first that is timed")
     options = parser.parse_args()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "tf-keras", "numpy"))
     print(machine(), versions, sep="\n", end="\n\n")
