@@ -133,6 +133,7 @@ def wait_for_step(workdir, step, process):
         time.sleep(0.02)
 
 
+@pytest.mark.slow  # fast: parameter servers restart, and replicas that resume have the same bits
 def test_a_killed_worker_costs_a_restart_and_no_bit(cluster, tmp_path):
     workdir = tmp_path / "run"
     process = launch(workdir, "--local_workers=2", "--config.runtime.max_restarts=1")

@@ -149,7 +149,8 @@ def test_batch_normalisation_of_each_replica_moves_the_mean_of_all(mode):
     np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-7)
 
 
-@pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow  # fast: tests/losses/test_retrieval.py, on two replicas
+@pytest.mark.parametrize("replicas", [2, 4])
 def test_negatives_of_all_replicas_are_those_of_one_device(replicas):
     one, rows = one_device("contrastive")
     many = build(functions=RUNS["contrastive"][0], **on(replicas, **DOUBLE, **{"train.compile": "graph"}))

@@ -37,6 +37,7 @@ LIKE_OTHERS = {
     "DecoderLayer",
     "Encoder",
     "EncoderLayer",
+    "GRU",
     "GRUCell",
     "LSTMCell",
     "RandomTranslation",

@@ -331,6 +331,7 @@ def trained(functions, **settings):
     return {path: variable.numpy() for path, variable in paths.variables(run.model).items()}
 
 
+@pytest.mark.slow  # fast: tests/distribute/test_replicas.py, of the layer alone
 def test_synchronised_batch_normalisation_in_a_block_is_that_of_one_device():
     def block(normalization):
         return with_blocks(lambda: BasicBlock(2, 2, normalization=normalization, stochastic_depth=0.25))

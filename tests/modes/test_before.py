@@ -65,7 +65,9 @@ def test_what_else_differs_is_told(before, tmp_path, capsys):
     assert names[1:] == [*(["framework"] if ours["git"]["commit"] else []), "data of 'test'"]
 
 
-@pytest.mark.parametrize(("variable", "colors"), [("", ["\x1b[31m", "\x1b[32m"]), ("1", [])])
+@pytest.mark.parametrize(
+    ("variable", "colors"), [("", ["\x1b[31m", "\x1b[32m"]), pytest.param("1", [], marks=pytest.mark.slow)]
+)
 def test_a_terminal_has_colors(before, tmp_path, capsys, monkeypatch, variable, colors):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", variable)
