@@ -80,7 +80,7 @@ ROWS = (
     ("data.sets/*",),
     ("data.sets",),
     ("data.text.segmentation", "data.text.lines"),
-    ("data.text.vocabulary",),
+    ("data.text.vocabulary", "data.text.dictionary"),
     ("data.text.training", "data.text.source"),
     ("data.text",),
     ("data.skipping",),

@@ -6,6 +6,7 @@ source = text.encoded({"source": lines["de"], "target": lines["en"]}, words, ori
 model.segments = words.segments()          # encode and decode inside a graph
 """
 
+from framework.data.text.dictionary import read_dictionary
 from framework.data.text.lines import read_aligned, read_lines
 from framework.data.text.segmentation import BEGIN, END, PADDING, UNKNOWN, Segments
 from framework.data.text.source import encoded
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "make_symbols",
     "read_aligned",
+    "read_dictionary",
     "read_lines",
     "train_word_pieces",
 ]

@@ -27,10 +27,10 @@ def read_lines(path: str | os.PathLike[str], empty: str = "refuse") -> list[str]
 
     Args:
       path: the file; if there is none, '<path>.gz'. A gzip file is unpacked.
-      empty: 'refuse', 'keep' or 'drop' lines without a character.
+      empty: 'refuse', 'keep' or 'drop' lines without a character; 'refuse' a file without a line, too.
 
     Raises:
-      UserError: the file cannot be read, a line is not UTF-8, or a line is empty.
+      UserError: the file cannot be read, a line is not UTF-8 or is empty, or there is no line.
     """
     return read_aligned({"": path}, empty)[""]
 
@@ -43,14 +43,15 @@ def read_aligned(paths: Mapping[str, str | os.PathLike[str]], empty: str = "refu
       empty: 'refuse' or 'keep' empty lines, or 'drop' such a line with those that are aligned with it.
 
     Raises:
-      UserError: a file cannot be read, a line is not UTF-8 or is empty, or the files have different numbers of lines.
+      UserError: a file cannot be read, a line is not UTF-8 or is empty, there is no line, or the files have different
+        numbers of lines.
     """
     if empty not in _EMPTY:
         raise UserError(f"empty='{empty}' is not one of {', '.join(_EMPTY)}.")
     if not isinstance(paths, Mapping):
         raise UserError(f"read_aligned({paths!r}): give {{name: file}}, or read one file with read_lines.")
     files = {name: _existing(Path(path)) for name, path in paths.items()}
-    lines = {name: _lines(path) for name, path in files.items()}
+    lines = {name: [line.strip() for line in whole_lines(path)] for name, path in files.items()}
     counts = {str(files[name]): len(of) for name, of in lines.items()}
     if len(set(counts.values())) > 1:
         raise UserError(
@@ -58,6 +59,8 @@ def read_aligned(paths: Mapping[str, str | os.PathLike[str]], empty: str = "refu
         )
     if empty == "keep":
         return lines
+    if empty == "refuse" and not all(counts.values()):
+        raise UserError(f"{', '.join(counts)}: there is no line. Give a file with a text a line.")
     rows = [row for row in zip(*lines.values(), strict=True) if all(row)]
     if empty == "refuse" and len(rows) < min(counts.values(), default=0):
         name, number = next((name, of.index("") + 1) for name, of in lines.items() if "" in of)
@@ -70,7 +73,13 @@ def _existing(path: Path) -> Path:
     return packed if not path.exists() and packed.exists() else path
 
 
-def _lines(path: Path) -> list[str]:
+def whole_lines(path: Path) -> list[str]:
+    """Returns the lines of a file or '<path>.gz' in form NFC, with the spaces at their ends.
+
+    Raises:
+      UserError: the file cannot be read or is not UTF-8.
+    """
+    path = _existing(path)
     try:
         raw = path.read_bytes()
         if raw.startswith(b"\x1f\x8b"):
@@ -86,7 +95,7 @@ def _lines(path: Path) -> list[str]:
     if "\n" not in text and "\r" in text:
         raise UserError(f"{path} has carriage returns and no line feed. Convert the file: tr '\\r' '\\n'.")
     lines = unicodedata.normalize("NFC", text).split("\n")
-    return [line.lstrip(_MARK).strip() for line in (lines if lines[-1] else lines[:-1])]
+    return [line.lstrip(_MARK) for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _other_encoding(path: Path, raw: bytes, place: int) -> UserError:

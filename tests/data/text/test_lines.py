@@ -29,7 +29,7 @@ def test_aligned_files_are_read_line_by_line(folder):
     (folder / "joined").write_bytes("one\n".encode("utf-8-sig") * 2)  # by `cat` of two files, each with a mark
     assert text.read_lines(folder / "joined") == ["one", "one"]
     (folder / "none").write_bytes(b"")
-    assert text.read_lines(folder / "none") == []
+    assert text.read_lines(folder / "none", "keep") == text.read_lines(folder / "none", "drop") == []
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,8 @@ def test_aligned_files_are_read_line_by_line(folder):
         (b"one\ntwo \xe9\n", "refuse", "0xe9. Convert the file: iconv -f LATIN1 -t UTF-8."),
         (b"one\rtwo\r", "refuse", "x has carriage returns and no line feed. Convert the file: tr '\\r' '\\n'."),
         (b"\xef\xbb\xbf\n", "refuse", "x: line 1 is empty."),
+        (b"", "refuse", "x: there is no line. Give a file with a text a line."),
+        (b"\xef\xbb\xbf", "refuse", "x: there is no line. Give a file with a text a line."),
         (b"\x1f\x8bno", "refuse", "x cannot be read: "),
     ],
 )
