@@ -12,6 +12,9 @@ The error rates of the mean of the last checkpoints, by beam search, where any p
     python launch.py --config=experiments/g2p_transformer.py --workdir=runs/g2p --mode=evaluate
         --config.checkpoint.average=3 --config.eval.splits="('valid','test')"
 
+A dictionary of your own, a word and its phonemes a line as in CMUdict: --config.data.dictionary=FILE. Its symbols are
+taken as they are; words and pronunciations may have up to 31.
+
 The rate falls with the root of the step, so a longer --config.train.duration continues the run in its folder.
 On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.tokens=16384. Over 500 steps of a small
 net, the loss of two replicas, bfloat16 and float16 stays within 2 % of that of float32 on one device
@@ -29,6 +32,7 @@ from ml_collections import ConfigDict
 from framework import config, data, decoding, evaluators, export, layers, losses, metrics
 from framework.data import text
 from framework.data.sets.cmudict import split_words, without_stress
+from framework.errors import near
 
 FIELDS = ("source", "target")
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}  # of the words
@@ -44,7 +48,8 @@ PRESETS = {
 def get_config(arg: str) -> ConfigDict:
     """Returns the defaults, phonemes without stress, and the preset `arg` on top."""
     cfg = config.base_config()
-    cfg.data.stress = False  # whether vowels have the digit of their stress
+    cfg.data.dictionary = ""  # a file of your own; '' is CMUdict
+    cfg.data.stress = False  # whether vowels of CMUdict have the digit of their stress
     cfg.data.tokens = 2048  # most places of a training batch, for letters and for phonemes
     cfg.data.buckets = 5
     cfg.data.remainder = "pad"
@@ -81,6 +86,12 @@ def check_config(cfg: ConfigDict) -> None:
         config.check_range(f"data.{name}", cfg.data[name], 1, None)
     if cfg.model.width % cfg.model.heads:
         raise config.UserError(f"model.width={cfg.model.width} is no multiple of model.heads={cfg.model.heads}.")
+    for key, value in {"data.dir": cfg.data.dir, "data.stress": cfg.data.stress}.items():
+        if cfg.data.dictionary and value:
+            raise config.UserError(
+                f"{key}={value} is of CMUdict, and data.dictionary='{cfg.data.dictionary}' takes its place, as it is."
+                f" Leave out --{'data_dir' if key == 'data.dir' else 'config.data.stress'} or data.dictionary."
+            )
     config.check_range("model.length_penalty", cfg.model.length_penalty, 0, None)
     config.check_range("model.dropout", cfg.model.dropout, 0, 0.99)
     config.check_range("model.smoothing", cfg.model.smoothing, 0, 0.99)
@@ -111,12 +122,25 @@ def load(folder: str) -> tuple[list[str], list[list[str]]]:
 
 
 @functools.lru_cache(1)
-def dictionary(folder: str, has_stress: bool) -> Dictionary:
-    """Returns the dictionary with or without stress; pronunciations that differ in stress alone are one without."""
-    words, pronunciations = load(folder)
-    if not has_stress:
+def dictionary(folder: str, has_stress: bool, own: str = "") -> Dictionary:
+    """Returns CMUdict with or without stress, or the dictionary of the file `own`.
+
+    Pronunciations that differ in stress alone are one without.
+
+    Raises:
+      UserError: the file is no dictionary, a word of it is too long, or it has too few words for a split.
+    """
+    words, pronunciations = text.read_dictionary(own) if own else load(folder)
+    if own:
+        check_lengths(words, pronunciations, own)
+    elif not has_stress:
         pronunciations = [list(dict.fromkeys(map(without_stress, of_word))) for of_word in pronunciations]
     rows = split_words(words, SHARES, seed=0)
+    if empty := [split for split, of_split in rows.items() if not len(of_split)]:
+        raise config.UserError(
+            f"{own or 'CMUdict'} has {len(words)} words, of which none is in the split '{empty[0]}', a share of"
+            f" {SHARES[empty[0]]:g} by the hash of a word. Give more words, or change SHARES."
+        )
     return Dictionary(
         dict(zip(words, pronunciations, strict=True)),
         {split: [words[row] for row in of_split] for split, of_split in rows.items()},
@@ -125,9 +149,21 @@ def dictionary(folder: str, has_stress: bool) -> Dictionary:
     )
 
 
+def check_lengths(words: list[str], pronunciations: list[list[str]], path: str) -> None:
+    """Refuses a word of more letters than LETTERS, or of more phonemes than the model can write."""
+    for word, of_word in zip(words, pronunciations, strict=True):
+        longest = max(len(variant.split()) for variant in of_word)
+        for what, count, most in (("letters", len(word), LETTERS), ("phonemes", longest, PHONEMES)):
+            if count >= most:
+                raise config.UserError(
+                    f"{path}: '{word}' has {count} {what}, of at most {most - 1}. Leave the word out, or raise"
+                    f" {what.upper()} of the experiment."
+                )
+
+
 def dictionary_of(cfg: ConfigDict) -> Dictionary:
     """Returns the dictionary of a config."""
-    return dictionary(cfg.data.dir, cfg.data.stress)
+    return dictionary(cfg.data.dir, cfg.data.stress, cfg.data.dictionary)
 
 
 def make_data(cfg: ConfigDict, split: str):
@@ -136,6 +172,8 @@ def make_data(cfg: ConfigDict, split: str):
     In training each pronunciation of a word is an example; in evaluation a word is one, with the first of them.
     """
     known, is_training = dictionary_of(cfg), split == "train"
+    if split not in SHARES:
+        raise config.UserError(f"there is no split '{split}', only {', '.join(SHARES)}.{near(split, SHARES)}")
     pairs = [
         (word, variant)
         for word in known.splits[split]
@@ -143,7 +181,7 @@ def make_data(cfg: ConfigDict, split: str):
     ]
     texts = dict(zip(FIELDS, map(list, zip(*pairs, strict=True)), strict=True))
     vocabularies = dict(zip(FIELDS, (known.letters, known.phonemes), strict=True))
-    source = text.encoded(texts, vocabularies, origin="CMUdict")
+    source = text.encoded(texts, vocabularies, origin=cfg.data.dictionary or "CMUdict")
     lengths = {field: source.arrays[f"{field}_length"] for field in FIELDS}
     tokens = cfg.data.tokens if is_training else 16 * cfg.eval.batch_size
     buckets = data.Buckets.by_tokens(lengths, tokens, cfg.data.buckets)

