@@ -87,16 +87,19 @@ class Buckets:
         if left_out and (longer == "refuse" or left_out == len(holds)):
             index = int(np.argmin(holds))
             own = {field: int(array[index]) for field, array in arrays.items()}
+            hint = "" if left_out == len(holds) else ", or type longer='leave_out'"
             raise UserError(
-                f"Buckets.by_tokens: {left_out} examples are longer than longest={dict(longest or {})}, such as example"
-                f" {index} of lengths {own}. Raise longest, or type longer='leave_out'."
+                f"Buckets.by_tokens: {left_out} of {len(holds)} examples are longer than longest={dict(longest or {})},"
+                f" such as example {index} of lengths {own}. Raise longest{hint}."
             )
         shapes = least_padding(table[:, holds], count)
         top = int(shapes.max())
         if tokens < top * multiple:
+            index = int(np.argmax(np.where(holds, table.max(axis=0), 0)))
             raise UserError(
-                f"Buckets.by_tokens: tokens={tokens} holds {tokens // top} examples of length {top}, and a batch has a"
-                f" multiple of {multiple}. Use tokens={top * multiple} or more, or a smaller longest."
+                f"Buckets.by_tokens: tokens={tokens} holds {tokens // top} examples of length {top}, that of example"
+                f" {index}, and a batch has a multiple of {multiple}. Use tokens={top * multiple} or more, or a smaller"
+                " longest."
             )
         examples_of = np.bincount(_first(shapes, table[:, holds]), minlength=len(shapes))
         sizes = [

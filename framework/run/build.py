@@ -217,7 +217,7 @@ def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches
     """Returns the training batches and {split: batches} of evaluation."""
     data = functions["make_data"](final, "train")
     splits = dict.fromkeys(map(config.base_split, final.eval.splits))
-    eval_data = {split: functions["make_data"](final, split) for split in splits}
+    eval_data = {split: _make_split(functions, final, split) for split in splits}
     for split, batches in {"train": data, **eval_data}.items():
         check_split(batches, split)
         if isinstance(batches, DatasetBatches):
@@ -226,6 +226,15 @@ def _make_data(functions: Mapping[str, Any], final: ConfigDict) -> tuple[Batches
     made = {"train": data, **eval_data}
     common_classes({f"the split '{split}'": getattr(batches, "classes", ()) for split, batches in made.items()})
     return data, eval_data
+
+
+def _make_split(functions: Mapping[str, Any], final: ConfigDict, split: str) -> Batches:
+    """Returns the batches of a split of evaluation, or raises UserError with its name."""
+    try:
+        return functions["make_data"](final, split)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if f"'{split}'" in message else f"split '{split}': {message}") from error
 
 
 def _make_model(functions: Mapping[str, Any], data: Batches, resolved: FrozenConfigDict, replicas: Replicas) -> _Made:

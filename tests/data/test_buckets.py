@@ -104,9 +104,12 @@ def test_long_examples_are_refused_or_counted():
     with pytest.raises(UserError) as error:
         make_buckets(longest=longest)
     assert str(error.value) == (
-        f"Buckets.by_tokens: {len(too_long)} examples are longer than longest={longest}, such as example {first} of"
-        f" lengths {{'source': {SOURCE[first]}, 'target': {TARGET[first]}}}. Raise longest, or type longer='leave_out'."
+        f"Buckets.by_tokens: {len(too_long)} of {EXAMPLES} examples are longer than longest={longest}, such as example"
+        f" {first} of lengths {{'source': {SOURCE[first]}, 'target': {TARGET[first]}}}. Raise longest, or type"
+        " longer='leave_out'."
     )
+    with pytest.raises(UserError, match=rf"^Buckets.by_tokens: {EXAMPLES} of {EXAMPLES} .* Raise longest\.$"):
+        make_buckets(longest={"source": 0}, longer="leave_out")
     buckets = make_buckets(longest=longest, longer="leave_out")
     assert buckets.left_out == len(too_long)
     assert sorted(np.concatenate(buckets.rows)) == sorted(set(range(EXAMPLES)) - set(too_long))
@@ -120,8 +123,9 @@ def test_long_examples_are_refused_or_counted():
     [
         (
             lambda: make_buckets(tokens=20, multiple=4),
-            "Buckets.by_tokens: tokens=20 holds 1 examples of length 11, and a batch has a multiple of 4. Use tokens=44"
-            " or more, or a smaller longest.",
+            "Buckets.by_tokens: tokens=20 holds 1 examples of length 11, that of example"
+            f" {np.maximum(SOURCE, TARGET).argmax()}, and a batch has a multiple of 4. Use tokens=44 or more, or a"
+            " smaller longest.",
         ),
         (lambda: make_buckets(count=0), "Buckets.by_tokens: count=0 is not a whole number of at least 1."),
         (

@@ -52,6 +52,17 @@ def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path, key, 
     assert refusal(lambda: build.build(TINY, {**GRAPH, key: value}, tmp_path / "run")) == message
 
 
+def test_what_is_wrong_with_the_data_of_an_evaluation_names_the_split(tmp_path):
+    (tmp_path / "few.py").write_text(
+        "from framework import data\nfrom tests import tiny\n"
+        "from tests.tiny import get_config, make_loss, make_metrics, make_model, make_schedule\n\n\n"
+        "def make_data(cfg, split):\n    if split == 'test':\n        data.Buckets.by_tokens({'text': [9]}, 8)\n"
+        "    return tiny.make_data(cfg, split)\n"
+    )
+    told = refusal(lambda: build.build(str(tmp_path / "few.py"), GRAPH, tmp_path / "run"))
+    assert told.startswith("split 'test': Buckets.by_tokens: tokens=8 holds 0 examples of length 9, that of example 0,")
+
+
 def test_a_loss_that_changes_the_working_folder_is_refused(tmp_path, monkeypatch):
     """Functions and hooks are refused by name; what is traced on the way is refused once the run is built."""
     monkeypatch.chdir(tmp_path)
