@@ -92,7 +92,10 @@ def _lines(folder: str, split: str, source: str, target: str) -> dict[str, list[
     places = [Path(folder).expanduser(), Path(folder).expanduser() / "multi30k"]
     has_it = [place for place in places if folder and list(place.glob(f"{split}.{source}*"))]
     if not has_it:
-        raise config.UserError(f"'{folder}' has no file {split}.{source}. Type --data_dir=DIR, as the header says.")
+        raise config.UserError(
+            f"'{folder}' has no file {split}.{source}. Type --data_dir=DIR, as the header says, and if other files have"
+            " the sentences of evaluations, --config.eval.splits=\"('val',)\"."
+        )
     return text.read_aligned({"source": has_it[0] / f"{split}.{source}", "target": has_it[0] / f"{split}.{target}"})
 
 

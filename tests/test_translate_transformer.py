@@ -133,7 +133,8 @@ def test_what_is_wrong_is_refused(folder, tmp_path):
         return str(error.value)
 
     assert refused(**{"data.source": "cs"}) == (
-        f"'{folder}' has no file train.cs. Type --data_dir=DIR, as the header says."
+        f"'{folder}' has no file train.cs. Type --data_dir=DIR, as the header says, and if other files have the"
+        " sentences of evaluations, --config.eval.splits=\"('val',)\"."
     )
     assert refused(**{"model.width": 30, "model.heads": 4}) == "model.width=30 is not divisible by model.heads=4."
     assert "tokens=4 holds 0 examples of length" in refused(**{"data.tokens": 4})
