@@ -130,7 +130,7 @@ ROWS = (
     ("optim.schedules", "optim.optimizers", "optim.clipping", "optim.average", "optim.lookahead", "optim.pruning"),
     ("optim.clustering",),
     ("optim.quantization",),
-    ("optim.checked", "optim.freezing", "optim.stateful"),
+    ("optim.checked", "optim.checked_extensions", "optim.freezing", "optim.stateful"),
     ("optim.building",),
     ("optim",),
     ("state",),

@@ -11,6 +11,7 @@ Each file stands alone; `building` puts them together for a run.
 from framework.optim.average import ExponentialMovingAverage
 from framework.optim.building import build_optimizers, schedules_of, shortened
 from framework.optim.checked import checked_schedule, sampled_updates
+from framework.optim.checked_extensions import check_extensions
 from framework.optim.clipping import clip, global_norm
 from framework.optim.clustering import DISTINCT, Clusterer, clustered_variables
 from framework.optim.extension import Extension
@@ -49,6 +50,7 @@ __all__ = [
     "Sgd",
     "assign_groups",
     "build_optimizers",
+    "check_extensions",
     "check_traced",
     "check_wrapped",
     "checked_schedule",

@@ -51,6 +51,7 @@ from framework.step.parts import StepFunction, StepParts
 from framework.step.penalty_checks import check_penalties
 from framework.step.probe import Probe, check_covered, probe, probe_step
 from framework.step.probe_checks import check_frozen, check_mixed
+from framework.step.scopes import scopes
 from framework.step.size import refuse_too_large
 from framework.step.tools import Tools, standard_step
 
@@ -299,8 +300,19 @@ def _make_state(functions: Mapping[str, Any], made: _Made, data: Batches, resolv
         prune=_make_pruner(made, resolved, ema, lookahead),
         cluster=_make_clusterer(made, resolved, ema),
         quantize=made.quantizer,
-        extensions=functions["make_extensions"](resolved, made.model) if "make_extensions" in functions else None,
+        extensions=_make_extensions(functions, made, resolved),
     )
+
+
+def _make_extensions(
+    functions: Mapping[str, Any], made: _Made, resolved: FrozenConfigDict
+) -> Mapping[str, optim.Extension] | None:
+    if "make_extensions" not in functions:
+        return None
+    extensions: Mapping[str, optim.Extension] = functions["make_extensions"](resolved, made.model)
+    with scopes(resolved.train.precision, 0, tf.constant(0, tf.int64)):  # as in a step: extensions may draw
+        optim.check_extensions(extensions, made.model)
+    return extensions
 
 
 def _make_pruner(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from framework import optim, paths, testing
+from framework import optim, paths, rng, testing
 from framework.config import UserError
 from tests.interrupted import interrupted
 from tests.small import HOT, build, differing, snapshot
@@ -99,3 +99,79 @@ def test_what_is_no_extension_is_refused(returned, message):
     with pytest.raises(UserError) as error:
         build(functions={"make_extensions": lambda cfg, model: returned})
     assert str(error.value).startswith(f"make_extensions returned {message}")
+
+
+class Nothing(optim.Extension):
+    """Has no after_update."""
+
+
+class Short(optim.Extension):
+    def after_update(self, updates, applied):
+        pass
+
+
+class Long(Bounded):
+    def restart(self, updates):
+        pass
+
+
+class Careless(Bounded):
+    """Counts a skipped step as well."""
+
+    def after_update(self, updates, step, applied):
+        self.changed.assign_add(1)
+
+
+class Heavy(Bounded):
+    """Changes a weight after a skipped step as well."""
+
+    def after_update(self, updates, step, applied):
+        self.kernel.assign(0.5 * self.kernel)
+
+
+class Late(Bounded):
+    def after_update(self, updates, step, applied):
+        self.late = tf.Variable(0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: Nothing(), "'a', of class Nothing, has no after_update. Write def after_update(self, updates, "),
+        (lambda model: Short(), "'a', of class Short, has an after_update of other arguments. Write def after_update("),
+        (Long, "'a', of class Long, has no restart without arguments. Make Long a class of optim.Extension, or write"),
+        (Careless, "'a', of class Careless, changes its variable 'changed' though `applied` is False: a step compiled"),
+        (Heavy, "'a', of class Heavy, changes the weight 'first/kernel' though `applied` is False: a step compiled by"),
+        (Late, "after_update of 'a', of class Late, makes a variable, which no checkpoint has. Make it in __init__"),
+    ],
+    ids=["no method", "arguments", "restart", "counts", "weight", "late"],
+)
+def test_an_extension_that_a_step_cannot_call_or_skip_is_refused(make, message):
+    with pytest.raises(UserError) as error:
+        build(functions={"make_extensions": lambda cfg, model: {"a": make(model)}})
+    assert str(error.value).startswith(f"make_extensions: {message}")
+
+
+def test_one_extension_under_two_names_is_refused():
+    def make_extensions(cfg, model):
+        return dict.fromkeys(("a", "b"), Bounded(model))
+
+    with pytest.raises(UserError, match="returned one extension as 'a' and as 'b', which would be called twice"):
+        build(functions={"make_extensions": make_extensions})
+
+
+def test_an_extension_may_draw_and_the_check_changes_no_bit():
+    class Noisy(Bounded):
+        def after_update(self, updates, step, applied):
+            noise = rng.normal("noise", *self.kernel.shape)
+            self.total.assign(tf.where(applied, self.total + noise, self.total))
+
+    built = build(functions={"make_extensions": lambda cfg, model: {"noisy": Noisy(model)}})
+    plain = build()
+    assert {path: bits for path, bits in testing.bits(built.state).items() if "extensions" not in path} == testing.bits(
+        plain.state
+    )
+    assert not built.state.extensions["noisy"]["total"].numpy().any()
+    built.train_block(2)
+    total = built.state.extensions["noisy"]["total"].numpy()
+    assert 0.5 < total.std() / np.sqrt(2) < 2
