@@ -24,6 +24,16 @@ from framework.step import coverage
 _SHOWN = 5  # most keys of one message
 
 
+def refuse_other_file(workdir: Path, loaded: Experiment) -> None:
+    """Raises UserError if a run folder has no copy of the file of an experiment, but that of another file."""
+    others = sorted(path.name for path in workdir.glob("*.py"))
+    if others and loaded.path.name not in others:
+        raise UserError(
+            f"--workdir={workdir} holds a run of another experiment: {loaded.path.name} now, {', '.join(others)} there."
+            " Type --config= with its file, or another --workdir."
+        )
+
+
 def refuse_other_run(workdir: Path, loaded: Experiment, final: ConfigDict, unknown: Sequence[str] = ()) -> None:
     """Raises UserError if the folder holds a run of another config or experiment; changed code is a warning.
 

@@ -72,7 +72,11 @@ def resolve_request(
     if from_workdir and stored is None:
         continuity.refuse_unknown(workdir)
     elif from_workdir and stored is not None:
-        start = restored(start, stored.values)
+        try:
+            start = restored(start, stored.values)
+        except UserError:  # the keys differ: of an older file, or of another one
+            continuity.refuse_other_file(workdir, experiment)
+            raise
         if start.runtime.strategy in SEVERAL_PROCESSES:  # a look back takes one process
             start.unlock().runtime = config.base_config().runtime
     final = config.finalize(override(start, overrides), experiment.own, is_trained=not mode)

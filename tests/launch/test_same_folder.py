@@ -120,6 +120,14 @@ def test_looking_back_at_a_run_of_an_older_file(refused):
     assert refused("--config=x.py", "--workdir=r", "--mode=evaluate") == expected
 
 
+def test_looking_back_at_a_run_of_another_file(refused):
+    started_run(small_config() | {"model": {"width": 4, "depth": 2}}, copy="y.py")
+    assert refused("--config=x.py", "--workdir=r", "--mode=evaluate") == (
+        "--workdir=r holds a run of another experiment: x.py now, y.py there. Type --config= with its file, or another"
+        " --workdir."
+    )
+
+
 def test_build_from_python_says_the_same():
     with pytest.raises(UserError) as caught:
         build.build("x.py", {"model.widht": 3}, "r")
