@@ -25,7 +25,8 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
       flat: {dotted key: value} of all keys, each legal by itself.
       own: sections that a function of the experiment reads: a key there may have an effect whatever the others are;
         'evaluators' if it has some, whose scalars may be watched.
-      is_trained: False for a look at a trained run, whose metrics to watch may be of other splits.
+      is_trained: False for a look at a trained run, whose metrics to watch may be of other splits, and which
+        computes in float16 without a loss scale if the run had none.
     """
     if is_trained and "evaluators" not in own:  # whose names are known later
         _check_watched(flat)
@@ -45,7 +46,7 @@ def check_contradictions(flat: Mapping[str, Any], own: Collection[str], is_train
     _check_replicas(flat)
     _check_asynchronous(flat)
     _check_tables(flat)
-    _check_loss_scale(flat)
+    _check_loss_scale(flat, is_trained)
     _check_schedule(flat)
 
 
@@ -256,10 +257,10 @@ def _without(key: str, choice: str) -> tuple[str, ...]:
     return tuple(legal for legal in KEYS[key].choices if legal != choice)
 
 
-def _check_loss_scale(flat: Mapping[str, Any]) -> None:
+def _check_loss_scale(flat: Mapping[str, Any], is_trained: bool) -> None:
     name = flat["loss_scale.name"]
     precision = flat["train.precision"]
-    if precision == "float16" and name == "none":
+    if is_trained and precision == "float16" and name == "none":
         raise UserError(
             "train.precision='float16' needs a loss scale, or small gradients become 0, but loss_scale.name='none'."
             " Use --config.loss_scale.name=dynamic."

@@ -79,7 +79,10 @@ def resolve_request(
             raise
         if start.runtime.strategy in SEVERAL_PROCESSES:  # a look back takes one process
             start.unlock().runtime = config.base_config().runtime
-    final = config.finalize(override(start, overrides), experiment.own, is_trained=not mode)
+    given = override(start, overrides)
+    if mode in ("evaluate", "export"):
+        _keep_loss_scale(start, given)
+    final = config.finalize(given, experiment.own, is_trained=not mode)
     if mode:
         refuse_unread(mode, config.flatten(start), config.flatten(final))
     _refuse_ignored(experiment, start, final)
@@ -93,6 +96,14 @@ def resolve_request(
     if is_fresh:
         workdir = fresh_workdir(name, stored_config.unlike(final, start))
     return Request(experiment, final, workdir, remote)
+
+
+def _keep_loss_scale(start: ConfigDict, given: ConfigDict) -> None:
+    """Lets a run that is looked at in another precision keep its loss scale or have none, as its checkpoints say."""
+    if given.train.precision != start.train.precision and start.loss_scale.name == given.loss_scale.name == "auto":
+        name = "dynamic" if start.train.precision == "float16" else "none"
+        for values in (start, given):
+            values.unlock().loss_scale.name = name
 
 
 def fetched(workdir: str | os.PathLike[str] | None, config: ConfigDict) -> RunCopy | None:

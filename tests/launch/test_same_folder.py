@@ -128,6 +128,16 @@ def test_looking_back_at_a_run_of_another_file(refused):
     )
 
 
+@pytest.mark.parametrize(("own", "scale"), [("float16", "dynamic"), ("float32", "none")])
+def test_a_look_in_another_precision_has_the_loss_scale_of_the_run(own, scale):
+    started_run(small_config(train__precision=own))
+    other = "float16" if own == "float32" else "float32"
+    arguments = ["--config=x.py", "--workdir=r", "--mode=evaluate"]
+    final = accepted(*arguments, f"--config.train.precision={other}")
+    assert (final.train.precision, final.loss_scale.name) == (other, scale)
+    assert accepted(*arguments, f"--config.train.precision={own}").loss_scale.name == "auto"
+
+
 def test_build_from_python_says_the_same():
     with pytest.raises(UserError) as caught:
         build.build("x.py", {"model.widht": 3}, "r")
