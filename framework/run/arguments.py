@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from framework.config import base_config, flatten, typed
+from framework.config.overrides import keys_of
 from framework.errors import UserError
 from framework.experiment.user_code import check_text
 
@@ -75,10 +76,35 @@ def refuse_unread(mode: str, own: Mapping[str, Any], final: Mapping[str, Any]) -
     """
     base = flatten(base_config())
     for key, value in final.items():
-        if value == own[key] or key not in base or {key, key.partition(".")[0]} & set(LOOK_BACK[mode]):
+        if value == own[key] or key not in base or _reads(mode, key):
             continue
         hint = f"Type --checkpoint={value}, or leave it out." if key == "export.checkpoint" else "Leave it out."
         raise UserError(
             f"--config.{key}={typed(value)} has no effect with --mode={mode}, which takes the {key} of the run"
             f" ({typed(own[key])}). {hint}"
         )
+
+
+def taken_of_run(mode: str, overrides: Mapping[str, Any] | Iterable[str], message: str) -> str:
+    """Returns the message of a contradiction, with advice that a look at a trained run can follow.
+
+    Args:
+      mode: one of LOOK_BACK.
+      overrides: as they were typed.
+      message: of `config.finalize`, which ends with what to type if the run were trained.
+    """
+    advice = re.search(r" (?:Type|Use) (?:e\.g\. )?--config\.", message)
+    advised = re.findall(r"--config\.([\w.]+)=", message[advice.start() :]) if advice else []
+    if not advised or any(_reads(mode, key) or key not in flatten(base_config()) for key in advised):
+        return message
+    assert advice is not None
+    typed_keys = list(overrides) if isinstance(overrides, Mapping) else keys_of(overrides)
+    culprits = [key for key in typed_keys if key in message] or typed_keys
+    return (
+        f"{message[: advice.start()]} --mode={mode} takes the {advised[0]} of the run. Leave out"
+        f" {' and '.join(f'--config.{key}' for key in culprits)}."
+    )
+
+
+def _reads(mode: str, key: str) -> bool:
+    return bool({key, key.partition(".")[0]} & set(LOOK_BACK[mode]))

@@ -26,7 +26,7 @@ from framework.folder import check_workdir
 from framework.remote.address import folder_of, is_address
 from framework.remote.run_copy import RunCopy
 from framework.run import continuity, stored_config
-from framework.run.arguments import refuse_unread
+from framework.run.arguments import refuse_unread, taken_of_run
 
 _MOST_CHARACTERS = 80  # of what names a run folder, without the time
 
@@ -82,7 +82,10 @@ def resolve_request(
     given = override(start, overrides)
     if mode in ("evaluate", "export"):
         _keep_loss_scale(start, given)
-    final = config.finalize(given, experiment.own, is_trained=not mode)
+    try:
+        final = config.finalize(given, experiment.own, is_trained=not mode)
+    except UserError as error:
+        raise UserError(taken_of_run(mode, overrides, str(error)) if mode else str(error)) from error
     if mode:
         refuse_unread(mode, config.flatten(start), config.flatten(final))
     _refuse_ignored(experiment, start, final)

@@ -128,6 +128,41 @@ def test_looking_back_at_a_run_of_another_file(refused):
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "typed", "fault", "key", "culprit"),
+    [
+        (
+            *("export", "export.checkpoint=best"),
+            *("export.checkpoint='best' needs checkpoint.best_metric, which is ''", "checkpoint.best_metric"),
+            "export.checkpoint",
+        ),
+        (
+            *("export", "export.weights=ema"),
+            *("export.weights='ema', but no average is kept: ema.decay=0", "ema.decay"),
+            "export.weights",
+        ),
+        (
+            *("evaluate", "eval.splits=('test@ema',)"),
+            *("eval.splits has 'test@ema', but no average is kept: ema.decay=0", "ema.decay"),
+            "eval.splits",
+        ),
+    ],
+)
+def test_advice_is_none_that_a_look_at_a_run_refuses(refused, mode, typed, fault, key, culprit):
+    started_run(small_config())
+    arguments = ["--config=x.py", "--workdir=r", "--config.eval.batch_size=7", f"--config.{typed}"]
+    assert refused(*arguments, f"--mode={mode}") == (
+        f"{fault}. --mode={mode} takes the {key} of the run. Leave out --config.{culprit}."
+    )
+
+
+def test_advice_that_a_look_at_a_run_follows_stays(refused):
+    started_run(small_config())
+    arguments = ["--config=x.py", "--workdir=r", "--mode=replay", "--step=3"]
+    said = refused(*arguments, "--config.loss_scale.growth_factor=3")
+    assert said.endswith("and it is 'float32'. Use --config.loss_scale.name=dynamic.")
+
+
 @pytest.mark.parametrize(("own", "scale"), [("float16", "dynamic"), ("float32", "none")])
 def test_a_look_in_another_precision_has_the_loss_scale_of_the_run(own, scale):
     started_run(small_config(train__precision=own))
