@@ -81,8 +81,10 @@ def schedule(run: Run) -> Iterator[str]:
     yield from _pruning(run)
     yield from _clusters(run)
     yield from _quantization(run)
-    # What training refuses at its start is refused here.
+    # What training refuses at its start is refused here, unless its weights are those of another run.
     optim.prepare_schedules(run.state.schedule, run.modes)
+    if not (run.resolved.init_from or run.resolved.resume_from):
+        run.refuse_useless_start()
     for hook in own_hooks(run).hooks:
         yield f"Hook '{hook.name}' {f'every {hook.every} steps' if hook.every else 'at the end'}"
 
@@ -93,9 +95,12 @@ def _pruning(run: Run) -> Iterator[str]:
         return
     now, last = pruner.sparsities(), pruner.last_sparsities()
     taken = " (of the initial weights, not those of init_from)" if run.resolved.init_from else ""
-    yield f"Pruning: {len(now)} variables; zeros now{taken}, and at the last masks (after update {pruner.end:,})"
+    keeps = run.resolved.prune.schedule == "keep"
+    then = "which stay" if keeps else f"and at the last masks (after update {pruner.end:,})"
+    yield f"Pruning: {len(now)} variables; zeros now{taken}, {then}"
     for path in now:
-        yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {now[path]:.3f}  {last[path]:.3f}"
+        later = "" if keeps else f"  {last[path]:.3f}"
+        yield f"  {path:<32} {trained[path].shape.num_elements():>11,}  {now[path]:.3f}{later}"
 
 
 def _clusters(run: Run) -> Iterator[str]:

@@ -193,13 +193,17 @@ class Run:
         self.note = self.note if note is None else note
         self.refuse_altered()
         step = int(self.state.step)
-        if self.state.prune is not None and not step:
-            self.state.prune.refuse_useless_start()
-        if self.state.cluster is not None and not step:
-            self.state.cluster.refuse_useless_start()
+        if not step:
+            self.refuse_useless_start()
         continuity.refuse_other_batch(self.workdir, step, self._last_batch(step), self.checkpoints.facts(step))
         self.refresh()
         return step
+
+    def refuse_useless_start(self) -> None:
+        """Raises UserError if the weights from which training starts leave nothing to prune or to cluster."""
+        for follower in (self.state.prune, self.state.cluster):
+            if follower is not None:
+                follower.refuse_useless_start()
 
     def refuse_altered(self) -> None:
         """Raises UserError if config.json changed since the checkpoint that was just restored."""

@@ -54,6 +54,15 @@ def test_keys_that_differ_from_their_default_are_marked():
     assert [line.split()[1 if line[0] == "*" else 0] for line in lines] == list(flatten(final))
 
 
+def test_keep_without_zeros_is_refused_as_by_a_run_unless_its_weights_come_from_another():
+    with pytest.raises(UserError, match="keep: no weight of first/kernel"):
+        [*described.schedule(build(**{"prune.schedule": "keep"}))]
+    lines = [*described.schedule(build(**{"prune.schedule": "keep", "init_from": "elsewhere"}))]
+    title = next(place for place, line in enumerate(lines) if line.startswith("Pruning: "))
+    assert lines[title].endswith("zeros now (of the initial weights, not those of init_from), which stay")
+    assert lines[title + 1].split() == ["first/kernel", "48", "0.000"]
+
+
 def logits_loss(cfg):
     def loss(model, batch, training):
         logits = model(batch["x"], training=training)
