@@ -40,8 +40,7 @@ def main(
       UserError: there is nothing to serve, no server, or a flag that the server cannot keep.
     """
     served = workdir / folder.EXPORTS / export
-    if not served.is_dir():
-        raise UserError(f"{served} does not exist. Export first: --mode=export, or name a folder: --export=….")
+    _refuse_other_exports(served)
     name = model_name or _configured_name(served) or "model"
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise UserError(f"--model_name={name} is not a model's name. Use letters, digits and any of _.-")
@@ -69,11 +68,24 @@ def _configured_name(served: Path) -> str | None:
     return match[1] if match else None
 
 
+def _refuse_other_exports(served: Path) -> None:
+    """Raises UserError unless a folder of exports/ has versions of a SavedModel, which alone can be served."""
+    if manifest.versions(served):
+        return
+    folders = (path for path in sorted(served.parent.glob("*")) if path.is_dir() and path.suffix != ".failed")
+    others = [f"--export={path.name}" for path in folders if manifest.versions(path)]
+    if served.is_dir():
+        fault, hint = "has no version to serve", "Export one: --mode=export."
+    else:
+        fault, hint = "does not exist", "Export first: --mode=export, or name a folder: --export=…."
+    if others:  # such as the SavedModel beside a .tflite, which no model server takes
+        hint = f"Type {' or '.join(others)}."
+    raise UserError(f"{served} {fault}. {hint}")
+
+
 def _refuse_unknown(served: Path, is_trusted: bool) -> None:
     """Raises UserError unless the version that TensorFlow Serving will take, the newest, is as it was exported."""
     versions = manifest.versions(served)
-    if not versions:
-        raise UserError(f"{served} has no version to serve. Export one: --mode=export.")
     newest = versions[max(versions)]
     if not is_trusted and (why := manifest.fault(newest)):
         raise UserError(f"{newest} is not served: {why}")

@@ -174,13 +174,19 @@ def test_a_server_that_does_not_become_ready_is_ended(workdir, tmp_path, program
     ("flags", "message"),
     [
         ([], "there is neither tensorflow_model_server in the PATH nor docker. Install the package"),
-        (["--export=lite"], "exports/lite does not exist. Export first: --mode=export, or name a folder: --export=…."),
+        (["--export=lite"], "exports/lite does not exist. Type --export=saved_model."),
+        (
+            ["--export=mobile"],
+            "exports/mobile has no version to serve. Type --export=saved_model.",
+        ),
         (["--model_name=a/b"], "--model_name=a/b is not a model's name. Use letters, digits and any of _.-"),
         (["--development", "--host=0.0.0.0"], "--host=0.0.0.0: the development server listens on 127.0.0.1 alone."),
         (["--port=0"], "--port=0 is a free port for --development alone. Type a number, or leave it out."),
     ],
 )
 def test_what_the_mode_refuses(workdir, programs, capsys, flags, message):
+    (workdir / "exports/mobile").mkdir()
+    (workdir / "exports/mobile/model.tflite").touch()
     assert launch.main(["launch.py", "--mode=serve", f"--workdir={workdir}", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
