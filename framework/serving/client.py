@@ -134,6 +134,7 @@ class Client:
         Raises:
           ServingError: by its subclass, why there is no answer.
         """
+        _check_named(inputs)
         if max_batch is not None:
             _check_whole("max_batch", max_batch, 1, caller="predict")
         end = self._end(seconds)
@@ -285,6 +286,8 @@ def _transport(address: str, max_bytes: int) -> Transport:
     if kind in ("http", "https") and place:
         return Rest(address, max_bytes)
     if kind == "grpc" and place:
+        if ":" not in place:  # gRPC would take port 443
+            raise UserError(f"Client: address='{address}' has no port. Type e.g. {kind}://{place}:8500.")
         # Loads TensorFlow, which a REST client does without.
         from framework.serving.rpc import Rpc
 
@@ -293,6 +296,12 @@ def _transport(address: str, max_bytes: int) -> Transport:
         f"Client: address='{address}' is no address of a server. Type e.g. grpc://127.0.0.1:8500 or"
         " http://127.0.0.1:8501."
     )
+
+
+def _check_named(inputs: Any) -> None:
+    if not isinstance(inputs, Mapping):
+        kind = type(inputs).__name__
+        raise UserError(f"predict: inputs is a value of type {kind}. Give {{name: array}}, e.g. {{'image': images}}.")
 
 
 def _check_number(name: str, value: float, is_fine: bool, wanted: str, caller: str = "Client") -> None:

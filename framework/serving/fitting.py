@@ -55,7 +55,8 @@ def _array(key: str, value: Any, tensor: Tensor, name: str) -> np.ndarray:
         array = _texts(key, array, name)
     elif array.dtype != tensor.dtype:
         hint = f" Type .astype('{tensor.dtype.name}')." if tensor.dtype is not None and array.dtype != object else ""
-        raise DtypeError(f"input '{key}' is {array.dtype.name}; signature '{name}' takes {tensor}.{hint}")
+        kind = array.dtype.name if array.dtype.isnative else f"{array.dtype.name} in the byte order of other machines"
+        raise DtypeError(f"input '{key}' is {kind}; signature '{name}' takes {tensor}.{hint}")
     if not tensor.takes(array.shape):
         raise ShapeError(f"input '{key}' has shape {list(array.shape)}; signature '{name}' takes {tensor}.")
     return array

@@ -109,7 +109,7 @@ class Rest:
             if is_kept:  # closed by the server since, as the others may be: that says nothing of the server
                 self.close()
                 return self._ask(method, path, body, end)
-            raise CodeError("UNAVAILABLE", f"{error}" or type(error).__name__) from error
+            raise CodeError("UNAVAILABLE", _said(error)) from error
         except BaseException:
             connection.close()
             raise
@@ -125,6 +125,12 @@ class Rest:
             # A surrogate cannot be printed.
             raise CodeError(CODE_OF_STATUS.get(status, "INTERNAL"), str(said).encode(errors="replace").decode())
         return answer
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
+        return "its answer is not of HTTP: is it the port of gRPC?"  # bytes of another protocol cannot be printed
+    return str(error) or type(error).__name__
 
 
 def _exchange(

@@ -284,6 +284,7 @@ def test_signatures_are_asked_once_and_again_when_inputs_do_not_fit(made):
         ({"address": "ftp://x"}, "address='ftp://x' is no address of a server."),
         ({"address": "http://:1"}, "address='http://:1' has no host. Type e.g. http://127.0.0.1:8501."),
         ({"address": "http://x:port"}, "address='http://x:port' has no host."),
+        ({"address": "grpc://127.0.0.1"}, "address='grpc://127.0.0.1' has no port. Type e.g. grpc://127.0.0.1:8500."),
         ({"model": ""}, "model='' is no name. Type that of the server, e.g. 'mnist'."),
         ({"version": -1}, f"version=-1 is out of range: it must be from 0 to {2**63 - 1}."),
         ({"version": True}, "version=True is no whole number. Type e.g. 1."),
@@ -312,6 +313,38 @@ def test_a_batch_of_no_rows_is_refused(made):
 def test_a_batch_that_is_no_whole_number_is_refused(made):
     with pytest.raises(UserError, match=r"^predict: max_batch=2\.0 is no whole number\. Type e\.g\. 1\.$"):
         made(Fake()).predict({"x": X}, max_batch=2.0)
+
+
+@pytest.mark.parametrize("inputs", [[X], X, None])
+def test_inputs_without_names_are_refused(made, inputs):
+    with pytest.raises(UserError, match=r"^predict: inputs is a value of type \w+\. Give \{name: array\}, e\.g\. "):
+        made(Fake()).predict(inputs)
+
+
+def test_another_byte_order_is_said(made):
+    with pytest.raises(serving.DtypeError) as caught:
+        made(Fake()).predict({"x": X.astype(X.dtype.newbyteorder())})
+    name = X.dtype.name
+    assert str(caught.value).startswith(f"input 'x' is {name} in the byte order of other machines; signature")
+    assert str(caught.value).endswith(f"Type .astype('{name}').")
+
+
+def test_a_rest_client_on_another_protocol_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with serving.Client(address, "m", retries=0) as client, pytest.raises(serving.UnavailableError) as caught:
+            client.states()
+        thread.join()
+    assert str(caught.value).endswith("at the first try: its answer is not of HTTP: is it the port of gRPC?")
 
 
 def test_values_under_a_mask_are_not_sent(made):
