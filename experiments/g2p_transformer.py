@@ -13,7 +13,7 @@ The error rates of the mean of the last checkpoints, by beam search, where any p
         --config.checkpoint.average=3 --config.eval.splits="('valid','test')"
 
 A dictionary of your own, a word and its phonemes a line as in CMUdict: --config.data.dictionary=FILE. Its symbols are
-taken as they are; words and pronunciations may have up to 31.
+taken as they are; a word may have 31 letters and 31 phonemes.
 
 The rate falls with the root of the step, so a longer --config.train.duration continues the run in its folder.
 On several GPUs (not run): --config.runtime.strategy=mirrored --config.data.tokens=16384. Over 500 steps of a small

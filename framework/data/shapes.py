@@ -5,7 +5,8 @@
     places(shapes, lengths)                                 # of each example in the first shape that holds it
 
 Shapes are nested: each is at least as long in every field as the one before. Of all nested shapes, dynamic programming
-finds those with the fewest places, the sum of the lengths to which all examples are padded.
+finds those with the fewest places, the sum of the lengths to which all examples are padded. If examples have more than
+MOST_LENGTHS different lengths in a field, shapes have so many of these.
 """
 
 import numpy as np

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from framework.data.text.lines import whole_lines
+from framework.data.text.segmentation import SPECIAL
 from framework.errors import UserError
 
 _COMMENT = re.compile(r"(^|\s)#(\s.*)?$")
@@ -27,7 +28,7 @@ def read_dictionary(path: str | os.PathLike[str]) -> tuple[list[str], list[list[
       path: the file, read as by `read_lines`.
 
     Raises:
-      UserError: the file cannot be read or is not UTF-8, it has no word, or a line has no symbol.
+      UserError: the file cannot be read or is not UTF-8, it has no word, or a line has no symbol or a special token.
     """
     variants: dict[str, list[str]] = {}
     repeated = []
@@ -40,6 +41,11 @@ def read_dictionary(path: str | os.PathLike[str]) -> tuple[list[str], list[list[
             raise UserError(
                 f"{path}: line {number} has {has}. Write a word, a space or tab, and symbols with spaces between, or"
                 " leave out the line."
+            )
+        if special := sorted({*pronunciation.split()} & {*SPECIAL}):
+            raise UserError(
+                f"{path}: line {number} has the symbol '{special[0]}', which is a token of every vocabulary, so no text"
+                " encodes to it. Leave it out, or write it otherwise."
             )
         is_variant = _VARIANT.fullmatch(word)
         of_word = variants.setdefault(is_variant[1] if is_variant else word, [])

@@ -37,6 +37,7 @@ def test_words_stand_with_all_their_pronunciations(tmp_path, caplog, ends, encod
         (b"a AH0\nb\n", "x.dict: line 2 has the word 'b' and no symbol. Write a word, a space or tab, and"),
         (b"a # AH0\n", "x.dict: line 1 has the word 'a' and no symbol."),
         (b"New York\t\n", "x.dict: line 1 has the word 'New York' and no symbol."),
+        (b"a AH0\nb <s> B </s>\n", "x.dict: line 2 has the symbol '</s>', which is a token of every vocabulary"),
         (b"\tAH0 B\n", "x.dict: line 1 has symbols and no word."),
         (
             "a AH0\n".encode("utf-16"),
