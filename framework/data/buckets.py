@@ -70,11 +70,11 @@ class Buckets:
         """
         arrays = _checked(lengths)
         for name, value in {"tokens": tokens, "count": count, "multiple": multiple, "group": group}.items():
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"Buckets.by_tokens: {name}={value!r} is not a whole number of at least 1.")
+            _check_whole(name, value)
         if longer not in ("refuse", "leave_out"):
             raise UserError(f"Buckets.by_tokens: longer={longer!r} is neither 'refuse' nor 'leave_out'.")
-        for field in longest or {}:
+        for field, most in (longest or {}).items():
+            _check_whole(f"longest of '{field}'", most)
             if field not in arrays:
                 raise UserError(
                     f"Buckets.by_tokens: longest has '{field}', but lengths are of {', '.join(arrays)}."
@@ -173,13 +173,17 @@ class Buckets:
                     )
 
 
+def _check_whole(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise UserError(f"Buckets.by_tokens: {name}={value!r} is not a whole number of at least 1.")
+
+
 def _checked(lengths: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns lengths as int64 arrays."""
     most = max(MOST_LENGTHS)
     if not isinstance(lengths, Mapping) or not 1 <= len(lengths) <= most:
-        raise UserError(
-            f"Buckets.by_tokens: lengths are not {{field: int [examples]}} of 1 to {most} fields: {lengths!r}."
-        )
+        of = f"of {len(lengths)} fields" if isinstance(lengths, Mapping) else f"a {type(lengths).__name__}"
+        raise UserError(f"Buckets.by_tokens: lengths are {of}, not {{field: int [examples]}} of 1 to {most} fields.")
     arrays = {}
     for field, given in lengths.items():
         array = np.asarray(given)

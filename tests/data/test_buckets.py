@@ -109,7 +109,7 @@ def test_long_examples_are_refused_or_counted():
         " longer='leave_out'."
     )
     with pytest.raises(UserError, match=rf"^Buckets.by_tokens: {EXAMPLES} of {EXAMPLES} .* Raise longest\.$"):
-        make_buckets(longest={"source": 0}, longer="leave_out")
+        Buckets.by_tokens({"source": SOURCE + 1, "target": TARGET}, 64, longest={"source": 1}, longer="leave_out")
     buckets = make_buckets(longest=longest, longer="leave_out")
     assert buckets.left_out == len(too_long)
     assert sorted(np.concatenate(buckets.rows)) == sorted(set(range(EXAMPLES)) - set(too_long))
@@ -126,6 +126,15 @@ def test_long_examples_are_refused_or_counted():
             "Buckets.by_tokens: tokens=20 holds 1 examples of length 11, that of example"
             f" {np.maximum(SOURCE, TARGET).argmax()}, and a batch has a multiple of 4. Use tokens=44 or more, or a"
             " smaller longest.",
+        ),
+        (lambda: make_buckets(tokens=True), "Buckets.by_tokens: tokens=True is not a whole number of at least 1."),
+        (
+            lambda: make_buckets(longest={"source": 3.5}, longer="leave_out"),
+            "Buckets.by_tokens: longest of 'source'=3.5 is not a whole number of at least 1.",
+        ),
+        (
+            lambda: Buckets.by_tokens(SOURCE, 64),
+            "Buckets.by_tokens: lengths are a ndarray, not {field: int [examples]} of 1 to 2 fields.",
         ),
         (lambda: make_buckets(count=0), "Buckets.by_tokens: count=0 is not a whole number of at least 1."),
         (
