@@ -20,9 +20,10 @@ def whole_prompt(prefix: Any, length: int, end: int, padding: int) -> tf.Tensor:
       padding: the id after the end of a sequence; no prompt ends with it.
 
     Raises:
-      UserError: shape or dtype are others or, executed eagerly, a prompt is longer than `length`, has -1 or
-        `end` before a token, or ends with `padding`, or all end with `end`. A graph fails with the same text; an XLA
-        program cannot fail, so there such a prompt has a token that no vocabulary has, and its scores are -inf.
+      UserError: shape or dtype are others or, executed eagerly, a prompt is longer than `length`, has a number below
+        -1, has -1 or `end` before a token, or ends with `padding`, or all end with `end`. A graph fails with the same
+        text; an XLA program cannot fail, so there such a prompt has a token that no vocabulary has, and its scores are
+        -inf.
     """
     prefix = tf.convert_to_tensor(prefix)
     if prefix.shape.rank != 2 or not prefix.dtype.is_integer:
@@ -40,6 +41,7 @@ def whole_prompt(prefix: Any, length: int, end: int, padding: int) -> tf.Tensor:
     has_ended = tf.reduce_any(is_end & ~goes_on, 1)
     faults = {
         f"is longer than length={length}. Take a longer length.": tf.reduce_any(is_token[:, length:], 1),
+        "has a number below -1, which is no token. Write -1 behind a prompt.": tf.reduce_any(prefix < -1, 1),
         "has -1 before a token. Begin each prompt at the left, and write -1 behind it.": tf.reduce_any(
             is_token[:, 1:] & ~is_token[:, :-1], 1
         ),

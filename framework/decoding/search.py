@@ -1,5 +1,6 @@
 """`decode`: checks what it is given and runs the loop of a method."""
 
+import numbers
 import operator
 from typing import Any
 
@@ -63,6 +64,10 @@ def decode(
     if isinstance(method, Sample) == (rng is None):
         wrong = "draws, and needs rng" if rng is None else f"does not draw, so rng={rng!r} has no effect: leave it out"
         raise UserError(f"decode: {method} {wrong}{', e.g. rng=rng.key(7)' if rng is None else ''}.")
+    if isinstance(method, Sample):
+        _check_key(rng)
+    elif not (isinstance(first_example, numbers.Integral) and first_example == 0):
+        raise UserError(f"decode: {method} does not draw, so first_example has no effect: leave it out.")
     task = _task(step, state, begin, end, length, padding, prefix)
     if isinstance(method, Sample):
         return single(task, state, drawn(method, rng, first_example))
@@ -80,6 +85,20 @@ def _whole_number(name: str, value: Any) -> int:
         raise UserError(f"decode({name}={value!r}): {name} must be a whole number.") from None
 
 
+def _check_key(rng: Any) -> None:
+    """Raises UserError unless `rng` is a key: a whole number of 64 bits, or a scalar tensor of one."""
+    if tf.is_tensor(rng):
+        is_key, given = rng.dtype.is_integer and rng.shape.rank in (0, None), f"{rng.dtype.name} {rng.shape}"
+    else:
+        given = " ".join(repr(rng).split())
+        try:
+            is_key = 0 <= operator.index(rng) < 2**64
+        except TypeError:
+            is_key = False
+    if not is_key:
+        raise UserError(f"decode(rng={given:.80}): rng must be the key of a seed, e.g. rng=rng.key(7).")
+
+
 def _task(step: Step, state: Any, begin: Any, end: int, length: int, padding: int, prefix: Any) -> Task:
     """Returns the task, whose `begin` and prompt have a row for each example."""
     tokens = tf.convert_to_tensor(begin)
@@ -90,7 +109,10 @@ def _task(step: Step, state: Any, begin: Any, end: int, length: int, padding: in
     known, tokens = tf.get_static_value(tokens), tf.cast(tokens, tf.int32)
     whole = None if prefix is None else whole_prompt(prefix, length, end, padding)
     if tokens.shape.rank == 0:
-        batch = first_dimension(state) if whole is None else first_dimension(whole)
+        rows = first_dimension(state)
+        batch = rows if whole is None else first_dimension(whole)
+        if isinstance(rows, int) and isinstance(batch, int) and rows != batch:
+            raise UserError(f"decode: prefix has {batch} rows for a state of {rows}. Give each sequence a prompt.")
         if batch is None:
             raise UserError("decode: the batch is unknown, because the state is empty. Pass begin as int [batch].")
         tokens = tf.fill([batch], tokens)

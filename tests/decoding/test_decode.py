@@ -118,7 +118,9 @@ def test_a_batch_decodes_as_its_rows_one_by_one(name):
 
     @tf.function(autograph=False)
     def one(state, row):
-        return decode(model.step, state, BEGIN, END, 8, method, key, row, padding=PAD)
+        return decode(
+            model.step, state, BEGIN, END, 8, method, key, row if isinstance(method, Sample) else 0, padding=PAD
+        )
 
     for row in range(4):
         alone = one(model.start(1, row), tf.constant(row))
@@ -288,6 +290,14 @@ def test_the_framework_has_decode():
         (lambda: some(method="beam"), "decode(method='beam'): method must be Greedy(), Beam(…) or Sample(…)."),
         (lambda: some(method=Sample()), "decode: Sample(temperature=1.0, top_k=0, top_p=1.0) draws, and needs rng"),
         (lambda: some(rng=7), "decode: Greedy() does not draw, so rng=7 has no effect: leave it out."),
+        (
+            lambda: some(first_example=8),
+            "decode: Greedy() does not draw, so first_example has no effect: leave it out.",
+        ),
+        (lambda: some(method=Sample(), rng=tf.constant([1, 2])), "decode(rng=int32 (2,)): rng must be the key of a"),
+        (lambda: some(method=Sample(), rng=[1, 2]), "decode(rng=[1, 2]): rng must be the key of a seed, e.g. rng="),
+        (lambda: some(prefix=tf.ones([1, 1], tf.int32)), "decode: prefix has 1 rows for a state of 2. Give each"),
+        (lambda: some(method=Sample(), rng=-1), "decode(rng=-1): rng must be the key of a seed"),
         (lambda: some(begin=4), "decode(begin=4): the vocabulary of the logits has ids 0 to 3."),
         (lambda: some(end=-1), "decode(end=-1): the vocabulary of the logits has ids 0 to 3."),
         (lambda: some(state={}), "the batch is unknown, because the state is empty. Pass begin as int [batch]."),

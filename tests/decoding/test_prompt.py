@@ -48,6 +48,7 @@ def test_no_prompt_is_a_prompt_of_no_token():
 
 
 WRONG = {
+    "has a number below -1, which is no token. Write -1 behind a prompt.": [[1, 2], [5, -2]],
     "has -1 before a token. Begin each prompt at the left, and write -1 behind it.": [[1, 2], [-1, 5]],
     "ends with padding=0. Write -1 behind it: tf.where(ids == 0, -1, ids). If 0 is": [[1, 2], [5, 0]],
     "has the end token, 3, before other tokens, which would be left out. Leave it out, or them.": [[1, 2], [3, 5]],
