@@ -117,8 +117,11 @@ class Dictionary:
 
 
 def load(folder: str) -> tuple[list[str], list[list[str]]]:
-    """Returns the words of the dictionary and the pronunciations of each."""
-    return data.load_cmudict(folder)
+    """Returns the words of CMUdict and the pronunciations of each."""
+    try:
+        return data.load_cmudict(folder)
+    except config.UserError as error:
+        raise config.UserError(f"{error} For a dictionary of your own: --config.data.dictionary=FILE.") from error
 
 
 @functools.lru_cache(1)

@@ -68,6 +68,9 @@ def made_up(folder):
     return words, variants
 
 
+LOAD = g2p_transformer.load
+
+
 @pytest.fixture(scope="module", autouse=True)
 def dictionary():
     """The experiment reads the made-up dictionary."""
@@ -148,6 +151,8 @@ def test_what_is_wrong_with_a_dictionary_of_ones_own_is_refused(tmp_path):
     assert refused(spelled + "x" * 32 + " B\n").startswith(f"{path}: '{'x' * 32}' has 32 letters, of at most 31. Leave")
     assert refused(spelled + "x" + " B" * 32 + "\n").startswith(f"{path}: 'x' has 32 phonemes, of at most 31. Leave")
     assert refused(spelled, "tset") == "there is no split 'tset', only train, valid, test. Did you mean 'test'?"
+    with pytest.raises(UserError, match=r"SHA-256 .* For a dictionary of your own: --config\.data\.dictionary=FILE\.$"):
+        LOAD(str(path.rename(tmp_path / "cmudict.dict").parent))
     told = refused(spelled, **{"data.stress": True})
     assert told.startswith("data.stress=True is of CMUdict, and data.dictionary='") and "--config.data.stress" in told
     assert "Leave out --data_dir or data.dictionary." in refused(spelled, **{"data.dir": "words"})
