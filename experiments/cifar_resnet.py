@@ -312,7 +312,7 @@ class Views:
 
     def __call__(self, run):
         if self._forward is None:
-            self._forward = tf.function(functools.partial(self.logits, run.model))
+            self._forward = tf.function(functools.partial(self.logits, run.model), autograph=False)
         hits = np.concatenate(
             [
                 self._forward(tf.constant(batch["image"])).numpy().argmax(axis=1) == batch["label"]

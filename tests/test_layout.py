@@ -45,6 +45,34 @@ def rooms(rows: tuple[tuple[str, ...], ...]) -> list[str]:
     return [room for room, _ in groupby(name.partition(".")[0].removesuffix("/*") for row in rows for name in row)]
 
 
+def with_autograph(source: str) -> list[int]:
+    """Returns the lines that name `tf.function` and do not switch AutoGraph off.
+
+    AutoGraph reads the file of a function when it is traced: a file edited after the start of a run would compute the
+    edited code from then on, at the first evaluation or export.
+    """
+    tree = ast.parse(source)
+    off = {
+        call.func
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and any(ast.unparse(keyword) == "autograph=False" for keyword in call.keywords)
+    }
+    named = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == "tf.function")
+    return sorted(node.lineno for node in named if node not in off)
+
+
+def test_no_function_is_traced_by_autograph() -> None:
+    folders = (ROOT / name for name in ("experiments", "tests/examples", "tests/research"))
+    files = [*FRAMEWORK_FILES, *(path for folder in folders for path in folder.rglob("*.py"))]
+    found = {str(path.relative_to(ROOT)): with_autograph(path.read_text()) for path in files}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_a_function_that_is_traced_by_autograph_is_found() -> None:
+    planted = "f = tf.function(g, autograph=False)\nf = tf.function(g)\n\n\n@tf.function\ndef h():\n    pass\n"
+    assert with_autograph(planted) == [2, 5]
+
+
 def test_a_file_over_400_lines_says_why_at_its_top() -> None:
     assert lengths({str(path.relative_to(ROOT)): path.read_text() for path in FRAMEWORK_FILES}) == []
 

@@ -27,7 +27,7 @@ class Compiled:
 
     Args:
       function: (model, {field: tensor}) -> {name: tensor}. It is compiled as a graph whose dimensions are free once two
-        batches differ in them.
+        batches differ in them; without AutoGraph, so loops over tensors are `tf.while_loop` and choices `tf.where`.
     """
 
     def __init__(self, function: Callable[[Any, dict[str, tf.Tensor]], Mapping[str, tf.Tensor]]) -> None:
@@ -53,7 +53,9 @@ class Compiled:
                 self._traces.add({"batch": batch})
                 return dict(self._function(run.model, batch))
 
-            self._graph = compat.without_trace_warning(tf.function(traced, reduce_retracing=True))
+            # AutoGraph would read the function's file again, which may have been edited since the start of the run.
+            graph = tf.function(traced, reduce_retracing=True, autograph=False)
+            self._graph = compat.without_trace_warning(graph)
         return self._outputs(run, weights, batches)
 
     def _outputs(self, run: Any, weights: str, batches: Iterator[Arrays]) -> Iterator[tuple[Arrays, dict[str, Any]]]:

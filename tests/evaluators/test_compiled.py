@@ -1,5 +1,7 @@
 """framework/evaluators/compiled.py, and `examples`: a function of the model on the examples of a split."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -48,6 +50,20 @@ def test_it_is_traced_once_and_sees_new_weights():
     second = [outputs["twice"] for _, outputs in compiled(run)]
     assert len(traces) == 1
     np.testing.assert_allclose(np.concatenate(second) - np.concatenate(first), 2, rtol=0, atol=1e-5)
+
+
+def test_it_computes_what_was_started_after_its_file_was_edited(tmp_path):
+    """AutoGraph would read the file again when it is traced: at the first evaluation, hours after the start."""
+    file = tmp_path / "edited.py"
+    code = "def scaled(model, batch):\n    return {'scaled': 2 * batch['x']}\n"
+    file.write_text(code)
+    spec = importlib.util.spec_from_file_location("edited", file)
+    edited = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(edited)
+    compiled = evaluators.Compiled(edited.scaled)
+    file.write_text(code.replace("2 *", "1000 *"))
+    for batch, outputs in compiled(build(**{"eval.batch_size": 40})):
+        np.testing.assert_array_equal(outputs["scaled"], 2 * batch["x"])
 
 
 def test_batches_of_several_shapes_are_without_padding():

@@ -47,7 +47,8 @@ class Onnx:
         with self.arithmetic(model):
             self.signature.trace(model)  # refuses what no signature may do, such as to change a variable
             function = tf.function(
-                lambda *inputs: self.signature.fn(model, dict(zip(self.signature.inputs, inputs, strict=True)))
+                lambda *inputs: self.signature.fn(model, dict(zip(self.signature.inputs, inputs, strict=True))),
+                autograph=False,
             )
             tf2onnx.convert.from_function(function, specs, opset=OPSET, output_path=str(path))
 
