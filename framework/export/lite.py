@@ -112,6 +112,8 @@ class Lite:
             convert(self.name, converter, path)
         if made.is_sparse:
             check_sparse(self.name, path)
+        elif self.format == "dynamic":
+            check_dynamic(self.name, path)
 
     def _has_ranges(self, functions: Mapping[str, tf.types.experimental.ConcreteFunction]) -> bool:
         """Returns whether the graphs hold ranges of activations that were trained; refuses an int8 of both kinds."""
@@ -305,4 +307,16 @@ def check_sparse(name: str, path: Path) -> None:
             f"export '{name}': no weight is sparse, so the file would be that of float32. A weight of a dense or"
             " convolution layer is stored so if at least 30 % of it are 0. Train with --config.prune.sparsity=0.8, or"
             " leave the format out."
+        )
+
+
+def check_dynamic(name: str, path: Path) -> None:
+    """Raises UserError, and removes the file, if it has no int8: it would be a float32 file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    if not any(tensor["dtype"] is np.int8 for tensor in Interpreter(model_path=str(path)).get_tensor_details()):
+        path.unlink()
+        raise UserError(
+            f"export '{name}': no weight is int8, so the file would be that of float32. The converter leaves weights"
+            " of fewer than 1,024 numbers in float32. Take int8 or weights8, or leave the format out."
         )

@@ -30,7 +30,7 @@ from framework.decoding import Greedy, decode
 from framework.errors import UserError
 from framework.export.base import SERVING, Arrays, Call, Runtime, Signature, make_servable
 from framework.export.bounds import Bounds
-from framework.export.lite import check_float32, check_sparse, convert, in_float32, rows_of, set_defaults
+from framework.export.lite import check_dynamic, check_float32, check_sparse, convert, in_float32, rows_of, set_defaults
 from framework.export.lite_formats import FORMATS
 from framework.layers.attention import finite_masks
 
@@ -129,6 +129,8 @@ class LiteDecoder:
             convert(self.name, converter, path)
         if FORMATS[self.format].is_sparse:
             check_sparse(self.name, path)
+        elif self.format == "dynamic":
+            check_dynamic(self.name, path)
 
     def _calls(self, functions: Mapping[str, Any], examples: Iterable[Arrays]) -> list[tuple[str, Arrays]]:
         """Returns (signature, inputs) of each call while training examples are decoded one by one."""

@@ -284,3 +284,18 @@ def test_sparse_refuses_a_model_without_zeros(model, tmp_path):
         " the format out."
     )
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("inputs", "is_made"), [(1023, False), (1024, True)])
+def test_dynamic_refuses_a_model_whose_weights_all_stay_in_float32(tmp_path, inputs, is_made):
+    net = keras.Sequential([keras.layers.Dense(1)])
+    net.build((None, inputs))
+    signature = Signature(lambda model, given: {"y": model(given["x"])}, {"x": tf.TensorSpec([None, inputs])})
+    path = tmp_path / "model.tflite"
+    if is_made:
+        Lite(signature, "dynamic").write(net, path)
+        assert {tensor["dtype"] for tensor in Interpreter(str(path)).get_tensor_details()} == {np.float32, np.int8}
+        return
+    with pytest.raises(UserError, match=r"^export 'lite_dynamic': no weight is int8, so the file would be that of flo"):
+        Lite(signature, "dynamic").write(net, path)
+    assert not path.exists()
