@@ -1,5 +1,6 @@
 """The pages are true: every file, flag, key, table and link that they name exists."""
 
+import importlib
 import importlib.metadata
 import re
 import shlex
@@ -125,9 +126,9 @@ def spans(page: str) -> Iterator[tuple[str, str]]:
 
 def config_keys() -> set[str]:
     """All keys of the framework and of the experiments, those of the pages included."""
-    from experiments import mnist_mlp, movielens_two_tower
-
-    keys = {key for experiment in (mnist_mlp, movielens_two_tower) for key in config.flatten(experiment.get_config(""))}
+    files = sorted((ROOT / "experiments").glob("*.py"))
+    made = [importlib.import_module(f"experiments.{file.stem}").get_config("") for file in files]
+    keys = {key for one in made for key in config.flatten(one)}
     for page in PAGES:
         for block in saved(page):
             keys |= set(re.findall(r"^ +config\.([a-z_0-9.]+) = ", block.text, re.MULTILINE))
