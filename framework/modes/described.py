@@ -124,7 +124,7 @@ def _quantization(run: Run) -> Iterator[str]:
         f" {quantizer.begin:,} on"
     )
     yield f"  kernels of {', '.join(quantizer.kernels)}"
-    yield f"  in float: {', '.join(quantizer.in_float) or 'none'}"
+    yield f"  trained in float: {', '.join(quantizer.in_float) or 'none'}"
 
 
 def _count(variables: dict[str, tf.Variable]) -> int:

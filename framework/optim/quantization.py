@@ -81,7 +81,11 @@ class Plan:
         points = self._watch.points(graph)
         logging.info("quantize: kernels of %s; %d ranges of activations", ", ".join(self.kernels), len(points))
         if self.in_float:
-            logging.warning("quantize: %s stay in float, in int8 exports too", ", ".join(self.in_float))
+            logging.warning(
+                "quantize: %s are trained in float; in int8 exports the converter rounds their weights all the same"
+                " where the tensors before and after have ranges",
+                ", ".join(self.in_float),
+            )
         return Quantizer(self._settings, self._layers, self.kernels, points, self.in_float)
 
 

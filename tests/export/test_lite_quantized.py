@@ -14,6 +14,7 @@ from framework.metrics import Accuracy
 from tests.optim.test_quantization import plan, rounded
 
 SHAPE = (8, 8, 3)
+NAMES = ("first", "hidden", "head")
 
 
 def signature(shape=SHAPE):
@@ -29,7 +30,7 @@ def make_batch(n, seed=0, shape=SHAPE):
     return {"x": x, "label": draws.integers(0, 5, n).astype(np.int32), "weight": np.ones(n, np.float32)}
 
 
-def quantized(model, *shape, steps=3):
+def quantized(model, *shape, steps=3, **settings):
     """Returns a model with random biases and statistics, and its quantizer after it has seen some batches."""
     draws = np.random.default_rng(1)
     model(tf.zeros([2, *shape]))
@@ -39,7 +40,7 @@ def quantized(model, *shape, steps=3):
             variable.assign(draws.normal(size=variable.shape) / 4)
         if name.startswith(("gamma", "moving_variance")):
             variable.assign(draws.uniform(0.5, 2, size=variable.shape))
-    planned = plan(model)
+    planned = plan(model, **settings)
     with planned.watched():
         function = tf.function(lambda x: model(x, training=True), autograph=False)
         graph = function.get_concrete_function(tf.TensorSpec([2, *shape], tf.float32)).graph
@@ -236,3 +237,15 @@ def test_a_function_that_keeps_the_graph_of_another_arithmetic_is_refused(tmp_pa
     assert "was traced before, while the model computed 'converted', and would do so here" in reports[1].failure
     body = tf.function(lambda x: model(x, training=False), autograph=False)
     assert export_all(hooks[1:], model, [batch], {}, tmp_path)[0].passed
+
+
+@pytest.mark.parametrize(("left_out", "dtype"), [("hidden", np.int8), ("head", np.float32)])
+def test_a_layer_that_is_left_out_is_int8_in_the_file_between_ranges_alone(tmp_path, left_out, dtype):
+    """The converter finds a range of its weights itself; framework/optim/README.md says so."""
+    dense = [keras.layers.Dense(4 + size, name=name) for size, name in enumerate(NAMES)]
+    net = keras.Sequential([keras.Input([3]), *dense])
+    net, _ = quantized(net, 3, steps=1, exclude=left_out)
+    Lite(signature((3,)), "int8").write(net, tmp_path / "model.tflite")
+    shape = (5, 4) if left_out == "hidden" else (6, 5)
+    tensors = Interpreter(str(tmp_path / "model.tflite")).get_tensor_details()
+    assert {tensor["dtype"] for tensor in tensors if tuple(tensor["shape"]) == shape} == {dtype}
