@@ -30,6 +30,8 @@ class Term(NamedTuple):
     def __mul__(self, factor: Any) -> "Term":  # a tuple would be repeated
         if isinstance(factor, tuple | list):
             raise UserError("a Term is multiplied by a number or a scalar tensor, not by a Term: write 0.5 * term.")
+        if isinstance(factor, int | float):  # tf.cast would round it to float32 before
+            return type(self)(self.sum * tf.constant(float(factor), self.sum.dtype), self.weight)
         return type(self)(self.sum * tf.cast(factor, self.sum.dtype), self.weight)
 
     def __rmul__(self, factor: Any) -> "Term":
@@ -37,6 +39,10 @@ class Term(NamedTuple):
 
     def __add__(self, other: Any) -> "Term":  # a tuple would be made longer
         raise UserError("Terms are not added, because each has a weight of its own. Return {'a': one, 'b': another}.")
+
+
+# np.float64(0.5) * term is `__rmul__`, not an array of the scaled sum and weight. In the class, it would be a field.
+Term.__array_ufunc__ = None  # type: ignore[attr-defined]
 
 
 class BatchDependent(Term):

@@ -319,3 +319,10 @@ def test_gradients_of_a_mean_are_the_weights():
         term = losses.mean(x * x, [2.0, 0.0, 1.0])
     gradient = tape.gradient(term.sum, x).numpy()
     assert gradient[[0, 2]].tolist() == [4.0, 6.0]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 3, np.float64(1e-3)])
+def test_a_term_is_scaled_in_its_own_precision(factor):
+    """A number that was float32 on the way is another one: 1e-3 differs by 4.7e-8 of itself."""
+    term = factor * losses.Term(tf.constant(7.0, tf.float64), tf.constant(2.0, tf.float64))
+    assert float(term.sum) == float(factor) * 7.0 and float(term.weight) == 2.0
