@@ -297,11 +297,18 @@ def convert(name: str, converter: Any, path: Path) -> None:
     path.write_bytes(converted)
 
 
-def check_sparse(name: str, path: Path) -> None:
-    """Raises UserError, and removes the file, if all weights in it are dense: it would be a float32 file."""
+def _tensors(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields what the interpreter knows of each tensor of a file, of all its signatures and functions."""
     from ai_edge_litert.interpreter import Interpreter
 
-    if not any(tensor["sparsity_parameters"] for tensor in Interpreter(model_path=str(path)).get_tensor_details()):
+    interpreter = Interpreter(model_path=str(path))
+    for subgraph in range(interpreter.num_subgraphs()):
+        yield from interpreter.get_tensor_details(subgraph)
+
+
+def check_sparse(name: str, path: Path) -> None:
+    """Raises UserError, and removes the file, if all weights in it are dense: it would be a float32 file."""
+    if not any(tensor["sparsity_parameters"] for tensor in _tensors(path)):
         path.unlink()
         raise UserError(
             f"export '{name}': no weight is sparse, so the file would be that of float32. A weight of a dense or"
@@ -312,9 +319,7 @@ def check_sparse(name: str, path: Path) -> None:
 
 def check_dynamic(name: str, path: Path) -> None:
     """Raises UserError, and removes the file, if it has no int8: it would be a float32 file."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    if not any(tensor["dtype"] is np.int8 for tensor in Interpreter(model_path=str(path)).get_tensor_details()):
+    if not any(tensor["dtype"] is np.int8 for tensor in _tensors(path)):
         path.unlink()
         raise UserError(
             f"export '{name}': no weight is int8, so the file would be that of float32. The converter leaves weights"

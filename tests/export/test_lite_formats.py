@@ -9,7 +9,7 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from framework.errors import UserError
-from framework.export import Bounds, Lite, SavedModel, Signature, export_all, formats
+from framework.export import SERVING, Bounds, Lite, SavedModel, Signature, export_all, formats
 from framework.export.lite_formats import FORMATS
 from framework.metrics import Accuracy
 
@@ -299,3 +299,21 @@ def test_dynamic_refuses_a_model_whose_weights_all_stay_in_float32(tmp_path, inp
     with pytest.raises(UserError, match=r"^export 'lite_dynamic': no weight is int8, so the file would be that of flo"):
         Lite(signature, "dynamic").write(net, path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "sparse"])
+def test_a_weight_of_the_last_signature_alone_counts(tmp_path, kind):
+    net = keras.Sequential([keras.layers.Dense(32)])
+    net.build((None, 64))
+    net.layers[0].kernel.assign(np.where(np.random.default_rng(0).random((64, 32)) < 0.9, 0, 1).astype(np.float32))
+    given = {"x": tf.TensorSpec([None, 64])}
+    signatures = {
+        "a_sum": Signature(lambda model, given: {"y": tf.reduce_sum(given["x"], 1)}, given),
+        SERVING: Signature(lambda model, given: {"y": model(given["x"])}, given),
+    }
+    path = tmp_path / "model.tflite"
+    Lite(signatures, kind).write(net, path)
+    interpreter = Interpreter(str(path))
+    first, last = (interpreter.get_tensor_details(subgraph) for subgraph in range(2))
+    found = [[t["dtype"] is np.int8 or bool(t["sparsity_parameters"]) for t in tensors] for tensors in (first, last)]
+    assert not any(found[0]) and any(found[1])
