@@ -150,7 +150,7 @@ def test_views_count_the_hits_of_all_batches(monkeypatch):
     image, label = made_up("test", 30)
     batches = [({"image": image[rows], "label": label[rows]}, {}) for rows in (slice(0, 20), slice(20, None))]
     monkeypatch.setattr(evaluators, "predictions", lambda run: iter(batches))
-    run = SimpleNamespace(model=lambda view, training: tf.one_hot(tf.fill([len(view)], 3), 10))
+    run = SimpleNamespace(model=lambda view, training: tf.one_hot(tf.fill(tf.shape(view)[:1], 3), 10))
     report = cifar_resnet.make_evaluators(settings(**{"data.views": True}))["views"](run)
     assert report.scalars == {"accuracy": (label == 3).mean()}
 
